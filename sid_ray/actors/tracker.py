@@ -1,0 +1,167 @@
+"""The one writer to MLflow, and the board that the progress display reads.
+
+Workers and the evaluator send it numbers and go on at once; a thread of its own writes them in order. It
+lives as long as the driver, so restarts of the workers end up in the same MLflow run.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+LATER = 2.0  # seconds between two tries of a store that fails
+PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
+
+
+@dataclass
+class Board:
+    """What a display shows: the run's phase, the newest numbers, events not yet shown."""
+
+    phase: str = "starting"
+    metrics: dict[str, float] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    run_id: str | None = None
+    trouble: str = ""
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class Tracker:
+    """Keeps the board and writes to MLflow, both without making its callers wait."""
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        artifacts: str,
+        run_id: str | None,
+    ):
+        self._board = Board()
+        self._lock = threading.Lock()
+        self._jobs: queue.Queue[tuple[str, tuple] | None] = queue.Queue()
+        self._start = (uri, experiment, run_name, dict(params), dict(tags), artifacts, run_id)
+        self._logged_until = -1
+        self._failure: BaseException | None = None
+        self._writer = threading.Thread(target=self._write_all, daemon=True)
+        self._writer.start()
+
+    def log(self, metrics: Mapping[str, float], images_seen: int) -> None:
+        """Metrics of the training at images_seen: on the board now, in MLflow soon."""
+        with self._lock:
+            self._board.metrics.update(metrics, images_seen=images_seen)
+        self._jobs.put(("metrics", (dict(metrics), images_seen, int(time.time() * 1000))))
+
+    def log_score(self, scores: Mapping[str, float], images_seen: int) -> None:
+        """Scores of the weights at images_seen; the best of each is logged as best_NAME too."""
+        with self._lock:
+            board = self._board.metrics
+            best = {
+                f"best_{name}": min(value, board.get(f"best_{name}", value))
+                for name, value in scores.items()
+            }
+            board.update(scores)
+            board.update(best)
+        stamp = int(time.time() * 1000)
+        self._jobs.put(("metrics", ({**scores, **best}, images_seen, stamp)))
+
+    def log_artifact(self, path: str) -> None:
+        """A file of the driver's machine to keep with the run."""
+        self._jobs.put(("artifact", (path,)))
+
+    def set_phase(self, phase: str) -> None:
+        with self._lock:
+            self._board.phase = phase
+
+    def event(self, text: str) -> None:
+        """A line that the display prints once, above the progress."""
+        with self._lock:
+            self._board.events.append(text)
+
+    def board(self) -> Board:
+        """The board; its events are handed out once."""
+        with self._lock:
+            events, self._board.events = self._board.events, []
+            return Board(
+                self._board.phase,
+                dict(self._board.metrics),
+                events,
+                self._board.run_id,
+                self._board.trouble,
+            )
+
+    def finish(self, status: str, timeout_s: float = 60.0) -> str:
+        """Writes what is left and ends the MLflow run; '' or what could not be written, and why."""
+        self._jobs.put(("status", (status,)))
+        self._jobs.put(None)
+        self._writer.join(timeout_s)
+        if self._writer.is_alive():
+            left = self._jobs.qsize()
+            return f"{left} records were not written within {timeout_s:.0f} s: {self._board.trouble}"
+        return f"MLflow: {self._failure}" if self._failure else ""
+
+    def _write_all(self) -> None:
+        try:
+            client, run_id = self._open()
+            with self._lock:
+                self._board.run_id = run_id
+            while (job := self._jobs.get()) is not None:
+                self._write(client, run_id, *job)
+        except BaseException as error:  # a thread's error would be lost: finish() reports it
+            self._failure = error
+            with self._lock:
+                self._board.trouble = f"{type(error).__name__}: {error}"
+
+    def _open(self) -> tuple[Any, str]:
+        """Opens the store and the run: a new one, or the one that the run had before."""
+        import mlflow
+        from mlflow.entities import Param, RunTag
+
+        uri, experiment, run_name, params, tags, artifacts, run_id = self._start
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient(uri)
+        if run_id is not None:
+            client.update_run(run_id, status="RUNNING")
+            seen = client.get_run(run_id).data.metrics.get("images_seen")
+            # Draws are keyed by images seen: what a resumed run repeats is already there.
+            self._logged_until = -1 if seen is None else int(seen)
+            scores = client.get_run(run_id).data.metrics
+            with self._lock:
+                self._board.metrics.update(
+                    {name: v for name, v in scores.items() if name.startswith("best_")}
+                )
+            return client, run_id
+        found = client.get_experiment_by_name(experiment)
+        location = None if uri.startswith("http") else artifacts
+        experiment_id = (
+            found.experiment_id
+            if found
+            else client.create_experiment(experiment, artifact_location=location)
+        )
+        run = client.create_run(experiment_id, run_name=run_name)
+        logged = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in params.items()]
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        client.log_batch(run.info.run_id, params=logged, tags=run_tags)
+        return client, run.info.run_id
+
+    def _write(self, client: Any, run_id: str, kind: str, values: tuple) -> None:
+        if kind == "metrics":
+            from mlflow.entities import Metric
+
+            metrics, images_seen, stamp = values
+            if images_seen <= self._logged_until:
+                return
+            metrics = {**metrics, "images_seen": images_seen}
+            batch = [Metric(name, float(v), stamp, images_seen) for name, v in metrics.items()]
+            client.log_batch(run_id, metrics=batch)
+        elif kind == "artifact":
+            client.log_artifact(run_id, values[0])
+        elif kind == "status":
+            client.set_terminated(run_id, status=values[0])

@@ -1,0 +1,275 @@
+"""The driver of a run: starts Ray, the tracker, the evaluator and Ray Train, and shows progress.
+
+            +-----------+  weights, losses   +-----------+
+  workers   | rank 0..n | -----------------> | tracker   | --> MLflow
+  (step.py) | DeepSpeed | -- EMA --> evaluator --------> |  --> board --> progress line
+            +-----------+                    +-----------+
+                  | checkpoints (uploaded by Ray)
+                  v
+              runs/NAME/checkpoint_*
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from sid_ray.actors.evaluator import Evaluator
+from sid_ray.actors.tracker import Board, Tracker
+from sid_ray.actors.worker import WorkerSettings, train_loop
+from sid_ray.checkpoint import newest_whole, read_manifest
+from sid_ray.config import DistillConfig, flatten
+from sid_ray.console import Display
+from sid_ray.errors import UserError
+from sid_ray.run_folder import LOG, RunRecord, write_record
+from sid_ray.weights.folder import read_description
+
+POLL_S = 0.5
+# Set before Ray starts; a value that the user has set wins.
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # 2 by default: how soon a dead worker is seen
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    images_seen: int
+    checkpoint: Path
+    trained_images: int
+    train_seconds: float  # first step to last checkpoint
+    startup_seconds: float  # Ray, processes, networks
+    tracking_trouble: str
+
+
+@dataclasses.dataclass
+class Clock:
+    """When the training proper began and ended; seconds are as the display saw them."""
+
+    began: float
+    first_step: float = 0.0
+    last: float = 0.0
+
+    def see(self, phase: str) -> None:
+        if phase == "training" and not self.first_step:
+            self.first_step = time.monotonic()
+        self.last = time.monotonic()
+
+    @property
+    def train_seconds(self) -> float:
+        return self.last - self.first_step if self.first_step else 0.0
+
+    @property
+    def startup_seconds(self) -> float:
+        return (self.first_step or self.last) - self.began
+
+
+class TrainingFailed(Exception):
+    """The training stopped; says why, and what is left."""
+
+
+def start_ray(config: DistillConfig) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this run alone."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="warning")
+        return
+    workers = config.resources.num_workers
+    ray.init(
+        address="local",  # a bare init would attach to any cluster on the machine
+        num_cpus=None if config.resources.use_gpu else max(workers, os.cpu_count() or 1),
+        include_dashboard=False,
+        logging_level="warning",
+    )
+
+
+def check_resources(config: DistillConfig) -> None:
+    """Raises UserError where the cluster can never hold the workers."""
+    kind = "GPU" if config.resources.use_gpu else "CPU"
+    there, needed = ray.cluster_resources().get(kind, 0), config.resources.num_workers
+    if there < needed:
+        raise UserError(
+            f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}: "
+            "lower --resources.num-workers or add nodes"
+        )
+
+
+def tracking_uri(config: DistillConfig) -> str:
+    """The config's store, MLFLOW_TRACKING_URI, or sqlite beside the runs."""
+    named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named or f"sqlite:///{Path(config.output.folder).absolute()}/mlflow.db"
+
+
+def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
+    tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
+    return Tracker.remote(
+        tracking_uri(config),
+        config.output.experiment,
+        config.run_name,
+        flatten(config),
+        tags,
+        str(Path(config.output.folder).absolute() / "mlartifacts"),
+        record.tracker_run_id,
+    )
+
+
+def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
+    """The Ray Train run; its storage is the run's folder, so the same name goes on."""
+    resources = config.resources
+    on_gpu = resources.use_gpu
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={
+            field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+        },
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=on_gpu,
+            resources_per_worker=None if on_gpu else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config.output.keep_checkpoints
+            ),
+        ),
+    )
+
+
+class FitThread(threading.Thread):
+    """Runs trainer.fit() beside the display.
+
+    Not in the main thread: there Ray would install its own SIGINT handler, and Ctrl-C is ours.
+    """
+
+    def __init__(self, trainer: TorchTrainer):
+        super().__init__(daemon=True)
+        self.trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def follow(
+    fit: FitThread, tracker: Any, record: RunRecord, folder: Path, show: Display, clock: Clock
+) -> None:
+    """Shows the board until training ends; notes the MLflow run as soon as it exists."""
+    while True:
+        alive = fit.is_alive()
+        board: Board = ray.get(tracker.board.remote())
+        if board.run_id and board.run_id != record.tracker_run_id:
+            record = dataclasses.replace(record, tracker_run_id=board.run_id)
+            write_record(folder, record)
+        show.update(board.phase, board.metrics, board.events)
+        if not alive:
+            return
+        clock.see(board.phase)
+        fit.join(POLL_S)
+
+
+def reason_of(error: BaseException) -> str:
+    """The line that a person needs out of Ray's nested errors."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    while getattr(cause, "cause", None) is not None:
+        cause = cause.cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"[:500]
+
+
+def train(
+    config: DistillConfig, teacher: Path, folder: Path, record: RunRecord, show: Display
+) -> Outcome:
+    """Runs the training to its end, on Ray.
+
+    Raises UserError when the cluster cannot hold the workers, TrainingFailed with the reason, and
+    KeyboardInterrupt after Ctrl-C. What was checkpointed stays usable in each case.
+    """
+    newest, _ = newest_whole(folder)
+    before = read_manifest(newest).images_seen if newest else 0
+    if newest and before >= config.training.images:
+        show.update("", {}, [f"already complete: {newest.name}"])
+        return Outcome(before, newest, 0, 0.0, 0.0, "")
+    began = time.monotonic()
+    show.update("starting Ray", {}, [])
+    try:
+        start_ray(config)
+        check_resources(config)
+        write_record(folder, record)
+        clock = Clock(began)
+        trouble = run_actors(config, teacher, folder, record, show, clock)
+    finally:
+        ray.shutdown()
+    newest, _ = newest_whole(folder)
+    if newest is None:
+        raise TrainingFailed(f"no whole checkpoint in {folder}; see {folder / LOG}")
+    seen = read_manifest(newest).images_seen
+    return Outcome(
+        seen, newest, seen - before, clock.train_seconds, clock.startup_seconds, trouble
+    )
+
+
+def run_actors(
+    config: DistillConfig,
+    teacher: Path,
+    folder: Path,
+    record: RunRecord,
+    show: Display,
+    clock: Clock,
+) -> str:
+    """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
+    tracker = start_tracker(config, record)
+    description = read_description(teacher)
+    evaluator = Evaluator.remote(config, description.family, description.network, tracker)
+    settings = WorkerSettings(
+        config=config.to_json(),
+        run_folder=str(folder),
+        teacher_folder=str(teacher),
+        attempt=uuid.uuid4().hex[:6],
+        tracker=tracker,
+        evaluator=evaluator,
+    )
+    status, trouble = "FAILED", ""
+    fit = FitThread(build_trainer(config, settings, folder))
+    try:
+        fit.start()
+        follow(fit, tracker, record, folder, show, clock)
+        if fit.error is not None:
+            raise TrainingFailed(reason_of(fit.error)) from fit.error
+        try:
+            ray.get(evaluator.drain.remote())
+        except ray.exceptions.RayError as error:
+            trouble = f"the evaluation failed: {reason_of(error)}. "
+        follow(fit, tracker, record, folder, show, clock)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        trouble += ray.get(tracker.finish.remote(status))
+    return trouble

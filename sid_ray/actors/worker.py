@@ -1,0 +1,214 @@
+"""The Ray Train loop of one worker: build, restore, step until the next event."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from torch import nn
+
+from sid_ray.assemble import generator_description, objective_of
+from sid_ray.checkpoint import (
+    DamagedCheckpoint,
+    checkpoint_name,
+    load_checkpoint,
+    newest_whole,
+    write_checkpoint,
+)
+from sid_ray.config import DistillConfig
+from sid_ray.data.source import open_labels
+from sid_ray.engine import AdamSettings, DeepSpeedRole, init_deepspeed
+from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.weights.folder import ModelDescription, load_model
+
+SKIPPED_UPDATES_LIMIT = 10  # consecutive reports with skipped updates after which a run stops
+
+
+class DivergedError(RuntimeError):
+    """The updates of a run are not finite any more."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What the driver hands to every worker. All paths are absolute."""
+
+    config: str
+    run_folder: str
+    teacher_folder: str
+    attempt: str
+    tracker: Any
+    evaluator: Any
+
+
+@dataclass
+class Worker:
+    """One rank of a run."""
+
+    config: DistillConfig
+    settings: WorkerSettings
+    rank: int
+    world_size: int
+    device: torch.device
+    trainee: Trainee
+    roles: dict[str, DeepSpeedRole]
+    teacher: ModelDescription
+    sums: Sums
+
+    def restore(self) -> None:
+        """Goes on from the newest whole checkpoint, if there is one; says what it skipped."""
+        folder, damage = newest_whole(Path(self.settings.run_folder))
+        if folder is not None:
+            load_checkpoint(folder, self.trainee, self.roles)
+        if self.rank != 0:
+            return
+        for line in damage:
+            self.tell(f"damaged checkpoint skipped: {line}")
+        if folder is not None:
+            self.tell(f"resumed at {self.trainee.images_seen:,} images from {folder.name}")
+
+    def tell(self, text: str) -> None:
+        ray.get(self.settings.tracker.event.remote(text))
+
+    def evaluate(self) -> None:
+        """Hands the averaged generator to the evaluator; does not wait for its score."""
+        if self.rank == 0:
+            weights = {k: v.cpu() for k, v in self.trainee.generator_ema.state_dict().items()}
+            self.settings.evaluator.score.remote(ray.put(weights), self.trainee.images_seen)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint to local disk; Ray uploads it in the background."""
+        states = {name: role.state() for name, role in self.roles.items()}  # a collective
+        folder = None
+        if self.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="sid_ray_checkpoint_"))
+            description = generator_description(self.config, self.teacher)
+            write_checkpoint(folder, states, self.trainee, description, self.settings.config)
+        ray.train.report(
+            {"images_seen": self.trainee.images_seen},
+            checkpoint=None if folder is None else ray.train.Checkpoint(str(folder)),
+            checkpoint_dir_name=checkpoint_name(self.trainee.images_seen, self.settings.attempt),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
+
+    def report(self, spent_s: float, images: int) -> None:
+        """Means over all ranks to the tracker. A collective, because ranks saw other samples.
+
+        Raises DivergedError when every update since the last report was skipped.
+        """
+        metrics = reduce_means(self.sums, self.world_size)
+        updates = 2 * images / self.config.training.batch_size
+        skipped = metrics.pop("skipped_updates") / self.world_size
+        self.sums = Sums()
+        if self.rank == 0:
+            metrics |= {"images_per_s": images / spent_s, "skipped_updates": skipped}
+            self.settings.tracker.log.remote(metrics, self.trainee.images_seen)
+        if updates >= SKIPPED_UPDATES_LIMIT and skipped >= updates:
+            raise DivergedError(
+                f"none of the last {updates:.0f} updates was finite, at "
+                f"{self.trainee.images_seen:,} images: lower the learning rates"
+            )
+
+
+def reduce_means(sums: Sums, world_size: int) -> dict[str, float]:
+    """Means over samples of all ranks; plain sums over ranks where there were no samples."""
+    names = sorted(sums.values)
+    packed = torch.stack([sums.values[name].double().cpu() for name in names])
+    counts = torch.tensor([float(sums.counts[name]) for name in names], dtype=torch.float64)
+    both = torch.stack([packed, counts])
+    if world_size > 1:
+        torch.distributed.all_reduce(both)
+    means = both[0] / both[1].clamp_min(1)
+    return dict(zip(names, means.tolist(), strict=True))
+
+
+def crossed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` images lies in (before, after]; never for 0."""
+    return every > 0 and after // every > before // every
+
+
+def build(settings: WorkerSettings) -> Worker:
+    """Teacher, fake score and generator on this rank, all with the teacher's weights."""
+    config = DistillConfig.from_json(settings.config)
+    context = ray.train.get_context()
+    torch.set_num_threads(config.resources.threads)
+    device = ray.train.torch.get_device()
+    init_deepspeed()
+    teacher, description = load_model(Path(settings.teacher_folder))
+    teacher.to(device)
+    plan = config.group_plan(context.get_world_size())
+
+    def role(learning_rate: float) -> DeepSpeedRole:
+        values = config.training
+        adam = AdamSettings(learning_rate, values.beta1, values.beta2, values.epsilon)
+        network: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
+        stage, passes = config.resources.zero_stage, plan.passes_a_rank
+        built = DeepSpeedRole(network, adam, stage, passes)
+        built.module.requires_grad_(False)  # a phase makes it trainable
+        return built
+
+    roles = {
+        "fake_score": role(config.training.fake_score_lr),
+        "generator": role(config.training.generator_lr),
+    }
+    trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(teacher))
+    return Worker(
+        config=config,
+        settings=settings,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        trainee=trainee,
+        roles=roles,
+        teacher=description,
+        sums=Sums(),
+    )
+
+
+def train(worker: Worker) -> None:
+    """Steps until the run has seen its images; everything else happens between two steps."""
+    config, trainee = worker.config, worker.trainee
+    training, output = config.training, config.output
+    plan = config.group_plan(worker.world_size)
+    step_settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
+    objective = objective_of(config)
+    draws = draws_of(open_labels(config.data), plan, training.seed, worker.device)
+    reported, reported_at = trainee.images_seen, time.monotonic()
+    if trainee.images_seen == 0 and config.evaluation.every:
+        worker.evaluate()
+    while trainee.images_seen < training.images:
+        before = trainee.images_seen
+        step(trainee, objective, step_settings, draws, worker.sums)
+        after, finished = trainee.images_seen, trainee.images_seen >= training.images
+        if finished or crossed(output.report_every, before, after):
+            worker.report(time.monotonic() - reported_at, after - reported)
+            reported, reported_at = after, time.monotonic()
+        if config.evaluation.every and (
+            finished or crossed(config.evaluation.every, before, after)
+        ):
+            worker.evaluate()
+        if finished or crossed(output.checkpoint_every, before, after):
+            worker.checkpoint()
+
+
+def train_loop(settings: Mapping[str, Any]) -> None:
+    """Ray Train's entry point on each worker."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    worker = build(WorkerSettings(**settings))
+    try:
+        worker.restore()
+    except DamagedCheckpoint as error:
+        raise RuntimeError(f"a checkpoint changed while it was read: {error}") from error
+    if worker.rank == 0:
+        worker.settings.tracker.set_phase.remote("training")
+    train(worker)

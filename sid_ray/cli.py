@@ -1,0 +1,190 @@
+"""The ``sid-ray`` command. Each subcommand is a function of its arguments; nothing heavy is imported
+before the arguments are known to be right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from sid_ray import __version__
+from sid_ray.config import DistillConfig, flatten, unknown_field
+from sid_ray.errors import UserError, nearest
+from sid_ray.recipes import RECIPES, recipe
+
+T = TypeVar("T")
+
+ALIASES = {
+    "--run": "--output.run",
+    "--images": "--training.images",
+    "--seed": "--training.seed",
+    "--workers": "--resources.num-workers",
+    "--alpha": "--objective.alpha",
+}
+
+USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
+
+  sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
+  sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
+  sid-ray recipes [NAME]                               list recipes, or print one in full
+
+Each command has --help."""
+
+
+def field_flags() -> set[str]:
+    """Every --section.field of the config, in both spellings."""
+    names = flatten(DistillConfig())
+    return {f"--{spelt}" for name in names for spelt in (name, name.replace("_", "-"))}
+
+
+def expand_aliases(args: Sequence[str]) -> list[str]:
+    """Short flags to full ones, and an error for a flag that no field has.
+
+    tyro would refuse it too, with a page; a person needs the nearest name in one line.
+    """
+    known = field_flags() | {"--help", "-h"} | {f"--no-{flag[2:]}" for flag in field_flags()}
+    known |= {re.sub(r"\.(?=[^.]*$)", ".no-", flag) for flag in field_flags()}
+    expanded = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        flag = ALIASES.get(flag, flag)
+        if flag.startswith("--") and flag not in known:
+            raise unknown_field(flag[2:].replace("-", "_"))
+        expanded.append(flag + equals + value)
+    return expanded
+
+
+def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Arguments by tyro; its complaint as one UserError line instead of a page."""
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(page):
+            if default is None:
+                return tyro.cli(kind, args=list(args), prog=prog)
+            return tyro.cli(kind, args=list(args), prog=prog, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [line.strip(" │─╭╮╰╯") for line in page.getvalue().splitlines()]
+        text = " ".join(line for line in lines if line and not line.startswith("For full help"))
+        text = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", text)
+        raise UserError(f"{text or 'arguments not understood'} ({prog} --help lists them)") from None
+
+
+def distill(args: Sequence[str]) -> int:
+    """sid-ray distill RECIPE [--section.field VALUE ...]"""
+    if not args or args[0] in ("-h", "--help"):
+        shortcuts = ", ".join(f"{short} = {full}" for short, full in ALIASES.items())
+        print(
+            "usage: sid-ray distill RECIPE [--section.field VALUE ...]\n\n"
+            f"recipes: {', '.join(RECIPES)}\n"
+            f"short forms: {shortcuts}\n"
+            "sid-ray distill RECIPE --help explains every field with the recipe's value"
+        )
+        return 0
+    if args[0].startswith("-"):
+        raise UserError("name a recipe first: sid-ray distill RECIPE [--section.field VALUE ...]")
+    name = args[0]
+    defaults = recipe(name)
+    config = parse(
+        DistillConfig, expand_aliases(args[1:]), f"sid-ray distill {name}", default=defaults
+    )
+    from sid_ray.distill import run_distillation
+
+    return run_distillation(config.check())
+
+
+@dataclass
+class GenerateArgs:
+    """Makes images with a one-step generator: a PNG a seed, and grid.png."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, one of its checkpoints, or a folder with a network."""
+    seeds: str = "0-63"
+    """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""
+    labels: str = ""
+    """Classes dealt out by the seed's number, like 0-9; empty draws one for each seed."""
+    out: Path = Path("samples")
+    """Folder for the pictures."""
+    batch: int = 64
+    """Images made at once."""
+
+
+def number_list(text: str, what: str) -> list[int]:
+    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"--{what} {text!r}: expected numbers and ranges like 0-63 or 1,5,10-19")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def generate(args: Sequence[str]) -> int:
+    """sid-ray generate RUN_OR_CHECKPOINT"""
+    parsed = parse(GenerateArgs, args, "sid-ray generate")
+    if parsed.batch < 1:
+        raise UserError(f"--batch {parsed.batch}: at least 1")
+    from sid_ray.generate import generate_pictures
+
+    seeds = number_list(parsed.seeds, "seeds")
+    classes = number_list(parsed.labels, "labels") if parsed.labels else None
+    written = generate_pictures(parsed.source, seeds, classes, parsed.out, parsed.batch)
+    print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
+    return 0
+
+
+def recipes(args: Sequence[str]) -> int:
+    """sid-ray recipes [NAME]"""
+    if args and args[0] not in ("-h", "--help"):
+        print(recipe(args[0]).to_json(), end="")
+        return 0
+    for name, config in RECIPES.items():
+        print(f"{name:20} {config.objective.name:5} {config.teacher.source}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "distill": distill,
+    "generate": generate,
+    "recipes": recipes,
+}
+
+
+def run(args: Sequence[str]) -> int:
+    """Dispatches to a subcommand; returns its exit code."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    if args[0] not in COMMANDS:
+        hint = nearest(args[0], COMMANDS) or f" There are: {', '.join(COMMANDS)}."
+        raise UserError(f"no command {args[0]!r}.{hint}")
+    return COMMANDS[args[0]](args[1:])
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    try:
+        sys.exit(run(sys.argv[1:] if args is None else args))
+    except UserError as error:
+        print(f"sid-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Dropout whose masks belong to the sample, not to the moment or the machine.
+
+The mask of (sample, layer, element) is a hash of the sample's key, the layer's number and the
+element's index: the same on CPU and GPU, in any packing of samples into forward passes, and again
+when activation checkpointing recomputes a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# splitmix64's increment and multipliers, as signed 64-bit integers (Steele et al., 2014).
+GOLDEN = -7046029254386353131
+MIX_1 = -4658895280553007687
+MIX_2 = -7723592293110705685
+
+
+def _signed64(value: int) -> int:
+    """An integer modulo 2^64, as the signed integer with the same bits."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own is arithmetic for int64."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix64(z: Tensor) -> Tensor:
+    """splitmix64's output function: int64 in, well-mixed int64 out, any shape."""
+    z = (z ^ _shift_right(z, 30)) * MIX_1
+    z = (z ^ _shift_right(z, 27)) * MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor:
+    """Dropout of x [B, ...] with one int64 key a sample [B]; keys None or p 0 returns x.
+
+    ``site`` tells the network's dropout layers apart. Kept elements are scaled by 1 / (1 - p).
+    """
+    if keys is None or p == 0:
+        return x
+    start = mix64(keys + _signed64((site + 1) * GOLDEN))  # [B]
+    index = torch.arange(x[0].numel(), device=x.device)
+    bits = mix64(start[:, None] + index[None, :] * GOLDEN)  # [B, elements]
+    keep = _shift_right(bits, 11) >= int(p * 2**53)
+    return x * (keep.reshape(x.shape).to(x.dtype) / (1 - p))

@@ -1,0 +1,188 @@
+"""One distillation from start to end, as a person sees it: check, train, report, what to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from sid_ray.config import DistillConfig
+from sid_ray.console import Display, duration, quiet_output
+from sid_ray.run_folder import (
+    GRID,
+    LOG,
+    SUMMARY,
+    RunRecord,
+    check_same_run,
+    only_driver,
+)
+from sid_ray.weights.sources import resolve_source
+
+if TYPE_CHECKING:
+    from sid_ray.actors.trainer import Outcome
+    from sid_ray.report import Row
+
+STOPPED, FAILED = 130, 1
+
+
+def run_distillation(config: DistillConfig) -> int:
+    """Distils, or goes on with a run of the same name. Returns the exit code.
+
+    Raises UserError before anything starts when the run cannot be this one.
+    """
+    began = time.monotonic()
+    teacher = resolve_source(config.teacher.source)
+    folder = Path(config.output.folder).absolute() / config.run_name
+    with only_driver(folder):
+        record = check_same_run(folder, config)
+        run_id = record.tracker_run_id if record else None
+        record = RunRecord(config.to_json(), run_id)
+        log = folder / LOG
+        with quiet_output(log) as console:
+            console.print(
+                f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
+                f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
+            )
+            return distil_with(config, teacher, folder, record, console, began)
+
+
+def distil_with(
+    config: DistillConfig,
+    teacher: Path,
+    folder: Path,
+    record: RunRecord,
+    console: Console,
+    began: float,
+) -> int:
+    """The run itself; its libraries' output goes to the log. Returns the exit code."""
+    from sid_ray.actors import trainer
+
+    with Display(console, config.training.images) as display:
+        try:
+            outcome = trainer.train(config, teacher, folder, record, display)
+        except KeyboardInterrupt:
+            console.print(f"stopped; {state_of(folder)}")
+            return STOPPED
+        except trainer.TrainingFailed as error:
+            console.print(f"failed: {error}", markup=False)
+            console.print(f"{state_of(folder)}; full log: {shown(folder / LOG)}")
+            return FAILED
+        if outcome.tracking_trouble:
+            console.print(f"warning: {outcome.tracking_trouble}", markup=False)
+        rows = measure(config, teacher, folder, outcome, display)
+    show_table(console, config, rows)
+    total_s = time.monotonic() - began
+    write_summary(config, folder, outcome, rows, total_s)
+    console.print(
+        f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
+        f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
+    )
+    show_next(console, config, folder)
+    return 0
+
+
+def shown(path: Path) -> str:
+    """A path as a person at this folder would write it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def state_of(folder: Path) -> str:
+    """What is left of a run that stopped."""
+    from sid_ray.checkpoint import newest_whole, read_manifest
+
+    newest, _ = newest_whole(folder)
+    if newest is None:
+        return "no checkpoint was written yet: the same command starts from the teacher"
+    seen = read_manifest(newest).images_seen
+    return f"checkpoint at {seen:,} images kept: the same command goes on from there"
+
+
+def measure(
+    config: DistillConfig, teacher: Path, folder: Path, outcome: Outcome, display: Display
+) -> list[Row]:
+    """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
+    if not config.evaluation.final_report:
+        return []
+    import torch
+
+    from sid_ray.checkpoint import find_generator
+    from sid_ray.report import final_report
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    return final_report(
+        config,
+        teacher,
+        find_generator(outcome.checkpoint),
+        folder / GRID,
+        progress=lambda text: display.update(text, {}, []),
+    )
+
+
+def show_table(console: Console, config: DistillConfig, rows: list[Row]) -> None:
+    if not rows:
+        return
+    table = Table()
+    table.add_column("")
+    table.add_column(f"Frechet distance\n({config.evaluation.feature_space})", justify="right")
+    table.add_column("ms per image", justify="right")
+    for row in rows:
+        table.add_row(row.name, f"{row.frechet_distance:.2f}", f"{row.milliseconds:.2f}")
+    console.print(table)
+
+
+def write_summary(
+    config: DistillConfig, folder: Path, outcome: Outcome, rows: list[Row], total_s: float
+) -> None:
+    """summary.json: the end of the run for programs."""
+    distances = [round(row.frechet_distance, 4) for row in rows] or [None] * 3
+    summary = {
+        "teacher_fd": distances[0],
+        "teacher_one_step_fd": distances[1],
+        "generator_fd": distances[2],
+        "feature_space": config.evaluation.feature_space,
+        "images_seen": outcome.images_seen,
+        "trained_images": outcome.trained_images,
+        "train_seconds": round(outcome.train_seconds, 1),
+        "startup_seconds": round(outcome.startup_seconds, 1),
+        "total_seconds": round(total_s, 1),
+        "num_workers": config.resources.num_workers,
+        "zero_stage": config.resources.zero_stage,
+        "checkpoint": str(outcome.checkpoint),
+        "grid": str(folder / GRID) if rows else None,
+        "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
+    }
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def program(name: str) -> str:
+    """How to call a command of this environment from the folder that the user is in."""
+    beside = Path(sys.executable).parent / name
+    on_path = shutil.which(name)
+    if on_path and Path(on_path).resolve() == beside.resolve():
+        return name
+    return shlex.quote(shown(beside))
+
+
+def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
+    """The three commands to go on with, ready to paste."""
+    from sid_ray.actors.trainer import tracking_uri
+
+    us, run = program("sid-ray"), shlex.quote(shown(folder))
+    where = "" if config.output.folder == "runs" else f" --output.folder {config.output.folder}"
+    images = 2 * config.training.images
+    commands = {
+        "contact sheet": shown(folder / GRID),
+        "generate": f"{us} generate {run} --seeds 0-63 --out samples",
+        "go on": f"{us} distill {config.recipe} --run {config.run_name}{where} --images {images}",
+        "compare": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",
+    }
+    for what, command in commands.items():
+        console.print(f"{what:14} {command}", markup=False, soft_wrap=True)

@@ -1,0 +1,168 @@
+"""One iteration of score identity distillation: the fake-score phase, then the generator phase.
+
+Reads like the algorithm; knows neither Ray nor DeepSpeed. What a role is (plain torch, ZeRO of any
+stage) is behind ``Role``; which samples this rank computes is in its ``GroupPlan``; every random number
+comes from (seed, stream, images_seen, group).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.ema import ema_beta, update_ema
+from sid_ray.groups import GroupPlan, MicroStep
+from sid_ray.rng import FAKE_SCORE, GENERATOR, draw_group
+from sid_ray.types import Batch, Denoiser, Draw, Loss, Networks, Objective
+
+
+class Role(Protocol):
+    """A network that is trained: fake score or generator."""
+
+    @property
+    def network(self) -> Denoiser:
+        """What to call while this role is trained: its backward pass feeds the optimizer."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare network, for phases in which it is frozen."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates gradients of a sum over this rank's samples."""
+
+    def update(self) -> bool:
+        """Sums gradients over ranks and steps; False when they were not finite: nothing changed."""
+
+
+class Source(Protocol):
+    """What the data set gives a step."""
+
+    shape: Sequence[int]
+
+    def batch(self, uniform: Tensor) -> Batch:
+        """Labels (and images) of samples drawn by uniform numbers [B]."""
+
+
+Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_seen, micro-step)
+
+
+@dataclass
+class Trainee:
+    """The three roles, the averaged generator and what has been seen."""
+
+    teacher: nn.Module
+    fake_score: Role
+    generator: Role
+    generator_ema: nn.Module
+    images_seen: int = 0
+
+
+@dataclass
+class Sums:
+    """Metrics summed over samples, and how many samples; added up until someone reports."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, metrics: dict[str, Tensor], samples: int) -> None:
+        for name, value in metrics.items():
+            self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
+            self.counts[name] += samples
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs to know beside the roles."""
+
+    plan: GroupPlan
+    rank: int
+    ema_half_life: float
+    ema_rampup: float
+
+
+@contextmanager
+def trainable(module: nn.Module) -> Iterator[None]:
+    """Parameters with gradients inside, frozen outside: who is trained shows in one place."""
+    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        module.requires_grad_(False)
+
+
+def draws_of(source: Source, plan: GroupPlan, seed: int, device: torch.device) -> Draws:
+    """Keyed draws for micro-steps: whole groups joined, or a part of one group cut out."""
+
+    def draws(stream: int, images_seen: int, micro_step: MicroStep) -> tuple[Draw, Batch]:
+        groups = [
+            draw_group(seed, stream, images_seen, group, plan.group_size, source.shape)
+            for group in micro_step.groups
+        ]
+        cut = slice(micro_step.start, micro_step.stop)
+        fields = zip(*(draw for draw, _ in groups), strict=True)
+        draw = Draw(*(torch.cat([part[cut] for part in parts]).to(device) for parts in fields))
+        batch = source.batch(torch.cat([labels[cut] for _, labels in groups]))
+        return draw, Batch(*(None if part is None else part.to(device) for part in batch))
+
+    return draws
+
+
+def poison(loss: Tensor) -> Tensor:
+    """A loss that is not finite gets gradients that are not: then every rank skips the update."""
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype)
+
+
+def phase(
+    role: Role,
+    loss_of: Callable[[Networks, Batch, Draw], Loss],
+    nets: Networks,
+    stream: int,
+    trainee: Trainee,
+    settings: StepSettings,
+    draws: Draws,
+    sums: Sums,
+) -> None:
+    """Accumulates one loss over this rank's micro-steps, then updates one role."""
+    plan = settings.plan
+    with trainable(role.module):
+        for micro_step in plan.micro_steps(settings.rank):
+            draw, batch = draws(stream, trainee.images_seen, micro_step)
+            loss = loss_of(nets, batch, draw)
+            role.backward(poison(loss.total) * (micro_step.weight / plan.batch_size))
+            if micro_step.weight:
+                sums.add(dict(loss.metrics), len(draw.time))
+        applied = role.update()
+    sums.add({"skipped_updates": torch.tensor(float(not applied))}, 0)
+
+
+def step(
+    trainee: Trainee, objective: Objective, settings: StepSettings, draws: Draws, sums: Sums
+) -> None:
+    """One iteration: batch_size images seen.
+
+    1. fake score: learns the generator's present distribution;
+    2. generator: follows the difference between teacher and fake score;
+    3. averaged generator.
+    """
+    generator, fake_score, teacher = trainee.generator, trainee.fake_score, trainee.teacher
+
+    nets = Networks(teacher, fake_score.network, generator.module)
+    phase(
+        fake_score, objective.fake_loss, nets, FAKE_SCORE, trainee, settings, draws, sums
+    )
+    nets = Networks(teacher, fake_score.module, generator.network)
+    phase(
+        generator, objective.generator_loss, nets, GENERATOR, trainee, settings, draws, sums
+    )
+    batch_size = settings.plan.batch_size
+    beta = ema_beta(
+        trainee.images_seen, batch_size, settings.ema_half_life, settings.ema_rampup
+    )
+    update_ema(trainee.generator_ema.parameters(), generator.module.parameters(), beta)
+    trainee.images_seen += batch_size

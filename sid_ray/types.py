@@ -1,0 +1,132 @@
+"""The words every other file speaks: noise level, prediction, condition, draw, loss.
+
+Symbols
+    x_0      a clean image                     B, C, H, W   batch, channels, height, width
+    x_t      alpha * x_0 + sigma * eps         eps          standard normal noise
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Level(NamedTuple):
+    """One noise level a sample: x_t = alpha * x_0 + sigma * eps. Each field is [B].
+
+    ``t`` is what the network is told: ln(sigma)/4 for EDM and EDM2, the integer timestep for
+    Stable Diffusion.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Want(enum.Flag):
+    """What a denoiser is asked for; several in one pass are cheaper than several passes."""
+
+    X0 = enum.auto()
+    LOGVAR = enum.auto()
+    LOGITS = enum.auto()
+
+
+class Prediction(NamedTuple):
+    """What a denoiser returns. A NamedTuple, because ZeRO-3 must see the tensors.
+
+    ``x0`` [B, C, H, W] the denoised image, ``logvar`` [B] the log-variance head's output,
+    ``logits`` [B, 1, h, w] the adversarial logits. What was not wanted is None.
+    """
+
+    x0: Tensor | None = None
+    logvar: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Condition(NamedTuple):
+    """What a denoiser is conditioned on beside the noise level.
+
+    ``labels`` [B, label_dim] one-hot or None, ``augment`` [B, 9] augmentation labels or None,
+    ``dropout_keys`` [B] int64: one key a sample switches dropout on, None switches it off.
+    Dropout is an argument, not a mode of the module, so that nothing depends on a forgotten
+    ``train()`` and any packing of samples sees the same masks.
+    """
+
+    labels: Tensor | None = None
+    augment: Tensor | None = None
+    dropout_keys: Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """What the data set contributes to one logical group.
+
+    ``labels`` [B, label_dim] one-hot or None; ``images`` [B, C, H, W] in [-1, 1], None in
+    data-free runs.
+    """
+
+    labels: Tensor | None = None
+    images: Tensor | None = None
+
+
+class Draw(NamedTuple):
+    """Every random number of one phase of one logical group (or several, one after another).
+
+    ``latents`` [B, C, H, W] N(0,1) the generator's input, ``noise`` [B, C, H, W] N(0,1) the
+    forward noise, ``time`` [B] the raw draw of the noise level (normal in the fake-score phase,
+    uniform in the generator phase), ``dropout_keys`` [B] int64.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    time: Tensor
+    dropout_keys: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss summed over the samples it was computed on, and metrics summed the same way."""
+
+    total: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Denoiser(Protocol):
+    """A network that predicts x_0 from x_t. EDM, EDM2 and SD differ only behind this."""
+
+    def __call__(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
+    ) -> Prediction: ...
+
+
+class Schedule(Protocol):
+    """Noise levels and weights of one family."""
+
+    def fake_level(self, draw: Tensor) -> Level: ...
+
+    def generator_level(self, draw: Tensor) -> Level: ...
+
+    def init_level(self, batch: int, like: Tensor) -> Level: ...
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor: ...
+
+    def fake_weight(self, level: Level) -> Tensor: ...
+
+
+class Networks(NamedTuple):
+    """The three roles as plain denoisers, as an objective sees them."""
+
+    teacher: Denoiser
+    fake_score: Denoiser
+    generator: Denoiser
+
+
+class Objective(Protocol):
+    """Pure: tensors and draws in, a loss out. No device, no seed, no rank."""
+
+    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss: ...
+
+    def generator_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss: ...
