@@ -1,6 +1,7 @@
 """Entry script for `ray job submit --working-dir . -- python sid_edm.py digits-sid`.
 
-The same as `sid-ray distill`: the first argument is a recipe, the rest overrides fields of its config.
+The same as `sid-ray distill`: the first argument is a recipe, the rest overrides fields of its
+config.
 """
 
 import sys

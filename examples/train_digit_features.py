@@ -2,8 +2,8 @@
 
     python examples/train_digit_features.py --out sid_ray/assets/digits-cnn
 
-A plain classifier on scikit-learn's 1,797 digits; its 64 penultimate activations, and their mean and
-covariance over all 1,797 real images, are what Frechet distances of digits are measured in.
+A plain classifier on scikit-learn's 1,797 digits; its 64 penultimate activations, and their mean
+and covariance over all 1,797 real images, are what Frechet distances of digits are measured in.
 One CPU minute. The shipped weights came from seed 0; another seed is another feature space.
 """
 
@@ -41,7 +41,7 @@ def main(args: Args) -> None:
     net = DigitsClassifier()
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
     train = (~held_out).nonzero().flatten()
-    for epoch in range(args.epochs):
+    for _ in range(args.epochs):
         for chosen in train[torch.randperm(len(train))].split(args.batch_size):
             noisy = images[chosen] + 0.1 * torch.randn_like(images[chosen])
             loss = F.cross_entropy(net(noisy), labels[chosen])
@@ -64,7 +64,11 @@ def main(args: Args) -> None:
             "reference.covariance": torch.from_numpy(stats.covariance),
         },
         args.out / "features.safetensors",
-        metadata={"name": "digits-cnn", "seed": str(args.seed), "reference_images": str(len(images))},
+        metadata={
+            "name": "digits-cnn",
+            "seed": str(args.seed),
+            "reference_images": str(len(images)),
+        },
     )
 
 

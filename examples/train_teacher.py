@@ -3,8 +3,8 @@
     python examples/train_teacher.py --out sid_ray/assets/digits-teacher
 
 The EDM loss is the fake-score loss on real images, so it is the same function. Progress and the
-Frechet distance (feature space digits-cnn) are printed; the folder holds the weights as safetensors,
-model.json and a card.
+Frechet distance (feature space digits-cnn) are printed; the folder holds the weights as
+safetensors, model.json and a card.
 """
 
 from __future__ import annotations

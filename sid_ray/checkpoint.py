@@ -1,21 +1,21 @@
 """World-size-free training state <-> a directory.
 
     checkpoint_000000012800_1f3a/
-        manifest.json                     written last: schema, config, images_seen, sha256 of each file
-        fake_score.safetensors            name/master, name/exp_avg, name/exp_avg_sq, float32
+        manifest.json                     written last: schema, config, images_seen, sha256 of each
+        file fake_score.safetensors            name/master, name/exp_avg, name/exp_avg_sq, float32
         generator.safetensors
         generator_ema/model.safetensors   the averaged generator, directly usable
         generator_ema/model.json
 
-A directory without a whole manifest, or with a file that does not match it, is damaged: it is named and
-the one before it is used. No random state is stored: draws are keyed by images_seen.
+A directory without a whole manifest, or with a file that does not match it, is damaged: it is named
+and the one before it is used. No random state is stored: draws are keyed by images_seen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,13 +35,15 @@ ROLES = ("fake_score", "generator")
 PREFIX = "checkpoint_"
 
 
-class DamagedCheckpoint(Exception):
+class DamagedCheckpointError(Exception):
     """A checkpoint that is incomplete or does not match its manifest; says which file and how."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json holds. ``optimizer_steps`` counts updates a role, skipped ones left out."""
+    """What manifest.json holds. ``optimizer_steps`` counts updates a role, skipped ones left
+    out.
+    """
 
     schema: int
     images_seen: int
@@ -91,30 +93,34 @@ def write_checkpoint(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest. Raises DamagedCheckpoint when it is missing, cut or of another schema."""
+    """The manifest. Raises DamagedCheckpointError when it is missing, cut or of another schema."""
     try:
         values = json.loads((folder / MANIFEST).read_text())
         manifest = Manifest(**values)
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{folder.name}: {MANIFEST} is missing (cut while written)") from None
+        raise DamagedCheckpointError(
+            f"{folder.name}: {MANIFEST} is missing (cut while written)"
+        ) from None
     except (ValueError, TypeError) as error:
-        raise DamagedCheckpoint(f"{folder.name}: {MANIFEST} is damaged ({error})") from None
+        raise DamagedCheckpointError(f"{folder.name}: {MANIFEST} is damaged ({error})") from None
     if manifest.schema != SCHEMA:
-        raise DamagedCheckpoint(
+        raise DamagedCheckpointError(
             f"{folder.name}: schema {manifest.schema}, this version reads {SCHEMA}"
         )
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a whole checkpoint. Raises DamagedCheckpoint that names the first bad file."""
+    """The manifest of a whole checkpoint. Raises DamagedCheckpointError that names the first bad
+    file.
+    """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpoint(f"{folder.name}: {name} is missing")
+            raise DamagedCheckpointError(f"{folder.name}: {name} is missing")
         if sha256(path) != expected:
-            raise DamagedCheckpoint(f"{folder.name}: {name} does not match its checksum")
+            raise DamagedCheckpointError(f"{folder.name}: {name} does not match its checksum")
     return manifest
 
 
@@ -127,24 +133,24 @@ def candidates(run_folder: Path) -> Iterator[Path]:
 
 def newest_whole(run_folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole (None for none), and what was wrong with newer ones."""
-    damage = []
+    damage: list[str] = []
     for folder in candidates(run_folder):
         try:
             verify(folder)
             return folder, damage
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             damage.append(str(error))
     return None, damage
 
 
-def load_checkpoint(folder: Path, trainee: Trainee, roles: dict[str, StatefulRole]) -> None:
+def load_checkpoint(folder: Path, trainee: Trainee, roles: Mapping[str, StatefulRole]) -> None:
     """Sets roles, averaged generator and images_seen from a checkpoint that verify() passed."""
     manifest = read_manifest(folder)
     for name, role in roles.items():
         try:
             tensors = load_file(folder / f"{name}.safetensors")
         except (SafetensorError, OSError) as error:
-            raise DamagedCheckpoint(f"{folder.name}: {name}: {error}") from error
+            raise DamagedCheckpointError(f"{folder.name}: {name}: {error}") from error
         role.load_state(RoleState(tensors, manifest.optimizer_steps[name]))
     load_weights(trainee.generator_ema, folder / EMA_FOLDER / "model.safetensors")
     trainee.images_seen = manifest.images_seen

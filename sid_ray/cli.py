@@ -1,5 +1,5 @@
-"""The ``sid-ray`` command. Each subcommand is a function of its arguments; nothing heavy is imported
-before the arguments are known to be right."""
+"""The ``sid-ray`` command. Each subcommand is a function of its arguments; nothing heavy is
+imported before the arguments are known to be right."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
         lines = [line.strip(" │─╭╮╰╯") for line in page.getvalue().splitlines()]
         text = " ".join(line for line in lines if line and not line.startswith("For full help"))
         text = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", text)
-        raise UserError(f"{text or 'arguments not understood'} ({prog} --help lists them)") from None
+        raise UserError(
+            f"{text or 'arguments not understood'} ({prog} --help lists them)"
+        ) from None
 
 
 def distill(args: Sequence[str]) -> int:
@@ -123,7 +125,9 @@ def number_list(text: str, what: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--{what} {text!r}: expected numbers and ranges like 0-63 or 1,5,10-19")
+            raise UserError(
+                f"--{what} {text!r}: expected numbers and ranges like 0-63 or 1,5,10-19"
+            )
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return numbers
 

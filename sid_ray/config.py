@@ -1,7 +1,9 @@
 """The configuration of a run: frozen dataclasses, validated, JSON in and out.
 
-A field's docstring is its ``--help``. Every interval is in images seen, never in steps. The sections
-``teacher``, ``objective``, ``schedule``, ``data`` and ``training`` (but for its length) decide what is
+A field's docstring is its ``--help``. Every interval is in images seen, never in steps. The
+sections
+``teacher``, ``objective``, ``schedule``, ``data`` and ``training`` (but for its length) decide what
+is
 computed: they are a run's identity. The others decide where and how often, and may change between
 two starts of one run.
 """
@@ -111,11 +113,15 @@ class ResourcesConfig:
     zero_stage: Literal[0, 1, 2] = 2
     """DeepSpeed ZeRO stage of fake score and generator."""
     micro_batch: int = 0
-    """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for group_size."""
+    """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
+    group_size.
+    """
     threads: int = 1
     """CPU threads a worker."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; each costs a restart from the last checkpoint."""
+    """Worker failures after which the run gives up; each costs a restart from the last
+    checkpoint.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,4 +299,6 @@ def unknown_field(name: str) -> UserError:
     hint = nearest(name, known) or (
         f" Did you mean {leaves[name]}?" if name in leaves else nearest(name, leaves)
     )
-    return UserError(f"no field {name!r} in the config.{hint} sid-ray distill RECIPE --help lists all")
+    return UserError(
+        f"no field {name!r} in the config.{hint} sid-ray distill RECIPE --help lists all"
+    )

@@ -1,7 +1,7 @@
 """What a person sees: one progress display, and a file for everything else.
 
-Libraries print much, some of it from C++. While a run works, file descriptors 1 and 2 point to its log
-file, and only this module writes to the terminal.
+Libraries print much, some of it from C++. While a run works, file descriptors 1 and 2 point to its
+log file, and only this module writes to the terminal.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ class Display:
         self.live = console.is_terminal
         self.last_line = ""
         self.last_time = -PLAIN_INTERVAL_S
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[info]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[info]}"),
+        )
         self.progress = Progress(*columns, console=console, transient=True)
         self.task: TaskID = self.progress.add_task("starting", total=total_images, info="")
 

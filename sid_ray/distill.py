@@ -1,4 +1,6 @@
-"""One distillation from start to end, as a person sees it: check, train, report, what to do next."""
+"""One distillation from start to end, as a person sees it: check, train, report, what to do
+next.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def distil_with(
         except KeyboardInterrupt:
             console.print(f"stopped; {state_of(folder)}")
             return STOPPED
-        except trainer.TrainingFailed as error:
+        except trainer.TrainingFailedError as error:
             console.print(f"failed: {error}", markup=False)
             console.print(f"{state_of(folder)}; full log: {shown(folder / LOG)}")
             return FAILED
@@ -142,7 +144,8 @@ def write_summary(
     config: DistillConfig, folder: Path, outcome: Outcome, rows: list[Row], total_s: float
 ) -> None:
     """summary.json: the end of the run for programs."""
-    distances = [round(row.frechet_distance, 4) for row in rows] or [None] * 3
+    distances: list[float | None] = [round(row.frechet_distance, 4) for row in rows]
+    distances = distances or [None] * 3
     summary = {
         "teacher_fd": distances[0],
         "teacher_one_step_fd": distances[1],

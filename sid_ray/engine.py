@@ -1,14 +1,15 @@
 """The trained roles: plain torch or DeepSpeed ZeRO. The only file that imports deepspeed.
 
-State goes in and out as full tensors by parameter name (``RoleState``), the same whatever the stage and
+State goes in and out as full tensors by parameter name (``RoleState``), the same whatever the stage
+and
 the world size, so that a checkpoint belongs to the run and not to the machines it was written on.
 
 Facts of DeepSpeed 0.19.8 that this file rests on
     gradient_clipping defaults to 1.0, so every behaviour-relevant key is set in deepspeed_config.
     Within the generator phase the fake score is called as the bare module, frozen; through its
     engine the gradients would be wrong (stage 3) or the call would raise (stages 0 to 2).
-    In float32, stages 1 and 2 skip a step by themselves when the global gradient norm is not finite;
-    stage 0 does not, so its gradients are checked here.
+    In float32, stages 1 and 2 skip a step by themselves when the global gradient norm is not
+    finite; stage 0 does not, so its gradients are checked here.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def check_no_stale_lock() -> None:
     for lock in Path(cache).glob("**/lock"):
         if time.time() - lock.stat().st_mtime > LOCK_PATIENCE_S:
             raise RuntimeError(
-                f"a build of a torch extension was killed and left {lock}; delete it and start again"
+                f"a build of a torch extension was killed and left {lock}; "
+                "delete it and start again"
             )
 
 
@@ -162,8 +164,9 @@ def init_deepspeed() -> None:
     import deepspeed
 
     # Without this, the first process on a CPU compiles deepspeed_shm_comm for minutes, an operator
-    # that only serves inference (0.19.8). `import deepspeed.comm.torch as x` would yield plain torch.
-    comm = importlib.import_module("deepspeed.comm.torch")
+    # that only serves inference (0.19.8). `import deepspeed.comm.torch as x` would yield plain
+    # torch.
+    comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
 
@@ -171,7 +174,8 @@ def init_deepspeed() -> None:
 class DeepSpeedRole:
     """A role as a DeepSpeed engine, ZeRO stage 0, 1 or 2, float32.
 
-    ``update`` sums gradients over ranks (DeepSpeed averages, so losses are scaled by the world size).
+    ``update`` sums gradients over ranks (DeepSpeed averages, so losses are scaled by the world
+    size).
     """
 
     def __init__(self, module: nn.Module, adam: AdamSettings, zero_stage: int, passes: int):

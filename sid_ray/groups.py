@@ -85,9 +85,7 @@ class GroupPlan:
     def micro_steps(self, rank: int) -> tuple[MicroStep, ...]:
         """The micro-steps of one rank: as many for every rank."""
         mine = tuple(range(rank, self.num_groups, self.world_size))
-        packs = [
-            mine[i : i + self.groups_a_pass] for i in range(0, len(mine), self.groups_a_pass)
-        ]
+        packs = [mine[i : i + self.groups_a_pass] for i in range(0, len(mine), self.groups_a_pass)]
         part = self.group_size // self.passes_a_group
         steps = [
             MicroStep(pack, index * part, (index + 1) * part)

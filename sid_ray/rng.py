@@ -1,8 +1,8 @@
 """Random numbers as a function of what they are for.
 
 Every draw of training is keyed by (seed, stream, images_seen, group): never by rank, world size or
-how often something was called before. So any set of workers draws the same numbers, and a run can go
-on from images_seen alone, with no generator state in its checkpoint (design: keyed randomness).
+how often something was called before. So any set of workers draws the same numbers, and a run can
+go on from images_seen alone, with no generator state in its checkpoint (design: keyed randomness).
 """
 
 from __future__ import annotations

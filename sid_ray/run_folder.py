@@ -1,9 +1,9 @@
 """A run's folder: who it is, who works on it, what it left.
 
-    runs/NAME/run.json      config and MLflow run of the run; written once it exists
-    runs/NAME/log.txt       everything that libraries print
-    runs/NAME/checkpoint_*  checkpoints
-    runs/NAME/summary.json, grid.png   the final report
+runs/NAME/run.json      config and MLflow run of the run; written once it exists
+runs/NAME/log.txt       everything that libraries print
+runs/NAME/checkpoint_*  checkpoints
+runs/NAME/summary.json, grid.png   the final report
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Symbols
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,7 +51,7 @@ def heun(
         return (x - denoised.to(x.dtype)) / sigma
 
     x = latents.double() * sigmas[0]
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for here, there in itertools.pairwise(sigmas):
         d = slope(x, here)
         x_next = x + (there - here) * d
         if there > 0:

@@ -58,7 +58,9 @@ class EDMSchedule:
 
     def init_level(self, batch: int, like: Tensor) -> Level:
         """The level at which the generator reads its noise: init_sigma for every sample."""
-        return self.level(torch.full((batch,), self.init_sigma, dtype=like.dtype, device=like.device))
+        return self.level(
+            torch.full((batch,), self.init_sigma, dtype=like.dtype, device=like.device)
+        )
 
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""

@@ -1,8 +1,8 @@
 """One iteration of score identity distillation: the fake-score phase, then the generator phase.
 
 Reads like the algorithm; knows neither Ray nor DeepSpeed. What a role is (plain torch, ZeRO of any
-stage) is behind ``Role``; which samples this rank computes is in its ``GroupPlan``; every random number
-comes from (seed, stream, images_seen, group).
+stage) is behind ``Role``; which samples this rank computes is in its ``GroupPlan``; every random
+number comes from (seed, stream, images_seen, group).
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Role(Protocol):
 class Source(Protocol):
     """What the data set gives a step."""
 
-    shape: Sequence[int]
+    @property
+    def shape(self) -> Sequence[int]:
+        """Shape of one sample, (C, H, W)."""
 
     def batch(self, uniform: Tensor) -> Batch:
         """Labels (and images) of samples drawn by uniform numbers [B]."""
@@ -153,16 +155,10 @@ def step(
     generator, fake_score, teacher = trainee.generator, trainee.fake_score, trainee.teacher
 
     nets = Networks(teacher, fake_score.network, generator.module)
-    phase(
-        fake_score, objective.fake_loss, nets, FAKE_SCORE, trainee, settings, draws, sums
-    )
+    phase(fake_score, objective.fake_loss, nets, FAKE_SCORE, trainee, settings, draws, sums)
     nets = Networks(teacher, fake_score.module, generator.network)
-    phase(
-        generator, objective.generator_loss, nets, GENERATOR, trainee, settings, draws, sums
-    )
+    phase(generator, objective.generator_loss, nets, GENERATOR, trainee, settings, draws, sums)
     batch_size = settings.plan.batch_size
-    beta = ema_beta(
-        trainee.images_seen, batch_size, settings.ema_half_life, settings.ema_rampup
-    )
+    beta = ema_beta(trainee.images_seen, batch_size, settings.ema_half_life, settings.ema_rampup)
     update_ema(trainee.generator_ema.parameters(), generator.module.parameters(), beta)
     trainee.images_seen += batch_size

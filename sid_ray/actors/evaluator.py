@@ -46,4 +46,3 @@ class Evaluator:
 
     def drain(self) -> None:
         """Returns once every score asked for before is done."""
-

@@ -1,7 +1,7 @@
 """The one writer to MLflow, and the board that the progress display reads.
 
-Workers and the evaluator send it numbers and go on at once; a thread of its own writes them in order. It
-lives as long as the driver, so restarts of the workers end up in the same MLflow run.
+Workers and the evaluator send it numbers and go on at once; a thread of its own writes them in
+order. It lives as long as the driver, so restarts of the workers end up in the same MLflow run.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class Tracker:
         self._writer.join(timeout_s)
         if self._writer.is_alive():
             left = self._jobs.qsize()
-            return f"{left} records were not written within {timeout_s:.0f} s: {self._board.trouble}"
+            return (
+                f"{left} records were not written within {timeout_s:.0f} s: {self._board.trouble}"
+            )
         return f"MLflow: {self._failure}" if self._failure else ""
 
     def _write_all(self) -> None:

@@ -1,12 +1,12 @@
 """The driver of a run: starts Ray, the tracker, the evaluator and Ray Train, and shows progress.
 
-            +-----------+  weights, losses   +-----------+
-  workers   | rank 0..n | -----------------> | tracker   | --> MLflow
-  (step.py) | DeepSpeed | -- EMA --> evaluator --------> |  --> board --> progress line
-            +-----------+                    +-----------+
-                  | checkpoints (uploaded by Ray)
-                  v
-              runs/NAME/checkpoint_*
+          +-----------+  weights, losses   +-----------+
+workers   | rank 0..n | -----------------> | tracker   | --> MLflow
+(step.py) | DeepSpeed | -- EMA --> evaluator --------> |  --> board --> progress line
+          +-----------+                    +-----------+
+                | checkpoints (uploaded by Ray)
+                v
+            runs/NAME/checkpoint_*
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Clock:
         return (self.first_step or self.last) - self.began
 
 
-class TrainingFailed(Exception):
+class TrainingFailedError(Exception):
     """The training stopped; says why, and what is left."""
 
 
@@ -120,7 +120,7 @@ def tracking_uri(config: DistillConfig) -> str:
 
 def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
     tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
-    return Tracker.remote(
+    return Tracker.remote(  # type: ignore[attr-defined]
         tracking_uri(config),
         config.output.experiment,
         config.run_name,
@@ -195,7 +195,7 @@ def follow(
 def reason_of(error: BaseException) -> str:
     """The line that a person needs out of Ray's nested errors."""
     failures = getattr(error, "worker_failures", None)
-    cause = next(iter(failures.values())) if failures else error
+    cause: Any = next(iter(failures.values())) if failures else error
     while getattr(cause, "cause", None) is not None:
         cause = cause.cause
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
@@ -207,8 +207,8 @@ def train(
 ) -> Outcome:
     """Runs the training to its end, on Ray.
 
-    Raises UserError when the cluster cannot hold the workers, TrainingFailed with the reason, and
-    KeyboardInterrupt after Ctrl-C. What was checkpointed stays usable in each case.
+    Raises UserError when the cluster cannot hold the workers, TrainingFailedError with the
+    reason, and KeyboardInterrupt after Ctrl-C. What was checkpointed stays usable in each case.
     """
     newest, _ = newest_whole(folder)
     before = read_manifest(newest).images_seen if newest else 0
@@ -227,11 +227,9 @@ def train(
         ray.shutdown()
     newest, _ = newest_whole(folder)
     if newest is None:
-        raise TrainingFailed(f"no whole checkpoint in {folder}; see {folder / LOG}")
+        raise TrainingFailedError(f"no whole checkpoint in {folder}; see {folder / LOG}")
     seen = read_manifest(newest).images_seen
-    return Outcome(
-        seen, newest, seen - before, clock.train_seconds, clock.startup_seconds, trouble
-    )
+    return Outcome(seen, newest, seen - before, clock.train_seconds, clock.startup_seconds, trouble)
 
 
 def run_actors(
@@ -245,7 +243,9 @@ def run_actors(
     """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
     tracker = start_tracker(config, record)
     description = read_description(teacher)
-    evaluator = Evaluator.remote(config, description.family, description.network, tracker)
+    evaluator = Evaluator.remote(  # type: ignore[attr-defined]
+        config, description.family, description.network, tracker
+    )
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(folder),
@@ -260,7 +260,7 @@ def run_actors(
         fit.start()
         follow(fit, tracker, record, folder, show, clock)
         if fit.error is not None:
-            raise TrainingFailed(reason_of(fit.error)) from fit.error
+            raise TrainingFailedError(reason_of(fit.error)) from fit.error
         try:
             ray.get(evaluator.drain.remote())
         except ray.exceptions.RayError as error:

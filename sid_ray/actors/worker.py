@@ -19,7 +19,7 @@ from torch import nn
 
 from sid_ray.assemble import generator_description, objective_of
 from sid_ray.checkpoint import (
-    DamagedCheckpoint,
+    DamagedCheckpointError,
     checkpoint_name,
     load_checkpoint,
     newest_whole,
@@ -207,7 +207,7 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     worker = build(WorkerSettings(**settings))
     try:
         worker.restore()
-    except DamagedCheckpoint as error:
+    except DamagedCheckpointError as error:
         raise RuntimeError(f"a checkpoint changed while it was read: {error}") from error
     if worker.rank == 0:
         worker.settings.tracker.set_phase.remote("training")

@@ -1,6 +1,7 @@
 """scikit-learn's digits: 1,797 real 8x8 images of handwritten digits, shipped with the package.
 
-Source: UCI ML "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998), CC BY 4.0.
+Source: UCI ML "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998), CC BY
+4.0.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +60,11 @@ class EDMNetwork:
     @classmethod
     def from_json(cls, values: dict) -> EDMNetwork:
         """The inverse of to_json. Raises TypeError for an argument that EDM networks lack."""
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**lists)
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**arguments)
 
 
 def xavier_uniform(shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> Tensor:
@@ -87,6 +91,8 @@ class Conv2d(nn.Module):
     kernel 0 resamples only. The bias comes last, after every resampling.
     """
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         n_in: int,
@@ -100,8 +106,8 @@ class Conv2d(nn.Module):
     ):
         super().__init__()
         self.up, self.down, self.fused_resample = up, down, fused_resample
-        self.n_out = n_out
-        self.weight = self.bias = None
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
         if kernel:
             fans = (n_in * kernel**2, n_out * kernel**2)
             shape = (n_out, n_in, kernel, kernel)
@@ -181,7 +187,7 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.dropout, self.attention = dropout, attention
         self.dropout_site = 0  # set by the network: which of its dropout layers this is
-        resample = {"up": up, "down": down, "resample_filter": resample_filter}
+        resample: dict[str, Any] = {"up": up, "down": down, "resample_filter": resample_filter}
         self.norm0 = GroupNorm(n_in)
         self.conv0 = Conv2d(n_in, n_out, 3, **resample)
         self.affine = Linear(emb, n_out)
@@ -209,16 +215,18 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, endpoint: bool):
         super().__init__()
-        self.half, self.endpoint = channels // 2, endpoint
+        self.num_phases, self.endpoint = channels // 2, endpoint
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        index = torch.arange(self.half, dtype=c_noise.dtype, device=c_noise.device)
-        phase = c_noise.outer((1 / 10000) ** (index / (self.half - self.endpoint)))
+        index = torch.arange(self.num_phases, dtype=c_noise.dtype, device=c_noise.device)
+        phase = c_noise.outer((1 / 10000) ** (index / (self.num_phases - self.endpoint)))
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
 class FourierEmbedding(nn.Module):
     """[B] -> [B, channels]: [cos, sin] of c_noise at fixed random frequencies."""
+
+    freqs: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -324,7 +332,7 @@ class SongUNet(nn.Module):
         """[B], [B, label_dim], [B, augment_dim] -> [B, E]."""
         cos, sin = self.map_noise(c_noise).chunk(2, dim=1)
         emb = torch.cat([sin, cos], dim=1)  # the published networks swap the halves
-        if self.map_label is not None:
+        if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels * math.sqrt(self.net.label_dim))
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)

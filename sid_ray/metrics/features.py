@@ -1,7 +1,7 @@
 """Named feature spaces: a fixed network, its weights and the statistics of its reference images.
 
-A Frechet distance means something only inside one feature space, so each has a name that every result
-carries. ``digits-cnn`` ships with the package; a distance in it is not an FID.
+A Frechet distance means something only inside one feature space, so each has a name that every
+result carries. ``digits-cnn`` ships with the package; a distance in it is not an FID.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ class FeatureStatistics:
         return centred / (self.count - 1)
 
 
-def frechet_distance(
-    mu_1: NDArray, sigma_1: NDArray, mu_2: NDArray, sigma_2: NDArray
-) -> float:
+def frechet_distance(mu_1: NDArray, sigma_1: NDArray, mu_2: NDArray, sigma_2: NDArray) -> float:
     """d^2 between N(mu_1, sigma_1) and N(mu_2, sigma_2) (Dowson and Landau, 1982).
 
     tr (sigma_1 sigma_2)^(1/2) is the sum of the square roots of the product's eigenvalues, which
