@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sid_ray.checkpoint import newest_whole, read_manifest, verify
 
-IMAGES, CHECKPOINT_EVERY = 1920, 320
+IMAGES, CHECKPOINT_EVERY = 2560, 320
 PATIENCE_S = 240
 
 
@@ -28,7 +28,7 @@ def command(folder: Path, run: str, *more: str) -> list[str]:
         sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid",
         "--run", run, "--output.folder", str(folder), "--images", str(IMAGES),
         "--output.checkpoint-every", str(CHECKPOINT_EVERY), "--output.report-every", "128",
-        "--evaluation.every", "960", "--evaluation.num-images", "128",
+        "--evaluation.every", "1280", "--evaluation.num-images", "128",
         "--evaluation.no-final-report", *more,
     ]  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_all_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
     for metric in ("fake_loss", "generator_loss", "frechet_distance"):
         # Nothing is missing and nothing is there twice, though part of it was computed twice.
         assert history("disturbed", metric) == history("undisturbed", metric), metric
-    assert [s for s, _ in history("disturbed", "frechet_distance")] == [960, 1920]
+    assert [s for s, _ in history("disturbed", "frechet_distance")] == [1280, 2560]
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, folder):
