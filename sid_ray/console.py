@@ -61,7 +61,10 @@ class Display:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[info]}"),
         )
-        self.progress = Progress(*columns, console=console, transient=True)
+        # Rich would fetch what libraries print back from the log to the terminal.
+        self.progress = Progress(
+            *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self.task: TaskID = self.progress.add_task("starting", total=total_images, info="")
 
     def __enter__(self) -> Display:

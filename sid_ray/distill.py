@@ -25,6 +25,7 @@ from sid_ray.run_folder import (
     RunRecord,
     check_same_run,
     only_driver,
+    read_record,
 )
 from sid_ray.weights.sources import resolve_source
 
@@ -94,7 +95,8 @@ def distil_with(
         rows = measure(config, teacher, folder, outcome, display)
     show_table(console, config, rows)
     total_s = time.monotonic() - began
-    write_summary(config, folder, outcome, rows, total_s)
+    summary = write_summary(config, folder, outcome, rows, total_s)
+    track_report(console, config, folder, summary)
     console.print(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
@@ -155,7 +157,7 @@ def show_table(console: Console, config: DistillConfig, rows: list[Row]) -> None
 
 def write_summary(
     config: DistillConfig, folder: Path, outcome: Outcome, rows: list[Row], total_s: float
-) -> None:
+) -> dict:
     """summary.json: the end of the run for programs."""
     distances: list[float | None] = [round(row.frechet_distance, 4) for row in rows]
     distances = distances or [None] * 3
@@ -176,6 +178,24 @@ def write_summary(
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def track_report(console: Console, config: DistillConfig, folder: Path, summary: dict) -> None:
+    """Puts the final report into the run's MLflow record; a store that fails costs a warning."""
+    from sid_ray.actors.tracker import log_report
+    from sid_ray.actors.trainer import tracking_uri
+
+    record = read_record(folder)
+    if record is None or record.tracker_run_id is None or summary["grid"] is None:
+        return
+    names = ("teacher_fd", "teacher_one_step_fd", "generator_fd")
+    files = [summary["grid"], str(folder / SUMMARY)]
+    try:
+        metrics = {name: summary[name] for name in names}
+        log_report(tracking_uri(config), record.tracker_run_id, metrics, files)
+    except Exception as error:  # any store, any trouble: the report itself is on disk already
+        console.print(f"warning: the report is not in MLflow: {error}", markup=False)
 
 
 def program(name: str) -> str:

@@ -53,3 +53,16 @@ def test_lines_are_few_where_there_is_no_terminal():
         "training: 100/1,000 images  50/s  fake 1.23  gen -2.50  0:18 left",
         "training: 1,000/1,000 images  50/s  fake 1.23  gen -2.50  FD 3.50",
     ]
+
+
+def test_a_live_display_does_not_fetch_prints_back_to_the_terminal(capsys):
+    page = io.StringIO()
+    terminal = Console(file=page, width=100, force_terminal=True)
+    with Display(terminal, total_images=1000) as display:
+        display.update("training", {"images_seen": 500, "images_per_s": 50.0}, ["an event"])
+        print("a library prints")
+        display.progress.refresh()
+    assert "500/1,000 images" in page.getvalue()
+    assert "an event" in page.getvalue()
+    assert "a library prints" not in page.getvalue()
+    assert capsys.readouterr().out == "a library prints\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Board:
     events: list[str] = field(default_factory=list)
     run_id: str | None = None
     trouble: str = ""
+    gave_up: str = ""  # why the workers stopped before the end, for good
 
 
 @ray.remote(num_cpus=0, max_concurrency=4)
@@ -72,13 +73,14 @@ class Tracker:
         stamp = int(time.time() * 1000)
         self._jobs.put(("metrics", ({**scores, **best}, images_seen, stamp)))
 
-    def log_artifact(self, path: str) -> None:
-        """A file of the driver's machine to keep with the run."""
-        self._jobs.put(("artifact", (path,)))
-
     def set_phase(self, phase: str) -> None:
         with self._lock:
             self._board.phase = phase
+
+    def give_up(self, reason: str) -> None:
+        """The workers stop and nothing is to be tried again: the same would happen."""
+        with self._lock:
+            self._board.gave_up = reason
 
     def event(self, text: str) -> None:
         """A line that the display prints once, above the progress."""
@@ -95,6 +97,7 @@ class Tracker:
                 events,
                 self._board.run_id,
                 self._board.trouble,
+                self._board.gave_up,
             )
 
     def finish(self, status: str, timeout_s: float = 60.0) -> str:
@@ -172,7 +175,16 @@ class Tracker:
             ]
             if batch:
                 client.log_batch(run_id, metrics=batch)
-        elif kind == "artifact":
-            client.log_artifact(run_id, values[0])
         elif kind == "status":
             client.set_terminated(run_id, status=values[0])
+
+
+def log_report(uri: str, run_id: str, metrics: Mapping[str, float], files: Sequence[str]) -> None:
+    """Adds the final report to a run that has ended: metrics, and files as artifacts."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    for file in files:
+        client.log_artifact(run_id, file)

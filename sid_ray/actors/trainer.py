@@ -264,6 +264,9 @@ def run_actors(
         follow(fit, tracker, record, folder, show, clock)
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
+        board: Board = ray.get(tracker.board.remote())
+        if board.gave_up:
+            raise TrainingFailedError(board.gave_up)
         try:
             ray.get(evaluator.drain.remote())
         except ray.exceptions.RayError as error:

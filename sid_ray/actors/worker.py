@@ -19,7 +19,6 @@ from torch import nn
 
 from sid_ray.assemble import generator_description, objective_of
 from sid_ray.checkpoint import (
-    DamagedCheckpointError,
     checkpoint_name,
     load_checkpoint,
     newest_whole,
@@ -207,10 +206,11 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     worker = build(WorkerSettings(**settings))
-    try:
-        worker.restore()
-    except DamagedCheckpointError as error:
-        raise RuntimeError(f"a checkpoint changed while it was read: {error}") from error
+    worker.restore()
     if worker.rank == 0:
         worker.settings.tracker.set_phase.remote("training")
-    train(worker)
+    try:
+        train(worker)
+    except DivergedError as error:
+        # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
+        ray.get(worker.settings.tracker.give_up.remote(str(error)))
