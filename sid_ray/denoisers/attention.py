@@ -66,11 +66,15 @@ def set_attention(module: nn.Module, backend: str) -> None:
             layer.attention_backend = backend  # type: ignore[assignment]
 
 
+def _on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     """softmax(q k^T / sqrt(d)) v. q [B, heads, L, d], k and v [B, heads, M, d] -> as q."""
     if backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
-    if backend != "xformers" or q.device.type != "cuda":
+    if backend != "xformers" or not _on_gpu(q):
         check_backend(backend)
         raise UserError(f"attention 'xformers' cannot run on {q.device.type!r}; use 'sdpa'")
     swapped = (t.transpose(1, 2) for t in (q, k, v))  # [B, L, heads, d]

@@ -66,6 +66,8 @@ class EDM2Network(NetworkArguments):
     def __post_init__(self) -> None:
         self.check_types()
         self.check_sizes(self.img_resolution, self.widths, self.num_blocks)
+        if self.channels_per_head < 1:
+            raise ValueError(f"channels_per_head must be positive, found {self.channels_per_head}")
 
     @property
     def widths(self) -> tuple[int, ...]:

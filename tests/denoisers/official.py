@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "reference" / "nets"
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|, in float64."""
-    found, expected = found.detach().double(), expected.double().reshape(found.shape)
+    found, expected = found.detach().double(), expected.detach().double().reshape(found.shape)
     return float((found - expected).norm() / expected.norm())
 
 
