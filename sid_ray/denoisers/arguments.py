@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any, Self, get_type_hints
 
-MAX_BLOCKS, MAX_WIDTH = 64, 1 << 16  # several times any published network
+# Several times any published network.
+MAX_LEVELS, MAX_BLOCKS, MAX_WIDTH, MAX_NUMBER = 12, 64, 1 << 16, 1 << 24
+POSITIVE = (
+    "img_resolution",
+    "img_channels",
+    "num_blocks",
+    "channel_mult",
+    "channels_per_head",
+    "logvar_channels",
+    "sigma_data",
+)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -44,23 +54,45 @@ class NetworkArguments:
         """
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
-    def check_types(self) -> None:
-        """Raises TypeError that names the first argument of a wrong type."""
+    def check_values(self) -> None:
+        """Raises TypeError or ValueError that names the first argument of a wrong type or value."""
         hints = get_type_hints(type(self))
         for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if not _fits(value, hints[field.name]):
-                raise TypeError(f"{field.name} must be {field.type}, found {value!r:.80}")
+            name, value = field.name, getattr(self, field.name)
+            if not _fits(value, hints[name]):
+                raise TypeError(f"{name} must be {field.type}, found {value!r:.80}")
+            numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if _number(n)]
+            if not all(0 <= number <= MAX_NUMBER for number in numbers):
+                raise ValueError(f"{name} must be 0 to {MAX_NUMBER}, found {value!r:.80}")
+            if name in POSITIVE and not (numbers and all(numbers)):
+                raise ValueError(f"{name} must be positive, found {value!r:.80}")
+            if ("dropout" in name or "balance" in name) and value >= 1:
+                raise ValueError(f"{name} must be less than 1, found {value!r:.80}")
+            if name == "resample_filter" and (len(value) % 2 or not sum(value)):
+                raise ValueError(f"{name} must be even in length and not 0, found {value!r:.80}")
 
-    def check_sizes(self, resolution: int, widths: tuple[int, ...], blocks: int) -> None:
+    def check_sizes(
+        self, resolution: int, blocks: int, widths: tuple[int, ...], noise: int, emb: int
+    ) -> None:
         """Raises ValueError unless a U-Net of these sizes can be built.
 
-        ``resolution`` of the images, ``widths`` of the levels, ``blocks`` a level.
+        ``resolution`` of the images, ``blocks`` a level, ``widths`` of the levels, ``noise`` and
+        ``emb`` the widths of the noise embedding and of what is made of it.
         """
-        step = 1 << max(len(widths) - 1, 0)
-        if resolution < 1 or resolution % step:
+        if not 0 < len(widths) <= MAX_LEVELS:
+            raise ValueError(f"channel_mult must have 1 to {MAX_LEVELS} entries")
+        if resolution % (step := 1 << (len(widths) - 1)):
             raise ValueError(f"img_resolution must be a multiple of {step}, found {resolution}")
-        if not widths or not all(0 < width <= MAX_WIDTH for width in widths):
-            raise ValueError(f"channel_mult gives widths {widths}; each must be 1 to {MAX_WIDTH}")
-        if not 0 < blocks <= MAX_BLOCKS:
-            raise ValueError(f"num_blocks must be 1 to {MAX_BLOCKS}, found {blocks}")
+        if blocks > MAX_BLOCKS:
+            raise ValueError(f"num_blocks must be at most {MAX_BLOCKS}, found {blocks}")
+        if not all(0 < width <= MAX_WIDTH for width in (*widths, noise, emb)):
+            raise ValueError(
+                f"model_channels and channel_mult must give widths of 1 to {MAX_WIDTH}, "
+                f"found {(*widths, noise, emb)}"
+            )
+        if noise % 2:
+            raise ValueError(f"the noise embedding's width must be even, found {noise}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)

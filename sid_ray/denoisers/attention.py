@@ -81,6 +81,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     return _xformers_ops().memory_efficient_attention(*swapped).transpose(1, 2)
 
 
+def head_count(channels: int, channels_per_head: int) -> int:
+    """Heads at a width: 0, no attention at all, where it is narrower than one head.
+
+    Raises ValueError where channels do not split evenly.
+    """
+    heads = channels // channels_per_head
+    if heads and channels % heads:
+        raise ValueError(f"{channels} channels do not split into {heads} heads")
+    return heads
+
+
 def split_heads(qkv: Tensor, heads: int) -> Tensor:
     """Output of a qkv convolution [B, 3C, H, W] -> q, k and v stacked, [3, B, heads, L, d].
 

@@ -78,8 +78,10 @@ class EDMNetwork(NetworkArguments):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        self.check_types()
-        self.check_sizes(self.img_resolution, self.widths, self.num_blocks)
+        self.check_values()
+        self.check_sizes(
+            self.img_resolution, self.num_blocks, self.widths, self.noise_width, self.emb_width
+        )
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
@@ -92,6 +94,14 @@ class EDMNetwork(NetworkArguments):
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, full resolution first."""
         return tuple(self.model_channels * mult for mult in self.channel_mult)
+
+    @property
+    def noise_width(self) -> int:
+        return self.model_channels * self.channel_mult_noise
+
+    @property
+    def emb_width(self) -> int:
+        return self.model_channels * self.channel_mult_emb
 
 
 class EDMUNet(nn.Module):
@@ -222,9 +232,7 @@ class SongUNet(EDMUNet):
 
     def __init__(self, net: EDMNetwork):
         super().__init__(net)
-        noise, emb = (
-            net.model_channels * mult for mult in (net.channel_mult_noise, net.channel_mult_emb)
-        )
+        noise, emb = net.noise_width, net.emb_width
         init = Init("xavier_uniform")
         self.map_noise = (
             FourierEmbedding(noise)
@@ -303,7 +311,7 @@ class DhariwalUNet(EDMUNet):
 
     def __init__(self, net: EDMNetwork):
         super().__init__(net)
-        c, emb = net.model_channels, net.model_channels * net.channel_mult_emb
+        c, emb = net.model_channels, net.emb_width
         init = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
         init_zero = Init("kaiming_uniform", weight=0.0, bias=0.0)
         self.map_noise = PositionalEmbedding(c, endpoint=False)

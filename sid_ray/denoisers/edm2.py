@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sid_ray.denoisers.arguments import NetworkArguments
-from sid_ray.denoisers.attention import attend, merge_heads, split_heads
+from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput
 from sid_ray.types import Condition, Want
@@ -64,10 +64,10 @@ class EDM2Network(NetworkArguments):
     logvar: bool = True
 
     def __post_init__(self) -> None:
-        self.check_types()
-        self.check_sizes(self.img_resolution, self.widths, self.num_blocks)
-        if self.channels_per_head < 1:
-            raise ValueError(f"channels_per_head must be positive, found {self.channels_per_head}")
+        self.check_values()
+        self.check_sizes(
+            self.img_resolution, self.num_blocks, self.widths, self.noise_width, self.emb_width
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ class EDM2Network(NetworkArguments):
     @property
     def emb_width(self) -> int:
         mult = self.channel_mult_emb
-        return self.model_channels * (max(self.channel_mult) if mult is None else mult)
+        return self.model_channels * (max(self.channel_mult, default=0) if mult is None else mult)
 
 
 # The published sizes, edm2-img512-xs and so on. The larger ones were trained with dropout.
@@ -226,7 +226,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.net, self.encoder, self.mode = net, encoder, mode
-        self.heads = n_out // net.channels_per_head if attention else 0
+        self.heads = head_count(n_out, net.channels_per_head) if attention else 0
         self.dropout_site = 0  # set by the network: which of its dropout layers this is
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(n_out if encoder else n_in, n_out, 3)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sid_ray.denoisers.attention import attend, merge_heads, split_heads
+from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.dropout import keyed_dropout
 
 
@@ -162,8 +162,8 @@ class BlockStyle:
     init_attn: Init
 
     def heads(self, channels: int) -> int:
-        """Attention heads at a width; 0 where it is narrower than one head."""
-        return 1 if self.channels_per_head is None else channels // self.channels_per_head
+        """Attention heads at a width."""
+        return 1 if self.channels_per_head is None else head_count(channels, self.channels_per_head)
 
 
 class UNetBlock(nn.Module):

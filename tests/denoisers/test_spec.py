@@ -1,13 +1,19 @@
 """Families, and what the arguments of official files mean here."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sid_ray.denoisers.edm2 import normalize_weights
+from sid_ray.denoisers.edm import EDMNetwork
+from sid_ray.denoisers.edm2 import EDM2Network, normalize_weights
 from sid_ray.denoisers.spec import SPECS, from_official, spec_of
 from sid_ray.errors import UserError
+from sid_ray.schedules import EDMSchedule
+from sid_ray.types import Condition, Want
 from tests.denoisers.official import Official, count
 
 CIFAR = {
@@ -148,3 +154,44 @@ def test_only_edm2_constrains_its_weights():
     assert torch.allclose(constrained.square().mean(1), torch.ones(4), atol=1e-3)
     assert spec_of("edm2").constrain("unet.out_gain", torch.ones([])) is None
     assert set(SPECS) >= {"edm", "edm2"}
+
+
+ARGUMENTS = sorted({f.name for f in (*fields(EDMNetwork), *fields(EDM2Network))} - {"logvar"})
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["SongUNet", "DhariwalUNet", "fourier", "skip", "residual"]),
+    st.lists(st.integers(-1, 5), max_size=4),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    class_name=st.sampled_from(["EDMPrecond", "EDMPrecond_EncoderDecoder", "Precond"]),
+    changes=st.dictionaries(st.sampled_from(ARGUMENTS), VALUES, max_size=3),
+)
+def test_any_arguments_build_or_are_refused_in_one_line(class_name, changes):
+    """What is accepted runs; what is not is a UserError, never another exception."""
+    edm2 = class_name == "Precond"
+    base = {"img_resolution": 8, "img_channels": 3, "model_channels": 16, "num_blocks": 1}
+    base |= {"channel_mult": [1, 2], "attn_resolutions": [4], "label_dim": 2}
+    try:
+        family, arguments = from_official(class_name, base | changes)
+        with torch.device("meta"):
+            network = spec_of(family).build(arguments)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    net = network.net
+    assert family == ("edm2" if edm2 else "edm")
+    if net.img_resolution > 64 or net.img_channels > 64:
+        return
+    with torch.device("meta"):
+        x = torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution)
+        level = EDMSchedule().level(torch.ones(1))
+        assert network(x, level, Condition(), Want.X0).x0.shape == x.shape
