@@ -39,7 +39,8 @@ class Prediction(NamedTuple):
     """What a denoiser returns. A NamedTuple, because ZeRO-3 must see the tensors.
 
     ``x0`` [B, C, H, W] the denoised image, ``logvar`` [B] the log-variance head's output,
-    ``logits`` [B, 1, h, w] the adversarial logits. What was not wanted is None.
+    ``logits`` [B, 1, h, w] the adversarial logits. What was not wanted is None, and so is the
+    log-variance of a network without that head.
     """
 
     x0: Tensor | None = None

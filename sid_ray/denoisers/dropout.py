@@ -8,7 +8,7 @@ when activation checkpointing recomputes a layer.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # splitmix64's increment and multipliers, as signed 64-bit integers (Steele et al., 2014).
 GOLDEN = -7046029254386353131
@@ -33,6 +33,14 @@ def mix64(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def keep_mask(keys: Tensor, site: int, p: float, elements: int) -> Tensor:
+    """[B] int64 keys -> [B, elements] bool, each element True with probability 1 - p."""
+    start = mix64(keys + _signed64((site + 1) * GOLDEN))  # [B]
+    index = torch.arange(elements, device=keys.device)
+    bits = mix64(start[:, None] + index[None, :] * GOLDEN)  # [B, elements]
+    return _shift_right(bits, 11) >= int(p * 2**53)
+
+
 def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor:
     """Dropout of x [B, ...] with one int64 key a sample [B]; keys None or p 0 returns x.
 
@@ -40,8 +48,13 @@ def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor
     """
     if keys is None or p == 0:
         return x
-    start = mix64(keys + _signed64((site + 1) * GOLDEN))  # [B]
-    index = torch.arange(x[0].numel(), device=x.device)
-    bits = mix64(start[:, None] + index[None, :] * GOLDEN)  # [B, elements]
-    keep = _shift_right(bits, 11) >= int(p * 2**53)
+    keep = keep_mask(keys, site, p, x[0].numel())
     return x * (keep.reshape(x.shape).to(x.dtype) / (1 - p))
+
+
+def number_sites(network: nn.Module) -> int:
+    """Gives every dropout layer of a network its ``dropout_site``; returns how many there are."""
+    layers = [m for m in network.modules() if hasattr(m, "dropout_site")]
+    for site, layer in enumerate(layers):
+        layer.dropout_site = site  # type: ignore[assignment]
+    return len(layers)

@@ -6,12 +6,13 @@ A new family is one object here; nothing else in the project branches on a famil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
+from sid_ray.denoisers.edm import SONG_ONLY, EDMDenoiser, EDMNetwork
+from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network, forced_normalize, normalize_weights
 from sid_ray.errors import UserError, nearest
 
 
@@ -19,18 +20,26 @@ def leave_weights(module: nn.Module) -> None:
     """after_step of a family without constraints on its weights."""
 
 
+def leave_weight(name: str, weight: Tensor) -> Tensor | None:
+    """constrain of a family without constraints on its weights."""
+    return None
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A family of denoisers.
 
     ``build`` makes the network from its JSON arguments, with random weights.
-    ``after_step`` runs on a role's weights after each optimizer step (EDM2's forced weight
-    normalisation; nothing for EDM).
+    ``after_step`` runs on a role's weights before training and after each optimizer step, in
+    place (EDM2's forced weight normalisation; nothing for EDM). ``constrain`` is the same rule for
+    one whole parameter, (name, weight) -> its new value, or None where it stays: for an engine
+    whose optimizer keeps master copies apart.
     """
 
     family: str
     build: Callable[[Mapping[str, Any]], nn.Module]
     after_step: Callable[[nn.Module], None] = leave_weights
+    constrain: Callable[[str, Tensor], Tensor | None] = leave_weight
 
 
 def _build_edm(network: Mapping[str, Any]) -> nn.Module:
@@ -40,7 +49,20 @@ def _build_edm(network: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"not an EDM network's arguments: {error}") from error
 
 
-SPECS = {spec.family: spec for spec in (ModelSpec("edm", _build_edm),)}
+def _build_edm2(network: Mapping[str, Any]) -> nn.Module:
+    try:
+        return EDM2Denoiser(EDM2Network.from_json(dict(network)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"not an EDM2 network's arguments: {error}") from error
+
+
+SPECS = {
+    spec.family: spec
+    for spec in (
+        ModelSpec("edm", _build_edm),
+        ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
+    )
+}
 
 
 def spec_of(family: str) -> ModelSpec:
@@ -51,3 +73,79 @@ def spec_of(family: str) -> ModelSpec:
             f"unknown network family {family!r}; known: {known}.{nearest(family, SPECS)}"
         )
     return SPECS[family]
+
+
+# Arguments of the official classes that change how a network is run or trained, not what it is.
+BEHAVIOUR = frozenset(
+    ("use_fp16", "force_fp32", "sigma_min", "sigma_max", "force_normalization", "use_gan")
+)
+# Official defaults of a DhariwalUNet, which its files may leave out. EDMNetwork's are SongUNet's.
+ADM_DEFAULTS = {
+    "model_channels": 192,
+    "channel_mult": (1, 2, 3, 4),
+    "num_blocks": 3,
+    "attn_resolutions": (32, 16, 8),
+}
+# Official class -> the model_type it takes where none is recorded.
+EDM_CLASSES = {
+    "EDMPrecond": "DhariwalUNet",
+    "EDMPrecond_EncoderDecoder": "SongUNet_EncoderDecoder",
+}
+# Official class -> whether it has the log-variance head.
+EDM2_CLASSES = {
+    "Precond": True,
+    "EDM_2_Precond_EncoderDecoder": True,
+    "EDM_2_Precond_Generator": False,
+}
+
+
+def from_official(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(family, arguments) of a network that an official file records; nothing is built.
+
+    ``class_name`` and ``kwargs`` are the class and keyword arguments of the outermost network:
+    EDMPrecond and the like. Every argument is in the result, also where the file left it to a
+    default. Raises UserError that names a class or argument not known, or out of range.
+    """
+    state = {name: value for name, value in kwargs.items() if name not in BEHAVIOUR}
+    if class_name in EDM_CLASSES:
+        recorded = state.get("model_type", EDM_CLASSES[class_name])
+        model_type = str(recorded).removesuffix("_EncoderDecoder")
+        dhariwal = model_type == "DhariwalUNet"
+        _refuse_unknown(class_name, state, EDMNetwork, SONG_ONLY if dhariwal else ())
+        state = (ADM_DEFAULTS if dhariwal else {}) | state | {"model_type": model_type}
+        return "edm", _arguments(class_name, EDMNetwork, state)
+    if class_name in EDM2_CLASSES:
+        _refuse_unknown(class_name, state, EDM2Network, ("logvar",))
+        state |= {"logvar": EDM2_CLASSES[class_name]}
+        return "edm2", _arguments(class_name, EDM2Network, state)
+    known = (*EDM_CLASSES, *EDM2_CLASSES)
+    raise UserError(
+        f"unknown network class {class_name!r}; known: {', '.join(known)}."
+        f"{nearest(class_name, known)}"
+    )
+
+
+def _refuse_unknown(
+    class_name: str,
+    state: Mapping[str, Any],
+    network: type[EDMNetwork] | type[EDM2Network],
+    excluded: tuple[str, ...],
+) -> None:
+    """Raises UserError that names the arguments the network does not know."""
+    known = {field.name for field in fields(network)} - set(excluded)
+    unknown = sorted(str(name) for name in state if name not in known)
+    if unknown:
+        raise UserError(
+            f"{class_name} was built with arguments that are not known here: "
+            f"{', '.join(unknown)}.{nearest(unknown[0], known)}"
+        )
+
+
+def _arguments(
+    class_name: str, network: type[EDMNetwork] | type[EDM2Network], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All arguments as plain values, checked."""
+    try:
+        return network.from_json(dict(values)).to_json()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{class_name} records arguments that do not fit: {error}") from error

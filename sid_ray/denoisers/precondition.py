@@ -1,0 +1,72 @@
+"""Preconditioning, the same for EDM and EDM2: from the raw network F to an estimate of x_0.
+
+Symbols (EDM, equation 7 and table 1)
+    sigma, sigma_data   noise standard deviation of the input, standard deviation of the data
+    c_skip, c_out, c_in, c_noise   D = c_skip x_t + c_out F(c_in x_t; c_noise)
+    F, D                the raw network, the denoiser (an estimate of x_0)
+    B, C, H, W, h, w    batch, channels, height, width; the size of the lowest resolution
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.schedules import image_shape
+from sid_ray.types import Condition, Level, Prediction, Want
+
+# F [B, C, H, W] and adversarial logits [B, 1, h, w]; None what was not wanted.
+RawOutput = tuple[Tensor | None, Tensor | None]
+
+
+class Preconditioned(nn.Module):
+    """A denoiser D around a raw network F.
+
+    ``compute_dtype`` is the precision of F's body: None for that of the arithmetic around it, or
+    torch.float16 or torch.bfloat16. The arithmetic around it, the embeddings and all that is
+    returned are float32 (float64 when x_t is). Parameters keep their own precision and are cast
+    layer by layer, so that setting ``compute_dtype`` is all there is to mixed precision.
+    """
+
+    def __init__(self, sigma_data: float, label_dim: int):
+        super().__init__()
+        self.sigma_data, self.label_dim = sigma_data, label_dim
+        self.compute_dtype: torch.dtype | None = None
+
+    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
+        """The body: x = c_in x_t in the compute precision, c_noise [B] in the wide one."""
+        raise NotImplementedError
+
+    def logvar(self, c_noise: Tensor) -> Tensor | None:
+        """[B] -> log-variance [B]; None where the network has no such head."""
+        return None
+
+    def forward(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
+    ) -> Prediction:
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        x_t, sigma, c_noise = x_t.to(wide), image_shape(level.sigma).to(wide), level.t.to(wide)
+        logvar = self.logvar(c_noise) if Want.LOGVAR in want else None
+        if not want & (Want.X0 | Want.LOGITS):
+            return Prediction(logvar=logvar)
+        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
+        x = (c_in * x_t).to(self.compute_dtype or wide)
+        raw, logits = self.raw(x, c_noise, self._condition(cond, x_t), want)
+        if raw is None:
+            return Prediction(logvar=logvar, logits=logits)
+        c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
+        c_out = sigma * self.sigma_data * c_in
+        return Prediction(c_skip * x_t + c_out * raw.to(wide), logvar, logits)
+
+    def _condition(self, cond: Condition, like: Tensor) -> Condition:
+        """The condition in like's precision; missing labels of a class-conditional net are zeros.
+
+        An unconditional network is given no labels, whatever the caller has.
+        """
+        labels = None
+        if self.label_dim and cond.labels is None:
+            labels = like.new_zeros(len(like), self.label_dim)
+        elif self.label_dim and cond.labels is not None:
+            labels = cond.labels.to(like)
+        augment = None if cond.augment is None else cond.augment.to(like)
+        return Condition(labels, augment, cond.dropout_keys)
