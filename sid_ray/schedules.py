@@ -135,6 +135,12 @@ class DiscreteVPSchedule:
         _one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
         _one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
         count = self.num_train_timesteps
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"num_train_timesteps {count!r} is not a whole number above 0")
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise UserError(f"{name} {value!r} is not a number between 0 and 1")
         if not 0 <= self.t_min < self.t_max <= count:
             raise UserError(
                 f"timesteps from t_min {self.t_min} to t_max {self.t_max} are not a range within "
@@ -231,7 +237,7 @@ class DiscreteVPSchedule:
                 )
         names = {field.name for field in fields(cls)} - {"t_min", "t_max", "init_timestep"}
         chosen: dict[str, Any] = {name: values[name] for name in names if name in values}
-        return cls(**chosen, **ours)
+        return cls(**chosen | ours)
 
 
 def read_scheduler_config(path: Path, **ours: int) -> DiscreteVPSchedule:

@@ -21,9 +21,11 @@ def read_config(folder: Path, class_name: str) -> dict[str, Any]:
         raise UserError(f"no {class_name} in {folder}: config.json is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a component's config: it holds no object")
     named = config.get("_class_name") or (config.get("architectures") or [class_name])[0]
     if named != class_name:
-        raise UserError(f"{path} is a {named}'s, expected a {class_name}'s")
+        raise UserError(f"{path} describes {named}, expected {class_name}")
     if "quantization_config" in config:
         raise UserError(f"{path}: quantised weights are not supported; take the float ones")
     return config

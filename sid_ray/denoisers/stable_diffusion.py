@@ -263,7 +263,7 @@ def load_denoiser(folder: Path, prediction_type: str = "epsilon") -> StableDiffu
     except UserError as error:
         raise UserError(f"{folder / 'unet' / 'config.json'}: {error}") from error
     unet = load_module(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model")
-    return StableDiffusionDenoiser(unet, prediction_type)
+    return StableDiffusionDenoiser(unet, prediction_type).eval()
 
 
 def load_vae(folder: Path) -> nn.Module:
