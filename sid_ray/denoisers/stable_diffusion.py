@@ -87,6 +87,13 @@ class StableDiffusionDenoiser(nn.Module):
         config = self.unet.config
         return config.in_channels, config.sample_size, config.sample_size
 
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Recompute each block's inside in the backward pass: slower, far less memory."""
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
     def forward(
         self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
     ) -> Prediction:
@@ -95,7 +102,7 @@ class StableDiffusionDenoiser(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)
         dtype = self.unet.dtype
         emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(dtype), level.t))
-        text = cond.text.to(dtype)
+        text = cond.text.to(x_t.device, dtype)
         skips = self._encode(x_t.to(dtype), emb, text)
         mid = self.unet.mid_block(skips[-1], emb, encoder_hidden_states=text)
         logits = raw = x0 = None
@@ -203,8 +210,7 @@ def use_attention(unet: nn.Module, backend: str) -> None:
         return
     if backend != "xformers":
         raise UserError(f"unknown attention {backend!r}; known: sdpa, xformers")
-    missing = importlib.util.find_spec("xformers") is None
-    if missing:
+    if importlib.util.find_spec("xformers") is None:
         raise UserError("attention 'xformers': not installed here: pip install 'sid_ray[xformers]'")
     if not torch.cuda.is_available():
         raise UserError("attention 'xformers' has no CPU kernels and there is no GPU: use 'sdpa'")
@@ -221,15 +227,16 @@ class Pipeline:
     text: TextEmbeddings
 
 
-def load_pipeline(source: str, **timesteps: int) -> Pipeline:
+def load_pipeline(source: str, device: torch.device | str = "cpu", **timesteps: int) -> Pipeline:
     """Everything of a diffusers folder: a path, or what weights.sources resolves (hf://, s3://).
 
     ``timesteps`` are t_min, t_max and init_timestep. Raises UserError naming what is missing.
     """
     folder = pipeline_folder(source)
     schedule = load_schedule(folder, **timesteps)
-    denoiser = load_denoiser(folder, schedule.prediction_type)
-    return Pipeline(denoiser, schedule, stable_diffusion_codec(load_vae(folder)), load_text(folder))
+    denoiser = load_denoiser(folder, schedule.prediction_type).to(device)
+    codec = stable_diffusion_codec(load_vae(folder).to(device))
+    return Pipeline(denoiser, schedule, codec, load_text(folder, device))
 
 
 def pipeline_folder(source: str) -> Path:
@@ -290,8 +297,8 @@ def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) 
 
     def tokenize(prompts: Sequence[str]) -> Tensor:
         """[B, T], padded with the tokenizer's own pad token: 49407 in SD 1.5, 0 in SD 2."""
-        options = {"padding": "max_length", "truncation": True, "max_length": length}
-        return tokenizer(list(prompts), return_tensors="pt", **options).input_ids.to(device)
+        shape = {"padding": "max_length", "truncation": True, "max_length": length}
+        return tokenizer(list(prompts), return_tensors="pt", **shape).input_ids.to(device)
 
     def encode(tokens: Tensor) -> Tensor:
         """The last hidden state, after the final norm; no padding mask, as published."""

@@ -18,11 +18,13 @@ from tiny_pipeline import END, START, write_pipeline, write_tokenizer
 
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.stable_diffusion import (
+    SD15,
     load_denoiser,
     load_pipeline,
     load_text,
     load_tokenizer,
     load_vae,
+    pipeline_folder,
 )
 from sid_ray.errors import UserError
 from sid_ray.sampling import few_step
@@ -74,6 +76,16 @@ def test_v_prediction_comes_from_the_scheduler(tmp_path):
     pipeline = load_pipeline(str(tmp_path / "v"))
     assert pipeline.schedule.prediction_type == "v_prediction"
     assert pipeline.denoiser.prediction_type == "v_prediction"
+
+
+def test_remote_sources_are_resolved_first(made, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "sid_ray.weights.sources.resolve_source", lambda source: asked.append(source) or made
+    )
+    assert pipeline_folder(SD15) == made
+    assert pipeline_folder("s3://bucket/pipeline") == made
+    assert asked == ["hf://stable-diffusion-v1-5/stable-diffusion-v1-5", "s3://bucket/pipeline"]
 
 
 # Text

@@ -31,6 +31,22 @@ TOLERANCE = {torch.float32: 4.0, torch.float64: 1e-13}  # times the official flo
 GRADIENT_ERROR = 5e-6  # float32; the official weight gradients are float32 themselves
 
 
+# The hub's configs; what is not listed is the class's default.
+SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
+SD21_UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+SD_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+}
+
+
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, Tensor]:
     return load_file(REFERENCE / "functions.safetensors")
@@ -152,6 +168,24 @@ def test_raw_is_the_unets_own_forward_to_the_bit(config, size):
         assert torch.equal(raw, denoiser.unet(x_t, t, encoder_hidden_states=text).sample)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [SD15_UNET, SD21_UNET | {"attention_head_dim": [1, 2, 4, 4]}],
+    ids=["1.5", "2.1"],
+)
+def test_raw_is_the_unets_own_forward_in_the_published_layouts(config):
+    """The four levels of SD 1.5 and 2.1, with a tenth of the channels."""
+    narrow = {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 24}
+    config = config | narrow | {"norm_num_groups": 8, "in_channels": 4}
+    denoiser = build_stable_diffusion(config)
+    x_t, t, text = inputs(config, size=24)  # 24 / 8: odd below
+    level = DiscreteVPSchedule().level(t)
+    with torch.no_grad():
+        out = denoiser(x_t, level, Condition(text=text), Want.RAW | Want.LOGITS)
+        assert torch.equal(out.raw, denoiser.unet(x_t, t, encoder_hidden_states=text).sample)
+    assert out.logits.shape == (2, 1, 3, 3)
+
+
 def test_logits_are_the_channel_mean_of_the_mid_block(config):
     denoiser = build_stable_diffusion(config)
     x_t, t, text = inputs(config)
@@ -191,8 +225,7 @@ def test_gradient_checkpointing_changes_no_gradient(config):
     x_t, t, text = inputs(config)
     level, cond, gradients = DiscreteVPSchedule().level(t), Condition(text=text), []
     for checkpointing in (False, True):
-        if checkpointing:
-            denoiser.unet.enable_gradient_checkpointing()
+        denoiser.checkpoint_gradients(checkpointing)
         x = x_t.clone().requires_grad_()
         denoiser(x, level, cond).x0.square().sum().backward()
         gradients.append(x.grad)
@@ -305,20 +338,6 @@ def test_a_missing_text_is_named(guidance):
 
 
 # Configs and sizes
-
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
-SD21_UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-}
-SD_VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-}
 
 
 def parameters(module: torch.nn.Module) -> int:
