@@ -22,10 +22,31 @@ Sampler = Callable[[Tensor, Tensor | None], Tensor]  # (latents, labels) -> imag
 
 def one_step(net: Denoiser, schedule: Schedule, latents: Tensor, labels: Tensor | None) -> Tensor:
     """y = D(init_sigma * z; init_sigma): one evaluation. [B, C, H, W] -> [B, C, H, W]."""
-    level = schedule.init_level(len(latents), latents)
-    x_t = schedule.add_noise(torch.zeros_like(latents), latents, level)
-    image = net(x_t, level, Condition(labels)).x0
-    assert image is not None
+    return few_step(net, schedule, latents, Condition(labels))
+
+
+def few_step(
+    net: Denoiser,
+    schedule: Schedule,
+    latents: Tensor,
+    cond: Condition,
+    num_steps: int = 1,
+    noises: Sequence[Tensor] = (),
+) -> Tensor:
+    """num_steps evaluations with fresh noise between them. [B, C, H, W] -> [B, C, H, W].
+
+    From y = 0: x_k = add_noise(y, noise_k, level_k), y = D(x_k; level_k), where noise_0 is
+    ``latents`` and ``noises`` holds the other num_steps - 1. Levels fall linearly, in sigma for
+    EDM2 (SiDA) and in the timestep for Stable Diffusion (SiD-LSG). No gradient is stopped here.
+    """
+    if len(noises) != num_steps - 1:
+        raise ValueError(f"{num_steps} steps need {num_steps - 1} noises, got {len(noises)}")
+    image = torch.zeros_like(latents)
+    for step, noise in enumerate((latents, *noises)):
+        level = schedule.step_level(step, num_steps, len(latents), latents)
+        prediction = net(schedule.add_noise(image, noise, level), level, cond).x0
+        assert prediction is not None
+        image = prediction
     return image
 
 

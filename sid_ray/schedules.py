@@ -1,17 +1,27 @@
-"""Noise levels of the EDM family.
+"""Noise levels of the EDM family and of discrete variance-preserving (VP) diffusion.
 
 Symbols
     sigma        noise standard deviation       sigma_data   standard deviation of the data (0.5)
-    rho          curvature of the time grid     t            position on it, 0 (noisy) to 1 (clean)
+    rho          curvature of the time grid     t            position on it, 0 (noisy) to 1 (clean);
+                                                             VP: the timestep, 0 (clean) to 999
+    abar         VP: cumulative product of 1 - beta; alpha = sqrt(abar), sigma = sqrt(1 - abar)
+    tau          VP: the timestep at which the generator reads its noise
+    epsilon, v   what a VP network predicts: the noise, or alpha * noise - sigma * x_0
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sid_ray.errors import UserError, nearest
 from sid_ray.types import Level
 
 
@@ -58,9 +68,12 @@ class EDMSchedule:
 
     def init_level(self, batch: int, like: Tensor) -> Level:
         """The level at which the generator reads its noise: init_sigma for every sample."""
-        return self.level(
-            torch.full((batch,), self.init_sigma, dtype=like.dtype, device=like.device)
-        )
+        return self.step_level(0, 1, batch, like)
+
+    def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level:
+        """Few-step generation: s_k = init_sigma * (K - k) / K, linear in sigma (SiDA)."""
+        sigma = self.init_sigma * (num_steps - step) / num_steps
+        return self.level(torch.full((batch,), sigma, dtype=like.dtype, device=like.device))
 
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""
@@ -69,3 +82,182 @@ class EDMSchedule:
     def fake_weight(self, level: Level) -> Tensor:
         """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2, [B] (EDM, table 1)."""
         return (level.sigma**2 + self.sigma_data**2) / (level.sigma * self.sigma_data) ** 2
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def x0_from_raw(prediction_type: str, x_t: Tensor, raw: Tensor, level: Level) -> Tensor:
+    """x_0 in closed form from the network's epsilon or v; all [B, C, H, W].
+
+    epsilon: x_0 = (x_t - sigma * eps) / alpha (DDPM, arXiv:2006.11239, equation 15);
+    v: x_0 = alpha * x_t - sigma * v (progressive distillation, arXiv:2202.00512, appendix D).
+    """
+    alpha, sigma = image_shape(level.alpha), image_shape(level.sigma)
+    if prediction_type == "epsilon":
+        return (x_t - sigma * raw) / alpha
+    return alpha * x_t - sigma * raw
+
+
+@lru_cache(maxsize=16)
+def cumulative_alphas(
+    beta_schedule: str, beta_start: float, beta_end: float, count: int, device: torch.device
+) -> Tensor:
+    """abar [count], float32 throughout, as diffusers computes it, so that it agrees to the bit."""
+    power = {"linear": 1.0, "scaled_linear": 0.5}[beta_schedule]
+    roots = torch.linspace(beta_start**power, beta_end**power, count, dtype=torch.float32)
+    betas = roots**2 if beta_schedule == "scaled_linear" else roots
+    return torch.cumprod(1.0 - betas, dim=0).to(device)
+
+
+@dataclass(frozen=True)
+class DiscreteVPSchedule:
+    """Noise levels of Stable Diffusion and other DDPM-like teachers (DDPM; SiD-LSG).
+
+    Args:
+        beta_schedule, beta_start, beta_end, num_train_timesteps: the teacher's own, from its
+            scheduler_config.json; ``scaled_linear`` is linear in sqrt(beta).
+        prediction_type: what the teacher's network predicts, ``epsilon`` or ``v_prediction``.
+        t_min, t_max: both losses draw the timestep evenly from t_min .. t_max - 1.
+        init_timestep: tau, the level at which the generator reads its noise.
+    """
+
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    num_train_timesteps: int = 1000
+    prediction_type: str = "epsilon"
+    t_min: int = 20
+    t_max: int = 980
+    init_timestep: int = 625
+
+    def __post_init__(self) -> None:
+        _one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
+        _one_of("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        count = self.num_train_timesteps
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"num_train_timesteps {count!r} is not a whole number above 0")
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise UserError(f"{name} {value!r} is not a number between 0 and 1")
+        if not 0 <= self.t_min < self.t_max <= count:
+            raise UserError(
+                f"timesteps from t_min {self.t_min} to t_max {self.t_max} are not a range within "
+                f"0..{count} (num_train_timesteps)"
+            )
+        if not 0 <= self.init_timestep < count:
+            raise UserError(f"init_timestep {self.init_timestep} is not within 0..{count - 1}")
+
+    def alphas_cumprod(self, device: torch.device) -> Tensor:
+        """abar [num_train_timesteps], float32."""
+        count = self.num_train_timesteps
+        return cumulative_alphas(self.beta_schedule, self.beta_start, self.beta_end, count, device)
+
+    def level(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Level:
+        """A level from integer timesteps [B]; alpha and sigma in float32 at least.
+
+        ``t`` stays int64: as a float16 or bfloat16 it would be rounded (625 -> 624).
+        """
+        abar = self.alphas_cumprod(t.device)[t].to(torch.promote_types(dtype, torch.float32))
+        return Level(t=t, alpha=abar.sqrt(), sigma=(1 - abar).sqrt())
+
+    def _drawn_level(self, draw: Tensor) -> Level:
+        t = self.t_min + (draw.double() * (self.t_max - self.t_min)).long()
+        return self.level(t.clamp_max(self.t_max - 1), draw.dtype)
+
+    def fake_level(self, draw: Tensor) -> Level:
+        """draw [B] uniform in [0, 1) -> t evenly from t_min .. t_max - 1 (SiD-LSG).
+
+        Uniform, where EDM's fake-score phase draws normal numbers.
+        """
+        return self._drawn_level(draw)
+
+    def generator_level(self, draw: Tensor) -> Level:
+        """draw [B] uniform in [0, 1) -> t evenly from t_min .. t_max - 1 (SiD-LSG)."""
+        return self._drawn_level(draw)
+
+    def init_level(self, batch: int, like: Tensor) -> Level:
+        """The level at which the generator reads its noise: tau for every sample.
+
+        Its input is add_noise(0, z): z times sigma_tau, 0.9286 at tau 625, not the teacher's
+        marginal there. The published generators are defined so.
+        """
+        return self.step_level(0, 1, batch, like)
+
+    def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level:
+        """Few-step generation: t_i = int(tau * (1 - i/K)), linear in the timestep (SiD-LSG)."""
+        t = int(self.init_timestep * (1 - step / num_steps))
+        return self.level(torch.full((batch,), t, device=like.device), like.dtype)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""
+        return image_shape(level.alpha) * x_0 + image_shape(level.sigma) * noise
+
+    def fake_weight(self, level: Level) -> Tensor:
+        """SNR = (alpha / sigma)^2, [B]: the weight of |x_0 error|^2.
+
+        In units of the prediction it is raw_weight: the plain sum of (eps error)^2 in SiD-LSG.
+        """
+        return (level.alpha / level.sigma) ** 2
+
+    def raw_weight(self, level: Level) -> Tensor:
+        """The same weight on |epsilon or v error|^2, [B]: 1, or SNR / (SNR + 1) = alpha^2."""
+        if self.prediction_type == "epsilon":
+            return torch.ones_like(level.alpha)
+        return level.alpha**2
+
+    def raw_target(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """What a perfect network predicts at alpha * x_0 + sigma * noise, [B, C, H, W]."""
+        if self.prediction_type == "epsilon":
+            return noise
+        return image_shape(level.alpha) * noise - image_shape(level.sigma) * x_0
+
+    @classmethod
+    def from_scheduler_config(cls, values: Mapping[str, Any], **ours: int) -> DiscreteVPSchedule:
+        """From a diffusers scheduler's config; ``ours`` are t_min, t_max, init_timestep.
+
+        Any scheduler class over discrete betas serves: only the forward process is read.
+        Raises UserError for what is not supported, by name.
+        """
+        for name in ("beta_start", "beta_end", "beta_schedule"):
+            if name not in values:
+                raise UserError(
+                    f"{values.get('_class_name', 'the scheduler')} has no {name!r}: only discrete "
+                    "DDPM-like schedulers are supported (DDPM, DDIM, PNDM, Euler, DPM-Solver)"
+                )
+        # What changes the forward process or the closed-form x_0, and its only supported value.
+        plain = {"trained_betas": None, "rescale_betas_zero_snr": False}
+        plain |= {"clip_sample": False, "thresholding": False}
+        for name, expected in plain.items():
+            if values.get(name, expected) not in (expected, None):
+                raise UserError(
+                    f"scheduler option {name!r} = {values[name]!r} is not supported; "
+                    f"expected {json.dumps(expected)}"
+                )
+        names = {field.name for field in fields(cls)} - {"t_min", "t_max", "init_timestep"}
+        chosen: dict[str, Any] = {name: values[name] for name in names if name in values}
+        return cls(**chosen | ours)
+
+
+def read_scheduler_config(path: Path, **ours: int) -> DiscreteVPSchedule:
+    """The schedule of a scheduler_config.json. Raises UserError naming the file."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no scheduler at {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not describe a scheduler: it holds no object")
+    try:
+        return DiscreteVPSchedule.from_scheduler_config(values, **ours)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        listed = ", ".join(known)
+        hint = nearest(str(value), known)
+        raise UserError(f"{name} {value!r} is not supported; known: {listed}.{hint}")

@@ -33,26 +33,30 @@ class Want(enum.Flag):
     X0 = enum.auto()
     LOGVAR = enum.auto()
     LOGITS = enum.auto()
+    RAW = enum.auto()
 
 
 class Prediction(NamedTuple):
     """What a denoiser returns. A NamedTuple, because ZeRO-3 must see the tensors.
 
     ``x0`` [B, C, H, W] the denoised image, ``logvar`` [B] the log-variance head's output,
-    ``logits`` [B, 1, h, w] the adversarial logits. What was not wanted is None, and so is the
-    log-variance of a network without that head.
+    ``logits`` [B, 1, h, w] the adversarial logits, ``raw`` [B, C, H, W] what the network itself
+    predicts where that is not x0 (Stable Diffusion: epsilon or v, which SiD-LSG's fake-score loss
+    compares). What was not wanted, or what the network lacks, is None.
     """
 
     x0: Tensor | None = None
     logvar: Tensor | None = None
     logits: Tensor | None = None
+    raw: Tensor | None = None
 
 
 class Condition(NamedTuple):
     """What a denoiser is conditioned on beside the noise level.
 
     ``labels`` [B, label_dim] one-hot or None, ``augment`` [B, 9] augmentation labels or None,
-    ``dropout_keys`` [B] int64: one key a sample switches dropout on, None switches it off.
+    ``dropout_keys`` [B] int64: one key a sample switches dropout on, None switches it off,
+    ``text`` [B, T, D] the prompts' token embeddings, in place of labels, for Stable Diffusion.
     Dropout is an argument, not a mode of the module, so that nothing depends on a forgotten
     ``train()`` and any packing of samples sees the same masks.
     """
@@ -60,6 +64,7 @@ class Condition(NamedTuple):
     labels: Tensor | None = None
     augment: Tensor | None = None
     dropout_keys: Tensor | None = None
+    text: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -111,6 +116,8 @@ class Schedule(Protocol):
     def generator_level(self, draw: Tensor) -> Level: ...
 
     def init_level(self, batch: int, like: Tensor) -> Level: ...
+
+    def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level: ...
 
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor: ...
 

