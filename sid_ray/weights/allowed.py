@@ -85,7 +85,7 @@ def encode_latin(text: Any, encoding: Any) -> memoryview:
     if not isinstance(text, str) or encoding != "latin1":
         raise RefusedError("a text is encoded in a way that is not read here")
     try:
-        return memoryview(text.encode("latin-1"))
+        return memoryview(bytearray(text, "latin-1"))
     except UnicodeEncodeError:
         raise RefusedError("it is damaged: bytes are not bytes") from None
 

@@ -20,7 +20,7 @@ from sid_ray.weights.folder import (
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
-from sid_ray.weights.inert import MIB, Uses
+from sid_ray.weights.inert import MIB, Uses, printable
 from sid_ray.weights.networks import layout
 from sid_ray.weights.sources import file_sha256, resolve_source, source_label
 
@@ -28,6 +28,11 @@ MAX_LISTED = 60
 
 
 def inspect(source: str, part: str | None = None) -> Iterator[str]:
+    """The lines of ``sid-ray weights inspect``, fit for a terminal whatever the file says."""
+    return (printable(line) for line in inspected(source, part))
+
+
+def inspected(source: str, part: str | None = None) -> Iterator[str]:
     """Lines that tell what a source holds, and what unpickling it naively would have done.
 
     Raises UserError at the end where it cannot be loaded: what it would have done comes first.

@@ -209,16 +209,9 @@ def choose(root: Any, part: str | None, label: str) -> tuple[str, Any]:
     if is_module(root) or is_state_dict(root):
         return "", root
     table = as_mapping(root) or {}
-    networks = {
-        str(name): value
-        for name, value in table.items()
-        if is_module(value) or is_state_dict(value)
-    }
     for name in [n for p in ([part] if part else PARTS) for n in PARTS[p]]:
-        if name in networks:
-            return name, networks[name]
-    if part is None and len(networks) == 1:
-        return next(iter(networks.items()))
+        if is_module(table.get(name)) or is_state_dict(table.get(name)):
+            return name, table[name]
     held = ", ".join(sorted(str(name)[:40] for name in list(table)[:12])) or type(root).__name__
     wanted = f"part {part!r}" if part else "network"
     raise UserError(f"no {wanted} in {label}; it holds: {held!a}")

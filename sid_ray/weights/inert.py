@@ -194,6 +194,13 @@ class Uses:
         table[name] = table.get(name, 0) + 1
 
 
+def printable(text: str) -> str:
+    """Text of a file as it may be shown on a terminal: one line, no control characters."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def as_mapping(value: Any) -> Mapping | None:
     """A dict of the file, also one of a dict class; None for anything else."""
     if isinstance(value, dict):

@@ -15,8 +15,9 @@ from sid_ray.weights.inert import (
     as_mapping,
 )
 
-MAX_DEPTH, MAX_TENSORS, MAX_PLAIN = 64, 100_000, 100_000
-MAX_NAME = 1000
+MAX_DEPTH, MAX_TENSORS, MAX_NAME = 64, 20_000, 256
+MAX_STEPS = 1_000_000
+MAX_PLAIN = 1_000_000  # values and characters of recorded arguments
 
 
 class NamedTensors(dict[str, StoredTensor]):
@@ -59,12 +60,12 @@ def module_tensors(module: Inert) -> NamedTensors:
 
     def walk(record: Any, prefix: str, depth: int) -> None:
         nonlocal steps
-        steps += 1
-        if depth > MAX_DEPTH or steps > MAX_TENSORS:
+        if depth > MAX_DEPTH or steps > MAX_STEPS or len(prefix) > MAX_NAME:
             raise RefusedError("its modules are nested beyond reason")
         if not is_module(record):
             raise RefusedError(f"{prefix[:80]!a} is not a module")
         state = record.state
+        steps += 4 + sum(len(table) for table in state.values() if isinstance(table, dict))
         for name, value in _table(state, "_parameters"):
             if value is not None:
                 found.put(prefix + name, value)
@@ -104,7 +105,7 @@ def plain(value: Any) -> Any:
     left = [MAX_PLAIN]
 
     def convert(item: Any, depth: int) -> Any:
-        left[0] -= 1
+        left[0] -= len(item) + 1 if isinstance(item, str) else 1
         if left[0] < 0 or depth > 16:
             raise RefusedError("its recorded arguments are larger or deeper than any network's")
         if item is None or type(item) in (bool, int, float, str):
@@ -115,6 +116,7 @@ def plain(value: Any) -> Any:
         if table is not None:
             return {str(key): convert(part, depth + 1) for key, part in table.items()}
         if isinstance(item, NumpyArray) and item.type is not None and len(item.data) <= 4096:
+            left[0] -= len(item.data)
             return numpy_numbers(item).tolist()
         if isinstance(item, Global):
             return item.name

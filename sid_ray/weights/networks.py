@@ -13,6 +13,7 @@ from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.weights.folder import ModelDescription, check_fit
 from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.inert import printable
 from sid_ray.weights.sources import resolve_source, source_label
 
 MAX_ARGUMENT, MAX_ITEMS, MAX_BLOCKS = 1 << 16, 32, 64
@@ -71,7 +72,7 @@ def layout(description: ModelDescription, label: str) -> nn.Module:
         with torch.device("meta"):
             return spec.build(description.network)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as e:
-        reason = str(e).partition("\n")[0][:200]
+        reason = printable(str(e)[:200])
         raise UserError(f"{label} records arguments that make no network: {reason}") from None
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from sid_ray.weights.inert import Account, Inert, RefusedError
 
-MAX_LINE = 4096
+MAX_LINE, MAX_NAME = 4096, 512
 MAX_INTEGER_BYTES = 1024
 OPCODE_COST, ENTRY_COST, OBJECT_COST = 32, 128, 256  # bytes, from above
 MAX_KEY = 1 << 31
@@ -211,11 +211,21 @@ class Machine:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise RefusedError("it is damaged: it imports something that is not a name")
-        self.push(self.rules.name(module, name), ENTRY_COST)
+        self.push_name(module, name)
+
+    def push_name(self, module: str, name: str) -> None:
+        if len(module) + len(name) > MAX_NAME:
+            raise RefusedError(f"it imports a name of {len(module) + len(name)} characters")
+        self.push(self.rules.name(module, name), OBJECT_COST + 2 * MAX_NAME)
 
     def call(self, function: Any, arguments: Any, named: Any = None) -> None:
         if not isinstance(arguments, tuple) or not isinstance(named, dict | None):
             raise RefusedError("it is damaged: a call has no list of arguments")
+        for argument in arguments:  # one remembered value may be copied by many calls
+            if isinstance(argument, list | tuple | dict):
+                self.account.charge(ENTRY_COST * len(argument))
+            elif isinstance(argument, str):
+                self.account.charge(2 * len(argument))
         self.push(self.rules.call(function, arguments, named), OBJECT_COST)
 
     def reduce(self) -> None:
@@ -229,7 +239,8 @@ class Machine:
     def instance(self) -> None:
         module, name = self.line(), self.line()
         arguments = self.pop_mark()
-        self.call(self.rules.name(module, name), tuple(arguments))
+        self.push_name(module, name)
+        self.call(self.pop(), tuple(arguments))
 
     def old_object(self) -> None:
         items = self.pop_mark()
@@ -305,7 +316,7 @@ NAMED_HANDLERS: dict[str, Handler] = {
     "GET": lambda m: m.recall(decimal_index(m)),
     "BINGET": lambda m: m.recall(m.number("B")),
     "LONG_BINGET": lambda m: m.recall(m.number("<I")),
-    "GLOBAL": lambda m: m.push(m.rules.name(m.line(), m.line()), ENTRY_COST),
+    "GLOBAL": lambda m: m.push_name(m.line(), m.line()),
     "STACK_GLOBAL": Machine.stack_global,
     "REDUCE": Machine.reduce,
     "NEWOBJ": Machine.reduce,
