@@ -43,7 +43,7 @@ STORAGE_TYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {
 DTYPES = {f"torch.{str(dtype).removeprefix('torch.')}": dtype for dtype in STORAGES.values()}
 PERSISTENCE = "torch_utils.persistence._reconstruct_persistent_obj"
 # Classes whose objects become Inert: modules of a pickled Stable Diffusion network.
-INERT_PACKAGES = ("torch.nn.", "diffusers.")
+INERT_CLASSES = re.compile(r"(torch\.nn|diffusers)(\.[A-Za-z0-9]\w*)+", re.ASCII)
 INERT_NAMES = {"builtins.getattr", "torch.device", *DTYPES, *STORAGE_TYPES}
 HARMLESS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2 names of the same modules
 NUMPY_CODE = re.compile(r"[<>=|]?([biuf][1248]|b1|\?)")
@@ -214,7 +214,7 @@ class AllowList:
 
     def name(self, module: str, name: str) -> Global:
         full = f"{HARMLESS.get(module, module)}.{name}"
-        inert = full in INERT_NAMES or full.startswith(INERT_PACKAGES)
+        inert = full in INERT_NAMES or bool(INERT_CLASSES.fullmatch(full) and name.isidentifier())
         self.uses.note(self.uses.imports, full)
         if not (inert or full in CALLS or (full == LOAD_BLOB and self.blob)):
             self.refuse(full, "it imports")

@@ -175,8 +175,8 @@ def make_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTen
     tensor = StoredTensor(storage, offset, shape, stride)
     if offset + tensor.reach() > storage.count or tensor.numel() > storage.count:
         raise RefusedError(
-            f"a tensor of shape {list(shape)}, stride {list(stride)} and offset {offset} does not "
-            f"fit its storage of {storage.count} numbers"
+            f"a tensor of shape {str(list(shape))[:80]}, stride {str(list(stride))[:80]} and "
+            f"offset {offset} does not fit its storage of {storage.count} numbers"
         )
     return tensor
 

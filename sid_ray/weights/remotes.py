@@ -6,6 +6,7 @@ again) or UserError. Credentials come from the environment and go to the host th
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from sid_ray.errors import UserError
 
@@ -80,16 +81,26 @@ class SafeRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class HttpRemote:
-    """A file behind http(s). ``token`` is sent as a bearer to the url's own host."""
+    """A file behind http(s).
+
+    ``token`` is sent as a bearer to the url's own host, and so are a user name and a password that
+    stand in the url.
+    """
 
     def __init__(self, url: str, token: str | None = None):
-        self.url, self.token = url, token
+        parts = urlsplit(url)
+        user, _, host = parts.netloc.rpartition("@")
+        self.url = urlunsplit(parts._replace(netloc=host))
+        self.authorization = f"Bearer {token}" if token else None
+        if user:
+            pair = base64.b64encode(unquote(user).encode()).decode()
+            self.authorization = f"Basic {pair}"
         self.opener = urllib.request.build_opener(SafeRedirect)
 
     def request(self, start: int, etag: str | None, known: str | None) -> urllib.request.Request:
         headers = {"User-Agent": "sid_ray", "Accept-Encoding": "identity"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
+        if self.authorization:
+            headers["Authorization"] = self.authorization
         if start and etag:
             headers |= {"Range": f"bytes={start}-", "If-Range": etag}
         elif known:
@@ -107,6 +118,8 @@ class HttpRemote:
                 if error.code == 416 and start:  # the file became shorter: all of it
                     return self.open(0, None, None)
                 raise http_failure(error.code) from None
+        except http.client.InvalidURL:  # its text holds the url
+            raise UserError("the address is not one") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UnreachableError(str(reason) or type(reason).__name__) from None
