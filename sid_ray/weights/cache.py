@@ -23,32 +23,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.weights.remotes import (
-    LOOPBACK,
-    DeniedError,
-    HttpRemote,
-    HubFile,
-    MissingError,
-    Opened,
-    Remote,
-    S3Remote,
-    UnreachableError,
-    hf_offline,
-    hf_token,
-    s3_failures,
-    s3_filesystem,
-)
-from sid_ray.weights.sources import Source, check_sha256, file_sha256
+from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
+from sid_ray.weights.sources import Source, check_sha256
 
-ATTEMPTS, PAUSE_S = 6, 0.2
-FOLDER_FILES = ("model.json", "model.safetensors")
+ATTEMPTS, PAUSE_S = 4, 0.2
 SPARE_BYTES = 1 << 20
 
 
@@ -70,108 +54,15 @@ def cache_folder() -> Path:
     return base.absolute() / "sid_ray"
 
 
-def fetch(source: Source, label: str) -> Path:
-    """The local path of a remote source, up to date where the server can be asked.
-
-    Raises UserError in one line: not found, no access, no space left, unreachable, another file
-    than its checksum says.
-    """
-    if source.kind == "hf":
-        return _fetch_hub(source, label)
-    if source.kind == "s3":
-        return _fetch_s3(source, label)
-    host = urlsplit(source.location).hostname or ""
-    if source.kind == "http" and host not in LOOPBACK and source.sha256 is None:
-        raise UserError(f"{label}: a plain connection needs a checksum; add #sha256=... or https")
-    return fetch_file(HttpRemote(source.location), source, label)
-
-
-def _fetch_hub(source: Source, label: str) -> Path:
-    hub = HubFile.parse(source.location)
-    known = hub.in_hub_cache()
-    full_commit = len(hub.revision) == 40 and set(hub.revision) <= set("0123456789abcdef")
-    if known is not None and (hf_offline() or full_commit):
-        if source.sha256 is not None:
-            check_sha256(file_sha256(known), source.sha256, label)
-        return known
-    # HF_ENDPOINT is part of the location: a mirror may hold other files.
-    located = Source("hf", hub.url(), source.sha256)
-    if hf_offline():
-        path = entry(located, hub.path)
-        if (record := read_record(path)) is not None:
-            return checked(path, record, located, label)
-        raise UserError(f"{label} is not in the cache and HF_HUB_OFFLINE is set; unset it once")
-    return fetch_file(HttpRemote(hub.url(), hf_token()), located, label)
-
-
-def _fetch_s3(source: Source, label: str) -> Path:
-    """An object, or every file of a network under a prefix."""
-    prefix = source.location.removeprefix("s3://").rstrip("/")
-    folder = entry(Source("s3", source.location.rstrip("/")), prefix)
-    with failures_named(label):
-        filesystem = s3_filesystem()
-        try:
-            is_file, names = s3_listing(filesystem, prefix)
-        except UnreachableError as error:
-            if read_record(folder) is None and not has_network(folder):
-                raise
-            print(f"{label} was not asked for news ({error}); the copy is used", file=sys.stderr)
-            return folder
-    if is_file:
-        return fetch_file(S3Remote(filesystem, prefix), source, label)
-    if source.sha256 is not None:
-        raise UserError(f"no object at {label}; a checksum needs one")
-    if not names:
-        raise UserError(
-            f"no network at {label}: neither an object nor a prefix with model.json or "
-            "unet/config.json"
-        )
-    for name in names:
-        remote = S3Remote(filesystem, f"{prefix}/{name}")
-        file = Source("s3", f"{source.location.rstrip('/')}/{name}")
-        fetch_to(folder / name, remote, file, f"{label.rstrip('/')}/{name}")
-    return folder
-
-
-def s3_listing(filesystem: Any, prefix: str) -> tuple[bool, list[str]]:
-    """Whether there is an object of that name; else the files of the network under it."""
-    with s3_failures():
-        try:
-            if filesystem.info(prefix).get("type") != "directory":
-                return True, []
-        except FileNotFoundError:
-            return False, []
-        return False, network_files(filesystem.find(prefix), prefix)
-
-
-def has_network(folder: Path) -> bool:
-    """Whether every file of a fetched folder is whole, and the one that names it is there."""
-    known = ("model.json", "config.json", "unet/config.json")
-    whole = not any(folder.rglob("*.part"))
-    return whole and any(read_record(folder / name) is not None for name in known)
-
-
-def network_files(found: list[str], prefix: str) -> list[str]:
-    """The files under a prefix that make a network, relative to it; none if they make none."""
-    names = [path.removeprefix(prefix + "/") for path in found]
-    names = [n for n in names if n and not n.startswith("/") and ".." not in Path(n).parts]
-    if "model.json" in names:
-        return [name for name in names if name in FOLDER_FILES]
-    if "unet/config.json" in names or "config.json" in names:
-        folders = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
-        return [n for n in names if "/" not in n or n.split("/")[0] in folders]
-    return []
-
-
-def entry(source: Source, name: str) -> Path:
+def entry(source: Source) -> Path:
     """Where a remote file or prefix lies in the cache. The key holds nothing secret."""
     key = hashlib.sha256(source.location.encode()).hexdigest()[:20]
-    return cache_folder() / "weights" / key / (Path(urlsplit(name).path).name or "file")
+    return cache_folder() / "weights" / key / (Path(urlsplit(source.location).path).name or "file")
 
 
 def fetch_file(remote: Remote, source: Source, label: str) -> Path:
     """Fetches one file into its place in the cache. Raises UserError."""
-    return fetch_to(entry(source, source.location), remote, source, label)
+    return fetch_to(entry(source), remote, source, label)
 
 
 def fetch_to(path: Path, remote: Remote, source: Source, label: str) -> Path:

@@ -45,7 +45,7 @@ def inspected(source: str, part: str | None = None) -> Iterator[str]:
             start = file.read(16)
         if is_pickled(start) and path.suffix != ".safetensors":
             yield from naive_report(read_pickled(path, tolerant=True))
-    yield from weights_report(read_weights(path, part, label))
+    yield from weights_report(read_weights(path, part, label, numbers=False))
 
 
 def weights_report(weights: LoadedWeights) -> Iterator[str]:
@@ -173,7 +173,8 @@ def _write_folder(
     """A network folder, moved to its place when it is whole."""
     if path.exists() and not force:
         raise _in_the_way(path)
-    if path.exists() and not (path / DESCRIPTION).is_file() and any(path.iterdir()):
+    replaceable = path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
+    if path.exists() and not replaceable:
         raise UserError(f"{path} holds something other than a network; it is not replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:

@@ -7,6 +7,7 @@ in it is ever executed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDe
     """Writes a safetensors file that describes itself; weights are stored as they are."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(tensors, path, {METADATA: description.to_json()})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
 
 
 def read_description(folder: Path) -> ModelDescription:

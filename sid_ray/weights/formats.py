@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError
@@ -88,11 +89,15 @@ class LoadedWeights:
         return replace(like.described(), one_step=None, notes=dict(self.notes))
 
 
-def read_weights(path: Path, part: str | None = None, label: str = "") -> LoadedWeights:
+def read_weights(
+    path: Path, part: str | None = None, label: str = "", numbers: bool = True
+) -> LoadedWeights:
     """The weights of a file or folder.
 
     ``part`` chooses among several networks of one file: ema, G, fake_score or net; by default the
-    averaged one. ``label`` names the source in messages. Raises UserError in one line.
+    averaged one. ``label`` names the source in messages. Without ``numbers``, tensors of pickled
+    files stay in them: only shapes and dtypes are here (on torch's meta device). Raises UserError
+    in one line.
     """
     label = label or str(path)
     if part is not None and part not in PARTS:
@@ -100,7 +105,7 @@ def read_weights(path: Path, part: str | None = None, label: str = "") -> Loaded
     try:
         if path.is_dir():
             return _read_folder(path, label)
-        return _read_file(path, part, label)
+        return _read_file(path, part, label, numbers)
     except RefusedError as error:
         raise RefusedError(
             f"{label} was not loaded: {error}. Fetch it again, or do not trust where it came from"
@@ -161,7 +166,7 @@ def _json_object(path: Path) -> dict:
     return values
 
 
-def _read_file(path: Path, part: str | None, label: str) -> LoadedWeights:
+def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -> LoadedWeights:
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -179,10 +184,12 @@ def _read_file(path: Path, part: str | None, label: str) -> LoadedWeights:
             f"{label} is no weights file: it begins with {start[:8]!r}; a .pkl, .pt or "
             ".safetensors file, or a folder, is expected"
         )
-    return from_pickled(read_pickled(path), part, label)
+    return from_pickled(read_pickled(path), part, label, numbers)
 
 
-def from_pickled(file: PickledFile, part: str | None, label: str) -> LoadedWeights:
+def from_pickled(
+    file: PickledFile, part: str | None, label: str, numbers: bool = True
+) -> LoadedWeights:
     """The chosen network of a pickled file. Raises UserError where it holds none."""
     where, record = choose(file.root, part, label)
     if is_state_dict(record):
@@ -198,7 +205,7 @@ def from_pickled(file: PickledFile, part: str | None, label: str) -> LoadedWeigh
         f"{layout} in a {file.container}",
         class_name,
         arguments,
-        take_all(found, file.size),
+        take_all(found, file.size) if numbers else laid_out(found),
         frozenset(found.buffers),
         notes={"part": where} if where else {},
     )
@@ -227,6 +234,14 @@ def recorded_network(record: Inert) -> tuple[str, dict[str, Any]]:
     config = plain(state.get("_internal_dict"))  # diffusers' own record
     config = config if isinstance(config, dict) else {}
     return name, {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def laid_out(found: NamedTensors) -> dict[str, Tensor]:
+    """Tensors without numbers."""
+    return {
+        name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        for name, stored in found.items()
+    }
 
 
 def take_all(found: NamedTensors, file_size: int) -> dict[str, Tensor]:

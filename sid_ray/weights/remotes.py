@@ -24,6 +24,7 @@ from sid_ray.errors import UserError
 CHUNK = 1 << 20
 S3_CHUNK = 8 << 20
 TIMEOUT_S = 60
+FILE_SUFFIXES = (".pkl", ".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -215,7 +216,7 @@ def s3_filesystem() -> Any:
 
 @dataclass(frozen=True)
 class HubFile:
-    """hf://owner/repo/path[@revision], taken apart."""
+    """hf://owner/repo[/path][@revision], taken apart; ``path`` may be a folder, or empty."""
 
     repo: str
     path: str
@@ -223,17 +224,29 @@ class HubFile:
 
     @classmethod
     def parse(cls, location: str) -> HubFile:
-        """Raises UserError where owner, repository or path is missing."""
+        """Raises UserError where owner or repository is missing."""
         body, _, revision = location.removeprefix("hf://").partition("@")
-        parts = body.split("/")
-        if len(parts) < 3 or not all(parts) or ".." in parts:
-            raise UserError(f"{location}: expected hf://owner/repo/path/to/file[@revision]")
+        parts = body.rstrip("/").split("/")
+        if len(parts) < 2 or not all(parts) or ".." in parts:
+            raise UserError(f"{location}: expected hf://owner/repo[/path][@revision]")
         return cls("/".join(parts[:2]), "/".join(parts[2:]), revision or "main")
 
-    def url(self) -> str:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        revision = quote(self.revision, safe="")
-        return f"{endpoint}/{self.repo}/resolve/{revision}/{quote(self.path)}"
+    def is_file(self) -> bool:
+        """By its name: nothing is asked."""
+        return Path(self.path).suffix in FILE_SUFFIXES
+
+    def url(self, name: str = "") -> str:
+        """Where the file is, or the file ``name`` of the folder."""
+        path = "/".join(part for part in (self.path, name) if part)
+        return f"{hf_endpoint()}/{self.repo}/resolve/{self._revision()}/{quote(path)}".rstrip("/")
+
+    def listing_url(self) -> str:
+        """Where the hub lists the folder's files."""
+        base = f"{hf_endpoint()}/api/models/{self.repo}/tree/{self._revision()}"
+        return f"{base}/{quote(self.path)}".rstrip("/") + "?recursive=true"
+
+    def _revision(self) -> str:
+        return quote(self.revision, safe="")
 
     def in_hub_cache(self) -> Path | None:
         """The file in the Hugging Face libraries' own cache, if they have fetched it."""
@@ -243,7 +256,13 @@ class HubFile:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             commit = (folder / "refs" / self.revision).read_text().strip()
         path = folder / "snapshots" / commit / self.path
-        return path if path.is_file() else None
+        if path.is_file() or any((path / n).is_file() for n in ("model.json", "unet/config.json")):
+            return path
+        return None
+
+
+def hf_endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def hf_home() -> Path:

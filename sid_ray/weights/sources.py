@@ -4,8 +4,8 @@
     builtin:NAME                       one that ships with the package
     https://host/path/file.pkl         fetched once into the cache (http:// with a checksum)
     s3://bucket/key.pkl                the same; a prefix with a network or diffusers folder too
-    hf://owner/repo/path[@revision]    a file of a Hugging Face repository; HF_HOME, HF_ENDPOINT,
-                                       HF_TOKEN and HF_HUB_OFFLINE are honoured
+    hf://owner/repo/path[@revision]    a file of a Hugging Face repository, or a network's folder in
+                                       it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold
 
 ``#sha256=HEX`` behind any of them that is a file asks for exactly that file.
 """
@@ -79,7 +79,7 @@ def resolve_source(source: str) -> Path:
         return _builtin(parsed.location)
     if parsed.kind == "path":
         return _local(parsed)
-    from sid_ray.weights.cache import fetch  # the network's libraries, only where they are needed
+    from sid_ray.weights.fetch import fetch  # the network's libraries, only where they are needed
 
     return fetch(parsed, source_label(source))
 

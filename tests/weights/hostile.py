@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -192,6 +192,7 @@ def overlapping() -> bytes:
     return bytes(data + directory + end)
 
 
+@functools.cache
 def large_claims() -> dict[str, bytes]:
     """Small files that announce, or grow into, something large."""
     huge = struct.pack("<Q", GIB_10)
@@ -256,6 +257,3 @@ def doubling_modules() -> bytes:
         outer.a = outer.b = module
         module = outer
     return pickle.dumps({"ema": module})
-
-
-Case = Callable[[Path], bytes]

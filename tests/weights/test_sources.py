@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.weights import cache, networks, remotes
+from sid_ray.weights import cache, fetch, networks, remotes
 from sid_ray.weights.folder import ModelDescription, save_model
 from sid_ray.weights.sources import builtin_models, parse_source, resolve_source, source_label
 from tests.weights import writer
@@ -41,7 +41,7 @@ def server():
 @pytest.fixture
 def s3(monkeypatch):
     made_up = MadeUpS3()
-    monkeypatch.setattr(cache, "s3_filesystem", lambda: made_up)
+    monkeypatch.setattr(fetch, "s3_filesystem", lambda: made_up)
     monkeypatch.setattr(remotes, "S3_CHUNK", 1 << 20)
     return made_up
 
@@ -109,7 +109,7 @@ def test_wrong_checksum_leaves_nothing(server, own_cache):
 
 
 def test_broken_connections_are_resumed(server):
-    server.cuts = [100_000, 0, 2_000_000, 5]
+    server.cuts = [100_000, 0, 2_000_000, 5]  # bytes until each connection breaks
     assert resolve_source(server.url + "/w.pkl").read_bytes() == DATA
     starts = [headers.get("Range") for _, headers in server.requests]
     assert starts == [None, "bytes=100000-", "bytes=100000-", "bytes=2100000-", "bytes=2100005-"]
@@ -217,7 +217,7 @@ def test_hub_file(server, monkeypatch):
     server.files["/me/net/resolve/main/x.pkl"] = b""
     line = refused("hf://me/net/x.pkl")
     assert "no access" in line and "HF_TOKEN" in line and "hf_secret" not in line
-    assert "expected hf://owner/repo" in refused("hf://me/net")
+    assert "expected hf://owner/repo" in refused("hf://me")
 
 
 def test_the_token_stays_with_its_host(server, monkeypatch):
@@ -247,6 +247,54 @@ def test_hub_offline(server, tmp_path, monkeypatch):
     (repository / "snapshots" / "abc" / "b.pkl").write_bytes(DATA)
     assert resolve_source(f"hf://me/net/b.pkl#sha256={SHA256}").read_bytes() == DATA
     assert len(server.requests) == asked
+
+
+REPOSITORY = [
+    "README.md",
+    "model_index.json",
+    "v1-5-pruned.safetensors",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/../../evil.json",
+    "/unet/evil.json",
+    "safety_checker/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "tokenizer/merges.txt",
+]
+NEEDED = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/pytorch_model.bin",
+    "tokenizer/merges.txt",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+]
+
+
+@pytest.mark.parametrize("folder", ["", "sub/"])
+def test_hub_repository_as_a_folder(folder, server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    listing = [{"type": "file", "path": folder + name} for name in REPOSITORY]
+    listing.append({"type": "directory", "path": folder + "unet"})
+    tail = ("/" + folder).rstrip("/")
+    server.files = {f"/me/net/resolve/main/{folder}{name}": b"{}" for name in REPOSITORY}
+    server.files[f"/api/models/me/net/tree/main{tail}"] = json.dumps(listing).encode()
+    source = f"hf://me/net{tail}"
+    path = resolve_source(source)
+    known = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert {n for n in known if not n.endswith((".lock", ".json.json", "l.bin.json"))} >= set(
+        NEEDED
+    )
+    fetched = [p for p, _ in server.requests if "/resolve/" in p]
+    assert sorted(fetched) == [f"/me/net/resolve/main/{folder}{name}" for name in NEEDED]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve_source(source) == path
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    server.files[f"/api/models/me/net/tree/main{tail}"] = b"<html>"
+    assert "HF_ENDPOINT" in refused(source)
 
 
 # s3
@@ -287,7 +335,7 @@ def test_s3_prefix_with_a_network(s3, tmp_path):
     folder = resolve_source("s3://bucket/nets/a")
     assert {p.name for p in folder.glob("model.*")} >= {"model.json", "model.safetensors"}
     assert not (folder / "notes.txt").exists()
-    assert "a prefix with model.json" in refused("s3://bucket/nets")
+    assert "a folder with model.json" in refused("s3://bucket/nets")
     s3.failures = [ConnectionError("down")]
     assert resolve_source("s3://bucket/nets/a") == folder
 
@@ -298,7 +346,7 @@ def test_s3_prefix_with_a_network(s3, tmp_path):
         (PermissionError("x"), "no access"),
         (NoCredentialsError("x"), "no AWS credentials"),
         (ConnectionError("x"), "cannot be reached"),
-        (FileNotFoundError("x"), "neither an object nor a prefix"),
+        (FileNotFoundError("x"), "neither a file nor a folder"),
     ],
 )
 def test_s3_failures_in_one_line(s3, failure, line):
