@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
+from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
-from sid_ray.weights.sources import Source, check_sha256
 
 ATTEMPTS, PAUSE_S = 4, 0.2
 SPARE_BYTES = 1 << 20

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sid_ray.errors import UserError
+from sid_ray.weights.address import file_sha256, source_label
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
-from sid_ray.weights.folder import (
+from sid_ray.weights.description import (
     DESCRIPTION,
     ModelDescription,
     check_fit,
@@ -22,7 +23,7 @@ from sid_ray.weights.folder import (
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.inert import MIB, Uses, printable
 from sid_ray.weights.networks import layout
-from sid_ray.weights.sources import file_sha256, resolve_source, source_label
+from sid_ray.weights.sources import resolve_source
 
 MAX_LISTED = 60
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
+from sid_ray.weights.address import Source, check_sha256, file_sha256
 from sid_ray.weights.cache import checked, entry, failures_named, fetch_file, fetch_to, read_record
 from sid_ray.weights.remotes import (
     LOOPBACK,
@@ -28,7 +29,6 @@ from sid_ray.weights.remotes import (
     s3_failures,
     s3_filesystem,
 )
-from sid_ray.weights.sources import Source, check_sha256, file_sha256
 
 NAMED_BY = ("model.json", "config.json", "unet/config.json")  # one of them makes a folder a network
 OWN_FILES = ("model.json", "model.safetensors")

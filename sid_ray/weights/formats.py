@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sid_ray.errors import UserError
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
-from sid_ray.weights.folder import (
+from sid_ray.weights.description import (
     DESCRIPTION,
     WEIGHTS,
     ModelDescription,

@@ -11,10 +11,11 @@ from torch import nn
 
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
-from sid_ray.weights.folder import ModelDescription, check_fit
+from sid_ray.weights.address import source_label
+from sid_ray.weights.description import ModelDescription, check_fit
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.inert import printable
-from sid_ray.weights.sources import resolve_source, source_label
+from sid_ray.weights.sources import resolve_source
 
 MAX_ARGUMENT, MAX_ITEMS, MAX_BLOCKS = 1 << 16, 32, 64
 COUNTS = {"num_blocks", "layers_per_block", "transformer_layers_per_block"}
