@@ -80,12 +80,16 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip(" │─╭╮╰╯") for line in page.getvalue().splitlines()]
-        text = " ".join(line for line in lines if line and not line.startswith("For full help"))
-        text = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", text)
-        raise UserError(
-            f"{text or 'arguments not understood'} ({prog} --help lists them)"
-        ) from None
+        raise UserError(f"{complaint(page.getvalue())}; {prog} --help lists them all") from None
+
+
+def complaint(page: str) -> str:
+    """The one sentence of tyro's framed page of error and help."""
+    lines = [line.strip(" │|+-─╭╮╰╯") for line in page.splitlines()]
+    text = " ".join(line for line in lines[1:] if line)
+    text = re.split(r"Argument helptext|For full help|\(required\)", text)[0]
+    text = text.removeprefix("Error parsing ").strip(" .:")
+    return text or lines[0] or "arguments not understood"
 
 
 def distill(args: Sequence[str]) -> int:
@@ -115,7 +119,7 @@ def distill(args: Sequence[str]) -> int:
 class GenerateArgs:
     """Makes images with a one-step generator: a PNG a seed, and grid.png."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, or a folder with a network."""
     seeds: str = "0-63"
     """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sid_ray.errors import UserError, nearest
+from sid_ray.errors import UserError, closest, did_you_mean
 from sid_ray.groups import GroupPlan
 
 
@@ -293,12 +293,11 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
 
 
 def unknown_field(name: str) -> UserError:
-    """The error for a field that no config has, with the nearest names."""
-    known = flatten(DistillConfig())
-    leaves = {field_name.rsplit(".", 1)[1]: field_name for field_name in known}
-    hint = nearest(name, known) or (
-        f" Did you mean {leaves[name]}?" if name in leaves else nearest(name, leaves)
-    )
+    """The error for a field that no config has, with the nearest dotted names."""
+    known = list(flatten(DistillConfig()))
+    by_leaf = {field_name.split(".")[-1]: field_name for field_name in known}
+    names = closest(name, known) or [by_leaf[leaf] for leaf in closest(name, by_leaf)]
     return UserError(
-        f"no field {name!r} in the config.{hint} sid-ray distill RECIPE --help lists all"
+        f"no field {name!r} in the config.{did_you_mean(names)} "
+        "sid-ray distill RECIPE --help lists them all"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sid_ray.config import DistillConfig
+from sid_ray.config import DistillConfig, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.run_folder import (
     GRID,
@@ -42,7 +42,8 @@ def run_distillation(config: DistillConfig) -> int:
     """
     began = time.monotonic()
     teacher = resolve_source(config.teacher.source)
-    folder = Path(config.output.folder).absolute() / config.run_name
+    config = replace(config, output__folder=str(runs_folder(config)))
+    folder = Path(config.output.folder) / config.run_name
     with only_driver(folder):
         record = check_same_run(folder, config)
         run_id = record.tracker_run_id if record else None
@@ -54,6 +55,17 @@ def run_distillation(config: DistillConfig) -> int:
                 f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
             )
             return distil_with(config, teacher, folder, record, console, began)
+
+
+def runs_folder(config: DistillConfig) -> Path:
+    """The folder of all runs, absolute.
+
+    A Ray job's working directory is a temporary copy: there a relative folder is taken from the
+    home directory, so that the next submission finds the run again.
+    """
+    in_job = "runtime_resources" in Path.cwd().parts
+    start = Path.home() / "sid_ray" if in_job else Path.cwd()
+    return (start / Path(config.output.folder).expanduser()).absolute()
 
 
 def distil_with(
@@ -118,7 +130,8 @@ def measure(
     from sid_ray.checkpoint import find_generator
     from sid_ray.report import final_report
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    # Two threads on two cores were no faster here than one, and far slower beside other work.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     return final_report(
         config,
         teacher,
@@ -179,7 +192,8 @@ def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
     from sid_ray.actors.trainer import tracking_uri
 
     us, run = program("sid-ray"), shlex.quote(shown(folder))
-    where = "" if config.output.folder == "runs" else f" --output.folder {config.output.folder}"
+    elsewhere = Path(config.output.folder) != Path("runs").absolute()
+    where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
     commands = {
         "contact sheet": shown(folder / GRID),

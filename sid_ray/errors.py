@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
     """Says what was found, what was expected and what to do next, in one line."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """' Did you mean a, b or c?', or '' where nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
-    if not close:
+def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to ``count`` known names like this one, the most alike first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """' Did you mean a, b or c?', or '' for none."""
+    if not names:
         return ""
-    listed = close[0] if len(close) == 1 else ", ".join(close[:-1]) + " or " + close[-1]
+    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
     return f" Did you mean {listed}?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The question after the closest known names, or '' where nothing is near."""
+    return did_you_mean(closest(name, known))

@@ -48,7 +48,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._jobs: queue.Queue[tuple[str, tuple] | None] = queue.Queue()
         self._start = (uri, experiment, run_name, dict(params), dict(tags), artifacts, run_id)
-        self._logged_until = -1
+        self._logged_until: dict[str, int] = {}
         self._failure: BaseException | None = None
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
@@ -130,15 +130,7 @@ class Tracker:
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
         if run_id is not None:
-            client.update_run(run_id, status="RUNNING")
-            seen = client.get_run(run_id).data.metrics.get("images_seen")
-            # Draws are keyed by images seen: what a resumed run repeats is already there.
-            self._logged_until = -1 if seen is None else int(seen)
-            scores = client.get_run(run_id).data.metrics
-            with self._lock:
-                self._board.metrics.update(
-                    {name: v for name, v in scores.items() if name.startswith("best_")}
-                )
+            self._go_on(client, run_id)
             return client, run_id
         found = client.get_experiment_by_name(experiment)
         location = None if uri.startswith("http") else artifacts
@@ -153,16 +145,33 @@ class Tracker:
         client.log_batch(run.info.run_id, params=logged, tags=run_tags)
         return client, run.info.run_id
 
+    def _go_on(self, client: Any, run_id: str) -> None:
+        """Takes up an earlier run: what is there already is not written again.
+
+        Draws are keyed by images seen, so a resumed run repeats the same numbers between its
+        checkpoint and the moment it was cut.
+        """
+        client.update_run(run_id, status="RUNNING")
+        metrics = client.get_run(run_id).data.metrics
+        for name in metrics:
+            history = client.get_metric_history(run_id, name)
+            self._logged_until[name] = max(point.step for point in history)
+        with self._lock:
+            best = {name: value for name, value in metrics.items() if name.startswith("best_")}
+            self._board.metrics.update(best)
+
     def _write(self, client: Any, run_id: str, kind: str, values: tuple) -> None:
         if kind == "metrics":
             from mlflow.entities import Metric
 
             metrics, images_seen, stamp = values
-            if images_seen <= self._logged_until:
-                return
-            metrics = {**metrics, "images_seen": images_seen}
-            batch = [Metric(name, float(v), stamp, images_seen) for name, v in metrics.items()]
-            client.log_batch(run_id, metrics=batch)
+            batch = [
+                Metric(name, float(value), stamp, images_seen)
+                for name, value in metrics.items()
+                if images_seen > self._logged_until.get(name, -1)
+            ]
+            if batch:
+                client.log_batch(run_id, metrics=batch)
         elif kind == "artifact":
             client.log_artifact(run_id, values[0])
         elif kind == "status":

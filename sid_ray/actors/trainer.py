@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import threading
 import time
 import uuid
@@ -89,6 +90,8 @@ def start_ray(config: DistillConfig) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this run alone."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Compiled operators stay inside the project's environment.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="warning")
         return
@@ -115,7 +118,7 @@ def check_resources(config: DistillConfig) -> None:
 def tracking_uri(config: DistillConfig) -> str:
     """The config's store, MLFLOW_TRACKING_URI, or sqlite beside the runs."""
     named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or f"sqlite:///{Path(config.output.folder).absolute()}/mlflow.db"
+    return named or f"sqlite:///{config.output.folder}/mlflow.db"
 
 
 def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
@@ -126,7 +129,7 @@ def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
         config.run_name,
         flatten(config),
         tags,
-        str(Path(config.output.folder).absolute() / "mlartifacts"),
+        str(Path(config.output.folder) / "mlartifacts"),
         record.tracker_run_id,
     )
 

@@ -189,14 +189,16 @@ def train(worker: Worker) -> None:
         before = trainee.images_seen
         step(trainee, objective, step_settings, draws, worker.sums)
         after, finished = trainee.images_seen, trainee.images_seen >= training.images
-        if finished or crossed(output.report_every, before, after):
+        saving = finished or crossed(output.checkpoint_every, before, after)
+        # A report ends with each checkpoint: a resumed run averages over the same windows.
+        if saving or crossed(output.report_every, before, after):
             worker.report(time.monotonic() - reported_at, after - reported)
             reported, reported_at = after, time.monotonic()
         if config.evaluation.every and (
             finished or crossed(config.evaluation.every, before, after)
         ):
             worker.evaluate()
-        if finished or crossed(output.checkpoint_every, before, after):
+        if saving:
             worker.checkpoint()
 
 

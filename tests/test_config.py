@@ -1,0 +1,98 @@
+"""Configs go to JSON and back, know what they are, and refuse what makes no sense."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from sid_ray.config import DistillConfig, differences, flatten, replace, unknown_field
+from sid_ray.errors import UserError
+from sid_ray.recipes import RECIPES, recipe
+
+DIGITS = RECIPES["digits-sid"]
+
+
+@pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_is_valid_and_survives_json(config):
+    assert config.check() is config
+    assert DistillConfig.from_json(config.to_json()) == config
+
+
+def test_every_field_has_a_default_and_an_explanation():
+    import ast
+    import inspect
+
+    import sid_ray.config as module
+
+    tree = ast.parse(inspect.getsource(module))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            body = node.body
+            for index, item in enumerate(body):
+                if isinstance(item, ast.AnnAssign) and node.name != "DistillConfig":
+                    following = body[index + 1]
+                    assert isinstance(following, ast.Expr), f"{node.name}.{item.target.id}"
+    sections = [f.name for f in dataclasses.fields(DistillConfig) if f.name != "recipe"]
+    assert typing.get_type_hints(DistillConfig).keys() >= set(sections)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training__batch_size": 100}, "not a multiple of group size"),
+        ({"training__generator_lr": 0.0}, "training.generator_lr is 0.0; it must be above 0"),
+        ({"training__beta2": 1.0}, r"training.beta2 is 1.0; it must be in \[0, 1\)"),
+        ({"training__images": 0}, "training.images is 0; it must be at least 1"),
+        ({"resources__num_workers": 9}, "use 1 to 4 workers"),
+        ({"teacher__source": ""}, "teacher.source is empty"),
+        ({"output__run": "../escape"}, "must be a plain folder name"),
+        ({"output__run": ".hidden"}, "must be a plain folder name"),
+        ({"training__generator_lr": float("nan")}, "must be above 0"),
+    ],
+)
+def test_nonsense_is_refused_by_name(change, words):
+    with pytest.raises(UserError, match=words):
+        replace(DIGITS, **change).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"trainnig": {}}', "trainnig"),
+        ('{"training": {"seed": "x"}}', "training.seed"),
+        ('{"resources": {"zero_stage": 7}}', "resources.zero_stage"),
+        ("{", "its text"),
+    ],
+)
+def test_json_that_is_no_config_names_the_field(text, words):
+    with pytest.raises(UserError, match=words):
+        DistillConfig.from_json(text)
+
+
+def test_identity_is_what_is_computed_not_where():
+    moved = replace(
+        DIGITS,
+        resources__num_workers=1,
+        output__run="other",
+        evaluation__every=7,
+        training__images=5,
+        output__report_every=1,
+        resources__zero_stage=0,
+    )
+    assert list(differences(DIGITS, moved)) == []
+    other = replace(DIGITS, training__seed=1, objective__alpha=1.1)
+    assert list(differences(DIGITS, other)) == [
+        "objective.alpha: 1.0 -> 1.1",
+        "training.seed: 0 -> 1",
+    ]
+
+
+def test_unknown_names_come_with_the_nearest():
+    assert "training.batch_size" in str(unknown_field("training.bach_size"))
+    assert "objective.alpha" in str(unknown_field("alpa"))
+    with pytest.raises(UserError, match="Did you mean digits-sid"):
+        recipe("digit-sid")
+
+
+def test_flat_names_are_dotted():
+    assert flatten(DIGITS)["training.seed"] == 0

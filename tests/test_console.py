@@ -1,0 +1,55 @@
+"""Quiet output: libraries go to the log, the display to the person."""
+
+import io
+import subprocess
+import sys
+
+from rich.console import Console
+
+from sid_ray.console import Display, duration
+
+PROGRAM = """
+import os, sys, pathlib, warnings
+from sid_ray.console import quiet_output
+print("before")
+with quiet_output(pathlib.Path(sys.argv[1])) as console:
+    print("library print")
+    os.write(2, b"from C\\n")
+    warnings.warn("a warning")
+    console.print("for you")
+print("after")
+"""
+
+
+def test_only_our_console_reaches_the_terminal(tmp_path):
+    log = tmp_path / "log.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(log)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["before", "for you", "after", ""]
+    assert done.stderr == ""
+    text = log.read_text()
+    assert "library print" in text
+    assert "from C" in text
+    assert "a warning" in text
+
+
+def test_durations_read_like_a_clock():
+    assert duration(5) == "0:05"
+    assert duration(101.7) == "1:41"
+    assert duration(7389) == "2:03:09"
+
+
+def test_lines_are_few_where_there_is_no_terminal():
+    page = io.StringIO()
+    metrics = {"images_seen": 100, "images_per_s": 50.0, "fake_loss": 1.234, "generator_loss": -2.5}
+    with Display(Console(file=page, width=200), total_images=1000) as display:
+        display.update("training", metrics, ["resumed at 50 images"])
+        for seen in range(101, 200):
+            display.update("training", metrics | {"images_seen": seen}, [])
+        display.update("training", metrics | {"images_seen": 1000, "frechet_distance": 3.5}, [])
+    assert page.getvalue().splitlines() == [
+        "resumed at 50 images",
+        "training: 100/1,000 images  50/s  fake 1.23  gen -2.50  0:18 left",
+        "training: 1,000/1,000 images  50/s  fake 1.23  gen -2.50  FD 3.50",
+    ]

@@ -1,0 +1,186 @@
+"""The whole command, on a Ray of its own: train, Ctrl-C, kill -9, the same command.
+
+Two Ray Train workers with DeepSpeed ZeRO-2 each time. Short runs, exact assertions.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sid_ray.checkpoint import newest_whole, read_manifest, verify
+
+IMAGES, CHECKPOINT_EVERY = 2560, 320
+PATIENCE_S = 240
+
+
+def command(folder: Path, run: str, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid",
+        "--run", run, "--output.folder", str(folder), "--images", str(IMAGES),
+        "--output.checkpoint-every", str(CHECKPOINT_EVERY), "--output.report-every", "128",
+        "--evaluation.every", "1280", "--evaluation.num-images", "128",
+        "--evaluation.no-final-report", *more,
+    ]  # fmt: skip
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    }
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(arguments: list[str]) -> tuple[int, str, str]:
+    process = start(arguments)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def wait_for(condition, what: str):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"{what} did not happen within {PATIENCE_S} s")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder) -> Path:
+    code, out, err = finish(command(folder, "undisturbed"))
+    assert code == 0, out + err + (folder / "undisturbed" / "log.txt").read_text()[-3000:]
+    assert err == ""
+    return folder / "undisturbed"
+
+
+def processes_end(process: subprocess.Popen, children: list[psutil.Process]) -> tuple[str, str]:
+    """Waits until nothing of a run is left on the machine; returns what it printed."""
+    output = process.communicate(timeout=PATIENCE_S)
+    wait_for(
+        lambda: not any(c.is_running() and c.status() != "zombie" for c in children),
+        "the end of the run's processes",
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def disturbed(folder) -> dict:
+    """Ctrl-C after one checkpoint, kill -9 after another, then to the end: one command."""
+    run, found = folder / "disturbed", {"run": folder / "disturbed"}
+    for how, number in (("stopped", signal.SIGINT), ("killed", signal.SIGKILL)):
+        before = newest_whole(run)[0]
+        process = start(command(folder, "disturbed"))
+        wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        found[how] = (processes_end(process, children), process.returncode)
+        seen = read_manifest(newest_whole(run)[0]).images_seen
+        assert seen < IMAGES, "too late to show anything"
+    found["run_id"] = json.loads((run / "run.json").read_text())["tracker_run_id"]
+    code, out, err = finish(command(folder, "disturbed"))
+    assert code == 0, out + err + (run / "log.txt").read_text()[-3000:]
+    found["ended"] = out
+    return found
+
+
+def last_checkpoint(run: Path) -> Path:
+    newest, damage = newest_whole(run)
+    assert damage == []
+    assert newest is not None
+    return newest
+
+
+def test_a_run_ends_with_a_whole_checkpoint_and_a_summary(undisturbed):
+    manifest = verify(last_checkpoint(undisturbed))
+    assert manifest.images_seen == IMAGES
+    assert manifest.optimizer_steps == {"fake_score": IMAGES // 64, "generator": IMAGES // 64}
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["images_seen"] == summary["trained_images"] == IMAGES
+    assert (summary["num_workers"], summary["zero_stage"]) == (2, 2)
+    assert Path(summary["checkpoint"]) == last_checkpoint(undisturbed)
+    assert 0 < summary["train_seconds"] < summary["total_seconds"]
+    # Two are kept beside what was being written.
+    assert len(list(undisturbed.glob("checkpoint_*/"))) <= 3
+
+
+def test_ctrl_c_says_what_is_left(disturbed):
+    (out, err), code = disturbed["stopped"]
+    assert code == 130
+    assert err == ""
+    assert "stopped; checkpoint at " in out
+    assert "the same command goes on from there" in out
+
+
+def test_the_same_command_goes_on_and_says_so(disturbed):
+    assert disturbed["killed"][1] == -signal.SIGKILL
+    for out in (disturbed["killed"][0][0], disturbed["ended"]):
+        assert "resumed at " in out
+        assert "images from checkpoint_" in out
+
+
+def test_a_disturbed_run_ends_with_the_same_bits(undisturbed, disturbed):
+    ended = last_checkpoint(disturbed["run"])
+    for file in ("generator", "fake_score", "generator_ema/model"):
+        whole = load_file(last_checkpoint(undisturbed) / f"{file}.safetensors")
+        resumed = load_file(ended / f"{file}.safetensors")
+        assert whole.keys() == resumed.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, resumed[name]), f"{file}: {name}"
+
+
+def test_all_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("sid_ray")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"undisturbed", "disturbed"}
+    assert runs["disturbed"].info.run_id == disturbed["run_id"]
+    assert runs["disturbed"].info.status == "FINISHED"
+    assert runs["disturbed"].data.params["training.batch_size"] == "64"
+
+    def history(name: str, metric: str) -> list[tuple[int, float]]:
+        found = client.get_metric_history(runs[name].info.run_id, metric)
+        # The score at 0 is computed beside the training: a kill may cut it off.
+        return [(m.step, m.value) for m in found if m.step > 0]
+
+    for metric in ("fake_loss", "generator_loss", "frechet_distance"):
+        # Nothing is missing and nothing is there twice, though part of it was computed twice.
+        assert history("disturbed", metric) == history("undisturbed", metric), metric
+    assert [s for s, _ in history("disturbed", "frechet_distance")] == [1280, 2560]
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed, folder):
+    before = last_checkpoint(undisturbed)
+    code, out, _ = finish(command(folder, "undisturbed"))
+    assert code == 0
+    assert f"already complete: {before.name}" in out
+    assert last_checkpoint(undisturbed) == before
+
+
+def test_another_config_under_the_same_name_is_refused(undisturbed, folder):
+    code, out, err = finish(command(folder, "undisturbed", "--alpha", "1.2", "--seed", "7"))
+    assert code == 2
+    assert out == ""
+    assert "objective.alpha: 1.0 -> 1.2; training.seed: 0 -> 7" in err
+    assert err.count("\n") == 1
+
+
+def test_the_log_holds_what_the_terminal_was_spared(undisturbed):
+    assert "RayTrainWorker" in (undisturbed / "log.txt").read_text()
