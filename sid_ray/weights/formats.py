@@ -167,6 +167,8 @@ def _json_object(path: Path) -> dict:
 
 
 def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -> LoadedWeights:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{label} is neither a file nor a folder")
     try:
         with path.open("rb") as file:
             start = file.read(16)

@@ -74,8 +74,8 @@ class SafeRedirect(urllib.request.HTTPRedirectHandler):
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             old, new = urlsplit(req.full_url), urlsplit(newurl)
-            if old.scheme == "https" and new.scheme != "https":
-                raise DeniedError("the server leads from https to a plain connection")
+            if new.scheme not in ("https", old.scheme):
+                raise DeniedError(f"the server leads from {old.scheme} to {new.scheme[:10]!a}")
             if (old.scheme, old.netloc) != (new.scheme, new.netloc):
                 request.headers.pop("Authorization", None)
         return request
@@ -124,13 +124,12 @@ class HttpRemote:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UnreachableError(str(reason) or type(reason).__name__) from None
-        length = response.headers.get("Content-Length")
-        size = int(length) if length and length.isdecimal() else None
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         resumed = response.status == 206
         if resumed:
-            match = re.fullmatch(
-                r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")
-            )
+            span = response.headers.get("Content-Range", "")
+            match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", span)
             if match is None or int(match[1]) != start:
                 response.close()
                 raise UnreachableError("the server resumed at another place than asked")

@@ -12,8 +12,10 @@ from io import BytesIO
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import nn
 
+from sid_ray.weights.description import ModelDescription
 from tests.weights import hostile, writer
 
 # What reading a file must never do. Opening a file to read it is not among them.
@@ -70,6 +72,7 @@ def small_files() -> dict[str, bytes]:
     writer.add_hook(snapshot)
     state = {"G_ema_state": module.state_dict(), "g_optimizer_state": {"state": {0: 1.5}}}
     unet, homes = writer.lsg_tree()
+    description = ModelDescription("edm", writer.TINY)
     return {
         "snapshot": writer.pickled({"ema": snapshot}),
         "snapshot, protocol 2": writer.pickled({"ema": snapshot}, protocol=2),
@@ -77,6 +80,7 @@ def small_files() -> dict[str, bytes]:
         "state dicts": writer.torch_saved(state),
         "older state dicts": writer.torch_saved(state, _use_new_zipfile_serialization=False),
         "modules": writer.pickled({"ema": unet}, extra=homes),
+        "safetensors": save(module.state_dict(), {"sid_ray": description.to_json()}),
     }
 
 

@@ -128,6 +128,8 @@ def test_pipes_and_missing_files(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     assert "no network at" in refused(folder)
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a file nor a folder" in refused(tmp_path / "pipe")
     locked = tmp_path / "locked.pkl"
     locked.write_bytes(pickle.dumps({}))
     locked.chmod(0)

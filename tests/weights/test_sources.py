@@ -232,6 +232,11 @@ def test_the_token_stays_with_its_host(server, monkeypatch):
         assert "Authorization" not in storage.requests[0][1]
 
 
+def test_redirects_leave_https_or_http_for_nothing_else(server):
+    server.redirects = {"/w.pkl": "ftp://127.0.0.1/w.pkl"}
+    assert "leads from http to 'ftp'" in refused(server.url + "/w.pkl")
+
+
 def test_hub_offline(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.files = {HUB: DATA}
