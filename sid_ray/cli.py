@@ -34,8 +34,16 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
   sid-ray recipes [NAME]                               list recipes, or print one in full
+  sid-ray weights inspect SRC                          what a weights file holds and would run
+  sid-ray weights convert SRC DST.safetensors          published weights to safetensors
 
 Each command has --help."""
+
+WEIGHTS_USAGE = """usage: sid-ray weights inspect SRC [--part PART]
+       sid-ray weights convert SRC DST.safetensors [--part PART] [--like SRC] [--force]
+
+SRC is a path, builtin:NAME, https://, s3:// or hf://owner/repo/path[@revision]; #sha256=HEX behind
+it asks for exactly that file. Each has --help."""
 
 
 def field_flags() -> set[str]:
@@ -160,10 +168,60 @@ def recipes(args: Sequence[str]) -> int:
     return 0
 
 
+@dataclass
+class InspectArgs:
+    """Shows what a weights file holds, and what unpickling it naively would have done."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A path, https://, s3://, hf:// or builtin:NAME."""
+    part: str | None = None
+    """Which network of a training state: ema, G, fake_score or net."""
+
+
+@dataclass
+class ConvertArgs:
+    """Writes a network's weights as safetensors with its description."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A path, https://, s3://, hf:// or builtin:NAME."""
+    destination: Annotated[Path, tyro.conf.Positional]
+    """NAME.safetensors (model.json comes beside it), or a name without a suffix for a folder."""
+    part: str | None = None
+    """Which network of a training state: ema, G, fake_score or net."""
+    like: str | None = None
+    """A source with the same network, where this one records none (SiDA's training states)."""
+    force: bool = False
+    """Replace what is there."""
+
+
+def weights(args: Sequence[str]) -> int:
+    """sid-ray weights inspect|convert"""
+    if not args or args[0] not in ("inspect", "convert"):
+        if args and args[0] in ("-h", "--help"):
+            print(WEIGHTS_USAGE)
+            return 0
+        raise UserError(f"weights {args[0] if args else ''}: inspect or convert is expected")
+    prog = f"sid-ray weights {args[0]}"
+    if args[0] == "inspect":
+        wanted = parse(InspectArgs, args[1:], prog)
+        from sid_ray.weights.command import inspect
+
+        for line in inspect(wanted.source, wanted.part):
+            print(line)
+        return 0
+    order = parse(ConvertArgs, args[1:], prog)
+    from sid_ray.weights.command import convert
+
+    done = convert(order.source, order.destination, order.part, order.like, order.force)
+    print(f"{order.destination}: {done}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
     "generate": generate,
     "recipes": recipes,
+    "weights": weights,
 }
 
 

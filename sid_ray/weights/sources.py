@@ -1,11 +1,28 @@
-"""Where networks come from: a folder, or one that ships with the package."""
+"""Where networks come from.
+
+    runs/x/model, teacher.pkl          a folder or a file
+    builtin:NAME                       one that ships with the package
+    https://host/path/file.pkl         fetched once into the cache (http:// with a checksum)
+    s3://bucket/key.pkl                the same; a prefix with a network or diffusers folder too
+    hf://owner/repo/path[@revision]    a file of a Hugging Face repository, or a network's folder in
+                                       it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold
+
+``#sha256=HEX`` behind any of them that is a file asks for exactly that file.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.weights.folder import DESCRIPTION
+from sid_ray.weights.address import (
+    Source,
+    check_sha256,
+    file_sha256,
+    parse_source,
+    source_label,
+)
+from sid_ray.weights.description import DESCRIPTION
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -16,18 +33,40 @@ def builtin_models() -> list[str]:
 
 
 def resolve_source(source: str) -> Path:
-    """The absolute folder of a network: a path, or ``builtin:NAME``.
+    """The absolute path of a network's file or folder; remote ones are in the cache afterwards.
 
-    Raises UserError that says what is missing.
+    Raises UserError that says what is missing and what to do.
     """
-    if source.startswith("builtin:"):
-        name = source.removeprefix("builtin:")
-        if name not in builtin_models():
-            known = ", ".join(builtin_models())
-            hint = nearest(name, builtin_models())
-            raise UserError(f"no built-in network {name!r}; there are: {known}.{hint}")
-        return ASSETS / name
-    folder = Path(source).expanduser().absolute()
-    if not (folder / DESCRIPTION).is_file():
-        raise UserError(f"no network at {source}: a folder with {DESCRIPTION} is needed")
-    return folder
+    parsed = parse_source(source)
+    if parsed.kind == "builtin":
+        return _builtin(parsed.location)
+    if parsed.kind == "path":
+        return _local(parsed)
+    from sid_ray.weights.fetch import fetch  # the network's libraries, only where they are needed
+
+    return fetch(parsed, source_label(source))
+
+
+def _builtin(name: str) -> Path:
+    if name not in builtin_models():
+        known = ", ".join(builtin_models())
+        hint = nearest(name, builtin_models())
+        raise UserError(f"no built-in network {name!r}; there are: {known}.{hint}")
+    return ASSETS / name
+
+
+def _local(source: Source) -> Path:
+    path = Path(source.location).expanduser().absolute()
+    if path.is_file():
+        if source.sha256 is not None:
+            check_sha256(file_sha256(path), source.sha256, source.location)
+        return path
+    if source.sha256 is not None:
+        raise UserError(f"no file at {source.location}; a checksum needs one")
+    known = (DESCRIPTION, "config.json", "unet/config.json")
+    if not any((path / name).is_file() for name in known):
+        raise UserError(
+            f"no network at {source.location}: a folder with {DESCRIPTION}, a diffusers folder or "
+            "a weights file is needed"
+        )
+    return path

@@ -1,0 +1,67 @@
+"""The text that names a source: its kind, its place, its checksum, and how it may be shown."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sid_ray.errors import UserError
+
+REMOTE = ("https", "http", "s3", "hf")
+CHECKSUM = "#sha256="
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source taken apart. ``kind`` is path, builtin, or a scheme of REMOTE."""
+
+    kind: str
+    location: str
+    sha256: str | None = None
+
+
+def parse_source(text: str) -> Source:
+    """Takes a source apart. Raises UserError for a scheme or a checksum that is not one."""
+    location, mark, checksum = text.partition(CHECKSUM)
+    checksum = checksum.lower()
+    if mark and not re.fullmatch("[0-9a-f]{64}", checksum):
+        raise UserError(f"{source_label(text)}: a checksum is #sha256= and 64 hexadecimal digits")
+    if location.startswith("builtin:"):
+        return Source("builtin", location.removeprefix("builtin:"), checksum or None)
+    scheme, separator, _ = location.partition("://")
+    if not separator:
+        return Source("path", location, checksum or None)
+    if scheme not in REMOTE:
+        raise UserError(
+            f"no source of kind {scheme}://; known: a path, builtin:NAME, "
+            + ", ".join(f"{kind}://" for kind in REMOTE)
+        )
+    return Source(scheme, location, checksum or None)
+
+
+def source_label(text: str) -> str:
+    """A source as it may be shown: without a user name, a password or a signed query."""
+    location = text.partition(CHECKSUM)[0]
+    if "://" not in location:
+        return location
+    parts = urlsplit(location)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def file_sha256(path: Path) -> str:
+    """Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(found: str, expected: str, label: str) -> None:
+    """Raises UserError where two checksums differ."""
+    if found != expected:
+        raise UserError(
+            f"{label} has sha256 {found}, expected {expected}: it is another file than the one "
+            "named, or a damaged one; fetch it again or correct the checksum"
+        )

@@ -1,0 +1,198 @@
+"""``sid-ray weights inspect`` and ``sid-ray weights convert``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from sid_ray.errors import UserError
+from sid_ray.weights.address import file_sha256, source_label
+from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
+from sid_ray.weights.description import (
+    DESCRIPTION,
+    ModelDescription,
+    check_fit,
+    save_model,
+    save_weights,
+)
+from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.inert import MIB, Uses, printable
+from sid_ray.weights.networks import layout
+from sid_ray.weights.sources import resolve_source
+
+MAX_LISTED = 60
+
+
+def inspect(source: str, part: str | None = None) -> Iterator[str]:
+    """The lines of ``sid-ray weights inspect``, fit for a terminal whatever the file says."""
+    return (printable(line) for line in inspected(source, part))
+
+
+def inspected(source: str, part: str | None = None) -> Iterator[str]:
+    """Lines that tell what a source holds, and what unpickling it naively would have done.
+
+    Raises UserError at the end where it cannot be loaded: what it would have done comes first.
+    """
+    path, label = resolve_source(source), source_label(source)
+    yield f"source      {label}"
+    if path.is_file():
+        yield f"file        {path.stat().st_size:,} B, sha256 {file_sha256(path)}"
+        with path.open("rb") as file:
+            start = file.read(16)
+        if is_pickled(start) and path.suffix != ".safetensors":
+            yield from naive_report(read_pickled(path, tolerant=True))
+    yield from weights_report(read_weights(path, part, label, numbers=False))
+
+
+def weights_report(weights: LoadedWeights) -> Iterator[str]:
+    """Layout, class, family, sizes and arguments of loaded weights."""
+    chosen = f", part {weights.notes['part']}" if "part" in weights.notes else ""
+    yield f"layout      {weights.layout}{chosen}"
+    try:
+        described = weights.described()
+        family, arguments = described.family, described.network
+    except UserError as error:
+        family, arguments = f"unknown: {error}", weights.arguments
+    yield f"class       {weights.class_name or 'not recorded'}"
+    yield f"family      {family}"
+    numbers = {name: tensor.numel() for name, tensor in weights.tensors.items()}
+    buffers = sum(count for name, count in numbers.items() if name in weights.buffers)
+    yield (
+        f"parameters  {sum(numbers.values()) - buffers:,} in "
+        f"{len(numbers) - len(weights.buffers)} tensors, and {buffers:,} numbers in "
+        f"{len(weights.buffers)} buffers"
+    )
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values())
+    size = sum(tensor.numel() * tensor.dtype.itemsize for tensor in weights.tensors.values())
+    listed = ", ".join(f"{kind} ({count} tensors)" for kind, count in kinds.most_common())
+    yield f"dtype       {listed or 'none'}, {size / MIB:.1f} MiB"
+    for heading, values in (
+        ("arguments", weights.arguments or arguments),
+        ("notes", weights.notes),
+    ):
+        for index, (name, value) in enumerate(values.items()):
+            yield f"{heading if index == 0 else '':11} {name} = {str(value)[:200]!s}"
+
+
+def naive_report(file: PickledFile) -> Iterator[str]:
+    """What pickle.load would have imported, called and executed. Nothing of it was done."""
+    uses: Uses = file.uses
+    yield f"container   {file.container}"
+    yield "unpickled naively it would have (nothing of this was done):"
+    for source, classes in list(uses.sources.items())[:MAX_LISTED]:
+        named = ", ".join(name[:60] for name in classes[:8]) + (", ..." if len(classes) > 8 else "")
+        digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        yield f"  executed  {len(source):,} characters of source, sha256 {digest[:16]}: {named!a}"
+    refused = sorted(uses.refused)
+    for name in [*refused, *sorted(set(uses.imports) - uses.refused)][:MAX_LISTED]:
+        verdict = "REFUSED" if name in uses.refused else "known, rebuilt as data or kept inert"
+        calls = uses.calls.get(name, 0)
+        yield f"  imported  {name[:120]!a}, called {calls} times: {verdict}"
+    if len(uses.imports) > MAX_LISTED:
+        yield f"  and {len(uses.imports) - MAX_LISTED} names more"
+    if file.trouble:
+        yield f"  and then: {file.trouble}"
+
+
+def convert(
+    source: str,
+    destination: Path,
+    part: str | None = None,
+    like: str | None = None,
+    force: bool = False,
+) -> str:
+    """Writes a source's weights as safetensors with a description, or as a network folder where
+    the destination has no suffix. Returns one line that says what was written.
+
+    Tensors keep their names and dtype. Raises UserError where the network is not known, the
+    weights do not fit it, or something is in the way and ``force`` is not given.
+    """
+    as_file = destination.suffix == ".safetensors"
+    if destination.suffix and not as_file:
+        raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
+    weights = read_weights(resolve_source(source), part, source_label(source))
+    lender = read_weights(resolve_source(like), None, source_label(like)) if like else None
+    description = weights.described(lender)
+    check_fit(layout(description, weights.label), weights.tensors, weights.label)
+    description = ModelDescription(
+        description.family,
+        description.network,
+        description.one_step,
+        {**description.notes, "source": weights.label},
+    )
+    try:
+        if as_file:
+            _write_file(destination, weights, description, force)
+        else:
+            _write_folder(destination, weights, description, force)
+    except OSError as error:
+        raise UserError(f"{destination} cannot be written: {error.strerror or error}") from None
+    return f"{len(weights.tensors)} tensors of a network of family {description.family}"
+
+
+def _in_the_way(path: Path) -> UserError:
+    return UserError(f"{path} exists; choose another name, or give --force to replace it")
+
+
+def own_tensors(weights: LoadedWeights) -> dict:
+    """Tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, value in weights.tensors.items():
+        tensors[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return tensors
+
+
+def _write_file(
+    path: Path, weights: LoadedWeights, description: ModelDescription, force: bool
+) -> None:
+    """PATH.safetensors, which describes itself, and model.json beside it."""
+    beside = path.parent / DESCRIPTION
+    text = description.to_json()
+    if not force and path.exists():
+        raise _in_the_way(path)
+    if not force and beside.exists() and beside.read_text(errors="replace") != text:
+        raise _in_the_way(beside)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:
+        save_weights(Path(folder) / "weights", own_tensors(weights), description)
+        (Path(folder) / "description").write_text(text)
+        _sync(Path(folder) / "weights")
+        (Path(folder) / "weights").replace(path)
+        (Path(folder) / "description").replace(beside)
+
+
+def _write_folder(
+    path: Path, weights: LoadedWeights, description: ModelDescription, force: bool
+) -> None:
+    """A network folder, moved to its place when it is whole."""
+    if path.exists() and not force:
+        raise _in_the_way(path)
+    replaceable = path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
+    if path.exists() and not replaceable:
+        raise UserError(f"{path} holds something other than a network; it is not replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:
+        new = Path(folder) / "new"
+        save_model(new, own_tensors(weights), description)
+        for file in new.iterdir():
+            _sync(file)
+        if path.exists():
+            path.rename(Path(folder) / "old")
+        try:
+            new.rename(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                (Path(folder) / "old").rename(path)
+            raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,123 @@
+"""A network in a folder: ``model.safetensors`` and ``model.json`` that names the network.
+
+The format of teachers, EMA generators and anything else that is a network and nothing more. Nothing
+in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sid_ray.errors import UserError
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+METADATA = "sid_ray"  # the description inside a safetensors file
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What model.json holds: the family, its arguments, how one step is made, free notes."""
+
+    family: str
+    network: Mapping[str, Any]
+    one_step: Mapping[str, float] | None = None  # {"sigma": 2.5}: a one-step generator's input
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        values = {"family": self.family, "network": dict(self.network)}
+        if self.one_step is not None:
+            values["one_step"] = dict(self.one_step)
+        return json.dumps(values | {"notes": dict(self.notes)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, label: str) -> ModelDescription:
+        """The inverse of to_json. Raises UserError, which names ``label``, for anything else."""
+        try:
+            found = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{label} does not describe a network: {error}") from None
+        tables = (found.network, found.notes, found.one_step or {})
+        if not isinstance(found.family, str) or not all(isinstance(t, dict) for t in tables):
+            raise UserError(f"{label} does not describe a network: family or network is missing")
+        return found
+
+
+def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
+    """Writes the folder; weights are stored as they are, contiguous."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, weights, description)
+    (folder / DESCRIPTION).write_text(description.to_json())
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
+    """Writes a safetensors file that describes itself; weights are stored as they are."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(tensors, path, {METADATA: description.to_json()})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
+
+
+def read_description(folder: Path) -> ModelDescription:
+    """Reads model.json. Raises UserError when it is missing or is not one."""
+    path = folder / DESCRIPTION
+    try:
+        return ModelDescription.from_json(path.read_text(), str(path))
+    except FileNotFoundError:
+        raise UserError(f"no network in {folder}: {DESCRIPTION} is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} does not describe a network: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError when it is missing or not whole."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def safetensors_description(path: Path) -> ModelDescription | None:
+    """What a safetensors file says of its network: inside it, or in model.json beside it.
+
+    None where nothing does. Raises UserError when the description is not one.
+    """
+    with safe_open(path, framework="pt") as file:
+        inside = (file.metadata() or {}).get(METADATA)
+    if inside is not None:
+        return ModelDescription.from_json(inside, str(path))
+    beside = path.parent / DESCRIPTION
+    return read_description(path.parent) if beside.is_file() else None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a safetensors file by name: nothing missing, nothing left over, shapes equal."""
+    weights = read_safetensors(path)
+    check_fit(model, weights, str(path))
+    model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> None:
+    """Raises UserError unless names and shapes are those of the network."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise UserError(
+            f"{label} does not fit the network: {len(wrong)} tensors differ, the first is "
+            f"{name!a} with shape {found.get(name, 'missing')}, expected "
+            f"{expected.get(name, 'none')}"
+        )

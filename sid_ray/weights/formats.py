@@ -1,0 +1,263 @@
+"""Reads the weights of a local file or folder, whatever wrote it. Nothing in it is executed.
+
+network folder     model.safetensors and model.json (sid_ray's own)
+safetensors file   with its description inside, beside it, or without one
+diffusers folder   unet/config.json and its weights (or the unet folder itself)
+snapshot pickle    NVIDIA EDM and EDM2, SiD, SiDA: persistence records under "ema"
+module pickle      SiD-LSG: a pickled UNet2DConditionModel under "ema"
+training state     .pt of EDM, SiD, SiDA, SiD-LSG: modules or state dicts under several names
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sid_ray.errors import UserError
+from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
+from sid_ray.weights.description import (
+    DESCRIPTION,
+    WEIGHTS,
+    ModelDescription,
+    read_description,
+    read_safetensors,
+    safetensors_description,
+)
+from sid_ray.weights.inert import MIB, Inert, Persistent, RefusedError, as_mapping
+from sid_ray.weights.modules import (
+    NamedTensors,
+    is_module,
+    is_state_dict,
+    module_tensors,
+    plain,
+    state_dict_tensors,
+)
+from sid_ray.weights.official import from_official, named_arguments
+
+# What a caller may ask for, and the names it has in the files, best first.
+PARTS = {
+    "ema": ("ema", "G_ema", "G_ema_state"),
+    "G": ("G", "G_state"),
+    "fake_score": ("fake_score", "fake_score_state"),
+    "net": ("net",),
+}
+
+
+NO_ARGUMENTS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The weights of one network as they are in a file, and what the file says of the network.
+
+    ``class_name`` and ``arguments`` are the official class and its recorded constructor arguments;
+    both empty where the file records none (a bare state dict). ``description`` is there when the
+    file is one of sid_ray's own. Tensors keep the dtype they were stored in.
+    """
+
+    label: str
+    layout: str
+    class_name: str
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    buffers: frozenset[str] = frozenset()
+    description: ModelDescription | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(self, like: LoadedWeights | None = None) -> ModelDescription:
+        """The network's family and arguments.
+
+        ``like`` lends them where this file records none. Raises UserError where nobody does, or
+        where the class is unknown.
+        """
+        if self.description is not None:
+            return self.description
+        if self.class_name:
+            family, network = from_official(self.class_name, self.arguments)
+            return ModelDescription(family, network, notes=dict(self.notes))
+        if like is None:
+            raise UserError(
+                f"{self.label} holds tensors but does not say of which network; name a source with "
+                "the same network by --like (its teacher's file, for example)"
+            )
+        return replace(like.described(), one_step=None, notes=dict(self.notes))
+
+
+def read_weights(
+    path: Path, part: str | None = None, label: str = "", numbers: bool = True
+) -> LoadedWeights:
+    """The weights of a file or folder.
+
+    ``part`` chooses among several networks of one file: ema, G, fake_score or net; by default the
+    averaged one. ``label`` names the source in messages. Without ``numbers``, tensors of pickled
+    files stay in them: only shapes and dtypes are here (on torch's meta device). Raises UserError
+    in one line.
+    """
+    label = label or str(path)
+    if part is not None and part not in PARTS:
+        raise UserError(f"no part {part!r}; known: {', '.join(PARTS)}")
+    try:
+        if path.is_dir():
+            return _read_folder(path, label)
+        return _read_file(path, part, label, numbers)
+    except RefusedError as error:
+        raise RefusedError(
+            f"{label} was not loaded: {error}. Fetch it again, or do not trust where it came from"
+        ) from None
+
+
+def _read_folder(path: Path, label: str) -> LoadedWeights:
+    if (path / DESCRIPTION).is_file():
+        described = read_description(path)
+        tensors = read_safetensors(path / WEIGHTS)
+        return LoadedWeights(
+            label, "network folder", "", {}, tensors, description=described, notes=described.notes
+        )
+    for folder in (path / "unet", path):
+        if (folder / "config.json").is_file():
+            return _read_diffusers(folder, label)
+    raise UserError(
+        f"no network at {label}: a folder with {DESCRIPTION}, or a diffusers folder with "
+        "unet/config.json, is needed"
+    )
+
+
+def _read_diffusers(folder: Path, label: str) -> LoadedWeights:
+    """A diffusers model: its config, and its weights in one or several files."""
+    config = _json_object(folder / "config.json")
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    tensors: dict[str, Tensor] = {}
+    if index.is_file():
+        listed = _json_object(index).get("weight_map")
+        names = set(listed.values()) if isinstance(listed, dict) else set()
+        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+            raise UserError(f"{index} does not list files of its own folder")
+        for name in sorted(names):
+            tensors |= read_safetensors(folder / name)
+    else:
+        for name in ("", ".fp16", ".non_ema"):
+            file = folder / f"diffusion_pytorch_model{name}.safetensors"
+            if file.is_file():
+                tensors = read_safetensors(file)
+                break
+        else:
+            tensors = dict(_read_file(folder / "diffusion_pytorch_model.bin", None, label).tensors)
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    return LoadedWeights(
+        label, "diffusers folder", str(config.get("_class_name", "")), arguments, tensors
+    )
+
+
+def _json_object(path: Path) -> dict:
+    try:
+        if path.stat().st_size > 16 * MIB:
+            raise UserError(f"{path} is larger than any configuration")
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON object: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return values
+
+
+def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -> LoadedWeights:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{label} is neither a file nor a folder")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"{label} cannot be read: {error.strerror or error}") from None
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        tensors = read_safetensors(path)
+        described = safetensors_description(path)
+        notes = described.notes if described else {}
+        return LoadedWeights(
+            label, "safetensors file", "", {}, tensors, description=described, notes=notes
+        )
+    if not is_pickled(start):
+        raise UserError(
+            f"{label} is no weights file: it begins with {start[:8]!r}; a .pkl, .pt or "
+            ".safetensors file, or a folder, is expected"
+        )
+    return from_pickled(read_pickled(path), part, label, numbers)
+
+
+def from_pickled(
+    file: PickledFile, part: str | None, label: str, numbers: bool = True
+) -> LoadedWeights:
+    """The chosen network of a pickled file. Raises UserError where it holds none."""
+    where, record = choose(file.root, part, label)
+    if is_state_dict(record):
+        found, (class_name, arguments) = state_dict_tensors(record), ("", NO_ARGUMENTS)
+    else:
+        found, (class_name, arguments) = module_tensors(record), recorded_network(record)
+    persistent = isinstance(record, Persistent)
+    layout = "snapshot" if persistent else "module"
+    if file.container != "pickle":
+        layout = "state dict" if is_state_dict(record) else "training state"
+    return LoadedWeights(
+        label,
+        f"{layout} in a {file.container}",
+        class_name,
+        arguments,
+        take_all(found, file.size) if numbers else laid_out(found),
+        frozenset(found.buffers),
+        notes={"part": where} if where else {},
+    )
+
+
+def choose(root: Any, part: str | None, label: str) -> tuple[str, Any]:
+    """(name, record) of the wanted network among those of a file."""
+    if is_module(root) or is_state_dict(root):
+        return "", root
+    table = as_mapping(root) or {}
+    for name in [n for p in ([part] if part else PARTS) for n in PARTS[p]]:
+        if is_module(table.get(name)) or is_state_dict(table.get(name)):
+            return name, table[name]
+    held = ", ".join(sorted(str(name)[:40] for name in list(table)[:12])) or type(root).__name__
+    wanted = f"part {part!r}" if part else "network"
+    raise UserError(f"no {wanted} in {label}; it holds: {held!a}")
+
+
+def recorded_network(record: Inert) -> tuple[str, dict[str, Any]]:
+    """The class and constructor arguments that a module recorded of itself."""
+    state = record.state
+    name = record.class_name
+    if isinstance(record, Persistent):
+        given, named = plain(state.get("_init_args")), plain(state.get("_init_kwargs"))
+        return name, named_arguments(name, given or [], named or {})
+    config = plain(state.get("_internal_dict"))  # diffusers' own record
+    config = config if isinstance(config, dict) else {}
+    return name, {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def laid_out(found: NamedTensors) -> dict[str, Tensor]:
+    """Tensors without numbers."""
+    return {
+        name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        for name, stored in found.items()
+    }
+
+
+def take_all(found: NamedTensors, file_size: int) -> dict[str, Tensor]:
+    """Tensors of their own memory; names that share numbers in the file share them here.
+
+    Raises RefusedError where they are more than twice the file.
+    """
+    left, shared = 2 * file_size + MIB, {}
+    tensors: dict[str, Tensor] = {}
+    for name, stored in found.items():
+        left -= stored.reach() * stored.dtype.itemsize
+        if left < 0:
+            raise RefusedError("its tensors lie over one another and would swell past its size")
+        if id(stored) not in shared:
+            shared[id(stored)] = stored.take()
+        tensors[name] = shared[id(stored)]
+    return tensors

@@ -1,0 +1,87 @@
+"""One call from a source to a network: fetch, read, build, check, fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.errors import UserError
+from sid_ray.weights.address import source_label
+from sid_ray.weights.description import ModelDescription, check_fit
+from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.inert import printable
+from sid_ray.weights.sources import resolve_source
+
+MAX_ARGUMENT, MAX_ITEMS, MAX_BLOCKS = 1 << 16, 32, 64
+COUNTS = {"num_blocks", "layers_per_block", "transformer_layers_per_block"}
+
+
+def load(
+    source: str, part: str | None = None, like: str | None = None
+) -> tuple[nn.Module, ModelDescription]:
+    """The network of any source (sources.py) in any format (formats.py).
+
+    ``part`` chooses among the networks of a training state; ``like`` is another source that says
+    which network a bare state dict is of. Float32, eval, without gradients. Raises UserError when
+    the source cannot be had, is damaged, asks for more than tensors, or does not fit its network.
+    """
+    lender = read(like) if like else None
+    return build(read(source, part), lender)
+
+
+def read(source: str, part: str | None = None) -> LoadedWeights:
+    """The weights of a source, without a network around them. Raises UserError."""
+    return read_weights(resolve_source(source), part, source_label(source))
+
+
+def load_path(path: Path) -> tuple[nn.Module, ModelDescription]:
+    """load() for a local file or folder."""
+    return build(read_weights(path))
+
+
+def build(
+    weights: LoadedWeights, like: LoadedWeights | None = None
+) -> tuple[nn.Module, ModelDescription]:
+    """A network with these weights. Raises UserError where they do not fit.
+
+    The network is first laid out without memory, so that a file's arguments cannot make it larger
+    than the file's tensors are.
+    """
+    description = weights.described(like)
+    model = layout(description, weights.label)
+    check_fit(model, weights.tensors, weights.label)
+    tensors = {n: value.to(torch.float32, copy=True) for n, value in weights.tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+        model = spec_of(description.family).build(
+            description.network
+        )  # has buffers that no state dict holds
+        model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False), description
+
+
+def layout(description: ModelDescription, label: str) -> nn.Module:
+    """The network's modules without memory. Raises UserError for arguments that make none."""
+    check_arguments(description.network, label)
+    spec = spec_of(description.family)
+    try:
+        with torch.device("meta"):
+            return spec.build(description.network)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as e:
+        reason = printable(str(e)[:200])
+        raise UserError(f"{label} records arguments that make no network: {reason}") from None
+
+
+def check_arguments(network: Mapping[str, Any], label: str) -> None:
+    """Raises UserError for arguments that would keep a constructor busy for ever."""
+    for name, value in network.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        numbers = [item for item in items if isinstance(item, int | float)]
+        limit = MAX_BLOCKS if name in COUNTS else MAX_ARGUMENT
+        if len(items) > MAX_ITEMS or any(not -limit <= number <= limit for number in numbers):
+            raise UserError(f"{label} records {name!a} = {str(value)[:60]}, which no network has")
