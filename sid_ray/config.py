@@ -118,6 +118,8 @@ class ResourcesConfig:
     """
     threads: int = 1
     """CPU threads a worker."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
     max_failures: int = 3
     """Worker failures after which the run gives up; each costs a restart from the last
     checkpoint.

@@ -17,7 +17,8 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.spec import Constrain, leave_weight
 from sid_ray.types import Denoiser
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,11 +66,25 @@ def adam_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dic
     return state
 
 
+@torch.no_grad()
+def constrain_module(module: nn.Module, constrain: Constrain) -> list[nn.Parameter]:
+    """Writes a family's rule into the parameters it changes, and returns those."""
+    changed = []
+    for name, parameter in module.named_parameters():
+        new = constrain(name, parameter)
+        if new is not None:
+            parameter.copy_(new)
+            changed.append(parameter)
+    return changed
+
+
 class TorchRole:
     """A role on one process in plain torch: the reference that every engine must equal."""
 
-    def __init__(self, module: nn.Module, adam: AdamSettings):
+    def __init__(self, module: nn.Module, adam: AdamSettings, constrain: Constrain = leave_weight):
         self._module = module
+        self.constrain = constrain
+        constrain_module(module, constrain)
         self.optimizer = adam.build(module.parameters())
 
     @property
@@ -87,6 +103,7 @@ class TorchRole:
         finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
         if finite:
             self.optimizer.step()
+            constrain_module(self._module, self.constrain)
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
@@ -97,7 +114,8 @@ class TorchRole:
             tensors[f"{name}/master"] = parameter.detach().clone()
             for moment in MOMENTS:
                 tensors[f"{name}/{moment}"] = adam[moment].clone()
-            steps = int(adam["step"])
+            # A parameter that no loss reached has not been stepped.
+            steps = max(steps, int(adam["step"]))
         return RoleState(tensors, steps)
 
     def load_state(self, state: RoleState) -> None:
@@ -171,6 +189,24 @@ def init_deepspeed() -> None:
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
 
 
+@contextmanager
+def rank_zero_weights(module: nn.Module) -> Iterator[None]:
+    """Gives every rank the parameters of rank 0, in place of DeepSpeed's own broadcast.
+
+    That one (0.19.8) raises on parameters without dimensions, such as EDM2's gains.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    for parameter in module.parameters():
+        torch.distributed.broadcast(parameter.data, 0)
+    theirs = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = lambda engine: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = theirs
+
+
 class DeepSpeedRole:
     """A role as a DeepSpeed engine, ZeRO stage 0, 1 or 2, float32.
 
@@ -178,17 +214,27 @@ class DeepSpeedRole:
     size).
     """
 
-    def __init__(self, module: nn.Module, adam: AdamSettings, zero_stage: int, passes: int):
+    def __init__(
+        self,
+        module: nn.Module,
+        adam: AdamSettings,
+        zero_stage: int,
+        passes: int,
+        constrain: Constrain = leave_weight,
+    ):
         import deepspeed
 
+        self.constrain = constrain
+        constrain_module(module, constrain)  # before DeepSpeed copies the masters
         self.world_size = torch.distributed.get_world_size()
         self.stage = zero_stage
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=adam.build(module.parameters()),
-            config=deepspeed_config(zero_stage, passes, self.world_size),
-            dist_init_required=False,
-        )
+        with rank_zero_weights(module):
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=adam.build(module.parameters()),
+                config=deepspeed_config(zero_stage, passes, self.world_size),
+                dist_init_required=False,
+            )
         self._passes_pending = False
 
     @property
@@ -208,9 +254,26 @@ class DeepSpeedRole:
     def update(self) -> bool:
         self._passes_pending = False
         if self.stage == 0:
-            return self._update_unsharded()
-        self.engine.step()
-        return not self.engine.optimizer.overflow
+            applied = self._update_unsharded()
+        else:
+            self.engine.step()
+            applied = not self.engine.optimizer.overflow
+        if applied:
+            self._constrain_masters()
+        return applied
+
+    def _constrain_masters(self) -> None:
+        """The family's rule on working weights and masters alike.
+
+        On the working weights alone it would be undone by the next step, which copies the
+        masters over them. In float32 both hold the same numbers, so nothing is gathered: each
+        rank takes its part of the master out of the new whole weight.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for weight in constrain_module(self.module, self.constrain):
+            if self.stage > 0:
+                safe_set_full_fp32_param(weight, weight.detach())
 
     def _update_unsharded(self) -> bool:
         """Stage 0 has no check of its own: gradients are reduced already, alike on every rank."""

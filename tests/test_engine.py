@@ -8,10 +8,13 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import (
     AdamSettings,
     DeepSpeedRole,
     RoleState,
+    TorchRole,
     check_no_stale_lock,
     deepspeed_config,
     init_deepspeed,
@@ -20,11 +23,21 @@ from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.types import Condition
 from tests.conftest import relative_error
 from tests.networks import UniformLabels, tiny_network
 from tests.test_step import trainee_of
 
 ITERATIONS, SAVED_AFTER, BATCH, GROUP = 3, 1, 24, 8
+EDM2_TINY = EDM2Network(
+    img_resolution=8,
+    img_channels=4,
+    label_dim=4,
+    model_channels=64,
+    channel_mult=(1,),
+    num_blocks=1,
+    attn_resolutions=(8,),
+)
 ADAM = AdamSettings(1e-3, 0.0, 0.999, 1e-8)
 # Float32, other orders of summation; Adam with beta1 = 0 turns the rounding of small gradients
 # into parts of a step. The keys' third of qkv.bias has no true gradient at all: left out.
@@ -51,6 +64,27 @@ def deepspeed_trainee(stage: int, plan: GroupPlan) -> Trainee:
 
     frozen = [tiny_network().requires_grad_(False) for _ in range(2)]
     return Trainee(frozen[0], role(), role(), frozen[1])
+
+
+def edm2_roles(role_of) -> dict:
+    """Three steps on EDM2 weights that start far from unit rows: the rule must hold after each."""
+    torch.manual_seed(0)
+    network = EDM2Denoiser(EDM2_TINY)
+    role = role_of(network.requires_grad_(True), spec_of("edm2").constrain)
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        x, sigma = torch.randn(4, 4, 8, 8, generator=generator), torch.full((4,), 1.5)
+        level = EDMSchedule().level(sigma)
+        loss = (role.network(x, level, Condition(torch.eye(4))).x0 ** 2).sum()
+        # Ranks compute the same samples: their sum would count them once a rank.
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        role.backward(loss / ranks)
+        assert role.update()
+    return {"state": role.state(), "working": role.module.state_dict()}
+
+
+def plain_role(module: torch.nn.Module, constrain) -> TorchRole:
+    return TorchRole(module, ADAM, constrain)
 
 
 def nan_is_skipped(trainee: Trainee, plan: GroupPlan, rank: int) -> None:
@@ -100,6 +134,13 @@ def work(rank: int, world_size: int, port: int, folder: str) -> None:
         else:
             states(resumed)  # a collective
         nan_is_skipped(resumed, plan, rank)
+
+        def role_of(module, constrain, stage=stage):
+            return DeepSpeedRole(module, ADAM, stage, 1, constrain)
+
+        edm2 = edm2_roles(role_of)
+        if rank == 0:
+            torch.save(edm2, f"{folder}/edm2_{stage}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -112,7 +153,9 @@ def results(request, tmp_path_factory):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
     return {
-        stage: torch.load(folder / f"stage{stage}.pt", weights_only=False) for stage in (0, 1, 2)
+        stage: torch.load(folder / f"stage{stage}.pt", weights_only=False)
+        | {"edm2": torch.load(folder / f"edm2_{stage}.pt", weights_only=False)}
+        for stage in (0, 1, 2)
     }
 
 
@@ -145,6 +188,21 @@ def test_state_is_set_to_the_bit_and_a_resume_changes_nothing(results, stage):
     for role in ("fake_score", "generator"):
         compare(results[stage]["loaded"][role], results[stage]["saved"][role], 0)
         compare(results[stage]["resumed"][role], results[stage]["ended"][role], 0)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_forced_normalisation_reaches_masters_and_working_weights(results, stage):
+    """In forward, or on the working weights alone, it would be lost at stages 1 and 2."""
+    expected, found = edm2_roles(plain_role), results[stage]["edm2"]
+    compare(found["state"], expected["state"], TOLERANCE)
+    for name, weight in found["working"].items():
+        master = found["state"].tensors.get(f"{name}/master")
+        if master is None:
+            continue  # a buffer
+        assert torch.equal(weight, master), name
+        if weight.dim() >= 2:
+            rms = weight.flatten(1).square().mean(1).sqrt()
+            assert torch.allclose(rms, torch.ones_like(rms), atol=2e-4), name
 
 
 def test_state_moves_between_world_sizes_and_to_plain_torch(results, plain):

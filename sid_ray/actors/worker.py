@@ -26,6 +26,8 @@ from sid_ray.checkpoint import (
 )
 from sid_ray.config import DistillConfig
 from sid_ray.data.source import open_labels
+from sid_ray.denoisers.attention import set_attention
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import AdamSettings, DeepSpeedRole, init_deepspeed
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
@@ -144,6 +146,8 @@ def build(settings: WorkerSettings) -> Worker:
     init_deepspeed()
     teacher, description = load_model(Path(settings.teacher_folder))
     teacher.to(device)
+    set_attention(teacher, config.resources.attention)
+    constrain = spec_of(description.family).constrain
     plan = config.group_plan(context.get_world_size())
 
     def role(learning_rate: float) -> DeepSpeedRole:
@@ -151,7 +155,7 @@ def build(settings: WorkerSettings) -> Worker:
         adam = AdamSettings(learning_rate, values.beta1, values.beta2, values.epsilon)
         network: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
         stage, passes = config.resources.zero_stage, plan.passes_a_rank
-        built = DeepSpeedRole(network, adam, stage, passes)
+        built = DeepSpeedRole(network, adam, stage, passes, constrain)
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
 

@@ -15,6 +15,8 @@ from sid_ray.denoisers.edm import SONG_ONLY, EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network, forced_normalize, normalize_weights
 from sid_ray.errors import UserError, nearest
 
+Constrain = Callable[[str, Tensor], Tensor | None]
+
 
 def leave_weights(module: nn.Module) -> None:
     """after_step of a family without constraints on its weights."""
@@ -33,13 +35,15 @@ class ModelSpec:
     ``after_step`` runs on a role's weights before training and after each optimizer step, in
     place (EDM2's forced weight normalisation; nothing for EDM). ``constrain`` is the same rule for
     one whole parameter, (name, weight) -> its new value, or None where it stays: for an engine
-    whose optimizer keeps master copies apart.
+    whose optimizer keeps master copies apart. ``bare_prefix`` is the attribute under which the
+    denoiser holds the network that other programs' files name without it.
     """
 
     family: str
     build: Callable[[Mapping[str, Any]], nn.Module]
     after_step: Callable[[nn.Module], None] = leave_weights
-    constrain: Callable[[str, Tensor], Tensor | None] = leave_weight
+    constrain: Constrain = leave_weight
+    bare_prefix: str = ""
 
 
 def _build_edm(network: Mapping[str, Any]) -> nn.Module:
@@ -65,7 +69,7 @@ def _build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
 _FAMILIES = (
     ModelSpec("edm", _build_edm),
     ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
-    ModelSpec("stable-diffusion", _build_stable_diffusion),
+    ModelSpec("stable-diffusion", _build_stable_diffusion, bare_prefix="unet."),
 )
 SPECS = {spec.family: spec for spec in _FAMILIES}
 
@@ -104,6 +108,10 @@ EDM2_CLASSES = {
 }
 
 
+# diffusers' class of SD 1.5 and 2.1: in SiD-LSG's files and in diffusers folders.
+UNET_CLASS = "UNet2DConditionModel"
+
+
 def from_official(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(family, arguments) of a network that an official file records; nothing is built.
 
@@ -123,7 +131,9 @@ def from_official(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict
         _refuse_unknown(class_name, state, EDM2Network, ("logvar",))
         state |= {"logvar": EDM2_CLASSES[class_name]}
         return "edm2", _arguments(class_name, EDM2Network, state)
-    known = (*EDM_CLASSES, *EDM2_CLASSES)
+    if class_name == UNET_CLASS:
+        return "stable-diffusion", {"prediction_type": "epsilon"} | dict(kwargs)
+    known = (*EDM_CLASSES, *EDM2_CLASSES, UNET_CLASS)
     raise UserError(
         f"unknown network class {class_name!r}; known: {', '.join(known)}."
         f"{nearest(class_name, known)}"

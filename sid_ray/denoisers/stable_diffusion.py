@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
 from sid_ray.denoisers.component import first_line, load_module, read_config
 from sid_ray.denoisers.text import TextEmbeddings
@@ -79,6 +80,7 @@ class StableDiffusionDenoiser(nn.Module):
             known = ", ".join(PREDICTION_TYPES)
             raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
         self.unet: Any = unet
+        self._attention_backend = "sdpa"
         self.prediction_type = prediction_type
 
     @property
@@ -86,6 +88,16 @@ class StableDiffusionDenoiser(nn.Module):
         """(C, H, W) of one sample."""
         config = self.unet.config
         return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def attention_backend(self) -> str:
+        """``sdpa`` or ``xformers``; denoisers.attention.set_attention sets it."""
+        return self._attention_backend
+
+    @attention_backend.setter
+    def attention_backend(self, backend: str) -> None:
+        use_attention(self.unet, backend)
+        self._attention_backend = backend
 
     def checkpoint_gradients(self, on: bool = True) -> None:
         """Recompute each block's inside in the backward pass: slower, far less memory."""
@@ -204,17 +216,12 @@ def use_attention(unet: nn.Module, backend: str) -> None:
     require_diffusers()
     from diffusers.models.attention_processor import AttnProcessor2_0
 
+    check_backend(backend)
     model: Any = unet
     if backend == "sdpa":
         model.set_attn_processor(AttnProcessor2_0())
-        return
-    if backend != "xformers":
-        raise UserError(f"unknown attention {backend!r}; known: sdpa, xformers")
-    if importlib.util.find_spec("xformers") is None:
-        raise UserError("attention 'xformers': not installed here: pip install 'sid_ray[xformers]'")
-    if not torch.cuda.is_available():
-        raise UserError("attention 'xformers' has no CPU kernels and there is no GPU: use 'sdpa'")
-    model.enable_xformers_memory_efficient_attention()
+    else:
+        model.enable_xformers_memory_efficient_attention()
 
 
 @dataclass(frozen=True)

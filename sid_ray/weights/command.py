@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from sid_ray.errors import UserError
@@ -22,7 +23,7 @@ from sid_ray.weights.description import (
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.inert import MIB, Uses, printable
-from sid_ray.weights.networks import layout
+from sid_ray.weights.networks import layout, named_for
 from sid_ray.weights.sources import resolve_source
 
 MAX_LISTED = 60
@@ -118,6 +119,7 @@ def convert(
     weights = read_weights(resolve_source(source), part, source_label(source))
     lender = read_weights(resolve_source(like), None, source_label(like)) if like else None
     description = weights.described(lender)
+    weights = replace(weights, tensors=named_for(description.family, weights.tensors))
     check_fit(layout(description, weights.label), weights.tensors, weights.label)
     description = ModelDescription(
         description.family,

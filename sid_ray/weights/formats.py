@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sid_ray.denoisers.spec import from_official
 from sid_ray.errors import UserError
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (
@@ -38,7 +39,7 @@ from sid_ray.weights.modules import (
     plain,
     state_dict_tensors,
 )
-from sid_ray.weights.official import from_official, named_arguments
+from sid_ray.weights.official import named_arguments
 
 # What a caller may ask for, and the names it has in the files, best first.
 PARTS = {
@@ -149,6 +150,9 @@ def _read_diffusers(folder: Path, label: str) -> LoadedWeights:
         else:
             tensors = dict(_read_file(folder / "diffusion_pytorch_model.bin", None, label).tensors)
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    scheduler = folder.parent / "scheduler" / "scheduler_config.json"
+    if folder.name == "unet" and scheduler.is_file():
+        arguments["prediction_type"] = _json_object(scheduler).get("prediction_type", "epsilon")
     return LoadedWeights(
         label, "diffusers folder", str(config.get("_class_name", "")), arguments, tensors
     )

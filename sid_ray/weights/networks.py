@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
@@ -54,8 +54,9 @@ def build(
     """
     description = weights.described(like)
     model = layout(description, weights.label)
-    check_fit(model, weights.tensors, weights.label)
-    tensors = {n: value.to(torch.float32, copy=True) for n, value in weights.tensors.items()}
+    named = named_for(description.family, weights.tensors)
+    check_fit(model, named, weights.label)
+    tensors = {n: value.to(torch.float32, copy=True) for n, value in named.items()}
     model.load_state_dict(tensors, assign=True)
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
         model = spec_of(description.family).build(
@@ -63,6 +64,14 @@ def build(
         )  # has buffers that no state dict holds
         model.load_state_dict(tensors)
     return model.eval().requires_grad_(False), description
+
+
+def named_for(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of our denoiser: some files hold the network inside it, bare."""
+    prefix = spec_of(family).bare_prefix
+    if any(name.startswith(prefix) for name in tensors):
+        return dict(tensors)
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def layout(description: ModelDescription, label: str) -> nn.Module:

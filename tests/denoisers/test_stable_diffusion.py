@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
+from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.denoisers.stable_diffusion import (
@@ -454,17 +456,16 @@ def test_sdpa_can_be_chosen_and_unknown_attention_is_refused(config):
 
 
 def test_xformers_is_refused_with_a_reason(config, monkeypatch):
-    unet, real = build_unet(config), importlib_find_spec()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = {"xformers": object()}
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: found[name] if name in found else real(name)
-    )
-    with pytest.raises(UserError, match="no CPU kernels"):
-        use_attention(unet, "xformers")
-    found["xformers"] = None
+    denoiser = StableDiffusionDenoiser(build_unet(config))
+    set_attention(denoiser, "sdpa")
+    with pytest.raises(UserError, match="NVIDIA GPUs only"):
+        set_attention(denoiser, "xformers")
+    assert denoiser.attention_backend == "sdpa"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
     with pytest.raises(UserError, match=r"pip install 'sid_ray\[xformers\]'"):
-        use_attention(unet, "xformers")
+        set_attention(denoiser, "xformers")
 
 
 def test_one_step_needs_no_change_for_this_schedule(schedule, numbers):

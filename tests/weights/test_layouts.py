@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 
 from sid_ray.denoisers.edm import EDMDenoiser
 from sid_ray.errors import UserError
-from sid_ray.weights import networks
+from sid_ray.weights import command, networks
 from sid_ray.weights.folder import ModelDescription, load_model, save_model
 from sid_ray.weights.formats import read_weights
 from tests.weights import writer
@@ -44,13 +46,14 @@ def written(tmp_path):
 @pytest.mark.parametrize("layout", writer.LAYOUTS)
 def test_layout_loads_exactly(layout, written):
     path, expected = written(layout)
+    before = set(sys.modules)
     loaded = read_weights(path)
     assert list(loaded.tensors) == list(expected)
     for name, value in expected.items():
         assert loaded.tensors[name].dtype == value.dtype
         assert torch.equal(loaded.tensors[name], value)
     assert loaded.class_name == CLASSES.get(layout, "")
-    assert "torch_utils" not in sys.modules and "diffusers.models.unets" not in sys.modules
+    assert set(sys.modules) == before, "reading imports nothing that a file names"
 
 
 def test_recorded_arguments_are_plain_json(written):
@@ -118,9 +121,47 @@ def test_half_precision_loads_as_float32(tmp_path):
     assert all(torch.equal(model.state_dict()[n], v) for n, v in halved.items())
 
 
-def test_unknown_class_is_named(written):
-    with pytest.raises(UserError, match=r"UNet2DConditionModel|stable"):
+def test_a_record_that_does_not_fit_its_tensors_is_named(written):
+    with pytest.raises(UserError, match=r"does not fit the network: .* the first is 'unet\."):
         networks.load(str(written("lsg_snapshot")[0]))
+
+
+LSG = Path(__file__).parents[1] / "reference" / "lsg"
+
+
+@pytest.fixture(scope="module")
+def unet():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(str(LSG / "tiny_unet"))
+
+
+def same_network(model, unet) -> None:
+    found, expected = model.unet.state_dict(), unet.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_pickled_unet_of_diffusers_becomes_a_denoiser(tmp_path, unet):
+    """SiD-LSG's own layout, written with diffusers' real classes."""
+    (tmp_path / "lsg.pkl").write_bytes(pickle.dumps({"ema": unet}))
+    model, description = networks.load(str(tmp_path / "lsg.pkl"))
+    assert description.family == "stable-diffusion"
+    assert description.network["prediction_type"] == "epsilon"
+    same_network(model, unet)
+    command.convert(str(tmp_path / "lsg.pkl"), tmp_path / "net")
+    converted, _ = load_model(tmp_path / "net")
+    same_network(converted, unet)
+
+
+def test_a_diffusers_folder_becomes_a_denoiser(tmp_path, unet):
+    unet.save_pretrained(tmp_path / "unet")
+    (tmp_path / "scheduler").mkdir()
+    text = json.dumps({"prediction_type": "v_prediction"})
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    model, description = networks.load(str(tmp_path))
+    assert description.network["prediction_type"] == model.prediction_type == "v_prediction"
+    same_network(model, unet)
 
 
 def test_network_folder_and_self_describing_file(tmp_path):

@@ -89,8 +89,14 @@ HOMES: dict[Any, str] = {
 @contextlib.contextmanager
 def made_up_modules(extra: dict[Any, str] | None = None) -> Iterator[None]:
     """The made-up modules are importable inside, gone outside."""
-    homes, before = HOMES | (extra or {}), dict(sys.modules)
-    own = {thing: thing.__module__ for thing in homes}
+    homes = HOMES | (extra or {})
+    tops = {module.partition(".")[0] for module in homes.values()}
+
+    def take_out() -> dict[str, types.ModuleType]:
+        names = [name for name in sys.modules if name.partition(".")[0] in tops]
+        return {name: sys.modules.pop(name) for name in names}
+
+    real, own = take_out(), {thing: thing.__module__ for thing in homes}
     try:
         for thing, module in homes.items():
             parts = module.split(".")
@@ -103,9 +109,8 @@ def made_up_modules(extra: dict[Any, str] | None = None) -> Iterator[None]:
     finally:
         for thing, module in own.items():
             thing.__module__ = module
-        for name in set(sys.modules) - set(before):
-            if name.partition(".")[0] in {m.partition(".")[0] for m in homes.values()}:
-                del sys.modules[name]
+        take_out()
+        sys.modules.update(real)
 
 
 def persistent(module: nn.Module, recorded_class: str, arguments: dict | None = None) -> Persistent:
