@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from sid_ray.assemble import check_teacher
 from sid_ray.config import DistillConfig, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.run_folder import (
@@ -27,6 +28,7 @@ from sid_ray.run_folder import (
     only_driver,
     read_record,
 )
+from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import resolve_source
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def run_distillation(config: DistillConfig) -> int:
     """
     began = time.monotonic()
     teacher = resolve_source(config.teacher.source)
+    check_teacher(config, describe(teacher))
     config = replace(config, output__folder=str(runs_folder(config)))
     folder = Path(config.output.folder) / config.run_name
     with only_driver(folder):

@@ -33,7 +33,7 @@ from sid_ray.config import DistillConfig, flatten
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.run_folder import LOG, RunRecord, write_record
-from sid_ray.weights.folder import read_description
+from sid_ray.weights.networks import describe
 
 POLL_S = 0.5
 # Set before Ray starts; a value that the user has set wins.
@@ -245,7 +245,7 @@ def run_actors(
 ) -> str:
     """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
     tracker = start_tracker(config, record)
-    description = read_description(teacher)
+    description = describe(teacher)
     evaluator = Evaluator.remote(  # type: ignore[attr-defined]
         config, description.family, description.network, tracker
     )

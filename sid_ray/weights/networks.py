@@ -44,6 +44,11 @@ def load_path(path: Path) -> tuple[nn.Module, ModelDescription]:
     return build(read_weights(path))
 
 
+def describe(path: Path) -> ModelDescription:
+    """The network of a local file or folder without its numbers. Raises UserError."""
+    return read_weights(path, numbers=False).described()
+
+
 def build(
     weights: LoadedWeights, like: LoadedWeights | None = None
 ) -> tuple[nn.Module, ModelDescription]:
