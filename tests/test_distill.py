@@ -1,4 +1,4 @@
-"""The whole command, on a Ray of its own: train, Ctrl-C, kill -9, the same command.
+"""The whole command, on a Ray of its own: train, kill -9, the same command, Ctrl-C.
 
 Two Ray Train workers with DeepSpeed ZeRO-2 each time. Short runs, exact assertions.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sid_ray.checkpoint import newest_whole, read_manifest, verify
 
-IMAGES, CHECKPOINT_EVERY = 2560, 320
+IMAGES, CHECKPOINT_EVERY = 1920, 320
 PATIENCE_S = 240
 
 
@@ -28,8 +28,8 @@ def command(folder: Path, run: str, *more: str) -> list[str]:
         sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid",
         "--run", run, "--output.folder", str(folder), "--images", str(IMAGES),
         "--output.checkpoint-every", str(CHECKPOINT_EVERY), "--output.report-every", "128",
-        "--evaluation.every", "1280", "--evaluation.num-images", "128",
-        "--evaluation.no-final-report", *more,
+        "--evaluation.every", "960", "--evaluation.num-images", "128",
+        "--evaluation.no-final-report", "--output.keep-checkpoints", "20", *more,
     ]  # fmt: skip
 
 
@@ -82,32 +82,35 @@ def undisturbed(folder) -> Path:
 
 
 def processes_end(process: subprocess.Popen, children: list[psutil.Process]) -> tuple[str, str]:
-    """Waits until nothing of a run is left on the machine; returns what it printed."""
+    """Waits until none of the run's workers is left; returns what the driver printed.
+
+    Ray's own dashboard agent may stay for a minute after a kill -9; it does nothing.
+    """
+    workers = [child for child in children if "RayTrainWorker" in child.name()]
+    assert workers, [child.name() for child in children]
     output = process.communicate(timeout=PATIENCE_S)
     wait_for(
-        lambda: not any(c.is_running() and c.status() != "zombie" for c in children),
-        "the end of the run's processes",
+        lambda: not any(w.is_running() and w.status() != "zombie" for w in workers),
+        "the end of the workers",
     )
     return output
 
 
 @pytest.fixture(scope="module")
 def disturbed(folder) -> dict:
-    """Ctrl-C after one checkpoint, kill -9 after another, then to the end: one command."""
+    """kill -9 after a checkpoint, the same command, Ctrl-C after another checkpoint."""
     run, found = folder / "disturbed", {"run": folder / "disturbed"}
-    for how, number in (("stopped", signal.SIGINT), ("killed", signal.SIGKILL)):
+    for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
         before = newest_whole(run)[0]
         process = start(command(folder, "disturbed"))
         wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        found[how] = (processes_end(process, children), process.returncode)
+        out, err = processes_end(process, children)
         seen = read_manifest(newest_whole(run)[0]).images_seen
         assert seen < IMAGES, "too late to show anything"
-    found["run_id"] = json.loads((run / "run.json").read_text())["tracker_run_id"]
-    code, out, err = finish(command(folder, "disturbed"))
-    assert code == 0, out + err + (run / "log.txt").read_text()[-3000:]
-    found["ended"] = out
+        run_id = json.loads((run / "run.json").read_text())["tracker_run_id"]
+        found[how] = {"out": out, "err": err, "code": process.returncode, "run_id": run_id}
     return found
 
 
@@ -127,53 +130,57 @@ def test_a_run_ends_with_a_whole_checkpoint_and_a_summary(undisturbed):
     assert (summary["num_workers"], summary["zero_stage"]) == (2, 2)
     assert Path(summary["checkpoint"]) == last_checkpoint(undisturbed)
     assert 0 < summary["train_seconds"] < summary["total_seconds"]
-    # Two are kept beside what was being written.
-    assert len(list(undisturbed.glob("checkpoint_*/"))) <= 3
 
 
 def test_ctrl_c_says_what_is_left(disturbed):
-    (out, err), code = disturbed["stopped"]
-    assert code == 130
-    assert err == ""
-    assert "stopped; checkpoint at " in out
-    assert "the same command goes on from there" in out
+    stopped = disturbed["stopped"]
+    assert stopped["code"] == 130
+    assert stopped["err"] == ""
+    assert "stopped; checkpoint at " in stopped["out"]
+    assert "the same command goes on from there" in stopped["out"]
 
 
 def test_the_same_command_goes_on_and_says_so(disturbed):
-    assert disturbed["killed"][1] == -signal.SIGKILL
-    for out in (disturbed["killed"][0][0], disturbed["ended"]):
-        assert "resumed at " in out
-        assert "images from checkpoint_" in out
+    assert disturbed["killed"]["code"] == -signal.SIGKILL
+    assert "resumed at " not in disturbed["killed"]["out"]
+    assert "resumed at " in disturbed["stopped"]["out"]
+    assert "images from checkpoint_" in disturbed["stopped"]["out"]
 
 
-def test_a_disturbed_run_ends_with_the_same_bits(undisturbed, disturbed):
-    ended = last_checkpoint(disturbed["run"])
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(undisturbed, disturbed):
+    resumed = last_checkpoint(disturbed["run"])
+    images_seen = read_manifest(resumed).images_seen
+    (whole,) = undisturbed.glob(f"checkpoint_{images_seen:012d}_*")
     for file in ("generator", "fake_score", "generator_ema/model"):
-        whole = load_file(last_checkpoint(undisturbed) / f"{file}.safetensors")
-        resumed = load_file(ended / f"{file}.safetensors")
-        assert whole.keys() == resumed.keys()
-        for name, value in whole.items():
-            assert torch.equal(value, resumed[name]), f"{file}: {name}"
+        expected = load_file(whole / f"{file}.safetensors")
+        found = load_file(resumed / f"{file}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), f"{file}: {name}"
+    assert read_manifest(resumed).optimizer_steps == read_manifest(whole).optimizer_steps
 
 
-def test_all_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
+def test_both_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
+    assert disturbed["killed"]["run_id"] == disturbed["stopped"]["run_id"]
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("sid_ray")
     runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
     assert runs.keys() == {"undisturbed", "disturbed"}
-    assert runs["disturbed"].info.run_id == disturbed["run_id"]
-    assert runs["disturbed"].info.status == "FINISHED"
+    assert runs["disturbed"].info.run_id == disturbed["killed"]["run_id"]
+    assert runs["disturbed"].info.status == "KILLED"
+    assert runs["undisturbed"].info.status == "FINISHED"
     assert runs["disturbed"].data.params["training.batch_size"] == "64"
 
     def history(name: str, metric: str) -> list[tuple[int, float]]:
         found = client.get_metric_history(runs[name].info.run_id, metric)
-        # The score at 0 is computed beside the training: a kill may cut it off.
-        return [(m.step, m.value) for m in found if m.step > 0]
+        return [(m.step, m.value) for m in found]
 
-    for metric in ("fake_loss", "generator_loss", "frechet_distance"):
+    for metric in ("fake_loss", "generator_loss"):
         # Nothing is missing and nothing is there twice, though part of it was computed twice.
-        assert history("disturbed", metric) == history("undisturbed", metric), metric
-    assert [s for s, _ in history("disturbed", "frechet_distance")] == [1280, 2560]
+        found, whole = history("disturbed", metric), history("undisturbed", metric)
+        assert len(found) > 4
+        assert found == whole[: len(found)], metric
+    assert [step for step, _ in history("undisturbed", "frechet_distance")] == [0, 960, 1920]
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, folder):
