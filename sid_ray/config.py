@@ -294,6 +294,21 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
     return config
 
 
+def flags(before: DistillConfig, after: DistillConfig) -> list[str]:
+    """Command-line flags for the identity fields in which ``after`` differs from ``before``."""
+    old, found = before.identity(), []
+    for name, value in after.identity().items():
+        if value == old[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            section, _, leaf = flag.rpartition(".")
+            found.append(f"--{section}.{'' if value else 'no-'}{leaf}")
+        else:
+            found += [f"--{flag}", str(value)]
+    return found
+
+
 def unknown_field(name: str) -> UserError:
     """The error for a field that no config has, with the nearest dotted names."""
     known = list(flatten(DistillConfig()))

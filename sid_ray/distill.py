@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray.assemble import check_teacher
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
+from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     GRID,
     LOG,
@@ -218,10 +219,12 @@ def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
     elsewhere = Path(config.output.folder) != Path("runs").absolute()
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
+    changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
     commands = {
         "contact sheet": shown(folder / GRID),
         "generate": f"{us} generate {run} --seeds 0-63 --out samples",
-        "go on": f"{us} distill {config.recipe} --run {config.run_name}{where} --images {images}",
+        "go on": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
+        f" --images {images}",
         "compare": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",
     }
     for what, command in commands.items():

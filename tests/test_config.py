@@ -5,7 +5,14 @@ import typing
 
 import pytest
 
-from sid_ray.config import DistillConfig, differences, flatten, replace, unknown_field
+from sid_ray.config import (
+    DistillConfig,
+    differences,
+    flags,
+    flatten,
+    replace,
+    unknown_field,
+)
 from sid_ray.errors import UserError
 from sid_ray.recipes import RECIPES, recipe
 
@@ -92,6 +99,20 @@ def test_unknown_names_come_with_the_nearest():
     assert "objective.alpha" in str(unknown_field("alpa"))
     with pytest.raises(UserError, match="Did you mean digits-sid"):
         recipe("digit-sid")
+
+
+def test_flags_say_what_differs_and_are_understood():
+    from sid_ray.cli import expand_aliases, parse
+
+    changed = replace(
+        DIGITS, training__seed=3, objective__generator_dropout=False, teacher__source="a b",
+        training__generator_lr=3e-5,
+    )  # fmt: skip
+    found = flags(DIGITS, changed)
+    assert "--objective.no-generator-dropout" in found
+    understood = parse(DistillConfig, expand_aliases(found), "sid-ray", default=DIGITS)
+    assert list(differences(changed, understood)) == []
+    assert flags(DIGITS, DIGITS) == []
 
 
 def test_flat_names_are_dotted():
