@@ -21,12 +21,17 @@ from pathlib import Path
 from typing import Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sid_ray.engine import RoleState
 from sid_ray.errors import UserError
 from sid_ray.step import Trainee
-from sid_ray.weights.folder import ModelDescription, load_weights, save_model
+from sid_ray.weights.folder import (
+    ModelDescription,
+    load_weights,
+    save_model,
+    write_safetensors,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -80,7 +85,7 @@ def write_checkpoint(
     """Writes a checkpoint; ``states`` holds the gathered state of each role."""
     folder.mkdir(parents=True, exist_ok=True)
     for role, state in states.items():
-        save_file(state.tensors, folder / f"{role}.safetensors")
+        write_safetensors(folder / f"{role}.safetensors", state.tensors)
     save_model(folder / EMA_FOLDER, trainee.generator_ema.state_dict(), description)
     files = {
         path.relative_to(folder).as_posix(): sha256(path)

@@ -14,10 +14,10 @@ from sid_ray.config import (
 )
 from sid_ray.errors import UserError, nearest
 
-# Tried on two cores, 30,000 images (docs/results.md has the table): batches of 32 to 128, learning
-# rates of 3e-5 to 1e-3, alpha 1.0 and 1.2, averages of 1,000 to 10,000 images. The published
-# settings do well; what counts here is a longer average with a faster ramp than 0.05, because Adam
-# without first moment leaves the generator itself noisy (distances of 6 to 9, its average 3 to 4).
+# Tried on two cores (docs/results.md has the table): alpha 1.0 and 1.2, averages with half-lives of
+# 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning rates
+# of 3e-4 and above end higher. An average is needed: without one, Adam without first moment leaves
+# the generator at distances of 6 to 9.
 DIGITS_SID = DistillConfig(
     recipe="digits-sid",
     teacher=TeacherConfig(source="builtin:digits-teacher"),

@@ -62,10 +62,17 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDe
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Writes a safetensors file that describes itself; weights are stored as they are."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(tensors, path, {METADATA: description.to_json()})
+    write_safetensors(path, tensors, {METADATA: description.to_json()})
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file with the permissions of any other new file."""
+    save_file(dict(tensors), path, dict(metadata) if metadata else None)
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
+    path.chmod(0o666 & ~mask)  # safetensors 0.8 leaves it to its owner alone
 
 
 def read_description(folder: Path) -> ModelDescription:

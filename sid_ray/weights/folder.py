@@ -13,6 +13,7 @@ from sid_ray.weights.description import (
     load_weights,
     read_description,
     save_model,
+    write_safetensors,
 )
 from sid_ray.weights.networks import load_path
 
@@ -24,6 +25,7 @@ __all__ = [
     "load_weights",
     "read_description",
     "save_model",
+    "write_safetensors",
 ]
 
 
