@@ -15,9 +15,9 @@ from sid_ray.config import (
 from sid_ray.errors import UserError, nearest
 
 # Tried on two cores (docs/results.md has the table): alpha 1.0 and 1.2, averages with half-lives of
-# 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning rates
-# of 3e-4 and above end higher. An average is needed: without one, Adam without first moment leaves
-# the generator at distances of 6 to 9.
+# 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning
+# rates of 3e-4 and above end higher. An average is needed: without one, Adam without first moment
+# leaves the generator at distances of 6 to 9.
 DIGITS_SID = DistillConfig(
     recipe="digits-sid",
     teacher=TeacherConfig(source="builtin:digits-teacher"),
