@@ -223,9 +223,9 @@ def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
     commands = {
         "contact sheet": shown(folder / GRID),
         "generate": f"{us} generate {run} --seeds 0-63 --out samples",
-        "go on": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
+        "resume": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
         f" --images {images}",
-        "compare": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",
+        "MLflow UI": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",
     }
     for what, command in commands.items():
         console.print(f"{what:14} {command}", markup=False, soft_wrap=True)
