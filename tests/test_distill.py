@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sid_ray.checkpoint import newest_whole, read_manifest, verify
 
 IMAGES, CHECKPOINT_EVERY = 1920, 320
-PATIENCE_S = 240
+PATIENCE_S = 280
 
 
 def command(folder: Path, run: str, *more: str) -> list[str]:
