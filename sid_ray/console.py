@@ -6,7 +6,6 @@ log file, and only this module writes to the terminal.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -109,10 +108,3 @@ class Display:
         if speed > 0 and seen < self.total:
             parts.append(f"{duration((self.total - seen) / speed)} left")
         return "  ".join(parts)
-
-
-def plain(text: str) -> str:
-    """Text of a rich Console without colour, for tests and files."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=100, no_color=True).print(text)
-    return buffer.getvalue()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
+from sid_ray.denoisers.spec import from_official, spec_of
 from sid_ray.types import Batch
-
-OFFICIAL_ONLY = ("use_fp16",)
 
 TINY = EDMNetwork(
     img_resolution=8,
@@ -22,10 +21,10 @@ TINY = EDMNetwork(
 )
 
 
-def from_official(kwargs: dict) -> EDMDenoiser:
+def official_network(kwargs: dict) -> torch.nn.Module:
     """A network from the arguments that an official file records."""
-    known = {k: v for k, v in kwargs.items() if k not in OFFICIAL_ONLY}
-    return EDMDenoiser(EDMNetwork.from_json(known))
+    family, arguments = from_official("EDMPrecond", kwargs)
+    return spec_of(family).build(arguments)
 
 
 def tiny_network(seed: int = 0) -> EDMDenoiser:

@@ -14,7 +14,7 @@ from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.types import Batch, Draw
 from tests.conftest import Reference, relative_error
-from tests.networks import UniformLabels, from_official, tiny_network
+from tests.networks import UniformLabels, official_network, tiny_network
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def trainee_of(network: torch.nn.Module, learning_rate: float = 1e-3) -> Trainee
 def test_five_iterations_equal_the_official_ones_in_float64():
     reference = Reference("sid_trajectory")
     config = reference.json("config")
-    network = from_official(reference.json("network"))
+    network = official_network(reference.json("network"))
     start = reference.under("w_teacher/")
     network.load_state_dict(start)
     trainee = trainee_of(network.double())

@@ -10,7 +10,7 @@ from sid_ray.objectives.sid import SiD
 from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Condition, Draw, Level, Networks, Prediction, Want
 from tests.conftest import Reference, relative_error
-from tests.networks import from_official, tiny_network
+from tests.networks import official_network, tiny_network
 
 FLOAT32 = 1e-5  # the official code differs from its own float64 by up to 1e-6 here
 FLOAT64 = 1e-12
@@ -24,7 +24,7 @@ def reference() -> Reference:
 def networks(reference: Reference, dtype: torch.dtype):
     built = {}
     for role in ("true", "fake"):
-        built[role] = from_official(reference.json("network"))
+        built[role] = official_network(reference.json("network"))
         built[role].load_state_dict(reference.under(f"w_{role}/"))
         built[role].to(dtype)
     return built["true"].requires_grad_(False), built["fake"]
