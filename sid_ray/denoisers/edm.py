@@ -30,7 +30,7 @@ from sid_ray.denoisers.edm_layers import (
     PositionalEmbedding,
     UNetBlock,
 )
-from sid_ray.denoisers.precondition import Preconditioned, RawOutput
+from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.types import Condition, Want
 
 SQRT_HALF = math.sqrt(0.5)
@@ -218,13 +218,7 @@ class EDMUNet(nn.Module):
         parameters of their own (SiDA, section 3). Embeddings are computed in c_noise's precision.
         """
         emb = self.embed(c_noise, cond)
-        skips = self.encode(x, emb, cond.dropout_keys)
-        logits = raw = None
-        if Want.LOGITS in want:
-            logits = skips[-1].mean(dim=1, keepdim=True, dtype=c_noise.dtype)
-        if Want.X0 in want:
-            raw = self.decode(skips, emb, cond.dropout_keys)
-        return raw, logits
+        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype)
 
 
 class SongUNet(EDMUNet):

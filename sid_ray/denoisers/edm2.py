@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
-from sid_ray.denoisers.precondition import Preconditioned, RawOutput
+from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.types import Condition, Want
 
 NORM_EPS = 1e-4
@@ -347,13 +347,7 @@ class UNet(nn.Module):
         section 3).
         """
         emb = self.embed(c_noise, cond.labels)
-        skips = self.encode(x, emb, cond.dropout_keys)
-        logits = raw = None
-        if Want.LOGITS in want:
-            logits = skips[-1].mean(dim=1, keepdim=True, dtype=c_noise.dtype)
-        if Want.X0 in want:
-            raw = self.decode(skips, emb, cond.dropout_keys)
-        return raw, logits
+        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype)
 
 
 class EDM2Denoiser(Preconditioned):

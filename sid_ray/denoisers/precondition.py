@@ -9,6 +9,8 @@ Symbols (EDM, equation 7 and table 1)
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,31 @@ from sid_ray.types import Condition, Level, Prediction, Want
 
 # F [B, C, H, W] and adversarial logits [B, 1, h, w]; None what was not wanted.
 RawOutput = tuple[Tensor | None, Tensor | None]
+
+
+class UNet(Protocol):
+    """The two halves of a raw network."""
+
+    def encode(self, x: Tensor, emb: Tensor, dropout_keys: Tensor | None) -> list[Tensor]: ...
+
+    def decode(self, skips: list[Tensor], emb: Tensor, dropout_keys: Tensor | None) -> Tensor: ...
+
+
+def run_unet(
+    unet: UNet, x: Tensor, emb: Tensor, keys: Tensor | None, want: Want, wide: torch.dtype
+) -> RawOutput:
+    """(F in x's precision, adversarial logits in the wide one), None what was not wanted.
+
+    The logits are the channel mean of the last encoder block's output, [B, 1, h, w]: no parameters
+    of their own (SiDA, section 3). Logits alone leave the decoder out.
+    """
+    skips = unet.encode(x, emb, keys)
+    logits = raw = None
+    if Want.LOGITS in want:
+        logits = skips[-1].mean(dim=1, keepdim=True, dtype=wide)
+    if Want.X0 in want:
+        raw = unet.decode(skips, emb, keys)
+    return raw, logits
 
 
 class Preconditioned(nn.Module):
