@@ -1,11 +1,9 @@
 """The configuration of a run: frozen dataclasses, validated, JSON in and out.
 
 A field's docstring is its ``--help``. Every interval is in images seen, never in steps. The
-sections
-``teacher``, ``objective``, ``schedule``, ``data`` and ``training`` (but for its length) decide what
-is
-computed: they are a run's identity. The others decide where and how often, and may change between
-two starts of one run.
+sections ``teacher``, ``objective``, ``schedule``, ``data`` and ``training`` (but for its length)
+decide what is computed: they are a run's identity. The others decide where and how often, and may
+change between two starts of one run.
 """
 
 from __future__ import annotations
@@ -27,51 +25,122 @@ class TeacherConfig:
     """The pretrained network to distil."""
 
     source: str = ""
-    """Folder with model.safetensors and model.json, or builtin:NAME for one that ships."""
+    """Network to distil: a weights file or folder (path, https://, s3://, hf://OWNER/REPO/PATH), or
+    builtin:NAME for one that ships.
+    """
+    initial_generator: str = ""
+    """Where the generator starts instead of at the teacher: a one-step generator's weights (SiD2A).
+    The fake score starts from the teacher all the same.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss."""
+    """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 
-    name: Literal["sid"] = "sid"
-    """Objective: sid (data-free score identity distillation)."""
+    name: Literal["sid", "sida", "lsg", "vsd"] = "sid"
+    """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on
+    a text-to-image teacher), vsd (variational score distillation, a baseline).
+    """
+    compat: Literal["none", "official"] = "none"
+    """official: behave as the published code where it was corrected here. The discriminator's loss
+    also trains the log-variance head (EDM2); EDM2's forced normalisation spares the fake score and
+    acts on the generator before its phase, not after its update; gradients that are not finite are
+    replaced (0 for NaN, +-1e5 for inf) instead of skipping the update.
+    """
     alpha: float = 1.2
     """Weight of the Delta^2 correction in the generator loss; published runs use 1.0 and 1.2."""
     fake_scale: float = 1.0
-    """Constant factor of the fake-score loss."""
+    """Constant factor of the fake-score loss (published: ls)."""
     generator_scale: float = 100.0
-    """Constant factor of the generator loss."""
+    """Constant factor of the generator loss (published: lsg)."""
     generator_dropout: bool = True
     """Dropout in the generator while it is trained, as published."""
+    logvar: bool = False
+    """Weight both losses by the fake score's log-variance head (EDM2)."""
+    augment: float = 0.0
+    """Probability of each transform of EDM's augmentation pipe in the fake-score phase."""
+    num_steps: int = 1
+    """Evaluations of the generator an image. Above 1, a random one of them is trained in each
+    iteration; those before it run without gradient.
+    """
+    adversarial_weight: float = 0.01
+    """sida: factor of the generator's adversarial loss (published: lsg_gan)."""
+    discriminator_weight: float = 1.0
+    """sida: factor of the discriminator's loss (published: lsd; 1 for EDM, 100 for EDM2)."""
+    generator_start: int = 0
+    """sida: the generator stays as it is until this many images are seen (published: 100,000)."""
+    adversarial_start: int = 0
+    """sida: after this many images the generator's loss is half SiD's, half adversarial
+    (published: 200,000).
+    """
+    kappa1: float = 1.0
+    """Guidance scale of the fake score in its own loss. 1 is the text alone, 0 the empty prompt."""
+    kappa2: float = 1.0
+    """Guidance scale of the fake score in the generator loss's Delta."""
+    kappa3: float = 1.0
+    """Guidance scale of the fake score in that loss's second factor (published: as kappa2)."""
+    kappa4: float = 1.0
+    """Guidance scale of the teacher in the generator's loss."""
+    text_dropout: float = 0.1
+    """Share of prompts replaced by the empty one in the fake-score phase, where the fake score is
+    guided.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Noise levels."""
+    """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
+    kind: Literal["edm", "vp"] = "edm"
+    """edm (EDM, EDM2) or vp (Stable Diffusion: discrete, variance-preserving)."""
     p_mean: float = -1.2
-    """Mean of ln(sigma) in the fake-score phase."""
+    """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
     p_std: float = 1.2
-    """Standard deviation of ln(sigma) in the fake-score phase."""
+    """edm: standard deviation of ln(sigma) in the fake-score phase; 1.0 for EDM2 at 512 pixels."""
     sigma_min: float = 0.002
-    """Lowest noise level of the rho grid."""
+    """edm: lowest noise level of the rho grid."""
     sigma_max: float = 80.0
-    """Highest noise level of the rho grid."""
+    """edm: highest noise level of the rho grid."""
     rho: float = 7.0
-    """Curvature of the rho grid."""
+    """edm: curvature of the rho grid."""
     t_max: float = 0.8
-    """Part of the rho grid, from its clean end, that the generator phase draws from."""
+    """edm: part of the rho grid, from its clean end, that the generator phase draws from."""
     init_sigma: float = 2.5
-    """Noise level at which the generator reads its noise."""
+    """edm: noise level at which the generator reads its noise."""
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    """vp: the teacher's, as in its scheduler_config.json; so are the next four."""
+    beta_start: float = 0.00085
+    """vp: first beta."""
+    beta_end: float = 0.012
+    """vp: last beta."""
+    num_train_timesteps: int = 1000
+    """vp: number of betas."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """vp: what the teacher's network predicts."""
+    timestep_min: int = 20
+    """vp: both phases draw timesteps from here ..."""
+    timestep_max: int = 980
+    """vp: ... to below here."""
+    init_timestep: int = 625
+    """vp: timestep at which the generator reads its noise."""
+
+
+DATA_SETS = Literal[
+    "digits", "emoji", "prompts", "cifar10", "imagenet-64", "ffhq-64", "afhqv2-64", "imagenet-512"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data set: labels for data-free runs."""
+    """The data set: labels or prompts, and real images for adversarial runs."""
 
-    name: Literal["digits"] = "digits"
-    """Data set: digits (scikit-learn's, ships with its package)."""
+    name: DATA_SETS = "digits"
+    """digits (scikit-learn's) and emoji (16x16, with captions) ship; prompts is a text file, a
+    prompt a line; the others give labels to data-free runs.
+    """
+    source: str = ""
+    """Path of the file, for prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +157,10 @@ class TrainingConfig:
     """Adam's learning rate of the fake score."""
     generator_lr: float = 1e-5
     """Adam's learning rate of the generator."""
-    beta1: float = 0.0
-    """Adam's beta1, both networks."""
+    fake_score_beta1: float = 0.0
+    """Adam's beta1 of the fake score."""
+    generator_beta1: float = 0.0
+    """Adam's beta1 of the generator."""
     beta2: float = 0.999
     """Adam's beta2, both networks."""
     epsilon: float = 1e-8
@@ -98,6 +169,12 @@ class TrainingConfig:
     """Half-life of the generator's weight average, in images; 0 for none."""
     ema_rampup: float = 0.05
     """The half-life is at most this share of the images seen."""
+    clip_value: float = 0.0
+    """The fake score's gradients are clipped to +- this, element by element; 0 for not
+    (published: 1 for SiDA on EDM).
+    """
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
     seed: int = 0
     """Seed of every random number of the run."""
 
@@ -131,7 +208,13 @@ class EvaluationConfig:
     """Scores while training, by an actor of its own. Never changes the training."""
 
     feature_space: str = "digits-cnn"
-    """Named feature space of the Frechet distance."""
+    """Named feature space of the Frechet distance: digits-cnn or emoji-cnn; empty for no scores."""
+    teacher_steps: int = 18
+    """Steps of the teacher in the final report: Heun for EDM and EDM2 (two evaluations a step, one
+    in the last), DDIM for Stable Diffusion.
+    """
+    teacher_guidance: float = 1.0
+    """Guidance scale of the teacher in the final report, where it reads text."""
     every: int = 1_000_000
     """Images between two evaluations of the averaged generator; 0 for none."""
     num_images: int = 2048
@@ -243,9 +326,21 @@ POSITIVE = (
     "schedule.rho",
     "schedule.t_max",
 )
-SHARES = ("training.beta1", "training.beta2")
+SHARES = (
+    "training.fake_score_beta1",
+    "training.generator_beta1",
+    "training.beta2",
+    "objective.text_dropout",
+)
 MINIMUM = {
+    "objective.augment": 0,
+    "objective.num_steps": 1,
+    "objective.adversarial_weight": 0,
+    "objective.discriminator_weight": 0,
+    "objective.generator_start": 0,
+    "objective.adversarial_start": 0,
     "training.images": 1,
+    "training.clip_value": 0,
     "training.batch_size": 1,
     "training.group_size": 1,
     "training.ema_half_life": 0,
@@ -256,6 +351,7 @@ MINIMUM = {
     "resources.max_failures": 0,
     "evaluation.every": 0,
     "evaluation.num_images": 65,
+    "evaluation.teacher_steps": 1,
     "output.checkpoint_every": 1,
     "output.keep_checkpoints": 1,
     "output.report_every": 1,

@@ -150,9 +150,9 @@ def build(settings: WorkerSettings) -> Worker:
     constrain = spec_of(description.family).constrain
     plan = config.group_plan(context.get_world_size())
 
-    def role(learning_rate: float) -> DeepSpeedRole:
+    def role(learning_rate: float, beta1: float) -> DeepSpeedRole:
         values = config.training
-        adam = AdamSettings(learning_rate, values.beta1, values.beta2, values.epsilon)
+        adam = AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
         network: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
         stage, passes = config.resources.zero_stage, plan.passes_a_rank
         built = DeepSpeedRole(network, adam, stage, passes, constrain)
@@ -160,8 +160,8 @@ def build(settings: WorkerSettings) -> Worker:
         return built
 
     roles = {
-        "fake_score": role(config.training.fake_score_lr),
-        "generator": role(config.training.generator_lr),
+        "fake_score": role(config.training.fake_score_lr, config.training.fake_score_beta1),
+        "generator": role(config.training.generator_lr, config.training.generator_beta1),
     }
     trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(teacher))
     return Worker(
