@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 import tyro
 
+from sid_ray.config import DataConfig
 from sid_ray.data.digits import LABEL_DIM, SHAPE, load_digits
+from sid_ray.data.source import open_source
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.ema import ema_beta, update_ema
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.objectives.functional import denoising_loss
 from sid_ray.rng import TEACHER, generator_for
-from sid_ray.sampling import heun, one_step, sample_in_batches, seeded_latents, seeded_uniform
+from sid_ray.sampling import generator_sampler, heun, sample_in_batches, seeded_inputs
 from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, save_model
@@ -68,13 +70,10 @@ def learning_rate(args: Args, images_seen: int) -> float:
 
 def measure(net: EDMDenoiser, schedule: EDMSchedule, num_images: int) -> dict[str, float]:
     """Frechet distances at 35 evaluations and at one, of the same seeds."""
-    space, (_, classes) = load_feature_space("digits-cnn"), load_digits()
-    seeds = range(num_images)
-    latents = seeded_latents(seeds, SHAPE)
-    chosen = classes[(seeded_uniform(seeds) * len(classes)).long()]
-    labels = torch.eye(LABEL_DIM)[chosen]
-    many = sample_in_batches(lambda z, c: heun(net, schedule, z, c), latents, labels)
-    one = sample_in_batches(lambda z, c: one_step(net, schedule, z, c), latents, labels)
+    space = load_feature_space("digits-cnn")
+    inputs = seeded_inputs(open_source(DataConfig(name="digits"), SHAPE), range(num_images))
+    many = sample_in_batches(lambda i: heun(net, schedule, i.latents, i.cond), inputs)
+    one = sample_in_batches(generator_sampler(net, schedule), inputs)
     return {
         "frechet_distance_35": round(space.frechet_distance(many), 3),
         "frechet_distance_1": round(space.frechet_distance(one), 3),

@@ -2,48 +2,241 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from sid_ray.augment import AugmentPipe
+from sid_ray.checkpoint import find_generator
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import open_labels
+from sid_ray.data.source import Source, open_source
+from sid_ray.denoisers.spec import leave_weight, spec_of
+from sid_ray.engine import UpdateRules
 from sid_ray.errors import UserError
+from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
-from sid_ray.schedules import EDMSchedule
+from sid_ray.objectives.sida import SiDA
+from sid_ray.objectives.vsd import VSD
+from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.types import Objective
 from sid_ray.weights.folder import ModelDescription
+from sid_ray.weights.networks import describe
+from sid_ray.weights.sources import resolve_source
+
+Schedule = EDMSchedule | DiscreteVPSchedule
+BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
 
 
-def schedule_of(config: DistillConfig) -> EDMSchedule:
-    """The noise schedule; the config's fields are the schedule's arguments."""
-    return EDMSchedule(**asdict(config.schedule))
+def schedule_of(config: DistillConfig) -> Schedule:
+    """The noise schedule of the config's kind."""
+    chosen = config.schedule
+    if chosen.kind == "edm":
+        edm = ("p_mean", "p_std", "sigma_min", "sigma_max", "rho", "t_max", "init_sigma")
+        return EDMSchedule(**{name: getattr(chosen, name) for name in edm})
+    return DiscreteVPSchedule(
+        **{name: getattr(chosen, name) for name in BETAS},
+        t_min=chosen.timestep_min,
+        t_max=chosen.timestep_max,
+        init_timestep=chosen.init_timestep,
+    )
 
 
-def objective_of(config: DistillConfig) -> Objective:
-    """The losses."""
-    values = asdict(config.objective)
-    kinds = {"sid": SiD}
-    return kinds[values.pop("name")](schedule_of(config), **values)
-
-
-def check_teacher(config: DistillConfig, teacher: ModelDescription) -> None:
-    """Raises UserError where the teacher has other images or classes than the data set."""
-    network, data = teacher.network, open_labels(config.data)
-    channels, resolution, _ = data.shape
-    found = {
-        "channels": (network.get("img_channels"), channels),
-        "pixels a side": (network.get("img_resolution"), resolution),
-        "classes": (network.get("label_dim"), data.label_dim),
+def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Objective:
+    """The losses. ``null_text`` [T, D] is the empty prompt's embedding of a teacher with text."""
+    chosen = config.objective
+    guidance = Guidance(
+        chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4, chosen.text_dropout, null_text
+    )
+    common: dict[str, Any] = {
+        "schedule": schedule_of(config),
+        "alpha": chosen.alpha,
+        "fake_scale": chosen.fake_scale,
+        "generator_scale": chosen.generator_scale,
+        "generator_dropout": chosen.generator_dropout,
+        "logvar": chosen.logvar,
+        "augment": AugmentPipe(chosen.augment) if chosen.augment else None,
+        "num_steps": chosen.num_steps,
+        "guidance": guidance,
     }
-    for what, (has, needs) in found.items():
-        if has != needs:
+    if chosen.name == "sida":
+        return SiDA(
+            **common,
+            adversarial_weight=chosen.adversarial_weight,
+            discriminator_weight=chosen.discriminator_weight,
+            generator_start=chosen.generator_start,
+            adversarial_start=chosen.adversarial_start,
+            official=chosen.compat == "official",
+        )
+    return (VSD if chosen.name == "vsd" else SiD)(**common)
+
+
+def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
+    """What happens around the updates of fake score and generator."""
+    constrain, official = spec_of(family).constrain, config.objective.compat == "official"
+    fake_score = UpdateRules(
+        leave_weight if official else constrain,
+        clip_value=config.training.clip_value,
+        replace_nonfinite=official,
+    )
+    generator = UpdateRules(constrain, constrain_first=official, replace_nonfinite=official)
+    return {"fake_score": fake_score, "generator": generator}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set as a run sees it, and the empty prompt's embedding where there is text."""
+
+    source: Source
+    null_text: Tensor | None = None
+
+
+def data_of(
+    config: DistillConfig,
+    teacher: ModelDescription,
+    teacher_folder: Path,
+    device: torch.device | str = "cpu",
+) -> Data:
+    """Opens the data set, and the teacher's text encoder where it reads text."""
+    spec = spec_of(teacher.family)
+    shape = spec.shape(teacher.network)
+    if spec.load_text is None:
+        return Data(open_source(config.data, shape))
+    text = spec.load_text(teacher_folder, device)
+    return Data(open_source(config.data, shape, text.embed), text.null())
+
+
+@dataclass(frozen=True)
+class Start:
+    """The networks a run starts from, on local disk: the teacher, and SiD2A's generator."""
+
+    teacher: Path
+    description: ModelDescription
+    generator: Path | None = None
+
+
+def find_start(config: DistillConfig) -> Start:
+    """Fetches what the config names. Raises UserError where it is missing or does not fit."""
+    teacher = resolve_source(config.teacher.source)
+    description = describe(teacher)
+    check_teacher(config, description, teacher)
+    source = config.teacher.initial_generator
+    if not source:
+        return Start(teacher, description)
+    generator = resolve_source(source)
+    if generator.is_dir():
+        generator = find_generator(generator)
+    check_generator(source, description, describe(generator))
+    return Start(teacher, description, generator)
+
+
+def check_generator(source: str, teacher: ModelDescription, generator: ModelDescription) -> None:
+    """Raises UserError where the initial generator is another network than the teacher."""
+    trained_otherwise = ("logvar", "dropout", "augment_dim")  # neither changes what is evaluated
+    for name, has in teacher.network.items():
+        found = generator.network.get(name)
+        if name not in trained_otherwise and found != has:
             raise UserError(
-                f"teacher {config.teacher.source} has {has} {what}, data set "
-                f"{config.data.name!r} has {needs}: choose a teacher of this data"
+                f"teacher.initial_generator {source} has {name} {found!r}, the teacher {has!r}: "
+                "it must be a generator distilled from a teacher of the same network"
+            )
+
+
+def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path) -> None:
+    """Raises UserError where teacher, data set and objective do not fit together."""
+    spec, objective = spec_of(teacher.family), config.objective
+    if spec.schedule != config.schedule.kind:
+        raise UserError(
+            f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is a "
+            f"{teacher.family} network: it needs {spec.schedule!r}"
+        )
+    kappas = {f"kappa{i}": getattr(objective, f"kappa{i}") for i in (1, 2, 3, 4)}
+    guided = [name for name, kappa in kappas.items() if kappa != 1]
+    if spec.load_text is None and (guided or objective.name == "lsg"):
+        what = f"objective.{guided[0]} is {kappas[guided[0]]}" if guided else "objective is lsg"
+        raise UserError(
+            f"{what}, but teacher {config.teacher.source} reads no text to be guided by"
+        )
+    if objective.logvar and not teacher.network.get("logvar", False):
+        raise UserError(
+            f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"
+        )
+    if config.schedule.kind == "vp":
+        check_schedule(config, folder)
+    check_data(config, teacher)
+
+
+def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
+    """Raises UserError where the teacher has other images, classes or text than the data set."""
+    spec = spec_of(teacher.family)
+    shape = spec.shape(teacher.network)
+    source = open_source(config.data, shape)
+    channels, resolution, _ = source.shape
+    found: dict[str, tuple[int, int]] = {
+        "channels": (shape[0], channels),
+        "pixels a side": (shape[1], resolution),
+        "classes": (spec.label_dim(teacher.network), source.label_dim),
+    }
+    for what, (own, needed) in found.items():
+        if own != needed:
+            raise UserError(
+                f"teacher {config.teacher.source} has {own} {what}, data set "
+                f"{config.data.name!r} has {needed}: choose a teacher of this data"
+            )
+    if (spec.load_text is None) != (source.prompts is None):
+        reads = "reads text" if spec.load_text else "reads no text"
+        has = "has prompts" if source.prompts is not None else "has none"
+        raise UserError(
+            f"teacher {config.teacher.source} {reads}, data set {config.data.name!r} {has}"
+        )
+    if config.objective.name == "sida" and source.images is None:
+        raise UserError(
+            f"objective sida needs real images; data set {config.data.name!r} gives none here: "
+            "use objective.name sid, or a data set with images (digits, emoji)"
+        )
+
+
+def check_schedule(config: DistillConfig, folder: Path) -> None:
+    """Raises UserError where the config's betas are not those of the teacher's scheduler."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return
+    own = read_scheduler_config(path)
+    for name in BETAS:
+        has, asked = getattr(own, name), getattr(config.schedule, name)
+        if has != asked:
+            raise UserError(
+                f"schedule.{name} is {asked!r}, but {path} says {has!r}: set it to that"
             )
 
 
 def generator_description(config: DistillConfig, teacher: ModelDescription) -> ModelDescription:
-    """What the generator's folder says: the teacher's network, read in one step."""
+    """What the generator's folder says: the teacher's network, read in one step or a few."""
     notes = {"recipe": config.recipe, "teacher": config.teacher.source, "data": config.data.name}
-    one_step = {"sigma": config.schedule.init_sigma}
+    one_step: dict[str, Any] = {"sigma": config.schedule.init_sigma}
+    if config.schedule.kind == "vp":
+        betas = {name: getattr(config.schedule, name) for name in BETAS}
+        one_step = {"timestep": config.schedule.init_timestep} | betas
+    if config.objective.num_steps > 1:
+        one_step["num_steps"] = config.objective.num_steps
     return ModelDescription(teacher.family, teacher.network, one_step, notes)
+
+
+def generation_of(one_step: Mapping[str, Any]) -> tuple[Schedule, int]:
+    """(schedule, number of evaluations) from a generator's description. Raises UserError."""
+    values = dict(one_step)
+    num_steps = values.pop("num_steps", 1)
+    try:
+        if "sigma" in values:
+            return EDMSchedule(init_sigma=values["sigma"]), num_steps
+        timestep = values.pop("timestep")
+        return DiscreteVPSchedule(**values, init_timestep=timestep), num_steps
+    except (KeyError, TypeError):
+        raise UserError(
+            f"one_step of model.json is {json.dumps(dict(one_step))}; expected a sigma, or a "
+            "timestep with the betas"
+        ) from None

@@ -125,6 +125,11 @@ class GenerateArgs:
     """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""
     labels: str = ""
     """Classes dealt out by the seed's number, like 0-9; empty draws one for each seed."""
+    prompt: str = ""
+    """Text for a text-to-image generator; | stands between several, dealt out by the seed's number.
+    """
+    prompts: Path | None = None
+    """Text file with a prompt a line, instead of --prompt."""
     out: Path = Path("samples")
     """Folder for the pictures."""
     batch: int = 64
@@ -153,7 +158,12 @@ def generate(args: Sequence[str]) -> int:
 
     seeds = number_list(parsed.seeds, "seeds")
     classes = number_list(parsed.labels, "labels") if parsed.labels else None
-    written = generate_pictures(parsed.source, seeds, classes, parsed.out, parsed.batch)
+    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
+    if parsed.prompts is not None:
+        from sid_ray.data.source import read_prompts
+
+        prompts = list(read_prompts(str(parsed.prompts)))
+    written = generate_pictures(parsed.source, seeds, classes, prompts, parsed.out, parsed.batch)
     print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
     return 0
 

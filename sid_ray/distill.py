@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sid_ray.assemble import check_teacher
+from sid_ray.assemble import Start, find_start
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.recipes import recipe
@@ -29,8 +29,6 @@ from sid_ray.run_folder import (
     only_driver,
     read_record,
 )
-from sid_ray.weights.networks import describe
-from sid_ray.weights.sources import resolve_source
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
@@ -45,8 +43,7 @@ def run_distillation(config: DistillConfig) -> int:
     Raises UserError before anything starts when the run cannot be this one.
     """
     began = time.monotonic()
-    teacher = resolve_source(config.teacher.source)
-    check_teacher(config, describe(teacher))
+    start = find_start(config)
     config = replace(config, output__folder=str(runs_folder(config)))
     folder = Path(config.output.folder) / config.run_name
     with only_driver(folder):
@@ -59,7 +56,7 @@ def run_distillation(config: DistillConfig) -> int:
                 f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
                 f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
             )
-            return distil_with(config, teacher, folder, record, console, began)
+            return distil_with(config, start, folder, record, console, began)
 
 
 def runs_folder(config: DistillConfig) -> Path:
@@ -75,7 +72,7 @@ def runs_folder(config: DistillConfig) -> Path:
 
 def distil_with(
     config: DistillConfig,
-    teacher: Path,
+    start: Start,
     folder: Path,
     record: RunRecord,
     console: Console,
@@ -86,7 +83,7 @@ def distil_with(
 
     with Display(console, config.training.images) as display:
         try:
-            outcome = trainer.train(config, teacher, folder, record, display)
+            outcome = trainer.train(config, start, folder, record, display)
         except KeyboardInterrupt:
             console.print(f"stopped; {state_of(folder)}")
             return STOPPED
@@ -96,7 +93,7 @@ def distil_with(
             return FAILED
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
-        rows = measure(config, teacher, folder, outcome, display)
+        rows = measure(config, start.teacher, folder, outcome, display)
     show_table(console, config, rows)
     total_s = time.monotonic() - began
     summary = write_summary(config, folder, outcome, rows, total_s)

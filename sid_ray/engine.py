@@ -49,6 +49,35 @@ class AdamSettings:
 
 
 @dataclass(frozen=True)
+class UpdateRules:
+    """What happens to gradients and weights around a role's update.
+
+    Args:
+        constrain: the family's rule on weights (EDM2's forced normalisation), after each update.
+        constrain_first: that rule before the role's phase instead, as the published code has it.
+        clip_value: gradients are clipped to +- this, element by element; 0 for not.
+        replace_nonfinite: gradients that are not finite become 0, 1e5 or -1e5, as published;
+            otherwise the update is skipped on all ranks.
+    """
+
+    constrain: Constrain = leave_weight
+    constrain_first: bool = False
+    clip_value: float = 0.0
+    replace_nonfinite: bool = False
+
+    def adjust(self, gradients: Iterable[Tensor]) -> None:
+        """In place, element by element: shards of gradients will do."""
+        for gradient in gradients:
+            if self.replace_nonfinite:
+                torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+            if self.clip_value:
+                gradient.clamp_(-self.clip_value, self.clip_value)
+
+
+PLAIN_RULES = UpdateRules()
+
+
+@dataclass(frozen=True)
 class RoleState:
     """One role's training state: ``name/master``, ``name/exp_avg``, ``name/exp_avg_sq``, fp32."""
 
@@ -81,10 +110,11 @@ def constrain_module(module: nn.Module, constrain: Constrain) -> list[nn.Paramet
 class TorchRole:
     """A role on one process in plain torch: the reference that every engine must equal."""
 
-    def __init__(self, module: nn.Module, adam: AdamSettings, constrain: Constrain = leave_weight):
+    def __init__(self, module: nn.Module, adam: AdamSettings, rules: UpdateRules = PLAIN_RULES):
         self._module = module
-        self.constrain = constrain
-        constrain_module(module, constrain)
+        self.rules = rules
+        if not rules.constrain_first:
+            constrain_module(module, rules.constrain)
         self.optimizer = adam.build(module.parameters())
 
     @property
@@ -95,15 +125,21 @@ class TorchRole:
     def module(self) -> nn.Module:
         return self._module
 
+    def prepare(self) -> None:
+        if self.rules.constrain_first:
+            constrain_module(self._module, self.rules.constrain)
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def update(self) -> bool:
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        self.rules.adjust(gradients)
         finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
         if finite:
             self.optimizer.step()
-            constrain_module(self._module, self.constrain)
+            if not self.rules.constrain_first:
+                constrain_module(self._module, self.rules.constrain)
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
@@ -220,12 +256,13 @@ class DeepSpeedRole:
         adam: AdamSettings,
         zero_stage: int,
         passes: int,
-        constrain: Constrain = leave_weight,
+        rules: UpdateRules = PLAIN_RULES,
     ):
         import deepspeed
 
-        self.constrain = constrain
-        constrain_module(module, constrain)  # before DeepSpeed copies the masters
+        self.rules = rules
+        if not rules.constrain_first:
+            constrain_module(module, rules.constrain)  # before DeepSpeed copies the masters
         self.world_size = torch.distributed.get_world_size()
         self.stage = zero_stage
         with rank_zero_weights(module):
@@ -245,6 +282,10 @@ class DeepSpeedRole:
     def module(self) -> nn.Module:
         return self.engine.module
 
+    def prepare(self) -> None:
+        if self.rules.constrain_first:
+            self._constrain_masters()
+
     def backward(self, loss: Tensor) -> None:
         if self._passes_pending:
             self.engine.step()  # within an accumulation: only counts the pass
@@ -253,14 +294,23 @@ class DeepSpeedRole:
 
     def update(self) -> bool:
         self._passes_pending = False
+        self.rules.adjust(self._reduced_gradients())
         if self.stage == 0:
             applied = self._update_unsharded()
         else:
             self.engine.step()
             applied = not self.engine.optimizer.overflow
-        if applied:
+        if applied and not self.rules.constrain_first:
             self._constrain_masters()
         return applied
+
+    def _reduced_gradients(self) -> list[Tensor]:
+        """This rank's gradients as the optimizer will use them, summed over all ranks."""
+        if self.stage == 0:
+            return [p.grad for p in self.module.parameters() if p.grad is not None]
+        # Present from the last backward pass of an accumulation until step() (0.19.8).
+        parts = self.engine.optimizer.averaged_gradients.values()
+        return [gradient for part in parts if part is not None for gradient in part]
 
     def _constrain_masters(self) -> None:
         """The family's rule on working weights and masters alike.
@@ -271,7 +321,7 @@ class DeepSpeedRole:
         """
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for weight in constrain_module(self.module, self.constrain):
+        for weight in constrain_module(self.module, self.rules.constrain):
             if self.stage > 0:
                 safe_set_full_fp32_param(weight, weight.detach())
 

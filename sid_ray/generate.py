@@ -8,12 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sid_ray.assemble import generation_of
 from sid_ray.checkpoint import find_generator
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.pictures import pixel_scale, save_picture, tile, to_picture
-from sid_ray.sampling import one_step, sample_in_batches, seeded_latents, seeded_uniform
-from sid_ray.schedules import EDMSchedule
-from sid_ray.weights.folder import load_model
+from sid_ray.sampling import (
+    Inputs,
+    generator_sampler,
+    sample_in_batches,
+    seeded_latents,
+    seeded_noises,
+    seeded_uniform,
+)
+from sid_ray.types import Condition
+from sid_ray.weights.folder import ModelDescription, load_model
+from sid_ray.weights.sources import resolve_source
 
 GRID_COLUMNS = 10
 
@@ -32,28 +42,70 @@ def choose_classes(seeds: Sequence[int], classes: Sequence[int] | None, label_di
     return torch.tensor([classes[seed % len(classes)] for seed in seeds])
 
 
+def conditions(
+    folder: Path,
+    description: ModelDescription,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    prompts: Sequence[str],
+) -> Condition:
+    """Classes or prompts of the seeds, as the network reads them.
+
+    A prompt a seed by the seed's number. Raises UserError where the network reads the other kind,
+    or none.
+    """
+    spec = spec_of(description.family)
+    label_dim = spec.label_dim(description.network)
+    if spec.load_text is not None:
+        if classes:
+            raise UserError("--labels: this generator reads text, no classes; use --prompt")
+        if not prompts:
+            raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
+        text = spec.load_text(text_folder(folder, description))
+        return Condition(text=text.embed([prompts[seed % len(prompts)] for seed in seeds]))
+    if prompts:
+        raise UserError("--prompt: this generator reads no text; use --labels")
+    if not label_dim and not classes:
+        return Condition()
+    chosen = choose_classes(seeds, classes, label_dim)
+    return Condition(torch.nn.functional.one_hot(chosen, label_dim).float())
+
+
+def text_folder(folder: Path, description: ModelDescription) -> Path:
+    """Where the text encoder lies: with the generator, or with the teacher it came from."""
+    if (folder / "text_encoder").is_dir():
+        return folder
+    teacher = description.notes.get("teacher")
+    if not teacher:
+        raise UserError(f"{folder} names no teacher, and has no text encoder of its own")
+    return resolve_source(str(teacher))
+
+
 def generate_pictures(
-    source: Path, seeds: Sequence[int], classes: Sequence[int] | None, out: Path, batch: int
+    source: Path,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    prompts: Sequence[str],
+    out: Path,
+    batch: int,
 ) -> str:
     """Writes out/seed000000.png ... and out/grid.png; returns the network folder's name.
 
-    Raises UserError for a source without a one-step generator.
+    Raises UserError for a source without a generator.
     """
     folder = find_generator(source)
     net, description = load_model(folder)
     if description.one_step is None:
         raise UserError(f"{folder} is not a one-step generator: its model.json has no one_step")
-    network = description.network
-    schedule = EDMSchedule(init_sigma=description.one_step["sigma"])
-    shape = (network["img_channels"], network["img_resolution"], network["img_resolution"])
-    label_dim, labels = network["label_dim"], None
-    if label_dim or classes:
-        chosen = choose_classes(seeds, classes, label_dim)
-        labels = torch.nn.functional.one_hot(chosen, label_dim).float()
-    latents = seeded_latents(seeds, shape)
-    images = sample_in_batches(
-        lambda z, c: one_step(net, schedule, z, c), latents, labels, batch, pad=True
+    schedule, num_steps = generation_of(description.one_step)
+    shape = spec_of(description.family).shape(description.network)
+    inputs = Inputs(
+        seeded_latents(seeds, shape),
+        conditions(folder, description, seeds, classes, prompts),
+        seeded_noises(seeds, shape, num_steps),
     )
+    sampler = generator_sampler(net, schedule, num_steps)
+    images = sample_in_batches(sampler, inputs, batch, pad=True)
     for seed, image in zip(seeds, images, strict=True):
         save_picture(to_picture(image), out / f"seed{seed:06d}.png")
     scale = pixel_scale(shape[-1])

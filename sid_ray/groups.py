@@ -7,7 +7,7 @@ computes the same sum (design: logical groups).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sid_ray.errors import UserError
 
@@ -24,6 +24,11 @@ class MicroStep:
     start: int
     stop: int
     weight: float = 1.0
+
+    @property
+    def opens_group(self) -> bool:
+        """Whether this is the first pass over its groups."""
+        return self.start == 0
 
 
 @dataclass(frozen=True)
@@ -92,5 +97,7 @@ class GroupPlan:
             for pack in packs
             for index in range(self.passes_a_group)
         ]
-        padding = MicroStep((mine[0],), 0, part, weight=0.0)
-        return tuple(steps + [padding] * (self.passes_a_rank - len(steps)))
+        # Whole groups again: a rank that pads runs the same passes as one that does not.
+        again = [replace(step, weight=0.0) for step in steps[: self.passes_a_group]]
+        missing = (self.passes_a_rank - len(steps)) // self.passes_a_group
+        return tuple(steps + again * missing)

@@ -8,17 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sid_ray.assemble import schedule_of
+from sid_ray.assemble import data_of, schedule_of
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import LabelSource, open_labels
-from sid_ray.metrics.features import FeatureSpace, load_feature_space
+from sid_ray.data.source import Source
+from sid_ray.denoisers.guidance import Guided
+from sid_ray.metrics.features import load_feature_space
 from sid_ray.pictures import contact_sheet, save_picture
-from sid_ray.sampling import Sampler, heun, labelled_seeds, one_step, sample_in_batches
+from sid_ray.sampling import (
+    Inputs,
+    Sampler,
+    ddim,
+    generator_sampler,
+    heun,
+    inputs_of,
+    sample_in_batches,
+    seeded_inputs,
+    seeded_uniform,
+)
+from sid_ray.schedules import EDMSchedule
+from sid_ray.types import Denoiser
 from sid_ray.weights.folder import load_model
 
-SHEET_ROWS, TIMED_BATCH = 8, 64
+SHEET_ROWS, TEXT_COLUMNS, TIMED_BATCH = 8, 10, 64
 
 
 @dataclass(frozen=True)
@@ -31,28 +44,62 @@ class Row:
     milliseconds: float  # per image, batches of 64, this machine
 
 
-def milliseconds_per_image(sampler: Sampler, source: LabelSource) -> float:
+def milliseconds_per_image(sampler: Sampler, inputs: Inputs) -> float:
     """Wall milliseconds an image of one batch, the second of two runs."""
-    latents, labels = labelled_seeds(source, range(TIMED_BATCH))
-    spent = 0.0
+    spent, batch = 0.0, inputs.take(torch.arange(TIMED_BATCH))
     with torch.no_grad():
         for _ in range(2):
             start = time.perf_counter()
-            sampler(latents, labels)
+            sampler(batch)
             spent = time.perf_counter() - start
     return 1000 * spent / TIMED_BATCH
 
 
 def samplers(
-    config: DistillConfig, teacher: nn.Module, generator: nn.Module
+    config: DistillConfig, teacher: nn.Module, generator: nn.Module, null_text: Tensor | None
 ) -> list[tuple[str, int, Sampler]]:
-    """(name, network evaluations, sampler): the teacher twice, then the generator."""
-    schedule = schedule_of(config)
+    """(name, network evaluations, sampler): the teacher in many steps, as the generator, and it."""
+    schedule, num_steps = schedule_of(config), config.objective.num_steps
+    few = f"{num_steps} evaluation{'s' if num_steps > 1 else ''}"
     return [
-        ("teacher, 35 evaluations", 35, lambda z, c: heun(teacher, schedule, z, c)),
-        ("teacher, 1 evaluation", 1, lambda z, c: one_step(teacher, schedule, z, c)),
-        ("generator, 1 evaluation", 1, lambda z, c: one_step(generator, schedule, z, c)),
+        teacher_sampler(config, teacher, null_text),
+        (f"teacher, {few}", num_steps, generator_sampler(teacher, schedule, num_steps)),
+        (f"generator, {few}", num_steps, generator_sampler(generator, schedule, num_steps)),
     ]
+
+
+def teacher_sampler(
+    config: DistillConfig, teacher: nn.Module, null_text: Tensor | None
+) -> tuple[str, int, Sampler]:
+    """The teacher as people use it: Heun, or DDIM with guidance."""
+    schedule, chosen = schedule_of(config), config.evaluation
+    steps, kappa = chosen.teacher_steps, chosen.teacher_guidance
+    if isinstance(schedule, EDMSchedule):
+        count = 2 * steps - 1
+        return (
+            f"teacher, {count} evaluations",
+            count,
+            lambda inputs: heun(teacher, schedule, inputs.latents, inputs.cond, steps),
+        )
+    guided: Denoiser = teacher
+    if kappa != 1 and null_text is not None:
+        guided = Guided(teacher, kappa, null_text)
+    count = steps * (1 if guided is teacher else 2)
+    return (
+        f"teacher, {count} evaluations",
+        count,
+        lambda inputs: ddim(guided, schedule, inputs.latents, inputs.cond, steps),
+    )
+
+
+def sheet_samples(source: Source) -> tuple[int, Tensor]:
+    """(columns, samples) of the contact sheet: a column a class, or as many texts."""
+    columns = source.label_dim or TEXT_COLUMNS
+    if source.label_dim:
+        classes = source.labels(torch.arange(len(source)))
+        first = torch.stack([(classes == c).nonzero()[0, 0] for c in range(columns)])
+        return columns, first.repeat(SHEET_ROWS)
+    return columns, source.index(seeded_uniform(range(SHEET_ROWS * columns)))
 
 
 def final_report(
@@ -64,22 +111,22 @@ def final_report(
 ) -> list[Row]:
     """Measures and draws: the rows in the order of samplers(), the contact sheet at ``picture``.
 
-    All three make the same seeds and labels. Evaluation streams only, so the numbers are those
+    All three make the same seeds and conditions. Evaluation streams only, so the numbers are those
     that the training's own evaluations gave.
     """
-    teacher, generator = load_model(teacher_folder)[0], load_model(generator_folder)[0]
-    source = open_labels(config.data)
-    space: FeatureSpace = load_feature_space(config.evaluation.feature_space)
-    latents, labels = labelled_seeds(source, range(config.evaluation.num_images))
-    columns = source.label_dim
-    sheet_seeds = range(SHEET_ROWS * columns)
-    sheet_inputs = labelled_seeds(source, sheet_seeds, range(columns))
+    teacher, description = load_model(teacher_folder)
+    generator = load_model(generator_folder)[0]
+    data = data_of(config, description, teacher_folder)
+    space = load_feature_space(config.evaluation.feature_space)
+    num_steps = config.objective.num_steps
+    inputs = seeded_inputs(data.source, range(config.evaluation.num_images), num_steps)
+    columns, chosen = sheet_samples(data.source)
+    sheet = inputs_of(data.source, range(len(chosen)), chosen, num_steps)
     rows, panels = [], []
-    for name, evaluations, sampler in samplers(config, teacher, generator):
+    for name, evaluations, sampler in samplers(config, teacher, generator, data.null_text):
         progress(f"measuring: {name}")
-        distance = space.frechet_distance(sample_in_batches(sampler, latents, labels))
-        cost = milliseconds_per_image(sampler, source)
-        rows.append(Row(name, evaluations, distance, cost))
-        panels.append((name, sample_in_batches(sampler, *sheet_inputs)))
+        distance = space.frechet_distance(sample_in_batches(sampler, inputs))
+        rows.append(Row(name, evaluations, distance, milliseconds_per_image(sampler, inputs)))
+        panels.append((name, sample_in_batches(sampler, sheet)))
     save_picture(contact_sheet(panels, columns), picture)
     return rows

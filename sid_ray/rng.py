@@ -13,13 +13,21 @@ from collections.abc import Sequence
 
 import torch
 
-from sid_ray.types import Draw
+from sid_ray.augment import draw as draw_augment
+from sid_ray.types import Draw, DrawSpec
 
 # Streams: what a draw is for. Their numbers are part of every run's identity: never renumber.
 FAKE_SCORE = 1
 GENERATOR = 2
 EVALUATION = 3
 TEACHER = 4
+
+# Draws of a group that only some objectives need; numbers as permanent as the streams'.
+STEPS = 1
+TEXT = 2
+AUGMENT = 3
+
+PLAIN = DrawSpec()
 
 
 def derive_seed(*key: int) -> int:
@@ -40,17 +48,35 @@ def draw_group(
     group: int,
     group_size: int,
     shape: Sequence[int],
+    spec: DrawSpec = PLAIN,
 ) -> tuple[Draw, torch.Tensor]:
-    """The Draw of one logical group, and uniform numbers [group_size] for its labels.
+    """The Draw of one logical group, and uniform numbers [group_size] that pick its data.
 
-    ``stream`` is FAKE_SCORE (normal times) or GENERATOR (uniform times).
+    ``stream`` is FAKE_SCORE or GENERATOR. What ``spec`` asks for beyond the first draws comes from
+    generators of its own, so that switching it on leaves the others as they are.
     """
     rng = generator_for(seed, stream, images_seen, group)
     size = (group_size, *shape)
     latents = torch.randn(size, generator=rng)
     noise = torch.randn(size, generator=rng)
-    sample_time = torch.randn if stream == FAKE_SCORE else torch.rand
-    time = sample_time(group_size, generator=rng)
-    labels = torch.rand(group_size, generator=rng)
+    normal = stream == FAKE_SCORE and spec.normal_fake_time
+    time = (torch.randn if normal else torch.rand)(group_size, generator=rng)
+    data = torch.rand(group_size, generator=rng)
     keys = torch.randint(-(2**62), 2**62, (group_size,), generator=rng)
-    return Draw(latents, noise, time, keys), labels
+    draw = Draw(latents, noise, time, keys)
+
+    def more(what: int) -> torch.Generator:
+        return generator_for(seed, stream, images_seen, group, what)
+
+    if spec.num_steps > 1:
+        # One step for the whole iteration: every rank then runs as many passes.
+        of_iteration = generator_for(seed, stream, images_seen)
+        step = torch.randint(spec.num_steps, (1,), generator=of_iteration).expand(group_size)
+        count = (group_size, spec.num_steps - 1, *shape)
+        draw = draw._replace(step=step, more_noise=torch.randn(count, generator=more(STEPS)))
+    if spec.text:
+        draw = draw._replace(text_uniform=torch.rand(group_size, generator=more(TEXT)))
+    if spec.augment:
+        raw = draw_augment(2 * group_size, more(AUGMENT))
+        draw = draw._replace(augment=raw.reshape(group_size, 2, -1))
+    return draw, data

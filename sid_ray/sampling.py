@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sid_ray.data.source import LabelSource
+from sid_ray.data.source import Source
+from sid_ray.objectives.generation import generator_step
 from sid_ray.rng import EVALUATION, generator_for
-from sid_ray.schedules import EDMSchedule
+from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.types import Condition, Denoiser, Schedule
 
-Sampler = Callable[[Tensor, Tensor | None], Tensor]  # (latents, labels) -> images
+
+class Inputs(NamedTuple):
+    """What a sampler makes images of.
+
+    ``latents`` [N, C, H, W] N(0,1), ``cond`` for each of them, ``more_noise`` [N, K - 1, C, H, W]
+    N(0,1) of a generator's evaluations after the first, or None.
+    """
+
+    latents: Tensor
+    cond: Condition = Condition()
+    more_noise: Tensor | None = None
+
+    def take(self, index: Tensor) -> Inputs:
+        """These samples, in this order."""
+
+        def part(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        cond = Condition(*(part(value) for value in self.cond))
+        return Inputs(self.latents[index], cond, part(self.more_noise))
 
 
-def one_step(net: Denoiser, schedule: Schedule, latents: Tensor, labels: Tensor | None) -> Tensor:
-    """y = D(init_sigma * z; init_sigma): one evaluation. [B, C, H, W] -> [B, C, H, W]."""
-    return few_step(net, schedule, latents, Condition(labels))
+Sampler = Callable[[Inputs], Tensor]  # -> images [N, C, H, W]
 
 
 def few_step(
@@ -36,25 +55,31 @@ def few_step(
     """num_steps evaluations with fresh noise between them. [B, C, H, W] -> [B, C, H, W].
 
     From y = 0: x_k = add_noise(y, noise_k, level_k), y = D(x_k; level_k), where noise_0 is
-    ``latents`` and ``noises`` holds the other num_steps - 1. Levels fall linearly, in sigma for
-    EDM2 (SiDA) and in the timestep for Stable Diffusion (SiD-LSG). No gradient is stopped here.
+    ``latents`` and ``noises`` holds the other num_steps - 1. No gradient is stopped here.
     """
     if len(noises) != num_steps - 1:
         raise ValueError(f"{num_steps} steps need {num_steps - 1} noises, got {len(noises)}")
     image = torch.zeros_like(latents)
     for step, noise in enumerate((latents, *noises)):
-        level = schedule.step_level(step, num_steps, len(latents), latents)
-        prediction = net(schedule.add_noise(image, noise, level), level, cond).x0
-        assert prediction is not None
-        image = prediction
+        image = generator_step(net, schedule, image, noise, step, num_steps, cond)
     return image
+
+
+def generator_sampler(net: Denoiser, schedule: Schedule, num_steps: int = 1) -> Sampler:
+    """A few-step generator as a sampler."""
+
+    def sample(inputs: Inputs) -> Tensor:
+        noises = () if inputs.more_noise is None else inputs.more_noise.unbind(1)
+        return few_step(net, schedule, inputs.latents, inputs.cond, num_steps, noises)
+
+    return sample
 
 
 def heun(
     net: Denoiser,
     schedule: EDMSchedule,
     latents: Tensor,
-    labels: Tensor | None,
+    cond: Condition,
     num_steps: int = 18,
 ) -> Tensor:
     """EDM's deterministic second-order sampler: 2 * num_steps - 1 evaluations.
@@ -67,7 +92,7 @@ def heun(
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         level = schedule.level(sigma.to(latents.dtype).expand(len(x)))
-        denoised = net(x.to(latents.dtype), level, Condition(labels)).x0
+        denoised = net(x.to(latents.dtype), level, cond).x0
         assert denoised is not None
         return (x - denoised.to(x.dtype)) / sigma
 
@@ -79,6 +104,27 @@ def heun(
             x_next = x + (there - here) * (d + slope(x_next, there)) / 2
         x = x_next
     return x.to(latents.dtype)
+
+
+def ddim(
+    net: Denoiser,
+    schedule: DiscreteVPSchedule,
+    latents: Tensor,
+    cond: Condition,
+    num_steps: int,
+) -> Tensor:
+    x = latents
+    grid = torch.linspace(schedule.num_train_timesteps - 1, 0, num_steps + 1).round().long()
+    for here, there in itertools.pairwise(grid.tolist()):
+        level = schedule.level(torch.full((len(x),), here, device=x.device), x.dtype)
+        x0 = net(x, level, cond).x0
+        assert x0 is not None
+        noise = (x - image_shape(level.alpha) * x0) / image_shape(level.sigma)
+        if there == 0:
+            return x0
+        level = schedule.level(torch.full((len(x),), there, device=x.device), x.dtype)
+        x = schedule.add_noise(x0, noise, level)
+    return x
 
 
 def seeded_latents(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -95,39 +141,44 @@ def seeded_uniform(seeds: Sequence[int]) -> Tensor:
     )
 
 
-def labelled_seeds(
-    source: LabelSource, seeds: Sequence[int], classes: Sequence[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """(latents [N, C, H, W], one-hot labels [N, label_dim]) of seeds, each of its seed alone.
+def seeded_noises(seeds: Sequence[int], shape: Sequence[int], num_steps: int) -> Tensor | None:
+    """[len(seeds), num_steps - 1, *shape] for evaluations after the first; None without any."""
+    if num_steps == 1:
+        return None
+    size = (num_steps - 1, *shape)
+    return torch.stack(
+        [torch.randn(size, generator=generator_for(seed, EVALUATION, 2)) for seed in seeds]
+    )
 
-    ``classes`` are dealt out by the seed's number; without them a class is drawn for each seed
-    with the data set's frequencies.
-    """
-    latents = seeded_latents(seeds, source.shape)
-    if classes is None:
-        chosen = source.labels(seeded_uniform(seeds))
-    else:
-        chosen = torch.tensor([classes[seed % len(classes)] for seed in seeds])
-    return latents, source.one_hot(chosen)
+
+def seeded_inputs(source: Source, seeds: Sequence[int], num_steps: int = 1) -> Inputs:
+    """Inputs of seeds with conditions drawn from the data set, each of its seed alone."""
+    return inputs_of(source, seeds, source.index(seeded_uniform(seeds)), num_steps)
+
+
+def inputs_of(source: Source, seeds: Sequence[int], index: Tensor, num_steps: int = 1) -> Inputs:
+    """Inputs of seeds with the conditions of the data set's samples ``index`` [N]."""
+    cond = Condition(source.one_hot(source.labels(index)), text=source.text(index))
+    noises = seeded_noises(seeds, source.shape, num_steps)
+    return Inputs(seeded_latents(seeds, source.shape), cond, noises)
 
 
 @torch.no_grad()
 def sample_in_batches(
-    sampler: Sampler, latents: Tensor, labels: Tensor | None, batch: int = 256, pad: bool = False
+    sampler: Sampler, inputs: Inputs, batch: int = 256, pad: bool = False
 ) -> Tensor:
     """Runs the sampler over batches and joins the images.
 
     With ``pad`` every batch is full, the last one by repetition: convolutions of another batch size
     round otherwise, and a seed's image should not depend on how many others were asked for.
     """
-    parts = []
-    for start in range(0, len(latents), batch):
-        chosen = torch.arange(start, min(start + batch, len(latents)))
+    parts, total = [], len(inputs.latents)
+    for start in range(0, total, batch):
+        chosen = torch.arange(start, min(start + batch, total))
         count = len(chosen)
         if pad:
             chosen = torch.cat([chosen, chosen[:1].expand(batch - count)])
-        chunk = None if labels is None else labels[chosen]
-        parts.append(sampler(latents[chosen], chunk)[:count])
+        parts.append(sampler(inputs.take(chosen))[:count])
     return torch.cat(parts)
 
 

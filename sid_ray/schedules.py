@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.types import Level
+from sid_ray.types import Level, Prediction, Want
 
 
 def image_shape(per_sample: Tensor) -> Tensor:
@@ -36,6 +36,9 @@ class EDMSchedule:
 
     Args are those of the config's ``schedule`` section.
     """
+
+    normal_fake_time: ClassVar[bool] = True
+    fake_want: ClassVar[Want] = Want.X0
 
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -66,12 +69,11 @@ class EDMSchedule:
         """
         return self.level(self.sigma_at(1 - self.t_max * draw))
 
-    def init_level(self, batch: int, like: Tensor) -> Level:
-        """The level at which the generator reads its noise: init_sigma for every sample."""
-        return self.step_level(0, 1, batch, like)
-
     def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level:
-        """Few-step generation: s_k = init_sigma * (K - k) / K, linear in sigma (SiDA)."""
+        """The generator's levels: s_k = init_sigma * (K - k) / K, linear in sigma (SiDA).
+
+        Step 0 reads the noise, at init_sigma; a one-step generator has no other.
+        """
         sigma = self.init_sigma * (num_steps - step) / num_steps
         return self.level(torch.full((batch,), sigma, dtype=like.dtype, device=like.device))
 
@@ -82,6 +84,13 @@ class EDMSchedule:
     def fake_weight(self, level: Level) -> Tensor:
         """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2, [B] (EDM, table 1)."""
         return (level.sigma**2 + self.sigma_data**2) / (level.sigma * self.sigma_data) ** 2
+
+    def fake_terms(
+        self, found: Prediction, x_0: Tensor, noise: Tensor, level: Level
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(D, x_0, lambda(sigma)): the fake score's loss compares images."""
+        assert found.x0 is not None
+        return found.x0, x_0, self.fake_weight(level)
 
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -121,6 +130,9 @@ class DiscreteVPSchedule:
         t_min, t_max: both losses draw the timestep evenly from t_min .. t_max - 1.
         init_timestep: tau, the level at which the generator reads its noise.
     """
+
+    normal_fake_time: ClassVar[bool] = False
+    fake_want: ClassVar[Want] = Want.RAW
 
     beta_schedule: str = "scaled_linear"
     beta_start: float = 0.00085
@@ -177,16 +189,12 @@ class DiscreteVPSchedule:
         """draw [B] uniform in [0, 1) -> t evenly from t_min .. t_max - 1 (SiD-LSG)."""
         return self._drawn_level(draw)
 
-    def init_level(self, batch: int, like: Tensor) -> Level:
-        """The level at which the generator reads its noise: tau for every sample.
-
-        Its input is add_noise(0, z): z times sigma_tau, 0.9286 at tau 625, not the teacher's
-        marginal there. The published generators are defined so.
-        """
-        return self.step_level(0, 1, batch, like)
-
     def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level:
-        """Few-step generation: t_i = int(tau * (1 - i/K)), linear in the timestep (SiD-LSG)."""
+        """The generator's levels: t_i = int(tau * (1 - i/K)), linear in the timestep (SiD-LSG).
+
+        Step 0 reads the noise, at tau, as add_noise(0, z): z times sigma_tau, 0.9286 at tau 625,
+        not the teacher's marginal there. The published generators are defined so.
+        """
         t = int(self.init_timestep * (1 - step / num_steps))
         return self.level(torch.full((batch,), t, device=like.device), like.dtype)
 
@@ -206,6 +214,16 @@ class DiscreteVPSchedule:
         if self.prediction_type == "epsilon":
             return torch.ones_like(level.alpha)
         return level.alpha**2
+
+    def fake_terms(
+        self, found: Prediction, x_0: Tensor, noise: Tensor, level: Level
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(epsilon or v, its target, 1 or alpha^2): SiD-LSG's loss compares what the network says.
+
+        The same as SNR times the squared error of x_0, without dividing by a small alpha.
+        """
+        assert found.raw is not None
+        return found.raw, self.raw_target(x_0, noise, level), self.raw_weight(level)
 
     def raw_target(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """What a perfect network predicts at alpha * x_0 + sigma * noise, [B, C, H, W]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -18,8 +18,18 @@ from torch import Tensor, nn
 
 from sid_ray.ema import ema_beta, update_ema
 from sid_ray.groups import GroupPlan, MicroStep
-from sid_ray.rng import FAKE_SCORE, GENERATOR, draw_group
-from sid_ray.types import Batch, Denoiser, Draw, Loss, Networks, Objective
+from sid_ray.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
+from sid_ray.types import (
+    Batch,
+    Denoiser,
+    Draw,
+    DrawSpec,
+    GroupSums,
+    Loss,
+    Networks,
+    Objective,
+    Scope,
+)
 
 
 class Role(Protocol):
@@ -32,6 +42,9 @@ class Role(Protocol):
     @property
     def module(self) -> nn.Module:
         """The bare network, for phases in which it is frozen."""
+
+    def prepare(self) -> None:
+        """Called before the role's phase."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of a sum over this rank's samples."""
@@ -48,7 +61,7 @@ class Source(Protocol):
         """Shape of one sample, (C, H, W)."""
 
     def batch(self, uniform: Tensor) -> Batch:
-        """Labels (and images) of samples drawn by uniform numbers [B]."""
+        """Labels, prompts and images of samples drawn by uniform numbers [B]."""
 
 
 Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_seen, micro-step)
@@ -98,18 +111,25 @@ def trainable(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(False)
 
 
-def draws_of(source: Source, plan: GroupPlan, seed: int, device: torch.device) -> Draws:
+def draws_of(
+    source: Source, plan: GroupPlan, seed: int, device: torch.device, spec: DrawSpec = PLAIN
+) -> Draws:
     """Keyed draws for micro-steps: whole groups joined, or a part of one group cut out."""
 
     def draws(stream: int, images_seen: int, micro_step: MicroStep) -> tuple[Draw, Batch]:
         groups = [
-            draw_group(seed, stream, images_seen, group, plan.group_size, source.shape)
+            draw_group(seed, stream, images_seen, group, plan.group_size, source.shape, spec)
             for group in micro_step.groups
         ]
         cut = slice(micro_step.start, micro_step.stop)
+
+        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+            found = [part[cut] for part in parts if part is not None]
+            return torch.cat(found).to(device) if found else None
+
         fields = zip(*(draw for draw, _ in groups), strict=True)
-        draw = Draw(*(torch.cat([part[cut] for part in parts]).to(device) for parts in fields))
-        batch = source.batch(torch.cat([labels[cut] for _, labels in groups]))
+        draw = Draw(*(joined(parts) for parts in fields))  # type: ignore[arg-type]
+        batch = source.batch(torch.cat([data[cut] for _, data in groups]))
         return draw, Batch(*(None if part is None else part.to(device) for part in batch))
 
     return draws
@@ -120,27 +140,53 @@ def poison(loss: Tensor) -> Tensor:
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype)
 
 
-def phase(
-    role: Role,
-    loss_of: Callable[[Networks, Batch, Draw], Loss],
-    nets: Networks,
-    stream: int,
-    trainee: Trainee,
-    settings: StepSettings,
-    draws: Draws,
-    sums: Sums,
+@dataclass(frozen=True)
+class Phase:
+    """One of the two losses of an iteration, and whose weights it changes."""
+
+    role: Role
+    stream: int
+    nets: Networks
+    loss: Callable[[Networks, Batch, Draw, Scope], Loss]
+    sums: Callable[[Networks, Batch, Draw], GroupSums | None]
+
+
+def run_phase(
+    phase: Phase, images_seen: int, settings: StepSettings, draws: Draws, sums: Sums
 ) -> None:
     """Accumulates one loss over this rank's micro-steps, then updates one role."""
-    plan = settings.plan
+    plan, role = settings.plan, phase.role
+    role.prepare()
+    scope = Scope(images_seen, plan.group_size)
     with trainable(role.module):
         for micro_step in plan.micro_steps(settings.rank):
-            draw, batch = draws(stream, trainee.images_seen, micro_step)
-            loss = loss_of(nets, batch, draw)
+            if plan.passes_a_group > 1 and micro_step.opens_group:
+                whole = sums_of_group(phase, images_seen, plan, micro_step, draws)
+                scope = replace(scope, sums=whole)
+            draw, batch = draws(phase.stream, images_seen, micro_step)
+            loss = phase.loss(phase.nets, batch, draw, scope)
             role.backward(poison(loss.total) * (micro_step.weight / plan.batch_size))
             if micro_step.weight:
                 sums.add(dict(loss.metrics), len(draw.time))
         applied = role.update()
     sums.add({"skipped_updates": torch.tensor(float(not applied))}, 0)
+
+
+@torch.no_grad()
+def sums_of_group(
+    phase: Phase, images_seen: int, plan: GroupPlan, first: MicroStep, draws: Draws
+) -> GroupSums | None:
+    """Sums over a group that is split over passes: a look ahead, where samples are coupled."""
+    total: GroupSums | None = None
+    width = first.stop
+    for start in range(0, plan.group_size, width):
+        part = replace(first, start=start, stop=start + width)
+        draw, batch = draws(phase.stream, images_seen, part)
+        found = phase.sums(phase.nets, batch, draw)
+        if found is None:
+            return None
+        total = found if total is None else GroupSums(*map(torch.add, total, found))
+    return total
 
 
 def step(
@@ -153,12 +199,18 @@ def step(
     3. averaged generator.
     """
     generator, fake_score, teacher = trainee.generator, trainee.fake_score, trainee.teacher
+    seen = trainee.images_seen
 
     nets = Networks(teacher, fake_score.network, generator.module)
-    phase(fake_score, objective.fake_loss, nets, FAKE_SCORE, trainee, settings, draws, sums)
-    nets = Networks(teacher, fake_score.module, generator.network)
-    phase(generator, objective.generator_loss, nets, GENERATOR, trainee, settings, draws, sums)
+    learn = Phase(fake_score, FAKE_SCORE, nets, objective.fake_loss, objective.fake_sums)
+    run_phase(learn, seen, settings, draws, sums)
+    if objective.trains_generator(seen):
+        nets = Networks(teacher, fake_score.module, generator.network)
+        distil = Phase(
+            generator, GENERATOR, nets, objective.generator_loss, objective.generator_sums
+        )
+        run_phase(distil, seen, settings, draws, sums)
     batch_size = settings.plan.batch_size
-    beta = ema_beta(trainee.images_seen, batch_size, settings.ema_half_life, settings.ema_rampup)
+    beta = ema_beta(seen, batch_size, settings.ema_half_life, settings.ema_rampup)
     update_ema(trainee.generator_ema.parameters(), generator.module.parameters(), beta)
     trainee.images_seen += batch_size

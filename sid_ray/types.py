@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -70,26 +70,72 @@ class Condition(NamedTuple):
 class Batch(NamedTuple):
     """What the data set contributes to one logical group.
 
-    ``labels`` [B, label_dim] one-hot or None; ``images`` [B, C, H, W] in [-1, 1], None in
-    data-free runs.
+    ``labels`` [B, label_dim] one-hot or None; ``images`` [B, C, H, W] in the denoiser's space, of
+    those same labels, None in data-free runs; ``text`` [B, T, D] embeddings of prompts or None.
     """
 
     labels: Tensor | None = None
     images: Tensor | None = None
+    text: Tensor | None = None
 
 
 class Draw(NamedTuple):
     """Every random number of one phase of one logical group (or several, one after another).
 
     ``latents`` [B, C, H, W] N(0,1) the generator's input, ``noise`` [B, C, H, W] N(0,1) the
-    forward noise, ``time`` [B] the raw draw of the noise level (normal in the fake-score phase,
-    uniform in the generator phase), ``dropout_keys`` [B] int64.
+    forward noise, ``time`` [B] the raw draw of the noise level (normal or uniform, as the schedule
+    asks), ``dropout_keys`` [B] int64. Only where the objective asks: ``step`` [B] int64 which of
+    the generator's K evaluations is trained, one number for the whole iteration, ``more_noise``
+    [B, K - 1, C, H, W] N(0,1) of the evaluations after the first, ``text_uniform`` [B] uniform,
+    ``augment`` [B, 2, 15] raw draws of the augmentation of generated and of real images.
     """
 
     latents: Tensor
     noise: Tensor
     time: Tensor
     dropout_keys: Tensor | None = None
+    step: Tensor | None = None
+    more_noise: Tensor | None = None
+    text_uniform: Tensor | None = None
+    augment: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DrawSpec:
+    """Which random numbers an objective needs beside the first four."""
+
+    normal_fake_time: bool = True
+    num_steps: int = 1
+    text: bool = False
+    augment: bool = False
+
+
+class GroupSums(NamedTuple):
+    """Sums over one whole logical group, for a pass that holds a part of it. Each is [].
+
+    ``weight`` of the samples' weights, ``value`` of the values they are multiplied with,
+    ``samples`` how many are finite. No gradient.
+    """
+
+    weight: Tensor
+    value: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a loss knows beside tensors: the run's progress, and how samples form groups.
+
+    A pass holds whole groups of ``group_size`` samples one after another (0: all one group), or,
+    where ``sums`` is given, a part of the one group that these are the sums of.
+    """
+
+    images_seen: int = 0
+    group_size: int = 0
+    sums: GroupSums | None = None
+
+
+WHOLE = Scope()  # all samples are one whole group, at the run's start
 
 
 @dataclass(frozen=True)
@@ -109,19 +155,28 @@ class Denoiser(Protocol):
 
 
 class Schedule(Protocol):
-    """Noise levels and weights of one family."""
+    """Noise levels and weights of one family.
+
+    ``normal_fake_time``: fake_level maps normal numbers, not uniform ones. ``fake_want`` is the
+    prediction that the fake-score loss compares, ``fake_terms`` (prediction, target, weight [B]).
+    """
+
+    normal_fake_time: ClassVar[bool]
+    fake_want: ClassVar[Want]
 
     def fake_level(self, draw: Tensor) -> Level: ...
 
     def generator_level(self, draw: Tensor) -> Level: ...
-
-    def init_level(self, batch: int, like: Tensor) -> Level: ...
 
     def step_level(self, step: int, num_steps: int, batch: int, like: Tensor) -> Level: ...
 
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor: ...
 
     def fake_weight(self, level: Level) -> Tensor: ...
+
+    def fake_terms(
+        self, found: Prediction, x_0: Tensor, noise: Tensor, level: Level
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class Networks(NamedTuple):
@@ -133,8 +188,23 @@ class Networks(NamedTuple):
 
 
 class Objective(Protocol):
-    """Pure: tensors and draws in, a loss out. No device, no seed, no rank."""
+    """Pure: tensors and draws in, a loss out. No device, no seed, no rank.
 
-    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss: ...
+    The ``sums`` are those of GroupSums over the samples given, added up over the parts of a split
+    group by the caller; None for objectives that couple no samples.
+    """
 
-    def generator_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss: ...
+    @property
+    def draw_spec(self) -> DrawSpec: ...
+
+    def trains_generator(self, images_seen: int) -> bool: ...
+
+    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss: ...
+
+    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None: ...
+
+    def generator_loss(
+        self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE
+    ) -> Loss: ...
+
+    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None: ...

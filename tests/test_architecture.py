@@ -15,8 +15,8 @@ import sid_ray
 PACKAGE = Path(sid_ray.__file__).parent
 LEVELS = {
     "errors": 0, "types": 0, "groups": 0, "config": 0, "recipes": 0,
-    "rng": 1, "schedules": 1, "ema": 1, "augment": 1, "objectives": 1,
-    "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
+    "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
+    "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "engine": 3, "step": 3, "checkpoint": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,

@@ -9,10 +9,10 @@ import torch
 import sid_ray
 from sid_ray.config import DataConfig
 from sid_ray.data.digits import load_digits
-from sid_ray.data.source import open_labels
+from sid_ray.data.source import open_source
 from sid_ray.errors import UserError
 from sid_ray.metrics.features import load_feature_space
-from sid_ray.sampling import heun, labelled_seeds, one_step, sample_in_batches
+from sid_ray.sampling import generator_sampler, heun, sample_in_batches, seeded_inputs
 from sid_ray.schedules import EDMSchedule
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import builtin_models, resolve_source
@@ -26,12 +26,12 @@ def test_the_teacher_is_small_and_as_good_as_its_card_says():
     assert sum(p.numel() for p in teacher.parameters()) < 800_000
     notes, space = description.notes, load_feature_space("digits-cnn")
     assert notes["feature_space"] == space.name
-    source, schedule = open_labels(DataConfig()), EDMSchedule()
-    latents, labels = labelled_seeds(source, range(2048))
-    one = sample_in_batches(lambda z, c: one_step(teacher, schedule, z, c), latents, labels)
+    source, schedule = open_source(DataConfig(), (1, 8, 8)), EDMSchedule()
+    inputs = seeded_inputs(source, range(2048))
+    one = sample_in_batches(generator_sampler(teacher, schedule), inputs)
     assert space.frechet_distance(one) == pytest.approx(notes["frechet_distance_1"], rel=1e-3)
-    latents, labels = latents[:512], labels[:512]
-    many = sample_in_batches(lambda z, c: heun(teacher, schedule, z, c), latents, labels)
+    few = inputs.take(torch.arange(512))
+    many = sample_in_batches(lambda i: heun(teacher, schedule, i.latents, i.cond), few)
     # A quarter of the card's images, to be quick: the estimate's bias lifts 1.79 to 7.17.
     assert space.frechet_distance(many) == pytest.approx(7.17, rel=0.02)
     card = (folder / "README.md").read_text()

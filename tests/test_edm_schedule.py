@@ -48,6 +48,6 @@ def test_weight_and_noise():
 
 
 def test_the_generator_reads_noise_at_init_sigma():
-    level = EDMSchedule(init_sigma=1.5).init_level(3, torch.zeros(1))
+    level = EDMSchedule(init_sigma=1.5).step_level(0, 1, 3, torch.zeros(1))
     assert level.sigma.tolist() == [1.5] * 3
     assert level.alpha.tolist() == [1.0] * 3

@@ -15,6 +15,7 @@ from sid_ray.engine import (
     DeepSpeedRole,
     RoleState,
     TorchRole,
+    UpdateRules,
     check_no_stale_lock,
     deepspeed_config,
     init_deepspeed,
@@ -85,7 +86,7 @@ def edm2_roles(role_of) -> dict:
 
 
 def plain_role(module: torch.nn.Module, constrain) -> TorchRole:
-    return TorchRole(module, ADAM, constrain)
+    return TorchRole(module, ADAM, UpdateRules(constrain))
 
 
 def nan_is_skipped(trainee: Trainee, plan: GroupPlan, rank: int) -> None:
@@ -137,7 +138,7 @@ def work(rank: int, world_size: int, port: int, folder: str) -> None:
         nan_is_skipped(resumed, plan, rank)
 
         def role_of(module, constrain, stage=stage):
-            return DeepSpeedRole(module, ADAM, stage, 1, constrain)
+            return DeepSpeedRole(module, ADAM, stage, 1, UpdateRules(constrain))
 
         edm2 = edm2_roles(role_of)
         if rank == 0:

@@ -3,17 +3,21 @@
 import torch
 
 from sid_ray.rng import FAKE_SCORE, GENERATOR, derive_seed, draw_group, generator_for
+from sid_ray.types import DrawSpec
 
 KEY = {"seed": 0, "images_seen": 512, "group": 3, "group_size": 8, "shape": (1, 4, 4)}
 
 
 def test_a_draw_is_the_same_whatever_was_drawn_before():
-    first, labels = draw_group(stream=GENERATOR, **KEY)
+    every = DrawSpec(num_steps=3, text=True, augment=True)
+    first, labels = draw_group(stream=GENERATOR, spec=every, **KEY)
     torch.manual_seed(123)
     torch.randn(7)
     draw_group(stream=FAKE_SCORE, **KEY)
-    again, labels_again = draw_group(stream=GENERATOR, **KEY)
+    again, labels_again = draw_group(stream=GENERATOR, spec=every, **KEY)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    plain, _ = draw_group(stream=GENERATOR, **KEY)
+    assert all(torch.equal(a, b) for a, b in zip(first, plain, strict=False) if b is not None)
     assert torch.equal(labels, labels_again)
 
 

@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from sid_ray.config import DataConfig
-from sid_ray.data.source import open_labels
+from sid_ray.data.source import open_source
 from sid_ray.sampling import (
+    Inputs,
+    few_step,
     heun,
-    labelled_seeds,
-    one_step,
+    inputs_of,
     sample_in_batches,
+    seeded_inputs,
     seeded_latents,
     to_uint8,
 )
 from sid_ray.schedules import EDMSchedule, image_shape
-from sid_ray.types import Prediction, Want
+from sid_ray.types import Condition, Prediction, Want
 
 
 def gaussian_denoiser(mean: float, std: float):
@@ -30,7 +32,7 @@ def gaussian_denoiser(mean: float, std: float):
 def test_heun_turns_noise_into_the_data_distribution():
     latents = torch.randn(2000, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     coarse, finer, exact = (
-        heun(gaussian_denoiser(0.3, 0.5), EDMSchedule(), latents, None, num_steps=steps)
+        heun(gaussian_denoiser(0.3, 0.5), EDMSchedule(), latents, Condition(), num_steps=steps)
         for steps in (18, 72, 288)
     )
     assert exact.mean().item() == pytest.approx(0.3, abs=0.02)
@@ -46,7 +48,7 @@ def test_heun_counts_its_evaluations():
         calls.append(float(level.sigma[0]))
         return Prediction(x0=x_t * 0)
 
-    heun(counting, EDMSchedule(), torch.randn(1, 1, 2, 2), None, num_steps=18)
+    heun(counting, EDMSchedule(), torch.randn(1, 1, 2, 2), Condition(), num_steps=18)
     assert len(calls) == 35
     assert calls[0] == pytest.approx(80)
     assert calls[-1] == pytest.approx(0.002)
@@ -60,7 +62,7 @@ def test_one_step_reads_noise_at_init_sigma():
         return Prediction(x0=x_t)
 
     latents = torch.randn(3, 1, 2, 2)
-    one_step(recording, EDMSchedule(), latents, None)
+    few_step(recording, EDMSchedule(), latents, Condition())
     assert torch.equal(seen["x_t"], 2.5 * latents)
     assert seen["sigma"].tolist() == [2.5] * 3
 
@@ -68,11 +70,14 @@ def test_one_step_reads_noise_at_init_sigma():
 def test_a_seed_stands_alone():
     together = seeded_latents([3, 4, 5], (1, 2, 2))
     assert torch.equal(together[1], seeded_latents([4], (1, 2, 2))[0])
-    source = open_labels(DataConfig())
-    _, labels = labelled_seeds(source, range(20), [7, 8])
-    assert labels.argmax(1).tolist() == [7, 8] * 10
-    _, drawn = labelled_seeds(source, range(500))
-    assert torch.equal(drawn[7:9], labelled_seeds(source, [7, 8])[1])
+    source = open_source(DataConfig(), (1, 8, 8))
+    chosen = inputs_of(source, range(20), torch.tensor([7, 8] * 10))
+    assert chosen.cond.labels.argmax(1).tolist() == [7, 8] * 10  # digits lie 0, 1, ... 9 in order
+    drawn = seeded_inputs(source, range(500), num_steps=3)
+    again = seeded_inputs(source, [7, 8], num_steps=3)
+    assert torch.equal(drawn.cond.labels[7:9], again.cond.labels)
+    assert torch.equal(drawn.more_noise[7:9], again.more_noise)
+    drawn = drawn.cond.labels
     counts = drawn.sum(0)
     assert counts.min() > 25, "digits are nearly even"
 
@@ -82,11 +87,11 @@ def test_batches_join_in_order(pad):
     latents = torch.arange(10.0).reshape(10, 1, 1, 1)
     sizes = []
 
-    def sampler(z, c):
-        sizes.append(len(z))
-        return z * 2
+    def sampler(inputs):
+        sizes.append(len(inputs.latents))
+        return inputs.latents * 2
 
-    images = sample_in_batches(sampler, latents, None, batch=4, pad=pad)
+    images = sample_in_batches(sampler, Inputs(latents), batch=4, pad=pad)
     assert images.flatten().tolist() == [2.0 * i for i in range(10)]
     assert sizes == ([4, 4, 4] if pad else [4, 4, 2])
 

@@ -85,7 +85,7 @@ def test_levels_are_variance_preserving_and_float32_at_least():
 
 def test_the_generators_input_level():
     """abar_625 = 0.13777: an input deviation of 0.9286 and EDM's sigma 2.5017."""
-    level = DiscreteVPSchedule().init_level(2, torch.zeros(2, 4, 8, 8))
+    level = DiscreteVPSchedule().step_level(0, 1, 2, torch.zeros(2, 4, 8, 8))
     assert level.t.tolist() == [625, 625]
     assert level.sigma.tolist() == pytest.approx([0.9286] * 2, abs=1e-4)
     assert (level.sigma / level.alpha).tolist() == pytest.approx([2.5017] * 2, abs=1e-4)
@@ -98,7 +98,7 @@ def test_step_levels_fall_linearly():
     edm = EDMSchedule()
     sigmas = [float(edm.step_level(i, 4, 1, like).sigma) for i in range(4)]
     assert sigmas == [2.5, 1.875, 1.25, 0.625]
-    assert torch.equal(edm.step_level(0, 4, 1, like).sigma, edm.init_level(1, like).sigma)
+    assert torch.equal(edm.step_level(0, 4, 1, like).sigma, edm.step_level(0, 1, 1, like).sigma)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

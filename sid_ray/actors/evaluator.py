@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import ray
 import torch
 from torch import Tensor
 
-from sid_ray.assemble import schedule_of
+from sid_ray.assemble import data_of, schedule_of
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import open_labels
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.metrics.features import load_feature_space
-from sid_ray.sampling import labelled_seeds, one_step, sample_in_batches
+from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
+from sid_ray.weights.folder import ModelDescription
 
 
 @ray.remote(num_cpus=0)
@@ -24,22 +24,22 @@ class Evaluator:
     Evaluation draws from its own streams, so its cadence never changes the training.
     """
 
-    def __init__(self, config: DistillConfig, family: str, network: Mapping[str, Any], tracker):
+    def __init__(
+        self, config: DistillConfig, teacher: ModelDescription, teacher_folder: str, tracker
+    ):
         torch.set_num_threads(1)
-        self.net = spec_of(family).build(network).eval().requires_grad_(False)
-        self.schedule = schedule_of(config)
+        self.net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        num_steps = config.objective.num_steps
+        self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
         self.space = load_feature_space(config.evaluation.feature_space)
-        self.latents, self.labels = labelled_seeds(
-            open_labels(config.data), range(config.evaluation.num_images)
-        )
+        source = data_of(config, teacher, Path(teacher_folder)).source
+        self.inputs = seeded_inputs(source, range(config.evaluation.num_images), num_steps)
         self.tracker = tracker
 
     def score(self, weights: Mapping[str, Tensor], images_seen: int) -> float:
-        """Frechet distance of the one-step generator with these weights; told to the tracker."""
+        """Frechet distance of the generator with these weights; told to the tracker."""
         self.net.load_state_dict(weights)
-        images = sample_in_batches(
-            lambda z, c: one_step(self.net, self.schedule, z, c), self.latents, self.labels
-        )
+        images = sample_in_batches(self.sampler, self.inputs)
         distance = self.space.frechet_distance(images)
         ray.get(self.tracker.log_score.remote({"frechet_distance": distance}, images_seen))
         return distance

@@ -28,12 +28,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sid_ray.actors.evaluator import Evaluator
 from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import WorkerSettings, train_loop
+from sid_ray.assemble import Start
 from sid_ray.checkpoint import newest_whole, read_manifest
 from sid_ray.config import DistillConfig, flatten
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.run_folder import LOG, RunRecord, write_record
-from sid_ray.weights.networks import describe
 
 POLL_S = 0.5
 # Set before Ray starts; a value that the user has set wins.
@@ -209,7 +209,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def train(
-    config: DistillConfig, teacher: Path, folder: Path, record: RunRecord, show: Display
+    config: DistillConfig, start: Start, folder: Path, record: RunRecord, show: Display
 ) -> Outcome:
     """Runs the training to its end, on Ray.
 
@@ -228,7 +228,7 @@ def train(
         check_resources(config)
         write_record(folder, record)
         clock = Clock(began)
-        trouble = run_actors(config, teacher, folder, record, show, clock)
+        trouble = run_actors(config, start, folder, record, show, clock)
     finally:
         ray.shutdown()
     newest, _ = newest_whole(folder)
@@ -240,7 +240,7 @@ def train(
 
 def run_actors(
     config: DistillConfig,
-    teacher: Path,
+    start: Start,
     folder: Path,
     record: RunRecord,
     show: Display,
@@ -248,14 +248,14 @@ def run_actors(
 ) -> str:
     """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
     tracker = start_tracker(config, record)
-    description = describe(teacher)
     evaluator = Evaluator.remote(  # type: ignore[attr-defined]
-        config, description.family, description.network, tracker
+        config, start.description, str(start.teacher), tracker
     )
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(folder),
-        teacher_folder=str(teacher),
+        teacher_folder=str(start.teacher),
+        initial_generator=str(start.generator or ""),
         attempt=uuid.uuid4().hex[:6],
         tracker=tracker,
         evaluator=evaluator,

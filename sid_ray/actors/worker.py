@@ -17,7 +17,7 @@ import ray.train
 import torch
 from torch import nn
 
-from sid_ray.assemble import generator_description, objective_of
+from sid_ray.assemble import data_of, generator_description, objective_of, rules_of
 from sid_ray.checkpoint import (
     checkpoint_name,
     load_checkpoint,
@@ -25,10 +25,9 @@ from sid_ray.checkpoint import (
     write_checkpoint,
 )
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import open_labels
 from sid_ray.denoisers.attention import set_attention
-from sid_ray.denoisers.spec import spec_of
-from sid_ray.engine import AdamSettings, DeepSpeedRole, init_deepspeed
+from sid_ray.denoisers.precondition import set_precision
+from sid_ray.engine import AdamSettings, DeepSpeedRole, UpdateRules, init_deepspeed
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
 
@@ -46,6 +45,7 @@ class WorkerSettings:
     config: str
     run_folder: str
     teacher_folder: str
+    initial_generator: str
     attempt: str
     tracker: Any
     evaluator: Any
@@ -65,17 +65,25 @@ class Worker:
     teacher: ModelDescription
     sums: Sums
 
-    def restore(self) -> None:
-        """Goes on from the newest whole checkpoint, if there is one; says what it skipped."""
-        folder, damage = newest_whole(Path(self.settings.run_folder))
-        if folder is not None:
-            load_checkpoint(folder, self.trainee, self.roles)
-        if self.rank != 0:
-            return
-        for line in damage:
-            self.tell(f"damaged checkpoint skipped: {line}")
-        if folder is not None:
-            self.tell(f"resumed at {self.trainee.images_seen:,} images from {folder.name}")
+    def restore(self, word: str = "resumed") -> str | None:
+        """Goes on from the newest whole checkpoint, if there is one: its name.
+
+        Rank 0 checks and chooses for all: an upload may end between two ranks' looks.
+        """
+        chosen: list[Any] = [None]
+        if self.rank == 0:
+            folder, damage = newest_whole(Path(self.settings.run_folder))
+            chosen = [None if folder is None else str(folder)]
+            for line in damage:
+                self.tell(f"damaged checkpoint skipped: {line}")
+        torch.distributed.broadcast_object_list(chosen, src=0)
+        if chosen[0] is None:
+            return None
+        name = Path(chosen[0]).name
+        load_checkpoint(Path(chosen[0]), self.trainee, self.roles)
+        if self.rank == 0:
+            self.tell(f"{word} at {self.trainee.images_seen:,} images from {name}")
+        return name
 
     def tell(self, text: str) -> None:
         ray.get(self.settings.tracker.event.remote(text))
@@ -146,24 +154,27 @@ def build(settings: WorkerSettings) -> Worker:
     init_deepspeed()
     teacher, description = load_model(Path(settings.teacher_folder))
     teacher.to(device)
+    set_precision(teacher, config.training.precision)
     set_attention(teacher, config.resources.attention)
-    constrain = spec_of(description.family).constrain
     plan = config.group_plan(context.get_world_size())
 
-    def role(learning_rate: float, beta1: float) -> DeepSpeedRole:
+    def role(
+        start: nn.Module, learning_rate: float, beta1: float, rules: UpdateRules
+    ) -> DeepSpeedRole:
         values = config.training
         adam = AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
-        network: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
+        network: nn.Module = copy.deepcopy(start).requires_grad_(True)
         stage, passes = config.resources.zero_stage, plan.passes_a_rank
-        built = DeepSpeedRole(network, adam, stage, passes, constrain)
+        built = DeepSpeedRole(network, adam, stage, passes, rules)
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
 
-    roles = {
-        "fake_score": role(config.training.fake_score_lr, config.training.fake_score_beta1),
-        "generator": role(config.training.generator_lr, config.training.generator_beta1),
-    }
-    trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(teacher))
+    start, training = initial_generator(settings, teacher), config.training
+    rules = rules_of(config, description.family)
+    fake_score = training.fake_score_lr, training.fake_score_beta1, rules["fake_score"]
+    generator = training.generator_lr, training.generator_beta1, rules["generator"]
+    roles = {"fake_score": role(teacher, *fake_score), "generator": role(start, *generator)}
+    trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(start))
     return Worker(
         config=config,
         settings=settings,
@@ -177,14 +188,27 @@ def build(settings: WorkerSettings) -> Worker:
     )
 
 
+def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
+    """The network the generator starts as: the teacher, or SiD2A's one-step generator."""
+    if not settings.initial_generator:
+        return teacher
+    start, _ = load_model(Path(settings.initial_generator))
+    network = copy.deepcopy(teacher)
+    # EDM2's published generators lack the log-variance head, which a generator never uses.
+    network.load_state_dict(network.state_dict() | start.state_dict())
+    return network
+
+
 def train(worker: Worker) -> None:
     """Steps until the run has seen its images; everything else happens between two steps."""
     config, trainee = worker.config, worker.trainee
     training, output = config.training, config.output
     plan = config.group_plan(worker.world_size)
     step_settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
-    objective = objective_of(config)
-    draws = draws_of(open_labels(config.data), plan, training.seed, worker.device)
+    folder = Path(worker.settings.teacher_folder)
+    data = data_of(config, worker.teacher, folder, worker.device)
+    objective = objective_of(config, data.null_text)
+    draws = draws_of(data.source, plan, training.seed, worker.device, objective.draw_spec)
     reported, reported_at = trainee.images_seen, time.monotonic()
     if trainee.images_seen == 0 and config.evaluation.every:
         worker.evaluate()
@@ -214,7 +238,27 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     if worker.rank == 0:
         worker.settings.tracker.set_phase.remote("training")
     try:
-        train(worker)
+        train_with_second_chance(worker)
     except DivergedError as error:
         # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
         ray.get(worker.settings.tracker.give_up.remote(str(error)))
+
+
+def train_with_second_chance(worker: Worker) -> None:
+    """Trains; rolls back to the last checkpoint when updates are not finite any more.
+
+    Once a checkpoint: what was a fault of a machine is gone then; what is the run's own comes back,
+    because a run is a function of its config, and DivergedError then ends it.
+    """
+    tried: set[str] = set()
+    while True:
+        try:
+            return train(worker)
+        except DivergedError as error:
+            if worker.rank == 0:
+                worker.tell(str(error))
+            worker.sums = Sums()
+            name = worker.restore("rolled back")
+            if name is None or name in tried:
+                raise
+            tried.add(name)

@@ -2,43 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sid_ray.config import DataConfig
 from sid_ray.data import digits
+from sid_ray.errors import UserError
 from sid_ray.types import Batch
+
+Embed = Callable[[Sequence[str]], Tensor]  # prompts -> [B, T, D]
+
+# (C, H, W) and number of classes of data sets that give labels only. CIFAR-10 has as many images
+# of each class; ImageNet nearly (732 to 1,300): there labels are drawn evenly over the classes.
+LABELS_ONLY = {
+    "cifar10": ((3, 32, 32), 10),
+    "imagenet-64": ((3, 64, 64), 1000),
+    "ffhq-64": ((3, 64, 64), 0),
+    "afhqv2-64": ((3, 64, 64), 0),
+    "imagenet-512": ((4, 64, 64), 1000),
+}
 
 
 @dataclass(frozen=True)
-class LabelSource:
-    """A data-free source: class labels by the data set's own histogram, and no pixels.
+class Source:
+    """What a data set has of each of its samples; a uniform number picks one of them.
 
-    ``classes`` [N] holds the data set's labels; a uniform number picks one of its N samples, so
-    labels come with the frequencies of the real data.
+    Args:
+        shape: (C, H, W) of what the denoiser works on.
+        label_dim: classes that the denoiser is told; 0 for none.
+        classes: [N] class of each sample, or None: then every class is as likely.
+        images: [N, C, H, W], or None where only labels or prompts are at hand.
+        prompts: [N] texts, or None.
+        embed: prompts to their embeddings; needed where there are prompts.
     """
 
     shape: Sequence[int]
-    label_dim: int
-    classes: Tensor
+    label_dim: int = 0
+    classes: Tensor | None = None
+    images: Tensor | None = None
+    prompts: Sequence[str] | None = None
+    embed: Embed | None = None
 
-    def labels(self, uniform: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) [B] -> class indices [B]."""
-        index = (uniform.double() * len(self.classes)).long().clamp_max(len(self.classes) - 1)
-        return self.classes[index]
+    def __len__(self) -> int:
+        for column in (self.classes, self.prompts):
+            if column is not None:
+                return len(column)
+        return max(self.label_dim, 1)
 
-    def one_hot(self, classes: Tensor) -> Tensor:
-        """Class indices [B] -> [B, label_dim]."""
+    def index(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) [B] -> samples [B] int64."""
+        return (uniform.double() * len(self)).long().clamp_max(len(self) - 1)
+
+    def labels(self, index: Tensor) -> Tensor:
+        """Samples [B] -> class indices [B]."""
+        return index if self.classes is None else self.classes[index]
+
+    def one_hot(self, classes: Tensor) -> Tensor | None:
+        """Class indices [B] -> [B, label_dim]; None without classes."""
+        if not self.label_dim:
+            return None
         return torch.nn.functional.one_hot(classes, self.label_dim).float()
 
+    def text(self, index: Tensor) -> Tensor | None:
+        """Samples [B] -> their prompts' embeddings [B, T, D]; None without prompts."""
+        if self.prompts is None or self.embed is None:
+            return None
+        return self.embed([self.prompts[i] for i in index.tolist()])
+
     def batch(self, uniform: Tensor) -> Batch:
-        return Batch(labels=self.one_hot(self.labels(uniform)))
+        index = self.index(uniform)
+        images = None if self.images is None else self.images[index]
+        return Batch(self.one_hot(self.labels(index)), images, self.text(index))
 
 
-def open_labels(data: DataConfig) -> LabelSource:
-    """The labels of a data set. Its name is one that the config accepts."""
-    sources = {"digits": lambda: (digits.SHAPE, digits.LABEL_DIM, digits.load_digits()[1])}
-    return LabelSource(*sources[data.name]())
+def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = None) -> Source:
+    """A data set by its name.
+
+    ``shape`` is the teacher's, for data sets of prompts alone; ``embed`` its text encoder. Raises
+    UserError when a file is missing or empty.
+    """
+    if data.name == "digits":
+        images, classes = digits.load_digits()
+        return Source(digits.SHAPE, digits.LABEL_DIM, classes, images)
+    if data.name == "prompts":
+        return Source(shape, prompts=read_prompts(data.source), embed=embed)
+    size, label_dim = LABELS_ONLY[data.name]
+    return Source(size, label_dim)
+
+
+def read_prompts(source: str) -> tuple[str, ...]:
+    """The lines of a text file, empty ones left out. Raises UserError."""
+    if not source:
+        raise UserError("data.source is empty; name a text file with a prompt a line")
+    try:
+        lines = Path(source).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.source {source}: {error}") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UserError(f"data.source {source} holds no prompts: a text file, a prompt a line")
+    return prompts

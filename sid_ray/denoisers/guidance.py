@@ -45,30 +45,35 @@ class Guided:
         null = self.null_text.to(x_t.device).expand(len(x_t), -1, -1)
         if self.scale == 0 and not want & ~AFFINE:
             return self.denoiser(x_t, level, cond._replace(text=null), want)
+        without, with_text = self.halves(x_t, level, cond, want)
+        return self.mix(without, with_text, self.scale)
+
+    def halves(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want
+    ) -> tuple[Prediction, Prediction]:
+        """(prediction for the empty prompt, prediction for the text) of one doubled batch."""
         if cond.text is None:
             raise ValueError(f"guidance with scale {self.scale} needs cond.text, got None")
+        null = self.null_text.to(cond.text).expand(len(x_t), -1, -1)
         both = Condition(*(_twice(value) for value in cond))
-        both = both._replace(text=torch.cat([null.to(cond.text.dtype), cond.text]))
+        both = both._replace(text=torch.cat([null, cond.text]))
         double_level = Level(*(torch.cat([value, value]) for value in level))
         out = self.denoiser(torch.cat([x_t, x_t]), double_level, both, want)
-        return Prediction(
-            x0=self._mix(out.x0),
-            logvar=_text_half(out.logvar),
-            logits=_text_half(out.logits),
-            raw=self._mix(out.raw),
-        )
+        pairs = [(None, None) if value is None else value.chunk(2) for value in out]
+        without, with_text = zip(*pairs, strict=True)
+        return Prediction(*without), Prediction(*with_text)
 
-    def _mix(self, value: Tensor | None) -> Tensor | None:
-        """[2B, C, H, W], the empty prompt first -> [B, C, H, W]."""
-        if value is None:
-            return None
-        null, text = value.chunk(2)
-        return null + self.scale * (text - null)
+    @staticmethod
+    def mix(without: Prediction, with_text: Prediction, scale: float) -> Prediction:
+        """f(null) + scale * (f(text) - f(null)); logits and logvar are the text's."""
+
+        def mixed(null: Tensor | None, text: Tensor | None) -> Tensor | None:
+            return None if null is None or text is None else null + scale * (text - null)
+
+        return with_text._replace(
+            x0=mixed(without.x0, with_text.x0), raw=mixed(without.raw, with_text.raw)
+        )
 
 
 def _twice(value: Tensor | None) -> Tensor | None:
     return None if value is None else torch.cat([value, value])
-
-
-def _text_half(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.chunk(2)[1]

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sid_ray.errors import UserError
 from sid_ray.schedules import image_shape
 from sid_ray.types import Condition, Level, Prediction, Want
 
@@ -97,3 +98,15 @@ class Preconditioned(nn.Module):
             labels = cond.labels.to(like)
         augment = None if cond.augment is None else cond.augment.to(like)
         return Condition(labels, augment, cond.dropout_keys)
+
+
+def set_precision(module: nn.Module, precision: str) -> None:
+    """Sets the precision of a denoiser's body by its name in torch; float32 is its own.
+
+    Raises UserError for networks whose body has no other.
+    """
+    if precision == "float32":
+        return
+    if not isinstance(module, Preconditioned):
+        raise UserError(f"training.precision {precision} is for EDM and EDM2 networks only")
+    module.compute_dtype = getattr(torch, precision)

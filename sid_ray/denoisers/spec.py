@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sid_ray.denoisers.edm import SONG_ONLY, EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network, forced_normalize, normalize_weights
+from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
 
 Constrain = Callable[[str, Tensor], Tensor | None]
@@ -27,6 +29,15 @@ def leave_weight(name: str, weight: Tensor) -> Tensor | None:
     return None
 
 
+def _edm_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
+    size = network["img_resolution"]
+    return network["img_channels"], size, size
+
+
+def _edm_label_dim(network: Mapping[str, Any]) -> int:
+    return network.get("label_dim", 0)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A family of denoisers.
@@ -36,7 +47,10 @@ class ModelSpec:
     place (EDM2's forced weight normalisation; nothing for EDM). ``constrain`` is the same rule for
     one whole parameter, (name, weight) -> its new value, or None where it stays: for an engine
     whose optimizer keeps master copies apart. ``bare_prefix`` is the attribute under which the
-    denoiser holds the network that other programs' files name without it.
+    denoiser holds the network that other programs' files name without it. ``shape`` is (C, H, W)
+    of one sample and ``label_dim`` the number of classes, of the network's arguments. ``load_text``
+    opens the text encoder that lies beside the network in its folder; None for families that read
+    no text. ``schedule`` is the kind of noise levels in the config.
     """
 
     family: str
@@ -44,6 +58,10 @@ class ModelSpec:
     after_step: Callable[[nn.Module], None] = leave_weights
     constrain: Constrain = leave_weight
     bare_prefix: str = ""
+    shape: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _edm_shape
+    label_dim: Callable[[Mapping[str, Any]], int] = _edm_label_dim
+    load_text: Callable[..., TextEmbeddings] | None = None
+    schedule: str = "edm"
 
 
 def _build_edm(network: Mapping[str, Any]) -> nn.Module:
@@ -66,10 +84,33 @@ def _build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
     return build_stable_diffusion(network)
 
 
+def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
+    size = network["sample_size"]
+    return network["in_channels"], size, size
+
+
+def _no_labels(network: Mapping[str, Any]) -> int:
+    return 0
+
+
+def _load_text(folder: Path, device: Any = "cpu") -> TextEmbeddings:
+    from sid_ray.denoisers.stable_diffusion import load_text
+
+    return load_text(folder, device)
+
+
 _FAMILIES = (
     ModelSpec("edm", _build_edm),
     ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
-    ModelSpec("stable-diffusion", _build_stable_diffusion, bare_prefix="unet."),
+    ModelSpec(
+        "stable-diffusion",
+        _build_stable_diffusion,
+        bare_prefix="unet.",
+        shape=_unet_shape,
+        label_dim=_no_labels,
+        load_text=_load_text,
+        schedule="vp",
+    ),
 )
 SPECS = {spec.family: spec for spec in _FAMILIES}
 

@@ -3,12 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sid_ray.objectives.functional import denoising_loss, sid_generator_loss, sid_weight
-from sid_ray.types import Batch, Condition, Draw, Loss, Networks, Schedule
+from sid_ray.augment import AugmentPipe
+from sid_ray.objectives.functional import (
+    denoising_loss,
+    finite_samples,
+    only,
+    sid_generator_loss,
+    sid_weight,
+    uncertain,
+)
+from sid_ray.objectives.generation import generator_step
+from sid_ray.objectives.lsg import PLAIN, Guidance
+from sid_ray.schedules import image_shape
+from sid_ray.types import (
+    WHOLE,
+    Batch,
+    Condition,
+    Draw,
+    DrawSpec,
+    GroupSums,
+    Level,
+    Loss,
+    Networks,
+    Prediction,
+    Schedule,
+    Scope,
+    Want,
+)
+
+
+class Scored(NamedTuple):
+    """A generated image and what the two scores say of it, zero in samples not finite.
+
+    y, f_phi, f_psi and f_psi_second [B, C, H, W]; u [B] the fake score's log-variance, 0 without
+    it; logits [B, 1, h, w] or None; finite [B].
+    """
+
+    y: Tensor
+    f_phi: Tensor
+    f_psi: Tensor
+    f_psi_second: Tensor | None
+    u: Tensor
+    logits: Tensor | None
+    finite: Tensor
+
+
+class Denoised(NamedTuple):
+    """Generated images as the fake score is trained on them, before any loss."""
+
+    target: Tensor  # x_0 or epsilon, [B, C, H, W]
+    level: Level
+    cond: Condition
+    prediction: Prediction
+    found: Tensor  # the network's side of target
+    weight: Tensor  # [B]
+    finite: Tensor  # [B]
 
 
 @dataclass(frozen=True)
@@ -21,6 +75,10 @@ class SiD:
         fake_scale, generator_scale: constant factors (1 and 100 in the published runs). Adam
             does not see them but for its epsilon.
         generator_dropout: dropout in the generator while it is trained, as published.
+        logvar: weight both losses by the fake score's log-variance u (EDM2).
+        augment: EDM's augmentation in the fake-score phase, or None.
+        num_steps: K evaluations of the generator an image; one of them, at random, is trained.
+        guidance: where SiD-LSG guides the scores.
     """
 
     schedule: Schedule
@@ -28,42 +86,132 @@ class SiD:
     fake_scale: float = 1.0
     generator_scale: float = 100.0
     generator_dropout: bool = True
+    logvar: bool = False
+    augment: AugmentPipe | None = None
+    num_steps: int = 1
+    guidance: Guidance = PLAIN
+
+    through_scores: ClassVar[bool] = True  # the generator's gradient passes through both scores
+
+    @property
+    def draw_spec(self) -> DrawSpec:
+        drops = self.guidance.drops_text
+        normal = self.schedule.normal_fake_time
+        return DrawSpec(normal, self.num_steps, drops, self.augment is not None)
+
+    def trains_generator(self, images_seen: int) -> bool:
+        return True
 
     def generate(self, nets: Networks, batch: Batch, draw: Draw, dropout: bool) -> Tensor:
-        """y = G(init_sigma * z, init_sigma, labels), [B, C, H, W]."""
-        level = self.schedule.init_level(len(draw.latents), draw.latents)
-        x_t = self.schedule.add_noise(torch.zeros_like(draw.latents), draw.latents, level)
-        keys = draw.dropout_keys if dropout else None
-        y = nets.generator(x_t, level, Condition(batch.labels, dropout_keys=keys)).x0
-        assert y is not None
+        """y = G(z, c), [B, C, H, W]; of K evaluations only the drawn one has a gradient.
+
+        The outputs of all K are matched with one fake score (few-step SiD, arXiv:2505.12674).
+        """
+        trained = 0 if draw.step is None else int(draw.step[0])
+        later = () if draw.more_noise is None else draw.more_noise.unbind(1)
+        cond = Condition(batch.labels, text=batch.text)
+        y = torch.zeros_like(draw.latents)
+        for step, noise in enumerate((draw.latents, *later)[: trained + 1]):
+            if step == trained and dropout:
+                cond = cond._replace(dropout_keys=draw.dropout_keys)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == trained):
+                y = generator_step(
+                    nets.generator, self.schedule, y, noise, step, self.num_steps, cond
+                )
         return y
 
-    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss:
+    # Fake score -----------------------------------------------------------------------------------
+
+    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss:
         """Denoising loss of the fake score on generated images (dropout on, as published)."""
+        batch = self.guidance.drop_text(batch, draw)
+        seen = self.denoise(nets, batch, draw, self.schedule.fake_want)
+        loss = self.denoising_loss(seen)
+        return Loss(loss * self.fake_scale, fake_metrics(loss, seen))
+
+    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+        return None
+
+    def denoise(self, nets: Networks, batch: Batch, draw: Draw, want: Want) -> Denoised:
+        """f_psi on noisy generated images, guided by kappa1."""
         with torch.no_grad():
             y = self.generate(nets, batch, draw, dropout=False)
+            y, labels = self.augmented(y, draw, real=False)
         level = self.schedule.fake_level(draw.time)
         x_t = self.schedule.add_noise(y, draw.noise, level)
-        cond = Condition(batch.labels, dropout_keys=draw.dropout_keys)
-        f_psi = nets.fake_score(x_t, level, cond).x0
-        assert f_psi is not None
-        loss = denoising_loss(f_psi, y, self.schedule.fake_weight(level)).sum()
-        return Loss(loss * self.fake_scale, {"fake_loss": loss.detach()})
+        cond = Condition(batch.labels, labels, draw.dropout_keys, batch.text)
+        if self.logvar:
+            want |= Want.LOGVAR
+        prediction = self.guidance.own(nets.fake_score)(x_t, level, cond, want)
+        found, target, weight = self.schedule.fake_terms(prediction, y, draw.noise, level)
+        finite = finite_samples(y, found)
+        found, target = only(finite, found), only(finite, target)
+        return Denoised(target, level, cond, prediction, found, weight, finite)
 
-    def generator_loss(self, nets: Networks, batch: Batch, draw: Draw) -> Loss:
+    def augmented(self, images: Tensor, draw: Draw, real: bool) -> tuple[Tensor, Tensor | None]:
+        """Images as EDM's pipe augments them, and the labels that say how; or as they are."""
+        if self.augment is None:
+            return images, None
+        assert draw.augment is not None
+        return self.augment(images, draw.augment[:, int(real)])
+
+    def denoising_loss(self, seen: Denoised) -> Tensor:
+        """Sum of lambda (f_psi - y)^2, or with log-variance lambda / e^u (f_psi - y)^2 + u."""
+        loss = denoising_loss(seen.found, seen.target, seen.weight)
+        if seen.prediction.logvar is not None:
+            loss = uncertain(loss, only(seen.finite, seen.prediction.logvar))
+        return loss.sum()
+
+    # Generator ------------------------------------------------------------------------------------
+
+    def generator_loss(
+        self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE
+    ) -> Loss:
         """SiD's loss; its gradient flows through y, the teacher and the fake score."""
+        seen = self.score(nets, batch, draw)
+        loss = self.distillation_loss(seen)
+        return Loss(loss * self.generator_scale, generator_metrics(loss, seen))
+
+    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+        return None
+
+    def score(self, nets: Networks, batch: Batch, draw: Draw, want: Want = Want.X0) -> Scored:
+        """y, and both scores' estimates at the same y + n, guided by kappa4, kappa2 and kappa3."""
         y = self.generate(nets, batch, draw, dropout=self.generator_dropout)
         level = self.schedule.generator_level(draw.time)
         x_t = self.schedule.add_noise(y, draw.noise, level)
-        cond = Condition(batch.labels)
-        f_phi = nets.teacher(x_t, level, cond).x0
-        f_psi = nets.fake_score(x_t, level, cond).x0
+        cond = Condition(batch.labels, text=batch.text)
+        if self.logvar:
+            want |= Want.LOGVAR
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.through_scores):
+            f_phi = self.guidance.teacher(nets.teacher)(x_t, level, cond).x0
+            prediction, second = self.guidance.frozen(nets.fake_score, x_t, level, cond, want)
+        f_psi = prediction.x0
         assert f_phi is not None and f_psi is not None
-        loss = sid_generator_loss(y, f_phi, f_psi, self.alpha).sum()
-        with torch.no_grad():
-            metrics = {
-                "generator_loss": loss.detach(),
-                "sid_weight": sid_weight(y, f_phi).sum(),
-                "sample_std": y.flatten(1).std(1).sum(),
-            }
-        return Loss(loss * self.generator_scale, metrics)
+        finite = finite_samples(y, f_phi, f_psi)
+        u = torch.zeros_like(finite) if prediction.logvar is None else prediction.logvar
+        y, f_phi, f_psi = (only(finite, tensor) for tensor in (y, f_phi, f_psi))
+        second = None if second is None else only(finite, second)
+        return Scored(y, f_phi, f_psi, second, u.to(y.dtype), prediction.logits, finite)
+
+    def distillation_loss(self, seen: Scored) -> Tensor:
+        """Sum of SiD's loss over the samples, each divided by e^u."""
+        loss = sid_generator_loss(seen.y, seen.f_phi, seen.f_psi, self.alpha, seen.f_psi_second)
+        return (loss / image_shape(seen.u).exp()).sum()
+
+
+@torch.no_grad()
+def fake_metrics(loss: Tensor, seen: Denoised) -> dict[str, Tensor]:
+    """Sums over samples for reports."""
+    return {"fake_loss": loss.detach(), "nonfinite_samples": (1 - seen.finite).sum()}
+
+
+@torch.no_grad()
+def generator_metrics(loss: Tensor, seen: Scored) -> dict[str, Tensor]:
+    """Sums over samples for reports."""
+    return {
+        "generator_loss": loss.detach(),
+        "sid_weight": sid_weight(seen.y, seen.f_phi).sum(),
+        "sample_std": seen.y.flatten(1).std(1).sum(),
+        "nonfinite_samples": (1 - seen.finite).sum(),
+    }

@@ -30,7 +30,7 @@ class ModelDescription:
 
     family: str
     network: Mapping[str, Any]
-    one_step: Mapping[str, float] | None = None  # {"sigma": 2.5}: a one-step generator's input
+    one_step: Mapping[str, Any] | None = None  # {"sigma": 2.5}: how a generator is evaluated
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

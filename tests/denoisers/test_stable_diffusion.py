@@ -24,7 +24,7 @@ from sid_ray.denoisers.stable_diffusion import (
     use_attention,
 )
 from sid_ray.errors import UserError
-from sid_ray.sampling import few_step, one_step
+from sid_ray.sampling import few_step
 from sid_ray.schedules import DiscreteVPSchedule, read_scheduler_config
 from sid_ray.types import Condition, Level, Prediction, Want
 
@@ -469,14 +469,14 @@ def test_xformers_is_refused_with_a_reason(config, monkeypatch):
 
 
 def test_one_step_needs_no_change_for_this_schedule(schedule, numbers):
-    """one_step asks the schedule alone: x = add_noise(0, z, init_level)."""
+    """few_step asks the schedule alone: x = add_noise(0, z, level_0)."""
     z, seen = numbers["in/z"], []
 
     def net(x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0) -> Prediction:
         seen.append((x_t, level))
         return Prediction(x0=x_t)
 
-    one_step(net, schedule, z, None)
+    few_step(net, schedule, z, Condition())
     x_t, level = seen[0]
     assert level.t.tolist() == [625] * len(z)
     assert torch.equal(x_t, z * (1 - schedule.alphas_cumprod(z.device)[625]).sqrt())

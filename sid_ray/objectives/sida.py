@@ -1,0 +1,133 @@
+"""SiDA: adversarial score identity distillation (arXiv:2410.14919).
+
+Real images enter through a discriminator without parameters of its own: its logits are the channel
+mean of the fake score's last encoder block. SiD2A is SiDA from another initial generator.
+
+Symbols
+    l_real, l_fake   logits of noisy real and generated images, same sigma and same noise
+    W                sum of a group's weights: lambda in the fake-score phase, 1/w in the other;
+                     each divided by e^u where the log-variance is used
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sid_ray.objectives.functional import (
+    adversarial_value,
+    discriminator_value,
+    finite_samples,
+    group_product,
+    only,
+    sid_weight,
+)
+from sid_ray.objectives.sid import Denoised, Scored, SiD, fake_metrics, generator_metrics
+from sid_ray.types import WHOLE, Batch, Draw, GroupSums, Loss, Networks, Scope, Want
+
+
+@dataclass(frozen=True)
+class SiDA(SiD):
+    """SiD and an adversarial loss averaged over each logical group, as sums over samples.
+
+    Args, beside SiD's:
+        adversarial_weight: factor of the generator's adversarial loss (0.01 as published).
+        discriminator_weight: factor of the discriminator's loss (1 for EDM, 100 for EDM2).
+        generator_start: images seen before the generator is trained at all.
+        adversarial_start: images seen before its loss is half SiD's and half adversarial.
+        official: let the discriminator's loss train the log-variance head, as the published code.
+    """
+
+    adversarial_weight: float = 0.01
+    discriminator_weight: float = 1.0
+    generator_start: int = 0
+    adversarial_start: int = 0
+    official: bool = False
+
+    def trains_generator(self, images_seen: int) -> bool:
+        return images_seen > self.generator_start or self.generator_start == 0
+
+    def _adversarial(self, images_seen: int) -> bool:
+        return images_seen > self.adversarial_start or self.adversarial_start == 0
+
+    # Fake score and discriminator -----------------------------------------------------------------
+
+    def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss:
+        """The denoising loss of SiD, and the discriminator's."""
+        batch = self.guidance.drop_text(batch, draw)
+        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
+        loss = self.denoising_loss(seen)
+        weight, value, finite = self._discriminator_terms(nets, batch, draw, seen)
+        size = scope.group_size or len(value)
+        adversarial = group_product(weight, value, finite, size, scope.sums)
+        total = self.fake_scale * loss + self.discriminator_weight * adversarial
+        metrics = {"discriminator_loss": adversarial.detach(), "logit_loss": value.detach().sum()}
+        return Loss(total, fake_metrics(loss, seen) | metrics)
+
+    def _discriminator_terms(
+        self, nets: Networks, batch: Batch, draw: Draw, seen: Denoised
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights lambda / e^u, (BCE real + BCE fake) / 2, finite), each [B]."""
+        assert batch.images is not None and seen.prediction.logits is not None
+        real, labels = self.augmented(batch.images, draw, real=True)
+        x_t = self.schedule.add_noise(real, draw.noise, seen.level)
+        keys = None if draw.dropout_keys is None else ~draw.dropout_keys  # other masks than y's
+        cond = seen.cond._replace(augment=labels, dropout_keys=keys)
+        own = self.guidance.own(nets.fake_score)
+        logits_real = own(x_t, seen.level, cond, Want.LOGITS).logits
+        assert logits_real is not None
+        value = discriminator_value(logits_real, seen.prediction.logits)
+        finite = seen.finite * finite_samples(value)
+        return only(finite, self._discriminator_weight(seen)), only(finite, value), finite
+
+    def _discriminator_weight(self, seen: Denoised) -> Tensor:
+        weight = self.schedule.fake_weight(seen.level)
+        if seen.prediction.logvar is None:
+            return weight
+        u = seen.prediction.logvar
+        return weight / (u if self.official else u.detach()).exp()
+
+    @torch.no_grad()
+    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+        batch = self.guidance.drop_text(batch, draw)
+        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
+        return sums_of(*self._discriminator_terms(nets, batch, draw, seen))
+
+    # Generator ------------------------------------------------------------------------------------
+
+    def generator_loss(
+        self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE
+    ) -> Loss:
+        """SiD's loss alone at first, then half of it and half the adversarial loss."""
+        if not self._adversarial(scope.images_seen):
+            return super().generator_loss(nets, batch, draw, scope)
+        seen = self.score(nets, batch, draw, Want.X0 | Want.LOGITS)
+        assert seen.logits is not None
+        loss = self.distillation_loss(seen)
+        weight, value, finite = self._adversarial_terms(seen)
+        size = scope.group_size or len(value)
+        adversarial = group_product(weight, value, finite, size, scope.sums) * seen.y[0].numel()
+        total = 0.5 * self.generator_scale * loss + 0.5 * self.adversarial_weight * adversarial
+        with torch.no_grad():
+            outside = (seen.logits.abs() > 10).flatten(1).float().mean(1).sum()
+        metrics = {"adversarial_loss": adversarial.detach(), "saturated_logits": outside}
+        return Loss(total, generator_metrics(loss, seen) | metrics)
+
+    def _adversarial_terms(self, seen: Scored) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights 1 / (w e^u), BCE of the clamped logits, finite), each [B]."""
+        assert seen.logits is not None
+        value = adversarial_value(seen.logits)
+        finite = seen.finite * finite_samples(value)
+        weight = 1 / (sid_weight(seen.y, seen.f_phi) * seen.u.exp())
+        return only(finite, weight), only(finite, value), finite
+
+    @torch.no_grad()
+    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+        seen = self.score(nets, batch, draw, Want.X0 | Want.LOGITS)
+        return sums_of(*self._adversarial_terms(seen))
+
+
+def sums_of(weight: Tensor, value: Tensor, finite: Tensor) -> GroupSums:
+    return GroupSums(weight.sum(), value.sum(), finite.sum())
