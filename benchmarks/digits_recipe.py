@@ -51,7 +51,9 @@ def scores(config: DistillConfig) -> list[float]:
     latents, labels = labelled_seeds(source, range(config.evaluation.num_images))
 
     def role(learning_rate: float) -> TorchRole:
-        adam = AdamSettings(learning_rate, training.generator_beta1, training.beta2, training.epsilon)
+        adam = AdamSettings(
+            learning_rate, training.generator_beta1, training.beta2, training.epsilon
+        )
         return TorchRole(copy.deepcopy(teacher), adam)
 
     fake_score, generator = role(training.fake_score_lr), role(training.generator_lr)
