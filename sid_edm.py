@@ -1,12 +1,12 @@
-"""Entry script for `ray job submit --working-dir . -- python sid_edm.py digits-sid`.
+"""SiD, SiDA or SiD2A on an EDM teacher; without a name, on the digits that ship.
 
-The same as `sid-ray distill`: the first argument is a recipe, the rest overrides fields of its
-config.
+    ray job submit --working-dir . -- python sid_edm.py cifar10-cond-sid
+
+The same as `sid-ray distill`. First a recipe, digits-sid where none is named, then fields
+of its config to override.
 """
 
-import sys
-
-from sid_ray.cli import main
+from sid_ray.cli import distill_script
 
 if __name__ == "__main__":
-    main(["distill", *sys.argv[1:]])
+    distill_script("digits-sid")

@@ -77,7 +77,8 @@ def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Obje
 
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     """What happens around the updates of fake score and generator."""
-    constrain, official = spec_of(family).constrain, config.objective.compat == "official"
+    constrain = spec_of(family).constrain if config.training.normalize_weights else leave_weight
+    official = config.objective.compat == "official"
     fake_score = UpdateRules(
         leave_weight if official else constrain,
         clip_value=config.training.clip_value,

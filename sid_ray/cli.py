@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,15 @@ import tyro
 from sid_ray import __version__
 from sid_ray.config import DistillConfig, flatten, unknown_field
 from sid_ray.errors import UserError, nearest
-from sid_ray.recipes import RECIPES, recipe
+from sid_ray.recipe_table import recipe_json, recipe_table
+from sid_ray.recipes import (
+    GUIDANCE,
+    RECIPES,
+    check_supplied,
+    guidance_strategy,
+    recipe,
+    recipe_entry,
+)
 
 T = TypeVar("T")
 
@@ -33,7 +42,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
-  sid-ray recipes [NAME]                               list recipes, or print one in full
+  sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
   sid-ray weights convert SRC DST.safetensors          published weights to safetensors
 
@@ -59,14 +68,31 @@ def expand_aliases(args: Sequence[str]) -> list[str]:
     """
     known = field_flags() | {"--help", "-h"} | {f"--no-{flag[2:]}" for flag in field_flags()}
     known |= {re.sub(r"\.(?=[^.]*$)", ".no-", flag) for flag in field_flags()}
-    expanded = []
-    for arg in args:
+    expanded: list[str] = []
+    rest = iter(args)
+    for arg in rest:
         flag, equals, value = arg.partition("=")
+        if flag == "--guidance":
+            expanded += guidance_flags(value if equals else next(rest, ""))
+            continue
         flag = ALIASES.get(flag, flag)
         if flag.startswith("--") and flag not in known:
             raise unknown_field(flag[2:].replace("-", "_"))
         expanded.append(flag + equals + value)
     return expanded
+
+
+def guidance_flags(text: str) -> list[str]:
+    """'long-short:2' to the flags of its four kappas."""
+    name, colon, number = text.partition(":")
+    try:
+        kappa = float(number) if colon else None
+    except ValueError:
+        raise UserError(
+            f"--guidance {text!r}: expected STRATEGY:NUMBER, like long-short:2, or zero"
+        ) from None
+    kappas = guidance_strategy(name, kappa)
+    return [f"--objective.{name}={value}" for name, value in kappas.items()]
 
 
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -98,8 +124,9 @@ def distill(args: Sequence[str]) -> int:
         shortcuts = ", ".join(f"{short} = {full}" for short, full in ALIASES.items())
         print(
             "usage: sid-ray distill RECIPE [--section.field VALUE ...]\n\n"
-            f"recipes: {', '.join(RECIPES)}\n"
+            f"recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them\n"
             f"short forms: {shortcuts}\n"
+            f"--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: {', '.join(GUIDANCE)}\n"
             "sid-ray distill RECIPE --help explains every field with the recipe's value"
         )
         return 0
@@ -110,9 +137,10 @@ def distill(args: Sequence[str]) -> int:
     config = parse(
         DistillConfig, expand_aliases(args[1:]), f"sid-ray distill {name}", default=defaults
     )
+    check_supplied(config.check())
     from sid_ray.distill import run_distillation
 
-    return run_distillation(config.check())
+    return run_distillation(config)
 
 
 @dataclass
@@ -169,12 +197,13 @@ def generate(args: Sequence[str]) -> int:
 
 
 def recipes(args: Sequence[str]) -> int:
-    """sid-ray recipes [NAME]"""
-    if args and args[0] not in ("-h", "--help"):
-        print(recipe(args[0]).to_json(), end="")
+    """sid-ray recipes [NAME or its beginning]"""
+    wanted = "" if not args or args[0] in ("-h", "--help") else args[0]
+    if wanted in RECIPES or not any(name.startswith(wanted) for name in RECIPES):
+        print(recipe_json(recipe_entry(wanted)))
         return 0
-    for name, config in RECIPES.items():
-        print(f"{name:20} {config.objective.name:5} {config.teacher.source}")
+    for line in recipe_table(wanted):
+        print(line)
     return 0
 
 
@@ -252,14 +281,27 @@ def run(args: Sequence[str]) -> int:
 def main(args: Sequence[str] | None = None) -> None:
     """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     try:
-        sys.exit(run(sys.argv[1:] if args is None else args))
+        try:
+            code = run(sys.argv[1:] if args is None else args)
+        finally:
+            sys.stdout.flush()  # a reader that is gone shows here, not when Python ends
+        sys.exit(code)
     except UserError as error:
         print(f"sid-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
+        # What is still in the buffer would be written once more at the end, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def distill_script(default: str) -> None:
+    """An entry script's `python SCRIPT [RECIPE] [--section.field VALUE ...]`."""
+    args = sys.argv[1:]
+    named = bool(args) and not args[0].startswith("-")
+    main(["distill", *([] if named else [default]), *args])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ class TeacherConfig:
     """Where the generator starts instead of at the teacher: a one-step generator's weights (SiD2A).
     The fake score starts from the teacher all the same.
     """
+    dropout: float = -1.0
+    """Dropout of fake score and generator while they are trained; below 0 for the teacher file's
+    own.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,8 @@ class TrainingConfig:
     """The fake score's gradients are clipped to +- this, element by element; 0 for not
     (published: 1 for SiDA on EDM).
     """
+    normalize_weights: bool = True
+    """EDM2's forced weight normalisation after each update; published without it for SiDA on S."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
     seed: int = 0
@@ -283,6 +289,8 @@ class DistillConfig:
             value = flatten(self)[name]
             if not 0 <= value < 1:
                 raise UserError(f"{name} is {value}; it must be in [0, 1)")
+        if not self.teacher.dropout < 1:
+            raise UserError(f"teacher.dropout is {self.teacher.dropout}; it must be below 1")
         if not self.teacher.source:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":

@@ -1,6 +1,10 @@
-"""Every recipe as data: a name and a complete DistillConfig."""
+"""Every recipe by name, the guidance strategies, and what a recipe leaves to its user."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from sid_ray.config import (
     DataConfig,
@@ -11,8 +15,13 @@ from sid_ray.config import (
     ResourcesConfig,
     TeacherConfig,
     TrainingConfig,
+    replace,
 )
 from sid_ray.errors import UserError, nearest
+from sid_ray.published import Recipe
+from sid_ray.published_edm import EDM
+from sid_ray.published_edm2 import EDM2
+from sid_ray.published_sd import STABLE_DIFFUSION
 
 # Tried on two cores (docs/results.md has the table): alpha 1.0 and 1.2, averages with half-lives of
 # 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning
@@ -37,12 +46,90 @@ DIGITS_SID = DistillConfig(
     output=OutputConfig(checkpoint_every=2_500, report_every=640),
 )
 
-RECIPES: dict[str, DistillConfig] = {recipe.recipe: recipe for recipe in (DIGITS_SID,)}
+# Everything but the objective is digits-sid's, so that the three can be compared. The warm-ups are
+# the published ones (100,000 and 200,000 images) in proportion to a run a thousandth as long.
+DIGITS_SIDA = replace(
+    DIGITS_SID,
+    recipe="digits-sida",
+    objective__name="sida",
+    objective__adversarial_weight=0.01,
+    objective__generator_start=1_000,
+    objective__adversarial_start=2_000,
+)
+DIGITS_VSD = replace(DIGITS_SID, recipe="digits-vsd", objective__name="vsd")
+
+# Recipes whose teacher and data come with the package: add to them here.
+SHIPPED = (
+    Recipe(DIGITS_SID, None, "SiD on the digits that ship, minutes on two CPU cores"),
+    Recipe(DIGITS_SIDA, None, "SiDA on the digits that ship, with their 1,797 real images"),
+    Recipe(DIGITS_VSD, None, "the baseline: variational score distillation on the same digits"),
+)
+
+FAMILIES: dict[str, tuple[Recipe, ...]] = {
+    "Teachers that ship with sid_ray": SHIPPED,
+    "EDM (NVlabs/edm)": EDM,
+    "EDM2 (NVlabs/edm2)": EDM2,
+    "Stable Diffusion": STABLE_DIFFUSION,
+}
+RECIPES: dict[str, Recipe] = {
+    entry.config.recipe: entry for family in FAMILIES.values() for entry in family
+}
+
+
+def recipe_entry(name: str) -> Recipe:
+    """A recipe by name. Raises UserError with the nearest names for an unknown one."""
+    if name not in RECIPES:
+        hint = nearest(name, RECIPES) or " sid-ray recipes lists all."
+        raise UserError(f"no recipe {name!r}.{hint}")
+    return RECIPES[name]
 
 
 def recipe(name: str) -> DistillConfig:
-    """A recipe by name. Raises UserError with the nearest names for an unknown one."""
-    if name not in RECIPES:
-        hint = nearest(name, RECIPES) or f" Known: {', '.join(RECIPES)}."
-        raise UserError(f"no recipe {name!r}.{hint}")
-    return RECIPES[name]
+    """A recipe's config by name. Raises UserError with the nearest names for an unknown one."""
+    return recipe_entry(name).config
+
+
+def check_supplied(config: DistillConfig) -> DistillConfig:
+    """Itself, when the user gave what no recipe can hold. Raises UserError otherwise."""
+    if config.data.name == "prompts" and not config.data.source:
+        raise UserError("data.source is empty; give --data.source a text file, a prompt a line")
+    return config
+
+
+class Guidance(NamedTuple):
+    """kappa1 to kappa4, None for the scale given, and which scales make sense."""
+
+    kappas: tuple[float | None, float | None, float | None, float | None]
+    range: str = ""
+    holds: Callable[[float], bool] = math.isfinite
+
+
+# long, short and long-short: SiD-LSG. zero and anti: few-step SiD's Zero-CFG and Anti-CFG.
+GUIDANCE = {
+    "long": Guidance((1.0, 1.0, 1.0, None), "above 1", lambda kappa: kappa > 1),
+    "short": Guidance((None, 1.0, 1.0, 1.0), "below 1", lambda kappa: kappa < 1),
+    "long-short": Guidance((None, None, None, None), "above 1", lambda kappa: kappa > 1),
+    "zero": Guidance((0.0, 0.0, 0.0, 1.0)),
+    "anti": Guidance((None, None, None, 1.0), "below 0", lambda kappa: kappa < 0),
+}
+
+
+def guidance_strategy(name: str, kappa: float | None = None) -> dict[str, float]:
+    """The strategy's kappa1 to kappa4. Raises UserError for a wrong name or scale."""
+    if name not in GUIDANCE:
+        raise UserError(
+            f"no guidance strategy {name!r}; there are: {', '.join(GUIDANCE)}."
+            f"{nearest(name, GUIDANCE)}"
+        )
+    strategy = GUIDANCE[name]
+    if not strategy.range:
+        if kappa is not None:
+            raise UserError(f"guidance {name} takes no scale, found {kappa:g}")
+        scale = 0.0  # stands nowhere
+    elif kappa is None or not math.isfinite(kappa) or not strategy.holds(kappa):
+        found = "none" if kappa is None else f"{kappa:g}"
+        raise UserError(f"guidance {name} needs a scale {strategy.range}, found {found}")
+    else:
+        scale = kappa
+    values = (scale if value is None else value for value in strategy.kappas)
+    return {f"kappa{number}": value for number, value in enumerate(values, start=1)}

@@ -23,8 +23,8 @@ def digests(folder) -> dict[str, str]:
 
 
 def test_the_same_seed_gives_the_same_picture_in_any_call(run, tmp_path):
-    generate_pictures(run, range(12), range(10), tmp_path / "a", batch=8)
-    generate_pictures(run, [11, 3], range(10), tmp_path / "b", batch=8)
+    generate_pictures(run, range(12), range(10), (), tmp_path / "a", batch=8)
+    generate_pictures(run, [11, 3], range(10), (), tmp_path / "b", batch=8)
     all_of_them, some = digests(tmp_path / "a"), digests(tmp_path / "b")
     assert len(all_of_them) == 12
     assert len(set(all_of_them.values())) == 12
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_picture_in_any_call(run, tmp_path):
 
 
 def test_pictures_and_grid_have_their_sizes(run, tmp_path):
-    generate_pictures(run, range(12), None, tmp_path, batch=8)
+    generate_pictures(run, range(12), None, (), tmp_path, batch=8)
     with Image.open(tmp_path / "seed000000.png") as picture:
         assert picture.size == (8, 8)
         assert picture.mode == "L"
@@ -42,7 +42,7 @@ def test_pictures_and_grid_have_their_sizes(run, tmp_path):
 
 def test_wrong_classes_and_networks_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="--labels holds 10; the network knows 0-9"):
-        generate_pictures(run, [0], [10], tmp_path, batch=1)
+        generate_pictures(run, [0], [10], (), tmp_path, batch=1)
     teacher = resolve_source("builtin:digits-teacher")
     with pytest.raises(UserError, match="not a one-step generator"):
-        generate_pictures(teacher, [0], None, tmp_path, batch=1)
+        generate_pictures(teacher, [0], None, (), tmp_path, batch=1)

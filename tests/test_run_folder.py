@@ -9,7 +9,7 @@ import pytest
 
 from sid_ray.config import replace
 from sid_ray.errors import UserError
-from sid_ray.recipes import RECIPES
+from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     IDENTITY,
     RunRecord,
@@ -19,7 +19,7 @@ from sid_ray.run_folder import (
     write_record,
 )
 
-DIGITS = RECIPES["digits-sid"]
+DIGITS = recipe("digits-sid")
 
 
 def test_a_run_is_known_again_and_another_config_is_refused(tmp_path):

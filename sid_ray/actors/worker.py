@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import tempfile
 import time
@@ -27,6 +28,7 @@ from sid_ray.checkpoint import (
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import AdamSettings, DeepSpeedRole, UpdateRules, init_deepspeed
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
@@ -153,6 +155,8 @@ def build(settings: WorkerSettings) -> Worker:
     device = ray.train.torch.get_device()
     init_deepspeed()
     teacher, description = load_model(Path(settings.teacher_folder))
+    if config.teacher.dropout >= 0:
+        teacher, description = with_dropout(teacher, description, config.teacher.dropout)
     teacher.to(device)
     set_precision(teacher, config.training.precision)
     set_attention(teacher, config.resources.attention)
@@ -186,6 +190,17 @@ def build(settings: WorkerSettings) -> Worker:
         teacher=description,
         sums=Sums(),
     )
+
+
+def with_dropout(
+    teacher: nn.Module, description: ModelDescription, dropout: float
+) -> tuple[nn.Module, ModelDescription]:
+    """The same network with another dropout while it is trained: it is an argument of a network."""
+    network = dict(description.network) | {"dropout": dropout}
+    changed = spec_of(description.family).build(network)
+    changed.load_state_dict(teacher.state_dict())
+    changed.eval().requires_grad_(False)
+    return changed, dataclasses.replace(description, network=network)
 
 
 def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
