@@ -9,7 +9,7 @@ there already is not run again. The plot is docs/compare_objectives.png.
 from __future__ import annotations
 
 import csv
-import sys
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,23 @@ from benchmarks.one_process import distil
 from sid_ray.config import replace
 from sid_ray.recipes import recipe
 
+TEACHER = 1.79  # docs/results.md
 RECIPES = ("digits-sid", "digits-sida", "digits-vsd")
-COLUMNS = (500, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 7_500, 10_000, 15_000, 20_000, 25_000, 30_000)
+COLUMNS = (
+    500,
+    1_000,
+    1_500,
+    2_000,
+    3_000,
+    4_000,
+    5_000,
+    7_500,
+    10_000,
+    15_000,
+    20_000,
+    25_000,
+    30_000,
+)
 
 
 @dataclass
@@ -66,7 +81,24 @@ def append(table: Path, name: str, seed: int, curve: dict[int, float], cpu_s: fl
 
 
 def draw(rows: list[dict[str, str]], picture: Path) -> None:
-    pass
+    """Every seed as a thin line, the median of a recipe as a thick one."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for index, name in enumerate(sorted({row["recipe"] for row in rows})):
+        curves = [[float(row[str(c)]) for c in COLUMNS] for row in rows if row["recipe"] == name]
+        for curve in curves:
+            axes.plot(COLUMNS, curve, color=f"C{index}", linewidth=0.6, alpha=0.6)
+        medians = [statistics.median(values) for values in zip(*curves, strict=True)]
+        label = f"{name}, median of {len(curves)} seeds"
+        axes.plot(COLUMNS, medians, color=f"C{index}", linewidth=2.2, label=label)
+    axes.axhline(TEACHER, color="black", linestyle=":", label="teacher, 35 evaluations")
+    axes.set(xscale="log", yscale="log", xlabel="images seen")
+    axes.set_ylabel("Frechet distance of the averaged generator (digits-cnn)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":

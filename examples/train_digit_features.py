@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import tyro
-from safetensors.torch import save_file
 
 from sid_ray.data.digits import load_digits
-from sid_ray.metrics.features import DigitsClassifier
+from sid_ray.metrics.features import DigitsClassifier, save_feature_space
 from sid_ray.metrics.frechet import FeatureStatistics, frechet_distance
 
 
@@ -50,26 +49,12 @@ def main(args: Args) -> None:
             optimizer.step()
     net.eval().requires_grad_(False)
     hits = (net(images[held_out]).argmax(1) == labels[held_out]).float().mean().item()
-    stats = FeatureStatistics.of(net.features(images).double().numpy())
     halves = [FeatureStatistics.of(net.features(images[i::2]).double().numpy()) for i in (0, 1)]
     gap = frechet_distance(
         halves[0].mean, halves[0].covariance, halves[1].mean, halves[1].covariance
     )
     print(f"held-out accuracy {hits:.4f}; even images against odd ones: distance {gap:.3f}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {
-            **net.state_dict(),
-            "reference.mean": torch.from_numpy(stats.mean),
-            "reference.covariance": torch.from_numpy(stats.covariance),
-        },
-        args.out / "features.safetensors",
-        metadata={
-            "name": "digits-cnn",
-            "seed": str(args.seed),
-            "reference_images": str(len(images)),
-        },
-    )
+    save_feature_space(args.out, "digits-cnn", net, images)
 
 
 if __name__ == "__main__":

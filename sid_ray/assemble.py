@@ -162,6 +162,8 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
         raise UserError(
             f"{what}, but teacher {config.teacher.source} reads no text to be guided by"
         )
+    if config.teacher.dropout >= 0 and "dropout" not in teacher.network:
+        raise UserError(f"teacher.dropout: {config.teacher.source} has no dropout to set")
     if objective.logvar and not teacher.network.get("logvar", False):
         raise UserError(
             f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"

@@ -295,6 +295,12 @@ class DistillConfig:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
             raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        evaluation = self.evaluation
+        if not evaluation.feature_space and (evaluation.every or evaluation.final_report):
+            raise UserError(
+                "evaluation.feature_space is empty; name one, or set evaluation.every to 0 and "
+                "--evaluation.no-final-report"
+            )
         self.group_plan(self.resources.num_workers)
         return self
 

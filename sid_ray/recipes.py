@@ -13,6 +13,7 @@ from sid_ray.config import (
     ObjectiveConfig,
     OutputConfig,
     ResourcesConfig,
+    ScheduleConfig,
     TeacherConfig,
     TrainingConfig,
     replace,
@@ -22,78 +23,6 @@ from sid_ray.published import Recipe
 from sid_ray.published_edm import EDM
 from sid_ray.published_edm2 import EDM2
 from sid_ray.published_sd import STABLE_DIFFUSION
-
-# Tried on two cores (docs/results.md has the table): alpha 1.0 and 1.2, averages with half-lives of
-# 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning
-# rates of 3e-4 and above end higher. An average is needed: without one, Adam without first moment
-# leaves the generator at distances of 6 to 9.
-DIGITS_SID = DistillConfig(
-    recipe="digits-sid",
-    teacher=TeacherConfig(source="builtin:digits-teacher"),
-    data=DataConfig(name="digits"),
-    objective=ObjectiveConfig(name="sid", alpha=1.0),
-    training=TrainingConfig(
-        images=30_000,
-        batch_size=64,
-        group_size=16,
-        fake_score_lr=1e-4,
-        generator_lr=1e-4,
-        ema_half_life=5_000,
-        ema_rampup=0.2,
-    ),
-    resources=ResourcesConfig(num_workers=2, zero_stage=2, micro_batch=32),
-    evaluation=EvaluationConfig(feature_space="digits-cnn", every=2_500, num_images=2048),
-    output=OutputConfig(checkpoint_every=2_500, report_every=640),
-)
-
-# Everything but the objective is digits-sid's, so that the three can be compared. The warm-ups are
-# the published ones (100,000 and 200,000 images) in proportion to a run a thousandth as long.
-DIGITS_SIDA = replace(
-    DIGITS_SID,
-    recipe="digits-sida",
-    objective__name="sida",
-    objective__adversarial_weight=0.01,
-    objective__generator_start=1_000,
-    objective__adversarial_start=2_000,
-)
-DIGITS_VSD = replace(DIGITS_SID, recipe="digits-vsd", objective__name="vsd")
-
-# Recipes whose teacher and data come with the package: add to them here.
-SHIPPED = (
-    Recipe(DIGITS_SID, None, "SiD on the digits that ship, minutes on two CPU cores"),
-    Recipe(DIGITS_SIDA, None, "SiDA on the digits that ship, with their 1,797 real images"),
-    Recipe(DIGITS_VSD, None, "the baseline: variational score distillation on the same digits"),
-)
-
-FAMILIES: dict[str, tuple[Recipe, ...]] = {
-    "Teachers that ship with sid_ray": SHIPPED,
-    "EDM (NVlabs/edm)": EDM,
-    "EDM2 (NVlabs/edm2)": EDM2,
-    "Stable Diffusion": STABLE_DIFFUSION,
-}
-RECIPES: dict[str, Recipe] = {
-    entry.config.recipe: entry for family in FAMILIES.values() for entry in family
-}
-
-
-def recipe_entry(name: str) -> Recipe:
-    """A recipe by name. Raises UserError with the nearest names for an unknown one."""
-    if name not in RECIPES:
-        hint = nearest(name, RECIPES) or " sid-ray recipes lists all."
-        raise UserError(f"no recipe {name!r}.{hint}")
-    return RECIPES[name]
-
-
-def recipe(name: str) -> DistillConfig:
-    """A recipe's config by name. Raises UserError with the nearest names for an unknown one."""
-    return recipe_entry(name).config
-
-
-def check_supplied(config: DistillConfig) -> DistillConfig:
-    """Itself, when the user gave what no recipe can hold. Raises UserError otherwise."""
-    if config.data.name == "prompts" and not config.data.source:
-        raise UserError("data.source is empty; give --data.source a text file, a prompt a line")
-    return config
 
 
 class Guidance(NamedTuple):
@@ -133,3 +62,105 @@ def guidance_strategy(name: str, kappa: float | None = None) -> dict[str, float]
         scale = kappa
     values = (scale if value is None else value for value in strategy.kappas)
     return {f"kappa{number}": value for number, value in enumerate(values, start=1)}
+
+
+# Tried on two cores (docs/results.md has the table): alpha 1.0 and 1.2, averages with half-lives of
+# 1,000 to 10,000 images and three seeds all end between 3 and 4.5 after 30,000 images; learning
+# rates of 3e-4 and above end higher. An average is needed: without one, Adam without first moment
+# leaves the generator at distances of 6 to 9.
+DIGITS_SID = DistillConfig(
+    recipe="digits-sid",
+    teacher=TeacherConfig(source="builtin:digits-teacher"),
+    data=DataConfig(name="digits"),
+    objective=ObjectiveConfig(name="sid", alpha=1.0),
+    training=TrainingConfig(
+        images=30_000,
+        batch_size=64,
+        group_size=16,
+        fake_score_lr=1e-4,
+        generator_lr=1e-4,
+        ema_half_life=5_000,
+        ema_rampup=0.2,
+    ),
+    resources=ResourcesConfig(num_workers=2, zero_stage=2, micro_batch=32),
+    evaluation=EvaluationConfig(feature_space="digits-cnn", every=2_500, num_images=2048),
+    output=OutputConfig(checkpoint_every=2_500, report_every=640),
+)
+
+# Everything but the objective is digits-sid's, so that the three can be compared. The warm-ups are
+# the published ones (100,000 and 200,000 images) in proportion to a run a thousandth as long.
+DIGITS_SIDA = replace(
+    DIGITS_SID,
+    recipe="digits-sida",
+    objective__name="sida",
+    objective__adversarial_weight=0.01,
+    objective__generator_start=1_000,
+    objective__adversarial_start=2_000,
+)
+DIGITS_VSD = replace(DIGITS_SID, recipe="digits-vsd", objective__name="vsd")
+
+# SiD-LSG in small: all four guidance scales alike, as in the published runs, and SiD-LSG's own
+# factor of the generator's loss. DDIM with the same guidance stands beside it in the report.
+EMOJI_LSG = DistillConfig(
+    recipe="emoji-lsg",
+    teacher=TeacherConfig(source="builtin:emoji-teacher"),
+    data=DataConfig(name="emoji"),
+    objective=ObjectiveConfig(
+        name="lsg",
+        alpha=1.0,
+        generator_scale=1.0,
+        kappa1=1.5,
+        kappa2=1.5,
+        kappa3=1.5,
+        kappa4=1.5,
+    ),
+    schedule=ScheduleConfig(kind="vp"),
+    training=replace(DIGITS_SID, training__images=20_000).training,
+    resources=DIGITS_SID.resources,
+    evaluation=EvaluationConfig(
+        feature_space="emoji-cnn",
+        every=2_500,
+        num_images=2048,
+        teacher_steps=25,
+        teacher_guidance=1.5,
+    ),
+    output=OutputConfig(checkpoint_every=2_500, report_every=640),
+)
+
+# Recipes whose teacher and data come with the package: add to them here.
+SHIPPED = (
+    Recipe(DIGITS_SID, None, "SiD on the digits that ship, minutes on two CPU cores"),
+    Recipe(DIGITS_SIDA, None, "SiDA on the digits that ship, with their 1,797 real images"),
+    Recipe(EMOJI_LSG, None, "text to image: SiD-LSG on 16x16 emoji with captions"),
+    Recipe(DIGITS_VSD, None, "the baseline: variational score distillation on the same digits"),
+)
+
+FAMILIES: dict[str, tuple[Recipe, ...]] = {
+    "Teachers that ship with sid_ray": SHIPPED,
+    "EDM (NVlabs/edm)": EDM,
+    "EDM2 (NVlabs/edm2)": EDM2,
+    "Stable Diffusion": STABLE_DIFFUSION,
+}
+RECIPES: dict[str, Recipe] = {
+    entry.config.recipe: entry for family in FAMILIES.values() for entry in family
+}
+
+
+def recipe_entry(name: str) -> Recipe:
+    """A recipe by name. Raises UserError with the nearest names for an unknown one."""
+    if name not in RECIPES:
+        hint = nearest(name, RECIPES) or " sid-ray recipes lists all."
+        raise UserError(f"no recipe {name!r}.{hint}")
+    return RECIPES[name]
+
+
+def recipe(name: str) -> DistillConfig:
+    """A recipe's config by name. Raises UserError with the nearest names for an unknown one."""
+    return recipe_entry(name).config
+
+
+def check_supplied(config: DistillConfig) -> DistillConfig:
+    """Itself, when the user gave what no recipe can hold. Raises UserError otherwise."""
+    if config.data.name == "prompts" and not config.data.source:
+        raise UserError("data.source is empty; give --data.source a text file, a prompt a line")
+    return config

@@ -248,9 +248,11 @@ def run_actors(
 ) -> str:
     """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
     tracker = start_tracker(config, record)
-    evaluator = Evaluator.remote(  # type: ignore[attr-defined]
-        config, start.description, str(start.teacher), tracker
-    )
+    evaluator = None
+    if config.evaluation.every:
+        evaluator = Evaluator.remote(  # type: ignore[attr-defined]
+            config, start.description, str(start.teacher), tracker
+        )
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(folder),
@@ -271,7 +273,8 @@ def run_actors(
         if board.gave_up:
             raise TrainingFailedError(board.gave_up)
         try:
-            ray.get(evaluator.drain.remote())
+            if evaluator is not None:
+                ray.get(evaluator.drain.remote())
         except ray.exceptions.RayError as error:
             trouble = f"the evaluation failed: {reason_of(error)}. "
         follow(fit, tracker, record, folder, show, clock)

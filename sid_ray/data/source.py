@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.config import DataConfig
-from sid_ray.data import digits
+from sid_ray.data import digits, emoji
 from sid_ray.errors import UserError
 from sid_ray.types import Batch
 
@@ -88,6 +88,15 @@ def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = No
     if data.name == "digits":
         images, classes = digits.load_digits()
         return Source(digits.SHAPE, digits.LABEL_DIM, classes, images)
+    if data.name == "emoji":
+        found = emoji.load_emoji()
+        return Source(
+            emoji.SHAPE,
+            classes=found.categories,
+            images=found.images,
+            prompts=found.captions,
+            embed=embed,
+        )
     if data.name == "prompts":
         return Source(shape, prompts=read_prompts(data.source), embed=embed)
     size, label_dim = LABELS_ONLY[data.name]

@@ -53,6 +53,9 @@ PLAIN_UNET: dict[str, Any] = {
 }
 
 
+CACHE_BYTES = 256 * 2**20  # of prompt embeddings: 1,137 prompts of SD 1.5
+
+
 def require_diffusers() -> None:
     """Raises UserError naming the extra when diffusers or transformers is missing."""
     missing = [m for m in ("diffusers", "transformers") if importlib.util.find_spec(m) is None]
@@ -291,7 +294,10 @@ def load_vae(folder: Path) -> nn.Module:
 
 
 def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) -> TextEmbeddings:
-    """The text encoder and tokenizer of a pipeline folder; ``options`` are TextEmbeddings'."""
+    """The text encoder and tokenizer of a pipeline folder; ``options`` are TextEmbeddings'.
+
+    Embeddings are kept up to CACHE_BYTES.
+    """
     require_diffusers()
     from transformers import CLIPTextModel
 
@@ -311,7 +317,8 @@ def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) 
         """The last hidden state, after the final norm; no padding mask, as published."""
         return encoder(input_ids=tokens).last_hidden_state
 
-    return TextEmbeddings(tokenize, encode, **options)
+    size = 4 * length * encoder.config.hidden_size
+    return TextEmbeddings(tokenize, encode, **{"max_prompts": CACHE_BYTES // size} | options)
 
 
 def load_tokenizer(folder: Path) -> Any:

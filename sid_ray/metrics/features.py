@@ -1,11 +1,12 @@
 """Named feature spaces: a fixed network, its weights and the statistics of its reference images.
 
 A Frechet distance means something only inside one feature space, so each has a name that every
-result carries. ``digits-cnn`` ships with the package; a distance in it is not an FID.
+result carries. ``digits-cnn`` and ``emoji-cnn`` ship with the package; their distances are not FIDs.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sid_ray.errors import UserError
+from sid_ray.errors import UserError, nearest
 from sid_ray.metrics.frechet import FeatureStatistics, frechet_distance
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -41,7 +42,42 @@ class DigitsClassifier(nn.Module):
         return F.relu(self.hidden(x.flatten(1)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, 1, 8, 8] -> logits of the classes [B, 10]."""
         return self.classes(self.features(images))
+
+
+class EmojiClassifier(nn.Module):
+    """A small classifier of emoji categories; the 64 activations before its last layer are the
+    features. Leaky, so that none of them is zero for all images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 96)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)
+        )
+        self.hidden = nn.Linear(widths[-1] * 4, 64)
+        self.classes = nn.Linear(64, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, 3, 16, 16] in [-1, 1] -> [B, 64]."""
+        x = images
+        for conv in self.convs:
+            x = F.max_pool2d(F.leaky_relu(conv(x), 0.1), 2)
+        return F.leaky_relu(self.hidden(x.flatten(1)), 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, 16, 16] -> logits of the categories [B, 10]."""
+        return self.classes(self.features(images))
+
+
+Classifier = DigitsClassifier | EmojiClassifier
+SPACES: dict[str, type[Classifier]] = {
+    "digits-cnn": DigitsClassifier,
+    "emoji-cnn": EmojiClassifier,
+}
+FILE = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,7 +85,7 @@ class FeatureSpace:
     """A named feature extractor with the mean [D] and covariance [D, D] of its reference set."""
 
     name: str
-    network: DigitsClassifier
+    network: Classifier
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
@@ -67,14 +103,34 @@ class FeatureSpace:
         stats = self.statistics(images)
         return frechet_distance(stats.mean, stats.covariance, self.mean, self.covariance)
 
+    @torch.no_grad()
+    def class_accuracy(self, images: Tensor, classes: Tensor, batch: int = 512) -> float:
+        """Share of images [N, C, H, W] that the classifier takes for their class [N]."""
+        found = [self.network(chunk.float()).argmax(1) for chunk in images.split(batch)]
+        return float((torch.cat(found) == classes).float().mean())
+
+
+def save_feature_space(folder: Path, name: str, network: Classifier, real: Tensor) -> None:
+    """Writes a feature space with the statistics of its reference images [N, C, H, W]."""
+    with torch.no_grad():
+        stats = FeatureStatistics.of(network.features(real).double().numpy())
+    reference = {
+        "reference.mean": torch.from_numpy(stats.mean),
+        "reference.covariance": torch.from_numpy(stats.covariance),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"name": name, "reference_images": str(len(real))}
+    save_file({**network.state_dict(), **reference}, folder / FILE, metadata=metadata)
+
 
 def load_feature_space(name: str) -> FeatureSpace:
     """A feature space by name. Raises UserError for an unknown one."""
-    if name != "digits-cnn":
-        raise UserError(f"unknown feature space {name!r}; known: digits-cnn")
-    weights = load_file(ASSETS / "digits-cnn" / "features.safetensors")
+    if name not in SPACES:
+        known = ", ".join(SPACES)
+        raise UserError(f"unknown feature space {name!r}; known: {known}.{nearest(name, SPACES)}")
+    weights = load_file(ASSETS / name / FILE)
     mean = weights.pop("reference.mean").numpy()
     covariance = weights.pop("reference.covariance").numpy()
-    network = DigitsClassifier().eval()
+    network = SPACES[name]().eval()
     network.load_state_dict(weights)
     return FeatureSpace(name, network.requires_grad_(False), mean, covariance)

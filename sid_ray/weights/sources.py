@@ -29,7 +29,9 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 def builtin_models() -> list[str]:
     """Names of the networks that ship with sid_ray."""
-    return sorted(path.parent.name for path in ASSETS.glob(f"*/{DESCRIPTION}"))
+    found = [path.parent for path in ASSETS.glob(f"*/{DESCRIPTION}")]
+    found += [path.parent.parent for path in ASSETS.glob("*/unet/config.json")]
+    return sorted(folder.name for folder in found)
 
 
 def resolve_source(source: str) -> Path:
