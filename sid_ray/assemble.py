@@ -128,9 +128,8 @@ def find_start(config: DistillConfig) -> Start:
     source = config.teacher.initial_generator
     if not source:
         return Start(teacher, description)
-    generator = resolve_source(source)
-    if generator.is_dir():
-        generator = find_generator(generator)
+    folder = Path(source).expanduser()
+    generator = find_generator(folder) if folder.is_dir() else resolve_source(source)
     check_generator(source, description, describe(generator))
     return Start(teacher, description, generator)
 

@@ -29,8 +29,8 @@ class TeacherConfig:
     builtin:NAME for one that ships.
     """
     initial_generator: str = ""
-    """Where the generator starts instead of at the teacher: a one-step generator's weights (SiD2A).
-    The fake score starts from the teacher all the same.
+    """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
+    or one of our checkpoints. The fake score starts from the teacher all the same.
     """
     dropout: float = -1.0
     """Dropout of fake score and generator while they are trained; below 0 for the teacher file's
@@ -404,11 +404,15 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
     return config
 
 
+# Named in a command by flags of their own, or not for a person to set.
+NO_FLAG = ("recipe", "output.run", "output.folder", "training.images")
+
+
 def flags(before: DistillConfig, after: DistillConfig) -> list[str]:
-    """Command-line flags for the identity fields in which ``after`` differs from ``before``."""
-    old, found = before.identity(), []
-    for name, value in after.identity().items():
-        if value == old[name]:
+    """Command-line flags for the fields in which ``after`` differs from ``before``."""
+    old, found = flatten(before), []
+    for name, value in flatten(after).items():
+        if value == old[name] or name in NO_FLAG:
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):

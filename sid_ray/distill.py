@@ -102,7 +102,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, folder)
+    show_next(console, config, folder, rows)
     return 0
 
 
@@ -208,8 +208,8 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
-def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
-    """The three commands to go on with, ready to paste."""
+def show_next(console: Console, config: DistillConfig, folder: Path, rows: list[Row]) -> None:
+    """The commands to go on with, ready to paste."""
     from sid_ray.actors.trainer import tracking_uri
 
     us, run = program("sid-ray"), shlex.quote(shown(folder))
@@ -217,9 +217,10 @@ def show_next(console: Console, config: DistillConfig, folder: Path) -> None:
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
-    commands = {
-        "contact sheet": shown(folder / GRID),
-        "generate": f"{us} generate {run} --seeds 0-63 --out samples",
+    sheet = {"contact sheet": shown(folder / GRID)} if rows else {}
+    text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    commands = sheet | {
+        "generate": f"{us} generate {run} --seeds 0-63{text} --out samples",
         "resume": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
         f" --images {images}",
         "MLflow UI": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",

@@ -1,7 +1,8 @@
 """Named feature spaces: a fixed network, its weights and the statistics of its reference images.
 
 A Frechet distance means something only inside one feature space, so each has a name that every
-result carries. ``digits-cnn`` and ``emoji-cnn`` ship with the package; their distances are not FIDs.
+result carries. ``digits-cnn`` and ``emoji-cnn`` ship with the package; distances in them are not
+FIDs.
 """
 
 from __future__ import annotations
