@@ -36,6 +36,7 @@ ALIASES = {
     "--seed": "--training.seed",
     "--workers": "--resources.num-workers",
     "--alpha": "--objective.alpha",
+    "--compat": "--objective.compat",
 }
 
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators

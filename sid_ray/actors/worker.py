@@ -67,25 +67,25 @@ class Worker:
     teacher: ModelDescription
     sums: Sums
 
-    def restore(self, word: str = "resumed") -> str | None:
-        """Goes on from the newest whole checkpoint, if there is one: its name.
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint. A collective.
 
         Rank 0 checks and chooses for all: an upload may end between two ranks' looks.
         """
         chosen: list[Any] = [None]
         if self.rank == 0:
             folder, damage = newest_whole(Path(self.settings.run_folder))
-            chosen = [None if folder is None else str(folder)]
+            chosen = [folder]
             for line in damage:
                 self.tell(f"damaged checkpoint skipped: {line}")
         torch.distributed.broadcast_object_list(chosen, src=0)
-        if chosen[0] is None:
-            return None
-        name = Path(chosen[0]).name
-        load_checkpoint(Path(chosen[0]), self.trainee, self.roles)
+        return chosen[0]
+
+    def go_on_from(self, folder: Path, word: str) -> None:
+        """Takes up a checkpoint's state and says so."""
+        load_checkpoint(folder, self.trainee, self.roles)
         if self.rank == 0:
-            self.tell(f"{word} at {self.trainee.images_seen:,} images from {name}")
-        return name
+            self.tell(f"{word} at {self.trainee.images_seen:,} images from {folder.name}")
 
     def tell(self, text: str) -> None:
         ray.get(self.settings.tracker.event.remote(text))
@@ -249,7 +249,9 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     worker = build(WorkerSettings(**settings))
-    worker.restore()
+    folder = worker.newest()
+    if folder is not None:
+        worker.go_on_from(folder, "resumed")
     if worker.rank == 0:
         worker.settings.tracker.set_phase.remote("training")
     try:
@@ -265,15 +267,16 @@ def train_with_second_chance(worker: Worker) -> None:
     Once a checkpoint: what was a fault of a machine is gone then; what is the run's own comes back,
     because a run is a function of its config, and DivergedError then ends it.
     """
-    tried: set[str] = set()
+    tried: set[Path] = set()
     while True:
         try:
             return train(worker)
         except DivergedError as error:
+            folder = worker.newest()
+            if folder is None or folder in tried:
+                raise
+            tried.add(folder)
+            worker.sums = Sums()
             if worker.rank == 0:
                 worker.tell(str(error))
-            worker.sums = Sums()
-            name = worker.restore("rolled back")
-            if name is None or name in tried:
-                raise
-            tried.add(name)
+            worker.go_on_from(folder, "rolled back")

@@ -300,7 +300,9 @@ def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) 
     """
     require_diffusers()
     from transformers import CLIPTextModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for two files of weights
     read_config(folder / "text_encoder", "CLIPTextModel")
     encoder = load_module(CLIPTextModel, folder / "text_encoder", "model", "pytorch_model").to(
         device
