@@ -136,7 +136,9 @@ class SiD:
         """f_psi on noisy generated images, guided by kappa1."""
         with torch.no_grad():
             y = self.generate(nets, batch, draw, dropout=False)
-            y, labels = self.augmented(y, draw, real=False)
+            # Out before the network sees it: one NaN within makes every weight's gradient NaN.
+            usable = finite_samples(y)
+            y, labels = self.augmented(only(usable, y), draw, real=False)
         level = self.schedule.fake_level(draw.time)
         x_t = self.schedule.add_noise(y, draw.noise, level)
         cond = Condition(batch.labels, labels, draw.dropout_keys, batch.text)
@@ -144,7 +146,7 @@ class SiD:
             want |= Want.LOGVAR
         prediction = self.guidance.own(nets.fake_score)(x_t, level, cond, want)
         found, target, weight = self.schedule.fake_terms(prediction, y, draw.noise, level)
-        finite = finite_samples(y, found)
+        finite = usable * finite_samples(found)
         found, target = only(finite, found), only(finite, target)
         return Denoised(target, level, cond, prediction, found, weight, finite)
 
