@@ -162,9 +162,14 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
         raise UserError(
             f"{what}, but teacher {config.teacher.source} reads no text to be guided by"
         )
-    if objective.logvar and not teacher.network.get("logvar", False):
+    if objective.logvar and not spec.logvar(teacher.network):
         raise UserError(
             f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"
+        )
+    if objective.augment and not teacher.network.get("augment_dim", 0):
+        raise UserError(
+            f"objective.augment is {objective.augment}, but teacher {config.teacher.source} reads "
+            "no augmentation labels: the generator would learn augmented images"
         )
     if config.schedule.kind == "vp":
         check_schedule(config, folder)

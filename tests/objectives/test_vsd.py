@@ -59,7 +59,7 @@ def gradients(objective: SiD, teacher: Linear, fake: Linear) -> dict[str, Tensor
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
 def test_sid_has_the_closed_form_of_linear_scores(alpha):
-    """(1/w) [J_D^T (f_phi - y) + (J_phi - I)^T Delta - 2 alpha J_D^T Delta], J_D = J_phi - J_psi."""
+    """(J_D^T (f_phi - y) + (J_phi - I)^T Delta - 2 alpha J_D^T Delta) / w; J_D = J_phi - J_psi."""
     teacher, fake = linear(1), linear(2)
     found = gradients(SiD(EDMSchedule(), alpha=alpha, generator_scale=1.0), teacher, fake)
     delta = found["phi"] - found["psi"]
