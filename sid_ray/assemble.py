@@ -163,9 +163,14 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
         )
     if config.teacher.dropout >= 0 and "dropout" not in teacher.network:
         raise UserError(f"teacher.dropout: {config.teacher.source} has no dropout to set")
-    if objective.logvar and not teacher.network.get("logvar", False):
+    if objective.logvar and not spec.logvar(teacher.network):
         raise UserError(
             f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"
+        )
+    if objective.augment and not teacher.network.get("augment_dim", 0):
+        raise UserError(
+            f"objective.augment is {objective.augment}, but teacher {config.teacher.source} reads "
+            "no augmentation labels: the generator would learn augmented images"
         )
     if config.schedule.kind == "vp":
         check_schedule(config, folder)

@@ -148,7 +148,7 @@ class Phase:
     stream: int
     nets: Networks
     loss: Callable[[Networks, Batch, Draw, Scope], Loss]
-    sums: Callable[[Networks, Batch, Draw], GroupSums | None]
+    sums: Callable[[Networks, Batch, Draw, int], GroupSums | None]
 
 
 def run_phase(
@@ -182,7 +182,7 @@ def sums_of_group(
     for start in range(0, plan.group_size, width):
         part = replace(first, start=start, stop=start + width)
         draw, batch = draws(phase.stream, images_seen, part)
-        found = phase.sums(phase.nets, batch, draw)
+        found = phase.sums(phase.nets, batch, draw, images_seen)
         if found is None:
             return None
         total = found if total is None else GroupSums(*map(torch.add, total, found))

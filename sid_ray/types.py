@@ -191,7 +191,7 @@ class Objective(Protocol):
     """Pure: tensors and draws in, a loss out. No device, no seed, no rank.
 
     The ``sums`` are those of GroupSums over the samples given, added up over the parts of a split
-    group by the caller; None for objectives that couple no samples.
+    group by the caller; None for a loss that couples no samples.
     """
 
     @property
@@ -201,10 +201,14 @@ class Objective(Protocol):
 
     def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss: ...
 
-    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None: ...
+    def fake_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None: ...
 
     def generator_loss(
         self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE
     ) -> Loss: ...
 
-    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None: ...
+    def generator_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None: ...

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,11 +23,12 @@ from sid_ray.engine import (
 )
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
+from sid_ray.objectives.sida import SiDA
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.types import Condition
 from tests.conftest import relative_error
-from tests.networks import UniformLabels, tiny_network
+from tests.networks import LabelledNoise, UniformLabels, tiny_edm2, tiny_network
 from tests.test_step import trainee_of
 
 ITERATIONS, SAVED_AFTER, BATCH, GROUP = 3, 1, 24, 8
@@ -41,6 +43,14 @@ EDM2_TINY = EDM2Network(
     attn_resolutions=(8,),
 )
 ADAM = AdamSettings(1e-3, 0.0, 0.999, 1e-8)
+RULES = {
+    "clip": UpdateRules(clip_value=0.1),
+    "replace": UpdateRules(replace_nonfinite=True),
+    "replace and clip": UpdateRules(replace_nonfinite=True, clip_value=0.1),
+    "constrain first": UpdateRules(spec_of("edm2").constrain, constrain_first=True),
+}
+SOFT_ADAM = AdamSettings(1.0, 0.0, 0.999, 1.0)  # steps follow the size of the gradient ...
+RULE_TOLERANCE = 1e-4  # ... so that rounding stays rounding
 # Float32, other orders of summation; Adam with beta1 = 0 turns the rounding of small gradients
 # into parts of a step. The keys' third of qkv.bias has no true gradient at all: left out.
 TOLERANCE = 1e-3
@@ -83,6 +93,44 @@ def edm2_roles(role_of) -> dict:
         role.backward(loss / ranks)
         assert role.update()
     return {"state": role.state(), "working": role.module.state_dict()}
+
+
+def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ranks: range) -> dict:
+    """Two steps under one of RULES on the samples of these ranks, out of two."""
+    role = role_of(tiny_edm2().requires_grad_(True), RULES[name])
+    applied, before = [], []
+    for number in range(2):
+        role.prepare()
+        before.append({k: v.clone() for k, v in role.module.state_dict().items()})
+        for rank in ranks:
+            generator = torch.Generator().manual_seed(2 * number + rank)
+            x, level = (
+                torch.randn(2, 1, 8, 8, generator=generator),
+                EDMSchedule().level(torch.ones(2)),
+            )
+            # The ranks' gradients nearly cancel: clipped before they are summed, they would differ.
+            sign = 1.0 if rank else -1.1
+            loss = sign * (role.network(x, level, Condition(torch.eye(10)[:2])).x0 ** 2).sum()
+            if rank == 0 and "replace" in name:
+                named = dict(role.module.named_parameters())
+                loss = loss + torch.nan * named["unet.out_gain"]
+                loss = loss + torch.inf * named["unet.emb_noise.weight"][0, 0]
+            role.backward(loss)
+        applied.append(role.update())
+    return {"state": role.state(), "applied": applied, "before": before}
+
+
+def split_sida(trainee: Trainee, plan: GroupPlan, rank: int) -> dict[str, RoleState]:
+    """Two iterations of SiDA on groups that do not fit into one pass."""
+    draws = draws_of(LabelledNoise(), plan, 0, torch.device("cpu"))
+    objective = SiDA(EDMSchedule(), alpha=1.0, adversarial_weight=1.0, discriminator_weight=100.0)
+    for _ in range(2):
+        step(trainee, objective, StepSettings(plan, rank, 1000, 0.05), draws, Sums())
+    return states(trainee)
+
+
+def split_plan(world_size: int) -> GroupPlan:
+    return GroupPlan(BATCH, GROUP, GROUP // 2, world_size)
 
 
 def plain_role(module: torch.nn.Module, constrain) -> TorchRole:
@@ -143,7 +191,23 @@ def work(rank: int, world_size: int, port: int, folder: str) -> None:
         edm2 = edm2_roles(role_of)
         if rank == 0:
             torch.save(edm2, f"{folder}/edm2_{stage}.pt")
+        if world_size == 2:
+            more_of_two(rank, stage, folder)
     torch.distributed.destroy_process_group()
+
+
+def more_of_two(rank: int, stage: int, folder: str) -> None:
+    """What is worth comparing on two processes only."""
+
+    def role_of(module: torch.nn.Module, rules: UpdateRules) -> DeepSpeedRole:
+        return DeepSpeedRole(module, SOFT_ADAM, stage, 1, rules)
+
+    found = {name: rule_steps(name, role_of, range(rank, rank + 1)) for name in RULES}
+    if stage == 2:
+        plan = split_plan(2)
+        found["split sida"] = split_sida(deepspeed_trainee(stage, plan), plan, rank)
+    if rank == 0:
+        torch.save(found, f"{folder}/more_{stage}.pt")
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
@@ -154,9 +218,14 @@ def results(request, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+
+    def load(name: str) -> dict:
+        path = folder / f"{name}.pt"
+        return torch.load(path, weights_only=False) if path.exists() else {}
+
     return {
-        stage: torch.load(folder / f"stage{stage}.pt", weights_only=False)
-        | {"edm2": torch.load(folder / f"edm2_{stage}.pt", weights_only=False)}
+        stage: load(f"stage{stage}")
+        | {"edm2": load(f"edm2_{stage}"), "more": load(f"more_{stage}")}
         for stage in STAGES[request.param]
     }
 
@@ -209,6 +278,59 @@ def check_normalised(found: dict) -> None:
         if weight.dim() >= 2:
             rms = weight.flatten(1).square().mean(1).sqrt()
             assert torch.allclose(rms, torch.ones_like(rms), atol=2e-4), name
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_an_update_hold_at_every_stage(results, name):
+    if not any(result["more"] for result in results.values()):
+        pytest.skip("on two ranks only")
+
+    def role_of(module: torch.nn.Module, rules: UpdateRules) -> TorchRole:
+        return TorchRole(module, SOFT_ADAM, rules)
+
+    expected = rule_steps(name, role_of, range(2))
+    assert expected["applied"] == [True, True]
+    for result in results.values():
+        found = result["more"][name]
+        assert found["applied"] == expected["applied"]
+        compare(found["state"], expected["state"], RULE_TOLERANCE)
+        for ours, theirs in zip(found["before"], expected["before"], strict=True):
+            for weight, value in theirs.items():
+                assert relative_error(ours[weight], value) < RULE_TOLERANCE, weight
+
+
+def test_split_groups_of_sida_equal_one_process(results):
+    """The look ahead over a split group, and its sums, under ZeRO."""
+    if 2 not in results or not results[2]["more"]:
+        pytest.skip("on two ranks only")
+    expected = split_sida(trainee_of(tiny_network()), split_plan(1), 0)
+    for role, state in expected.items():
+        compare(results[2]["more"]["split sida"][role], state, TOLERANCE)
+
+
+def test_rules_change_what_they_are_for():
+    """Else their equality over stages would say nothing."""
+
+    def after(name: str, rules: UpdateRules | None = None) -> dict[str, torch.Tensor]:
+        def role_of(module: torch.nn.Module, chosen: UpdateRules) -> TorchRole:
+            return TorchRole(module, SOFT_ADAM, rules or chosen)
+
+        return rule_steps(name, role_of, range(2))["state"].tensors
+
+    def change(name: str, rules: UpdateRules) -> float:
+        found, other = after(name), after(name, rules)
+        return max(relative_error(found[k], other[k]) for k in found if k.endswith("/master"))
+
+    plain = UpdateRules()
+    assert change("clip", plain) > 10 * RULE_TOLERANCE
+    assert change("constrain first", UpdateRules(spec_of("edm2").constrain)) > 10 * RULE_TOLERANCE
+    assert change("replace and clip", RULES["replace"]) > 10 * RULE_TOLERANCE
+    # NaN became 0: the weight stays. Infinity became 1e5: two whole steps.
+    start, found = dict(tiny_edm2().named_parameters()), after("replace")
+    assert torch.equal(found["unet.out_gain/master"], start["unet.out_gain"])
+    assert float(found["unet.emb_noise.weight/exp_avg"][0, 0]) == 1e5
+    leapt = found["unet.emb_noise.weight/master"] - start["unet.emb_noise.weight"].detach()
+    assert float(leapt[0, 0]) == pytest.approx(-2, abs=1e-3)
 
 
 def test_state_moves_between_world_sizes_and_to_plain_torch(results, plain):

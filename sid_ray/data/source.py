@@ -108,7 +108,7 @@ def read_prompts(source: str) -> tuple[str, ...]:
     if not source:
         raise UserError("data.source is empty; name a text file with a prompt a line")
     try:
-        lines = Path(source).expanduser().read_text().splitlines()
+        lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.source {source}: {error}") from None
     prompts = tuple(line.strip() for line in lines if line.strip())

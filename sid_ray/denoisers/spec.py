@@ -38,6 +38,14 @@ def _edm_label_dim(network: Mapping[str, Any]) -> int:
     return network.get("label_dim", 0)
 
 
+def _no_logvar(network: Mapping[str, Any]) -> bool:
+    return False
+
+
+def _edm2_logvar(network: Mapping[str, Any]) -> bool:
+    return network.get("logvar", EDM2Network.logvar)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A family of denoisers.
@@ -47,10 +55,11 @@ class ModelSpec:
     place (EDM2's forced weight normalisation; nothing for EDM). ``constrain`` is the same rule for
     one whole parameter, (name, weight) -> its new value, or None where it stays: for an engine
     whose optimizer keeps master copies apart. ``bare_prefix`` is the attribute under which the
-    denoiser holds the network that other programs' files name without it. ``shape`` is (C, H, W)
-    of one sample and ``label_dim`` the number of classes, of the network's arguments. ``load_text``
-    opens the text encoder that lies beside the network in its folder; None for families that read
-    no text. ``schedule`` is the kind of noise levels in the config.
+    denoiser holds the network that other programs' files name without it. Of the network's
+    arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
+    whether there is a log-variance head. ``load_text`` opens the text encoder that lies beside the
+    network in its folder; None for families that read no text. ``schedule`` is the kind of noise
+    levels in the config.
     """
 
     family: str
@@ -60,6 +69,7 @@ class ModelSpec:
     bare_prefix: str = ""
     shape: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _edm_shape
     label_dim: Callable[[Mapping[str, Any]], int] = _edm_label_dim
+    logvar: Callable[[Mapping[str, Any]], bool] = _no_logvar
     load_text: Callable[..., TextEmbeddings] | None = None
     schedule: str = "edm"
 
@@ -101,7 +111,7 @@ def _load_text(folder: Path, device: Any = "cpu") -> TextEmbeddings:
 
 _FAMILIES = (
     ModelSpec("edm", _build_edm),
-    ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize),
+    ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize, logvar=_edm2_logvar),
     ModelSpec(
         "stable-diffusion",
         _build_stable_diffusion,

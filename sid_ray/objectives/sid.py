@@ -129,14 +129,18 @@ class SiD:
         loss = self.denoising_loss(seen)
         return Loss(loss * self.fake_scale, fake_metrics(loss, seen))
 
-    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+    def fake_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None:
         return None
 
     def denoise(self, nets: Networks, batch: Batch, draw: Draw, want: Want) -> Denoised:
         """f_psi on noisy generated images, guided by kappa1."""
         with torch.no_grad():
             y = self.generate(nets, batch, draw, dropout=False)
-            y, labels = self.augmented(y, draw, real=False)
+            # Out before the network sees it: one NaN within makes every weight's gradient NaN.
+            usable = finite_samples(y)
+            y, labels = self.augmented(only(usable, y), draw, real=False)
         level = self.schedule.fake_level(draw.time)
         x_t = self.schedule.add_noise(y, draw.noise, level)
         cond = Condition(batch.labels, labels, draw.dropout_keys, batch.text)
@@ -144,7 +148,7 @@ class SiD:
             want |= Want.LOGVAR
         prediction = self.guidance.own(nets.fake_score)(x_t, level, cond, want)
         found, target, weight = self.schedule.fake_terms(prediction, y, draw.noise, level)
-        finite = finite_samples(y, found)
+        finite = usable * finite_samples(found)
         found, target = only(finite, found), only(finite, target)
         return Denoised(target, level, cond, prediction, found, weight, finite)
 
@@ -172,7 +176,9 @@ class SiD:
         loss = self.distillation_loss(seen)
         return Loss(loss * self.generator_scale, generator_metrics(loss, seen))
 
-    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+    def generator_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None:
         return None
 
     def score(self, nets: Networks, batch: Batch, draw: Draw, want: Want = Want.X0) -> Scored:

@@ -90,7 +90,9 @@ class SiDA(SiD):
         return weight / (u if self.official else u.detach()).exp()
 
     @torch.no_grad()
-    def fake_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+    def fake_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None:
         batch = self.guidance.drop_text(batch, draw)
         seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
         return sums_of(*self._discriminator_terms(nets, batch, draw, seen))
@@ -124,7 +126,11 @@ class SiDA(SiD):
         return only(finite, weight), only(finite, value), finite
 
     @torch.no_grad()
-    def generator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums | None:
+    def generator_sums(
+        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
+    ) -> GroupSums | None:
+        if not self._adversarial(images_seen):
+            return None
         seen = self.score(nets, batch, draw, Want.X0 | Want.LOGITS)
         return sums_of(*self._adversarial_terms(seen))
 

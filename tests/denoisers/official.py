@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,37 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|, in float64."""
     found, expected = found.detach().double(), expected.detach().double().reshape(found.shape)
     return float((found - expected).norm() / expected.norm())
+
+
+def weights_from_seeds(
+    family: str, arguments: Mapping[str, Any], seeds: Mapping[str, int], means: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Official initial weights, perturbed so that nothing is zero, to the bit.
+
+    ``seeds`` are those of both, ``means`` recorded mean magnitudes half way through: a mean's last
+    bit depends on the number of threads.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("torch.randn differs in the last bits on a CPU without AVX2")
+    torch.manual_seed(seeds["init"])
+    network = spec_of(family).build(arguments)
+    torch.manual_seed(seeds["randomise"])
+    weights = dict(network.state_dict())
+    for name, parameter in network.named_parameters():
+        value, z = parameter.detach(), torch.randn(parameter.shape)
+        weights[name] = _perturbed(name, value, z, means.get(name))
+    return weights
+
+
+def _perturbed(name: str, value: Tensor, z: Tensor, mean: float | None) -> Tensor:
+    if value.ndim == 0:
+        return 0.35 + 0.1 * z
+    if value.ndim == 1:
+        return 1 + 0.15 * z if name.endswith("weight") else 0.1 * z
+    if value.std() < 1e-4:
+        return 0.5 * z / math.sqrt(value[0].numel())
+    value = value * (1 + 0.1 * z)
+    return value + z * (0.02 * (value.abs().mean().item() if mean is None else mean))
 
 
 class Official:
@@ -52,28 +85,8 @@ class Official:
         return network.to(dtype)
 
     def weights_from_seeds(self) -> dict[str, Tensor]:
-        """Official initial weights, perturbed so that nothing is zero."""
-        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-            pytest.skip("torch.randn differs in the last bits on a CPU without AVX2")
-        torch.manual_seed(self.about["seeds"]["init"])
-        network = spec_of(self.family).build(self.arguments)
-        torch.manual_seed(self.about["seeds"]["randomise"])
-        weights = dict(network.state_dict())
-        for name, parameter in network.named_parameters():
-            weights[name] = self._perturbed(name, parameter.detach(), torch.randn(parameter.shape))
-        return weights
-
-    def _perturbed(self, name: str, value: Tensor, z: Tensor) -> Tensor:
-        if value.ndim == 0:
-            return 0.35 + 0.1 * z
-        if value.ndim == 1:
-            return 1 + 0.15 * z if name.endswith("weight") else 0.1 * z
-        if value.std() < 1e-4:
-            return 0.5 * z / math.sqrt(value[0].numel())
-        value = value * (1 + 0.1 * z)
-        # A mean's last bit depends on the number of threads: some are recorded.
-        mean = self.about["means"].get(name, value.abs().mean().item())
-        return value + z * (0.02 * mean)
+        seeds, means = self.about["seeds"], self.about["means"]
+        return weights_from_seeds(self.family, self.arguments, seeds, means)
 
     def run(
         self,

@@ -8,9 +8,9 @@ import torch
 from sid_ray.objectives.functional import sid_generator_loss, sid_weight
 from sid_ray.objectives.sid import SiD
 from sid_ray.schedules import EDMSchedule
-from sid_ray.types import Batch, Condition, Draw, Level, Networks, Prediction, Want
+from sid_ray.types import Batch, Condition, Draw, Networks
 from tests.conftest import Reference, relative_error
-from tests.networks import official_network, tiny_network
+from tests.networks import Fixed, official_network, tiny_network
 
 FLOAT32 = 1e-5  # the official code differs from its own float64 by up to 1e-6 here
 FLOAT64 = 1e-12
@@ -28,18 +28,6 @@ def networks(reference: Reference, dtype: torch.dtype):
         built[role].load_state_dict(reference.under(f"w_{role}/"))
         built[role].to(dtype)
     return built["true"].requires_grad_(False), built["fake"]
-
-
-class Fixed:
-    """A generator whose image is given: the losses are tested apart from any generator."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __call__(
-        self, x_t: torch.Tensor, level: Level, cond: Condition, want: Want = Want.X0
-    ) -> Prediction:
-        return Prediction(x0=self.images)
 
 
 def draw_of(reference: Reference, phase: str, time: str, dtype: torch.dtype) -> Draw:
@@ -129,7 +117,8 @@ def test_gradient_equals_finite_differences():
         return sid_generator_loss(image, f_phi, f_psi, alpha=1.2).sum()
 
     (gradient,) = torch.autograd.grad(whole(y), y)
-    direction, h = torch.randn_like(y), 1e-5
+    direction, h = torch.randn_like(gradient), 1e-5
+    y = y.detach()
     slope = (loss(y + h * direction) - loss(y - h * direction)) / (2 * h)
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-7)
 
