@@ -13,6 +13,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -21,7 +22,21 @@ from sid_ray.config import replace
 from sid_ray.recipes import recipe
 
 TEACHER = 1.79  # docs/results.md
-RECIPES = ("digits-sid", "digits-sida", "digits-vsd")
+NO_WARM_UP = {"objective__generator_start": 0, "objective__adversarial_start": 0}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SiD": ("digits-sid", {}),
+    "SiDA": ("digits-sida", {}),
+    "VSD": ("digits-vsd", {}),
+    "SiDA, no warm-up": ("digits-sida", NO_WARM_UP),
+    "SiDA, no warm-up, weight 0.1": (
+        "digits-sida",
+        NO_WARM_UP | {"objective__adversarial_weight": 0.1},
+    ),
+    "SiDA, no warm-up, weight 1": (
+        "digits-sida",
+        NO_WARM_UP | {"objective__adversarial_weight": 1.0},
+    ),
+}
 COLUMNS = (
     500,
     1_000,
@@ -47,17 +62,18 @@ class Args:
     """Folder of the table and the picture."""
     seeds: int = 3
     only: str = ""
-    """One recipe, to share the work between processes."""
+    """One row, to share the work between processes."""
 
 
 def main(args: Args) -> None:
     table = args.out / "compare_objectives.csv"
     for seed in range(args.seeds):
-        for name in RECIPES if not args.only else (args.only,):
-            if (name, str(seed)) in {(row["recipe"], row["seed"]) for row in read(table)}:
+        for name in ROWS if not args.only else (args.only,):
+            if (name, str(seed)) in {(row["row"], row["seed"]) for row in read(table)}:
                 continue
             start = time.process_time()
-            config = replace(recipe(name), training__seed=seed)
+            base, changes = ROWS[name]
+            config = replace(recipe(base), training__seed=seed, **changes)
             curve = dict(zip(COLUMNS, (fd for _, fd in distil(config, COLUMNS)), strict=True))
             append(table, name, seed, curve, time.process_time() - start)
             print(name, seed, {k: round(v, 2) for k, v in curve.items()}, flush=True)
@@ -76,7 +92,7 @@ def append(table: Path, name: str, seed: int, curve: dict[int, float], cpu_s: fl
     with table.open("a") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(["recipe", "seed", *COLUMNS, "cpu_s"])
+            writer.writerow(["row", "seed", *COLUMNS, "cpu_s"])
         writer.writerow([name, seed, *(round(v, 3) for v in curve.values()), round(cpu_s)])
 
 
@@ -85,8 +101,8 @@ def draw(rows: list[dict[str, str]], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5))
-    for index, name in enumerate(sorted({row["recipe"] for row in rows})):
-        curves = [[float(row[str(c)]) for c in COLUMNS] for row in rows if row["recipe"] == name]
+    for index, name in enumerate(sorted({row["row"] for row in rows})):
+        curves = [[float(row[str(c)]) for c in COLUMNS] for row in rows if row["row"] == name]
         for curve in curves:
             axes.plot(COLUMNS, curve, color=f"C{index}", linewidth=0.6, alpha=0.6)
         medians = [statistics.median(values) for values in zip(*curves, strict=True)]
