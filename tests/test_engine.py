@@ -210,7 +210,11 @@ def more_of_two(rank: int, stage: int, folder: str) -> None:
         torch.save(found, f"{folder}/more_{stage}.pt")
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+# A start of processes is most of the time; three ranks are kept for `make slow`.
+THREE = pytest.param(3, marks=pytest.mark.slow, id="3 ranks")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(2, id="2 ranks"), THREE])
 def results(request, tmp_path_factory):
     """Every stage in one start of the processes."""
     folder = tmp_path_factory.mktemp("engine")
@@ -280,11 +284,12 @@ def check_normalised(found: dict) -> None:
             assert torch.allclose(rms, torch.ones_like(rms), atol=2e-4), name
 
 
+ON_TWO = pytest.mark.parametrize("results", [2], ids=["2 ranks"], indirect=True)
+
+
+@ON_TWO
 @pytest.mark.parametrize("name", RULES)
 def test_rules_of_an_update_hold_at_every_stage(results, name):
-    if not any(result["more"] for result in results.values()):
-        pytest.skip("on two ranks only")
-
     def role_of(module: torch.nn.Module, rules: UpdateRules) -> TorchRole:
         return TorchRole(module, SOFT_ADAM, rules)
 
@@ -299,10 +304,9 @@ def test_rules_of_an_update_hold_at_every_stage(results, name):
                 assert relative_error(ours[weight], value) < RULE_TOLERANCE, weight
 
 
+@ON_TWO
 def test_split_groups_of_sida_equal_one_process(results):
     """The look ahead over a split group, and its sums, under ZeRO."""
-    if 2 not in results or not results[2]["more"]:
-        pytest.skip("on two ranks only")
     expected = split_sida(trainee_of(tiny_network()), split_plan(1), 0)
     for role, state in expected.items():
         compare(results[2]["more"]["split sida"][role], state, TOLERANCE)
