@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ from sid_ray.objectives.functional import denoising_loss
 from sid_ray.pictures import save_picture, tile
 from sid_ray.rng import TEACHER, generator_for
 from sid_ray.sampling import (
+    Inputs,
+    Sampler,
     ddim,
     generator_sampler,
     inputs_of,
@@ -50,7 +53,7 @@ from sid_ray.sampling import (
     seeded_uniform,
 )
 from sid_ray.schedules import DiscreteVPSchedule
-from sid_ray.types import Condition, Want
+from sid_ray.types import Condition, Denoiser, Want
 
 TOKENS = 16  # the longest caption has fewer words; longer prompts are cut
 WIDTH = 64  # of a token's embedding
@@ -234,6 +237,10 @@ def save(model: Pipeline, out: Path) -> None:
 MEASURED = ((25, 1.0), (25, 1.5), (25, 2.0), (50, 1.5), (1, 1.0))
 
 
+def ddim_sampler(net: Denoiser, schedule: DiscreteVPSchedule, steps: int, inputs: Inputs) -> Tensor:
+    return ddim(net, schedule, inputs.latents, inputs.cond, steps)
+
+
 @torch.no_grad()
 def measure(args: Args) -> list[tuple[str, float, float]]:
     """(what, Frechet distance, class accuracy) of the folder, of the same seeds and captions."""
@@ -245,14 +252,12 @@ def measure(args: Args) -> list[tuple[str, float, float]]:
     images = {"real images with these captions": load_emoji().images[chosen]}
     for steps, scale in MEASURED:
         start, guided = time.process_time(), Guided(net, scale, text.null())
+        name = f"DDIM, {steps} steps, guidance scale {scale:g}"
+        sampler: Sampler = partial(ddim_sampler, guided, schedule, steps)
         if steps == 1:
             name = f"one evaluation, from timestep {schedule.init_timestep}"
-            images[name] = sample_in_batches(generator_sampler(guided, schedule), inputs)
-        else:
-            name = f"DDIM, {steps} steps, guidance scale {scale:g}"
-            images[name] = sample_in_batches(
-                lambda i, n=steps, net=guided: ddim(net, schedule, i.latents, i.cond, n), inputs
-            )
+            sampler = generator_sampler(guided, schedule)
+        images[name] = sample_in_batches(sampler, inputs)
         print(f"{name}: {time.process_time() - start:.0f} CPU-seconds", flush=True)
     if args.picture:
         save_picture(tile(torch.cat([v[:24] for v in images.values()]), 24, 3), args.picture)
