@@ -113,6 +113,11 @@ def ddim(
     cond: Condition,
     num_steps: int,
 ) -> Tensor:
+    """A VP teacher's deterministic sampler: num_steps evaluations. [B, C, H, W] -> [B, C, H, W].
+
+    From pure noise at the last timestep, over timesteps evenly apart; the last x_0 is the image.
+    Source: DDIM (arXiv:2010.02502), equation 12 with sigma_t = 0.
+    """
     x = latents
     grid = torch.linspace(schedule.num_train_timesteps - 1, 0, num_steps + 1).round().long()
     for here, there in itertools.pairwise(grid.tolist()):

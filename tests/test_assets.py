@@ -1,6 +1,7 @@
 """What ships is what its cards say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,22 @@ import sid_ray
 from sid_ray.config import DataConfig
 from sid_ray.data.digits import load_digits
 from sid_ray.data.source import open_source
+from sid_ray.denoisers.guidance import Guided
+from sid_ray.denoisers.stable_diffusion import load_schedule, load_text
 from sid_ray.errors import UserError
 from sid_ray.metrics.features import load_feature_space
-from sid_ray.sampling import generator_sampler, heun, sample_in_batches, seeded_inputs
+from sid_ray.sampling import (
+    ddim,
+    generator_sampler,
+    heun,
+    inputs_of,
+    sample_in_batches,
+    seeded_inputs,
+    seeded_uniform,
+)
 from sid_ray.schedules import EDMSchedule
 from sid_ray.weights.folder import load_model
+from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import builtin_models, resolve_source
 
 ASSETS = Path(sid_ray.__file__).parent / "assets"
@@ -51,16 +63,62 @@ def test_the_feature_space_knows_its_reference():
     assert hits > 0.97
 
 
+def test_the_text_to_image_teacher_is_as_good_as_its_card_says():
+    folder = resolve_source("builtin:emoji-teacher")
+    assert describe(folder).family == "stable-diffusion"
+    teacher, description = load_model(folder)
+    assert description.network["sample_size"] == 16
+    assert sum(p.numel() for p in teacher.parameters()) < 1_600_000
+    schedule, text = load_schedule(folder), load_text(folder)
+    source = open_source(DataConfig(name="emoji"), (3, 16, 16), text.embed)
+    space, seeds = load_feature_space("emoji-cnn"), range(2048)
+    chosen = source.index(seeded_uniform(seeds))
+    inputs, classes = inputs_of(source, seeds, chosen), source.labels(chosen)
+    one = sample_in_batches(generator_sampler(teacher, schedule), inputs)
+    distance, hits = card_row(folder, "one evaluation, from timestep 625")
+    assert space.frechet_distance(one) == pytest.approx(distance, rel=2e-3)
+    assert space.class_accuracy(one, classes) == pytest.approx(hits, abs=2e-3)
+    few = torch.arange(64)
+    guided = Guided(teacher, 2.0, text.null())
+    made = sample_in_batches(
+        lambda i: ddim(guided, schedule, i.latents, i.cond, 25), inputs.take(few)
+    )
+    _, hits = card_row(folder, "DDIM, 25 steps, guidance scale 2")
+    assert space.class_accuracy(made, classes[few]) == pytest.approx(hits, abs=0.12)
+
+
+def card_row(folder: Path, name: str) -> tuple[float, float]:
+    """(Frechet distance, class accuracy) of a row of a card."""
+    cells = re.search(
+        rf"^\| {re.escape(name)} \| (.*) \|$", (folder / "README.md").read_text(), re.M
+    )
+    assert cells is not None, f"no row {name}"
+    distance, hits = cells[1].split(" | ")
+    return float(distance), float(hits.rstrip("%")) / 100
+
+
+def test_every_asset_has_a_card_and_twemoji_its_attribution():
+    for folder in ASSETS.iterdir():
+        card = (folder / "README.md").read_text()
+        assert card.startswith(f"# {folder.name}\n")
+        if folder.name.startswith("emoji"):
+            assert "Twemoji" in card
+            assert "CC-BY 4.0" in card
+
+
 def test_shipped_files_are_small():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 6 * 2**20
+    assert sum(path.stat().st_size for path in files) < 8 * 2**20
+    teacher = [path for path in files if "emoji-teacher" in path.parts]
+    assert sum(path.stat().st_size for path in teacher) < 4 * 2**20
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in files), "readable by everyone"
     for path in ASSETS.glob("*/model.json"):
         json.loads(path.read_text())
 
 
 def test_names_that_do_not_ship_are_refused():
-    assert builtin_models() == ["digits-teacher"]
-    with pytest.raises(UserError, match="there are: digits-teacher"):
+    assert builtin_models() == ["digits-teacher", "emoji-teacher"]
+    with pytest.raises(UserError, match="there are: digits-teacher, emoji-teacher"):
         resolve_source("builtin:nothing")
     with pytest.raises(UserError, match="unknown feature space"):
         load_feature_space("inception")
