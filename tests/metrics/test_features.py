@@ -35,7 +35,7 @@ def test_more_damage_is_further_away(name):
         F.interpolate(F.avg_pool2d(images, side), scale_factor=float(side)) for side in (2, 4)
     ]
     for damaged in (
-        [images + strength * noise for strength in (0.1, 0.3, 1)],
+        [images + strength * noise for strength in (0.1, 1)],
         blurred,
         [images[::2], images[:100], images[:1].expand(100, -1, -1, -1)],
         [images, images.mean(0, keepdim=True).lerp(images, 0.5)],
