@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,13 @@ def append(table: Path, name: str, seed: int, curve: dict[int, float], cpu_s: fl
 
 
 def draw(rows: list[dict[str, str]], picture: Path) -> None:
-    """Every seed as a thin line, the median of a recipe as a thick one."""
+    """Every seed as a thin line, the median as a thick one; rows of one seed are left out."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5))
-    for index, name in enumerate(sorted({row["row"] for row in rows})):
+    counts = Counter(row["row"] for row in rows)
+    several = [name for name, count in counts.items() if count > 1 or len(counts) == 1]
+    for index, name in enumerate(several):
         curves = [[float(row[str(c)]) for c in COLUMNS] for row in rows if row["row"] == name]
         for curve in curves:
             axes.plot(COLUMNS, curve, color=f"C{index}", linewidth=0.6, alpha=0.6)
@@ -111,8 +114,13 @@ def draw(rows: list[dict[str, str]], picture: Path) -> None:
     axes.axhline(TEACHER, color="black", linestyle=":", label="teacher, 35 evaluations")
     axes.set(xscale="log", yscale="log", xlabel="images seen")
     axes.set_ylabel("Frechet distance of the averaged generator (digits-cnn)")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.set_xticks(
+        [500, 1000, 2000, 5000, 10_000, 30_000], ["500", "1k", "2k", "5k", "10k", "30k"]
+    )
+    axes.set_yticks([2, 3, 5, 10, 20, 40, 70], ["2", "3", "5", "10", "20", "40", "70"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
 
