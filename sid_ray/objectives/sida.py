@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.objectives.functional import (
+    MAX_LOGIT,
     adversarial_value,
     discriminator_value,
     finite_samples,
@@ -113,7 +114,7 @@ class SiDA(SiD):
         adversarial = group_product(weight, value, finite, size, scope.sums) * seen.y[0].numel()
         total = 0.5 * self.generator_scale * loss + 0.5 * self.adversarial_weight * adversarial
         with torch.no_grad():
-            outside = (seen.logits.abs() > 10).flatten(1).float().mean(1).sum()
+            outside = (seen.logits.abs() > MAX_LOGIT).flatten(1).float().mean(1).sum()
         metrics = {"adversarial_loss": adversarial.detach(), "saturated_logits": outside}
         return Loss(total, generator_metrics(loss, seen) | metrics)
 
