@@ -43,6 +43,9 @@ def run_distillation(config: DistillConfig) -> int:
     Raises UserError before anything starts when the run cannot be this one.
     """
     began = time.monotonic()
+    if config.data.source:  # workers have another working directory
+        source = str(Path(config.data.source).expanduser().absolute())
+        config = replace(config, data__source=source)
     start = find_start(config)
     config = replace(config, output__folder=str(runs_folder(config)))
     folder = Path(config.output.folder) / config.run_name
