@@ -16,7 +16,7 @@ from sid_ray.checkpoint import find_generator
 from sid_ray.config import DistillConfig
 from sid_ray.data.source import Source, open_source
 from sid_ray.denoisers.spec import leave_weight, spec_of
-from sid_ray.engine import UpdateRules
+from sid_ray.roles import UpdateRules
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD

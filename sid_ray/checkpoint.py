@@ -23,7 +23,7 @@ from typing import Protocol
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sid_ray.engine import RoleState
+from sid_ray.roles import RoleState
 from sid_ray.errors import UserError
 from sid_ray.step import Trainee
 from sid_ray.weights.folder import (
