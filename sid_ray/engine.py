@@ -261,6 +261,7 @@ class DeepSpeedRole:
                 if mine is not None:
                     _, offset, length = mine.fragment
                     mine.values[MASTER].copy_(new.reshape(-1)[offset : offset + length])
+        self._layout.settle()
 
     @torch.no_grad()
     def average_into(self, average: nn.Module, beta: float) -> None:

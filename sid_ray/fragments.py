@@ -78,7 +78,9 @@ def world() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def whole_tensor(shape: Sequence[int], mine: Held | None, kind: str, device: torch.device) -> Tensor:
+def whole_tensor(
+    shape: Sequence[int], mine: Held | None, kind: str, device: torch.device
+) -> Tensor:
     """One parameter out of all ranks' fragments, on every rank. A collective.
 
     Fragments are added to zeros as integers of the same bits: a float sum would lose the sign of

@@ -49,6 +49,9 @@ class Replicated:
     def refresh(self) -> None:
         """Working weights from masters. A collective."""
 
+    def settle(self) -> None:
+        """Called when masters and, through ``whole``, working weights were set alike."""
+
     def gradients(self) -> list[Tensor]:
         """This rank's gradients as the optimizer will use them, summed over all ranks.
 
@@ -128,9 +131,12 @@ class FullySharded(Partitioned):
         optimizer = self.engine.optimizer
         flats = optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat
         for working, master in zip(*flats, strict=True):
-            working.data.copy_(master.data)  # the same memory in float32
+            working.data.copy_(master.data)  # apart in float32 too
         # Small parameters stay gathered between steps: they are gathered anew when next used.
         optimizer._partition_all_parameters()
+
+    def settle(self) -> None:
+        self.refresh()  # what ``whole`` gave was a copy; no communication
 
     def forget_gradients(self) -> None:
         # A parameter that no loss reaches would be stepped with its last gradient again.
