@@ -16,12 +16,12 @@ from sid_ray.checkpoint import find_generator
 from sid_ray.config import DistillConfig
 from sid_ray.data.source import Source, open_source
 from sid_ray.denoisers.spec import leave_weight, spec_of
-from sid_ray.engine import UpdateRules
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
+from sid_ray.roles import UpdateRules
 from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.types import Objective
 from sid_ray.weights.folder import ModelDescription

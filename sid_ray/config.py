@@ -193,8 +193,16 @@ class ResourcesConfig:
     """Ray Train workers; at most batch_size / group_size."""
     use_gpu: bool = False
     """One GPU a worker instead of one CPU."""
-    zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO stage of fake score and generator."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage of fake score and generator: what is shared out over workers. 1 Adam's
+    state and the master weights, 2 gradients too, 3 the networks themselves.
+    """
+    fake_score_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
+    """Stage of the fake score alone; -1 for zero_stage."""
+    generator_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
+    """Stage of the generator alone; -1 for zero_stage."""
+    teacher_zero_stage: Literal[0, 3] = 0
+    """0: the frozen teacher is whole on each worker; 3: each keeps a part of it."""
     micro_batch: int = 0
     """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
     group_size.
@@ -207,6 +215,11 @@ class ResourcesConfig:
     """Worker failures after which the run gives up; each costs a restart from the last
     checkpoint.
     """
+
+    def stage_of(self, role: str) -> int:
+        """ZeRO stage of "fake_score" or "generator"."""
+        own: int = getattr(self, f"{role}_zero_stage")
+        return self.zero_stage if own < 0 else own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sid_ray.ema import ema_beta, update_ema
+from sid_ray.ema import ema_beta
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
 from sid_ray.types import (
@@ -52,6 +52,9 @@ class Role(Protocol):
     def update(self) -> bool:
         """Sums gradients over ranks and steps; False when they were not finite: nothing changed."""
 
+    def average_into(self, average: nn.Module, beta: float) -> None:
+        """average = beta * average + (1 - beta) * weights: an average that this role can read."""
+
 
 class Source(Protocol):
     """What the data set gives a step."""
@@ -69,7 +72,10 @@ Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_s
 
 @dataclass
 class Trainee:
-    """The three roles, the averaged generator and what has been seen."""
+    """The three roles, the averaged generator and what has been seen.
+
+    ``generator_ema`` is a whole network or, where the generator is sharded, its ShardedAverage.
+    """
 
     teacher: nn.Module
     fake_score: Role
@@ -212,5 +218,5 @@ def step(
         run_phase(distil, seen, settings, draws, sums)
     batch_size = settings.plan.batch_size
     beta = ema_beta(seen, batch_size, settings.ema_half_life, settings.ema_rampup)
-    update_ema(trainee.generator_ema.parameters(), generator.module.parameters(), beta)
+    generator.average_into(trainee.generator_ema, beta)
     trainee.images_seen += batch_size

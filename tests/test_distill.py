@@ -151,9 +151,10 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(undisturbed, disturbed
     resumed = last_checkpoint(disturbed["run"])
     images_seen = read_manifest(resumed).images_seen
     (whole,) = undisturbed.glob(f"checkpoint_{images_seen:012d}_*")
-    for file in ("generator", "fake_score", "generator_ema/model"):
-        expected = load_file(whole / f"{file}.safetensors")
-        found = load_file(resumed / f"{file}.safetensors")
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
+    assert len(files) == 5, "a part a role and worker, and the averaged generator"
+    for file in files:
+        expected, found = load_file(whole / file), load_file(resumed / file)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(found[name], value), f"{file}: {name}"

@@ -29,7 +29,9 @@ from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.engine import AdamSettings, DeepSpeedRole, UpdateRules, init_deepspeed
+from sid_ray.engine import DeepSpeedRole, init_deepspeed, shard_frozen
+from sid_ray.fragments import ShardedAverage, whole_state
+from sid_ray.roles import AdamSettings
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
 
@@ -91,22 +93,28 @@ class Worker:
         ray.get(self.settings.tracker.event.remote(text))
 
     def evaluate(self) -> None:
-        """Hands the averaged generator to the evaluator; does not wait for its score."""
+        """Hands the averaged generator to the evaluator; does not wait for its score.
+
+        A collective: every rank holds a part of it.
+        """
+        weights = {}
+        for name, value in whole_state(self.trainee.generator_ema):
+            if self.rank == 0:
+                weights[name] = value.cpu()
         if self.rank == 0:
-            weights = {k: v.cpu() for k, v in self.trainee.generator_ema.state_dict().items()}
             self.settings.evaluator.score.remote(ray.put(weights), self.trainee.images_seen)
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint to local disk; Ray uploads it in the background."""
-        states = {name: role.state() for name, role in self.roles.items()}  # a collective
-        folder = None
-        if self.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="sid_ray_checkpoint_"))
-            description = generator_description(self.config, self.teacher)
-            write_checkpoint(folder, states, self.trainee, description, self.settings.config)
+        """Writes a checkpoint to local disk; Ray uploads every rank's files into one folder.
+
+        The upload runs in the background. A collective.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="sid_ray_checkpoint_"))
+        description = generator_description(self.config, self.teacher)
+        write_checkpoint(folder, self.trainee, self.roles, description, self.settings.config)
         ray.train.report(
             {"images_seen": self.trainee.images_seen},
-            checkpoint=None if folder is None else ray.train.Checkpoint(str(folder)),
+            checkpoint=ray.train.Checkpoint(str(folder)),
             checkpoint_dir_name=checkpoint_name(self.trainee.images_seen, self.settings.attempt),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
@@ -162,23 +170,24 @@ def build(settings: WorkerSettings) -> Worker:
     set_attention(teacher, config.resources.attention)
     plan = config.group_plan(context.get_world_size())
 
-    def role(
-        start: nn.Module, learning_rate: float, beta1: float, rules: UpdateRules
-    ) -> DeepSpeedRole:
-        values = config.training
-        adam = AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
+    rules, training = rules_of(config, description.family), config.training
+
+    def role(name: str, start: nn.Module) -> DeepSpeedRole:
+        learning_rate = getattr(training, f"{name}_lr")
+        beta1 = getattr(training, f"{name}_beta1")
+        adam = AdamSettings(learning_rate, beta1, training.beta2, training.epsilon)
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
-        stage, passes = config.resources.zero_stage, plan.passes_a_rank
-        built = DeepSpeedRole(network, adam, stage, passes, rules)
+        stage = config.resources.stage_of(name)
+        built = DeepSpeedRole(network, adam, stage, plan.passes_a_rank, rules[name])
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
 
-    start, training = initial_generator(settings, teacher), config.training
-    rules = rules_of(config, description.family)
-    fake_score = training.fake_score_lr, training.fake_score_beta1, rules["fake_score"]
-    generator = training.generator_lr, training.generator_beta1, rules["generator"]
-    roles = {"fake_score": role(teacher, *fake_score), "generator": role(start, *generator)}
-    trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(start))
+    # One after the other: the whole copies that a sharded network is made of are not there at once.
+    generator = role("generator", initial_generator(settings, teacher))
+    roles = {"fake_score": role("fake_score", teacher), "generator": generator}
+    if config.resources.teacher_zero_stage == 3:
+        teacher = shard_frozen(teacher)
+    trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
     return Worker(
         config=config,
         settings=settings,

@@ -1,0 +1,167 @@
+"""Parts of parameters: what one rank holds of a sharded network, and whole tensors made of them.
+
+Every layout of weights over ranks, DeepSpeed's of any stage and plain torch's, is spoken of in
+these terms: a fragment is a range of a flattened parameter. A checkpoint is a set of fragments, so
+it belongs to no world size and no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+MASTER, EXP_AVG, EXP_AVG_SQ = "master", "exp_avg", "exp_avg_sq"
+MOMENTS = (EXP_AVG, EXP_AVG_SQ)
+KINDS = (MASTER, *MOMENTS)
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Fragment(NamedTuple):
+    """Elements offset : offset + length of a parameter, flattened."""
+
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A fragment on this rank; ``values`` are flat views by kind: writing them sets the state."""
+
+    fragment: Fragment
+    values: Mapping[str, Tensor]
+
+    def part(self, start: int, stop: int) -> Held | None:
+        """What lies within start : stop of the whole parameter; None for nothing."""
+        name, offset, length = self.fragment
+        first, last = max(start, offset), min(stop, offset + length)
+        if first >= last:
+            return None
+        values = {k: v[first - offset : last - offset] for k, v in self.values.items()}
+        return Held(Fragment(name, first, last - first), values)
+
+
+Read = Callable[[Fragment, str], Tensor]  # the values of a kind, flat, wherever they are kept
+
+
+class Sharded(Protocol):
+    """A role whose state is spread over ranks."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def shapes(self) -> Shapes:
+        """Whole shape of every parameter, the same on every rank, in the same order."""
+
+    def owned(self) -> list[Held]:
+        """This rank's fragments: those of all ranks are every parameter once."""
+
+
+def own_slice(held: Held, rank: int, world_size: int) -> Held | None:
+    """A rank's share of what every rank holds whole."""
+    share = -(-held.fragment.length // world_size)
+    return held.part(rank * share, (rank + 1) * share)
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size); (0, 1) without a process group."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def whole_tensor(
+    shape: Sequence[int], mine: Held | None, kind: str, device: torch.device
+) -> Tensor:
+    """One parameter out of all ranks' fragments, on every rank. A collective.
+
+    Fragments are added to zeros as integers of the same bits: a float sum would lose the sign of
+    -0.0.
+    """
+    whole = torch.zeros(prod(shape), dtype=torch.float32, device=device)
+    if mine is not None:
+        _, offset, length = mine.fragment
+        whole[offset : offset + length] = mine.values[kind]
+    if world()[1] > 1:
+        torch.distributed.all_reduce(whole.view(torch.int32))
+    return whole.reshape(tuple(shape))
+
+
+def whole_tensors(
+    shapes: Shapes, owned: Iterable[Held], kinds: Sequence[str], device: torch.device
+) -> Iterator[tuple[str, str, Tensor]]:
+    """(name, kind, whole tensor), one at a time, on every rank. A collective."""
+    mine = {held.fragment.name: held for held in owned}
+    for name, shape in shapes.items():
+        for kind in kinds:
+            yield name, kind, whole_tensor(shape, mine.get(name), kind, device)
+
+
+class ShardedAverage(nn.Module):
+    """The running average of a role's weights, of which each rank keeps its own fragments.
+
+    Starts as the weights. Its parameters are the fragments, flat and in the role's order.
+    """
+
+    def __init__(self, role: Sharded):
+        super().__init__()
+        owned = role.owned()
+        self.fragments = [held.fragment for held in owned]
+        starts = [held.values[MASTER].detach().clone() for held in owned]
+        self.parts = nn.ParameterList([nn.Parameter(start, False) for start in starts])
+        self.shapes = dict(role.shapes)
+        names = list(role.module.state_dict())  # at stage 3 the names alone are right
+        self.fixed = {k: v for k, v in role.module.named_buffers() if k in names}
+        self.names = names
+
+    def held(self) -> list[Held]:
+        pairs = zip(self.fragments, self.parts, strict=True)
+        return [Held(fragment, {MASTER: part.data}) for fragment, part in pairs]
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the network's state, one at a time, on every rank. A collective."""
+        mine = {held.fragment.name: held for held in self.held()}
+        for name in self.names:
+            if name in self.fixed:
+                yield name, self.fixed[name]
+            else:
+                device = next(self.parameters(), torch.empty(0)).device
+                yield name, whole_tensor(self.shapes[name], mine.get(name), MASTER, device)
+
+
+def whole_state(average: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of an average's state on every rank, sharded or not. A collective."""
+    if isinstance(average, ShardedAverage):
+        yield from average.whole()
+    else:
+        yield from average.state_dict().items()
+
+
+def state_shapes(average: nn.Module) -> dict[str, tuple[Sequence[int], torch.dtype]]:
+    """Shape and precision of what whole_state yields, in its order."""
+    if not isinstance(average, ShardedAverage):
+        return {name: (value.shape, value.dtype) for name, value in average.state_dict().items()}
+    found: dict[str, tuple[Sequence[int], torch.dtype]] = {}
+    for name in average.names:
+        fixed = average.fixed.get(name)
+        shape = average.shapes[name] if fixed is None else fixed.shape
+        found[name] = (shape, torch.float32 if fixed is None else fixed.dtype)
+    return found
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value, by rank, on every rank. A collective; small values only."""
+    ranks = world()[1]
+    if ranks == 1:
+        return [value]
+    values: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(values, value)
+    return values

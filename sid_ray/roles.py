@@ -1,0 +1,187 @@
+"""What every role has in common, and the role in plain torch that every engine must equal.
+
+A role's state is fp32 weights (masters), Adam's moments and its step; see fragments.py for how
+it is spoken of when it is spread over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.denoisers.spec import Constrain, leave_weight
+from sid_ray.ema import update_ema
+from sid_ray.fragments import EXP_AVG, KINDS, MASTER, MOMENTS, Fragment, Held, Read, Shapes
+from sid_ray.types import Denoiser
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Adam's settings of one role."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+        # Plain torch Adam: DeepSpeed's own would compile C++ for minutes on a CPU.
+        betas = (float(self.beta1), float(self.beta2))  # torch 2.13 refuses int next to float
+        return torch.optim.Adam(parameters, lr=self.lr, betas=betas, eps=self.epsilon)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a checkpoint must hold. With beta1 = 0 the first moment is the last gradient, which
+        the next step replaces before it is read: not state.
+        """
+        return tuple(kind for kind in KINDS if kind != EXP_AVG or self.beta1)
+
+
+@dataclass(frozen=True)
+class UpdateRules:
+    """What happens to gradients and weights around a role's update.
+
+    Args:
+        constrain: the family's rule on weights (EDM2's forced normalisation), after each update.
+        constrain_first: that rule before the role's phase instead, as the published code has it.
+        clip_value: gradients are clipped to +- this, element by element; 0 for not.
+        replace_nonfinite: gradients that are not finite become 0, 1e5 or -1e5, as published;
+            otherwise the update is skipped on all ranks.
+    """
+
+    constrain: Constrain = leave_weight
+    constrain_first: bool = False
+    clip_value: float = 0.0
+    replace_nonfinite: bool = False
+
+    def adjust(self, gradients: Iterable[Tensor]) -> None:
+        """In place, element by element: shards of gradients will do."""
+        for gradient in gradients:
+            if self.replace_nonfinite:
+                torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+            if self.clip_value:
+                gradient.clamp_(-self.clip_value, self.clip_value)
+
+
+PLAIN_RULES = UpdateRules()
+
+
+@dataclass(frozen=True)
+class RoleState:
+    """One role's training state: ``name/master``, ``name/exp_avg``, ``name/exp_avg_sq``, fp32."""
+
+    tensors: dict[str, Tensor]
+    optimizer_steps: int
+
+    def read(self, fragment: Fragment, kind: str) -> Tensor:
+        """A part of one tensor, flat."""
+        name, offset, length = fragment
+        return self.tensors[f"{name}/{kind}"].reshape(-1)[offset : offset + length]
+
+
+def adam_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Adam's state of one tensor, created as zeros when there was no step yet."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.tensor(0.0)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
+
+
+def whole_held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Held]:
+    """Every parameter as one fragment, where nothing is sharded."""
+    for name, parameter in module.named_parameters():
+        adam = adam_state(parameter, optimizer)
+        values = {MASTER: parameter.data} | {moment: adam[moment] for moment in MOMENTS}
+        flat = {kind: value.view(-1) for kind, value in values.items()}
+        yield Held(Fragment(name, 0, parameter.numel()), flat)
+
+
+@torch.no_grad()
+def constrain_module(module: nn.Module, constrain: Constrain) -> None:
+    """Writes a family's rule into the parameters it changes."""
+    for name, parameter in module.named_parameters():
+        new = constrain(name, parameter)
+        if new is not None:
+            parameter.copy_(new)
+
+
+@torch.no_grad()
+def fill(held: Iterable[Held], read: Read) -> None:
+    """Sets fragments to what is read."""
+    for item in held:
+        for kind, value in item.values.items():
+            value.copy_(read(item.fragment, kind))
+
+
+class TorchRole:
+    """A role on one process in plain torch: the reference that every engine must equal."""
+
+    def __init__(self, module: nn.Module, adam: AdamSettings, rules: UpdateRules = PLAIN_RULES):
+        self._module = module
+        self.rules, self.kinds = rules, adam.kinds
+        if not rules.constrain_first:
+            constrain_module(module, rules.constrain)
+        self.optimizer = adam.build(module.parameters())
+
+    @property
+    def network(self) -> Denoiser:
+        return self._module
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: tuple(value.shape) for name, value in self._module.named_parameters()}
+
+    def prepare(self) -> None:
+        if self.rules.constrain_first:
+            constrain_module(self._module, self.rules.constrain)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self) -> bool:
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        self.rules.adjust(gradients)
+        finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        if finite:
+            self.optimizer.step()
+            if not self.rules.constrain_first:
+                constrain_module(self._module, self.rules.constrain)
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def average_into(self, average: nn.Module, beta: float) -> None:
+        update_ema(average.parameters(), self._module.parameters(), beta)
+
+    def owned(self) -> list[Held]:
+        return list(whole_held(self._module, self.optimizer))
+
+    def optimizer_steps(self) -> int:
+        # A parameter that no loss reached has not been stepped.
+        return max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+
+    def load(self, read: Read, optimizer_steps: int) -> None:
+        """Sets weights, moments and step."""
+        fill(self.owned(), read)
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(optimizer_steps))
+
+    def state(self) -> RoleState:
+        tensors = {
+            f"{held.fragment.name}/{kind}": value.reshape(self.shapes[held.fragment.name]).clone()
+            for held in self.owned()
+            for kind, value in held.values.items()
+        }
+        return RoleState(tensors, self.optimizer_steps())
+
+    def load_state(self, state: RoleState) -> None:
+        self.load(state.read, state.optimizer_steps)
