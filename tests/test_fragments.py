@@ -98,14 +98,28 @@ def again(rank: int, world_size: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
+    """Written by two ranks, read and written again by three, at other stages."""
     folder = tmp_path_factory.mktemp("fragments")
     spawn(first, 2, str(folder))
-    for world_size in READERS:
+    spawn(again, 3, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def others(folder) -> Path:
+    """Read and written again by one rank and by two: starts of their own, for `make slow`."""
+    for world_size in (1, 2):
         spawn(again, world_size, str(folder))
     return folder
 
 
-NAMES = [f"{ranks}-{a}{b}" for ranks, pairs in READERS.items() for a, b in pairs]
+THREE = pytest.param("3-32", "folder", id="3-32")
+OTHERS = [
+    pytest.param(f"{ranks}-{a}{b}", "others", id=f"{ranks}-{a}{b}", marks=pytest.mark.slow)
+    for ranks in (1, 2)
+    for a, b in READERS[ranks]
+]
+NAMES = [THREE, *OTHERS]
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -114,8 +128,9 @@ def assert_same(found: dict, expected: dict) -> None:
         assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_any_stage_at_any_world_size_reads_the_bits(folder, name):
+@pytest.mark.parametrize(("name", "fixture"), NAMES)
+def test_any_stage_at_any_world_size_reads_the_bits(request, name, fixture):
+    folder = request.getfixturevalue(fixture)
     found = torch.load(folder / f"{name}.pt")
     expected = torch.load(folder / "momentum.pt")
     assert_same(found["state"], expected)
@@ -125,8 +140,9 @@ def test_any_stage_at_any_world_size_reads_the_bits(folder, name):
     assert found["seen"] == SEEN
 
 
-@pytest.mark.parametrize("name", [*NAMES, "plain"])
-def test_plain_torch_reads_what_any_of_them_wrote(folder, name):
+@pytest.mark.parametrize(("name", "fixture"), [*NAMES, ("plain", "folder")])
+def test_plain_torch_reads_what_any_of_them_wrote(request, name, fixture):
+    folder = request.getfixturevalue(fixture)
     trajectories.ADAM = AdamSettings(1e-3, 0.0 if name == "plain" else 0.9, 0.999, 1e-8)
     trainee = plain_trainee(CASE)
     load_checkpoint(folder / name / WRITTEN, trainee, roles_of(trainee))
@@ -162,7 +178,7 @@ def test_the_averaged_generator_is_a_network_by_itself(folder):
 def test_a_damaged_part_of_another_rank_is_named(folder, tmp_path, harm):
     copied = tmp_path / WRITTEN
     copied.mkdir()
-    for path in (folder / "2-01" / WRITTEN).iterdir():
+    for path in (folder / "3-32" / WRITTEN).iterdir():
         (copied / path.name).symlink_to(path)
     part = copied / "generator.rank0001.safetensors"
     content = bytearray(part.read_bytes())
@@ -176,7 +192,7 @@ def test_a_damaged_part_of_another_rank_is_named(folder, tmp_path, harm):
 
 
 def test_parts_that_leave_a_hole_are_named(folder):
-    path = folder / "2-01" / WRITTEN
+    path = folder / "3-32" / WRITTEN
     trainee = plain_trainee(CASE)
     table = read_manifest(path).fragments["generator"]
     rank1 = {name: rows for name, rows in table.items() if "rank0001" in name}
@@ -185,7 +201,7 @@ def test_parts_that_leave_a_hole_are_named(folder):
 
 
 def test_a_changed_table_is_noticed(folder, tmp_path):
-    text = (folder / "2-01" / WRITTEN / MANIFEST).read_text()
+    text = (folder / "3-32" / WRITTEN / MANIFEST).read_text()
     (tmp_path / MANIFEST).write_text(text.replace("rank0001", "rank0000"))
     with pytest.raises(DamagedCheckpointError, match="its own checksum"):
         read_manifest(tmp_path)
@@ -211,7 +227,7 @@ def test_checkpoints_of_schema_1_are_read(folder, tmp_path):
 def test_an_average_of_another_teacher_is_refused(folder):
     trainee = plain_trainee(CASE)
     trainee.generator.module.unet.emb_fourier.phases.add_(1)
-    path = folder / "2-01" / WRITTEN / "generator_ema"
+    path = folder / "3-32" / WRITTEN / "generator_ema"
     with pytest.raises(UserError, match="phases is not that of the teacher"):
         checkpoint_parts.load_average(ShardedAverage(trainee.generator), path)
 
