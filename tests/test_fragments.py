@@ -141,9 +141,10 @@ def test_any_stage_at_any_world_size_reads_the_bits(request, name, fixture):
 
 
 @pytest.mark.parametrize(("name", "fixture"), [*NAMES, ("plain", "folder")])
-def test_plain_torch_reads_what_any_of_them_wrote(request, name, fixture):
+def test_plain_torch_reads_what_any_of_them_wrote(request, monkeypatch, name, fixture):
     folder = request.getfixturevalue(fixture)
-    trajectories.ADAM = AdamSettings(1e-3, 0.0 if name == "plain" else 0.9, 0.999, 1e-8)
+    adam = AdamSettings(1e-3, 0.0 if name == "plain" else 0.9, 0.999, 1e-8)
+    monkeypatch.setattr(trajectories, "ADAM", adam)
     trainee = plain_trainee(CASE)
     load_checkpoint(folder / name / WRITTEN, trainee, roles_of(trainee))
     expected = torch.load(folder / ("plain.pt" if name == "plain" else "momentum.pt"))
@@ -207,7 +208,7 @@ def test_a_changed_table_is_noticed(folder, tmp_path):
         read_manifest(tmp_path)
 
 
-def test_checkpoints_of_schema_1_are_read(folder, tmp_path):
+def test_checkpoints_of_schema_1_are_read(folder, tmp_path, monkeypatch):
     state = torch.load(folder / "momentum.pt")
     for role, short in (("fake_score", "f "), ("generator", "G ")):
         tensors = {k.removeprefix(short): v for k, v in state.items() if k.startswith(short)}
@@ -218,7 +219,7 @@ def test_checkpoints_of_schema_1_are_read(folder, tmp_path):
     values["optimizer_steps"] = {"fake_score": STEPS, "generator": STEPS}
     (tmp_path / MANIFEST).write_text(json.dumps(values))
     assert isinstance(read_manifest(tmp_path), Manifest)
-    trajectories.ADAM = AdamSettings(1e-3, 0.9, 0.999, 1e-8)
+    monkeypatch.setattr(trajectories, "ADAM", AdamSettings(1e-3, 0.9, 0.999, 1e-8))
     trainee = plain_trainee(CASE)
     load_checkpoint(tmp_path, trainee, roles_of(trainee))
     assert_same(outcome(trainee), state)
