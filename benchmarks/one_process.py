@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from sid_ray.assemble import data_of, find_start, objective_of, rules_of, schedule_of
+from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_of, schedule_of
 from sid_ray.config import DistillConfig
-from sid_ray.engine import AdamSettings, TorchRole
 from sid_ray.metrics.features import load_feature_space
+from sid_ray.roles import TorchRole
 from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import load_model
@@ -27,12 +27,10 @@ def distil(config: DistillConfig, columns: Sequence[int]) -> Iterator[tuple[int,
     inputs = seeded_inputs(data.source, range(config.evaluation.num_images), num_steps)
     rules = rules_of(config, description.family)
 
-    def role(name: str, learning_rate: float, beta1: float) -> TorchRole:
-        adam = AdamSettings(learning_rate, beta1, training.beta2, training.epsilon)
-        return TorchRole(copy.deepcopy(teacher), adam, rules[name])
-
-    fake_score = role("fake_score", training.fake_score_lr, training.fake_score_beta1)
-    generator = role("generator", training.generator_lr, training.generator_beta1)
+    fake_score, generator = (
+        TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
+        for name in ("fake_score", "generator")
+    )
     trainee = Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
     plan, objective = config.group_plan(world_size=1), objective_of(config, data.null_text)
     settings = StepSettings(plan, 0, training.ema_half_life, training.ema_rampup)

@@ -21,7 +21,7 @@ from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
-from sid_ray.roles import UpdateRules
+from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.types import Objective
 from sid_ray.weights.folder import ModelDescription
@@ -86,6 +86,13 @@ def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     )
     generator = UpdateRules(constrain, constrain_first=official, replace_nonfinite=official)
     return {"fake_score": fake_score, "generator": generator}
+
+
+def adam_of(config: DistillConfig, role: str) -> AdamSettings:
+    """Adam's settings of ``fake_score`` or ``generator``."""
+    values = config.training
+    learning_rate, beta1 = getattr(values, f"{role}_lr"), getattr(values, f"{role}_beta1")
+    return AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
 
 
 @dataclass(frozen=True)

@@ -29,21 +29,9 @@ from torch import Tensor, nn
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
 from sid_ray.fragments import KINDS, MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
-from sid_ray.roles import PLAIN_RULES, AdamSettings, RoleState, TorchRole, UpdateRules, fill
+from sid_ray.roles import PLAIN_RULES, AdamSettings, RoleState, UpdateRules, fill
 from sid_ray.shards import layout_of
 from sid_ray.types import Denoiser
-
-__all__ = [
-    "AdamSettings",
-    "DeepSpeedRole",
-    "RoleState",
-    "TorchRole",
-    "UpdateRules",
-    "check_no_stale_lock",
-    "deepspeed_config",
-    "init_deepspeed",
-    "shard_frozen",
-]
 
 LOCK_PATIENCE_S = 5.0
 BUCKET = 50_000_000  # elements; the default of ten times as many takes 2 GB a role

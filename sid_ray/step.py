@@ -29,6 +29,7 @@ from sid_ray.types import (
     Networks,
     Objective,
     Scope,
+    SumsOf,
 )
 
 
@@ -154,7 +155,7 @@ class Phase:
     stream: int
     nets: Networks
     loss: Callable[[Networks, Batch, Draw, Scope], Loss]
-    sums: Callable[[Networks, Batch, Draw, int], GroupSums | None]
+    sums: SumsOf | None  # None where the loss couples no samples
 
 
 def run_phase(
@@ -166,8 +167,8 @@ def run_phase(
     scope = Scope(images_seen, plan.group_size)
     with trainable(role.module):
         for micro_step in plan.micro_steps(settings.rank):
-            if plan.passes_a_group > 1 and micro_step.opens_group:
-                whole = sums_of_group(phase, images_seen, plan, micro_step, draws)
+            if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
+                whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
                 scope = replace(scope, sums=whole)
             draw, batch = draws(phase.stream, images_seen, micro_step)
             loss = phase.loss(phase.nets, batch, draw, scope)
@@ -180,19 +181,20 @@ def run_phase(
 
 @torch.no_grad()
 def sums_of_group(
-    phase: Phase, images_seen: int, plan: GroupPlan, first: MicroStep, draws: Draws
-) -> GroupSums | None:
+    phase: Phase,
+    sums_of: SumsOf,
+    images_seen: int,
+    plan: GroupPlan,
+    first: MicroStep,
+    draws: Draws,
+) -> GroupSums:
     """Sums over a group that is split over passes: a look ahead, where samples are coupled."""
-    total: GroupSums | None = None
-    width = first.stop
+    found, width = [], first.stop
     for start in range(0, plan.group_size, width):
         part = replace(first, start=start, stop=start + width)
         draw, batch = draws(phase.stream, images_seen, part)
-        found = phase.sums(phase.nets, batch, draw, images_seen)
-        if found is None:
-            return None
-        total = found if total is None else GroupSums(*map(torch.add, total, found))
-    return total
+        found.append(sums_of(phase.nets, batch, draw))
+    return GroupSums(*(sum(parts[1:], start=parts[0]) for parts in zip(*found, strict=True)))
 
 
 def step(
@@ -208,12 +210,12 @@ def step(
     seen = trainee.images_seen
 
     nets = Networks(teacher, fake_score.network, generator.module)
-    learn = Phase(fake_score, FAKE_SCORE, nets, objective.fake_loss, objective.fake_sums)
+    learn = Phase(fake_score, FAKE_SCORE, nets, objective.fake_loss, objective.fake_sums(seen))
     run_phase(learn, seen, settings, draws, sums)
     if objective.trains_generator(seen):
         nets = Networks(teacher, fake_score.module, generator.network)
         distil = Phase(
-            generator, GENERATOR, nets, objective.generator_loss, objective.generator_sums
+            generator, GENERATOR, nets, objective.generator_loss, objective.generator_sums(seen)
         )
         run_phase(distil, seen, settings, draws, sums)
     batch_size = settings.plan.batch_size

@@ -8,7 +8,7 @@ Symbols
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -187,6 +187,9 @@ class Networks(NamedTuple):
     generator: Denoiser
 
 
+SumsOf = Callable[[Networks, Batch, Draw], GroupSums]
+
+
 class Objective(Protocol):
     """Pure: tensors and draws in, a loss out. No device, no seed, no rank.
 
@@ -201,14 +204,10 @@ class Objective(Protocol):
 
     def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss: ...
 
-    def fake_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None: ...
+    def fake_sums(self, images_seen: int) -> SumsOf | None: ...
 
     def generator_loss(
         self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE
     ) -> Loss: ...
 
-    def generator_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None: ...
+    def generator_sums(self, images_seen: int) -> SumsOf | None: ...

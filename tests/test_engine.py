@@ -12,11 +12,7 @@ import torch.multiprocessing
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import (
-    AdamSettings,
     DeepSpeedRole,
-    RoleState,
-    TorchRole,
-    UpdateRules,
     check_no_stale_lock,
     deepspeed_config,
     init_deepspeed,
@@ -24,6 +20,7 @@ from sid_ray.engine import (
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
+from sid_ray.roles import AdamSettings, RoleState, TorchRole, UpdateRules
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.types import Condition

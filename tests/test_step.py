@@ -12,11 +12,11 @@ import torch
 from sid_ray.augment import AugmentPipe
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.ema import ema_beta
-from sid_ray.engine import AdamSettings, TorchRole, UpdateRules
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.rng import FAKE_SCORE, GENERATOR
+from sid_ray.roles import AdamSettings, TorchRole, UpdateRules
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import Draws, Phase, StepSettings, Sums, Trainee, draws_of, run_phase, step
 from sid_ray.types import Batch, Draw, Networks, Objective
@@ -273,8 +273,8 @@ def summed_gradients(case: str, plan: GroupPlan) -> tuple[list[tuple[str, torch.
     for rank in range(plan.world_size):
         settings = StepSettings(plan, rank, 0, 0.05)
         for role, stream, loss, whole in (
-            (fake, FAKE_SCORE, objective.fake_loss, objective.fake_sums),
-            (generator, GENERATOR, objective.generator_loss, objective.generator_sums),
+            (fake, FAKE_SCORE, objective.fake_loss, objective.fake_sums(0)),
+            (generator, GENERATOR, objective.generator_loss, objective.generator_sums(0)),
         ):
             run_phase(Phase(role, stream, nets, loss, whole), 0, settings, draws, sums)
     named = [*fake.module.named_parameters(), *generator.module.named_parameters()]

@@ -18,7 +18,7 @@ import ray.train
 import torch
 from torch import nn
 
-from sid_ray.assemble import data_of, generator_description, objective_of, rules_of
+from sid_ray.assemble import adam_of, data_of, generator_description, objective_of, rules_of
 from sid_ray.checkpoint import (
     checkpoint_name,
     load_checkpoint,
@@ -31,7 +31,6 @@ from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, init_deepspeed, shard_frozen
 from sid_ray.fragments import ShardedAverage, whole_state
-from sid_ray.roles import AdamSettings
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
 
@@ -170,15 +169,14 @@ def build(settings: WorkerSettings) -> Worker:
     set_attention(teacher, config.resources.attention)
     plan = config.group_plan(context.get_world_size())
 
-    rules, training = rules_of(config, description.family), config.training
+    rules = rules_of(config, description.family)
 
     def role(name: str, start: nn.Module) -> DeepSpeedRole:
-        learning_rate = getattr(training, f"{name}_lr")
-        beta1 = getattr(training, f"{name}_beta1")
-        adam = AdamSettings(learning_rate, beta1, training.beta2, training.epsilon)
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
         stage = config.resources.stage_of(name)
-        built = DeepSpeedRole(network, adam, stage, plan.passes_a_rank, rules[name])
+        built = DeepSpeedRole(
+            network, adam_of(config, name), stage, plan.passes_a_rank, rules[name]
+        )
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
 

@@ -26,13 +26,13 @@ from sid_ray.types import (
     Condition,
     Draw,
     DrawSpec,
-    GroupSums,
     Level,
     Loss,
     Networks,
     Prediction,
     Schedule,
     Scope,
+    SumsOf,
     Want,
 )
 
@@ -129,9 +129,7 @@ class SiD:
         loss = self.denoising_loss(seen)
         return Loss(loss * self.fake_scale, fake_metrics(loss, seen))
 
-    def fake_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None:
+    def fake_sums(self, images_seen: int) -> SumsOf | None:
         return None
 
     def denoise(self, nets: Networks, batch: Batch, draw: Draw, want: Want) -> Denoised:
@@ -176,9 +174,7 @@ class SiD:
         loss = self.distillation_loss(seen)
         return Loss(loss * self.generator_scale, generator_metrics(loss, seen))
 
-    def generator_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None:
+    def generator_sums(self, images_seen: int) -> SumsOf | None:
         return None
 
     def score(self, nets: Networks, batch: Batch, draw: Draw, want: Want = Want.X0) -> Scored:

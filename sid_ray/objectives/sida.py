@@ -26,7 +26,7 @@ from sid_ray.objectives.functional import (
     sid_weight,
 )
 from sid_ray.objectives.sid import Denoised, Scored, SiD, fake_metrics, generator_metrics
-from sid_ray.types import WHOLE, Batch, Draw, GroupSums, Loss, Networks, Scope, Want
+from sid_ray.types import WHOLE, Batch, Draw, GroupSums, Loss, Networks, Scope, SumsOf, Want
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,11 @@ class SiDA(SiD):
         u = seen.prediction.logvar
         return weight / (u if self.official else u.detach()).exp()
 
+    def fake_sums(self, images_seen: int) -> SumsOf | None:
+        return self._discriminator_sums
+
     @torch.no_grad()
-    def fake_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None:
+    def _discriminator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums:
         batch = self.guidance.drop_text(batch, draw)
         seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
         return sums_of(*self._discriminator_terms(nets, batch, draw, seen))
@@ -126,12 +127,11 @@ class SiDA(SiD):
         weight = 1 / (sid_weight(seen.y, seen.f_phi) * seen.u.exp())
         return only(finite, weight), only(finite, value), finite
 
+    def generator_sums(self, images_seen: int) -> SumsOf | None:
+        return self._adversarial_sums if self._adversarial(images_seen) else None
+
     @torch.no_grad()
-    def generator_sums(
-        self, nets: Networks, batch: Batch, draw: Draw, images_seen: int
-    ) -> GroupSums | None:
-        if not self._adversarial(images_seen):
-            return None
+    def _adversarial_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums:
         seen = self.score(nets, batch, draw, Want.X0 | Want.LOGITS)
         return sums_of(*self._adversarial_terms(seen))
 
