@@ -16,44 +16,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from sid_ray.checkpoint_parts import (
     DamagedCheckpointError,
     Parts,
     Row,
     load_average,
-    part_name,
     whole_table,
-    write_average,
-    write_part,
 )
 from sid_ray.errors import UserError
-from sid_ray.fragments import KINDS, Held, Read, Shapes, gathered, world
+from sid_ray.fragments import KINDS, gathered, world
+from sid_ray.snapshot import (
+    EMA_FOLDER,
+    Part,
+    Snapshot,
+    StatefulRole,
+    take_snapshot,
+    write_snapshot,
+)
 from sid_ray.step import Trainee
-from sid_ray.weights.folder import DESCRIPTION, ModelDescription
+from sid_ray.weights.folder import WEIGHTS, ModelDescription
 
-SCHEMA = 2
-READABLE = (1, 2)  # in schema 1 each role was one file of whole tensors
+SCHEMA = 3
+# In schema 1 each role was one file of whole tensors; 2 had no sizes of files.
+READABLE = (1, 2, 3)
 MANIFEST = "manifest.json"
-EMA_FOLDER = "generator_ema"
 ROLES = ("fake_score", "generator")
 PREFIX = "checkpoint_"
 DIGEST = "manifest_sha256"
 
-__all__ = ["DamagedCheckpointError"]
+__all__ = ["EMA_FOLDER", "DamagedCheckpointError"]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json holds.
 
-    ``optimizer_steps`` counts updates a role, skipped ones left out. ``fragments`` is role -> file
-    -> [parameter, offset, length], ``kinds`` role -> what is stored of each of them. A last field
-    is the sha256 of all others.
+    ``optimizer_steps`` counts updates a role, skipped ones left out. ``fragments`` is role ->
+    file -> [parameter, offset, length], ``kinds`` role -> what is stored of each of them,
+    ``sizes`` file -> bytes. A last field is the sha256 of all others.
     """
 
     schema: int
@@ -63,30 +68,19 @@ class Manifest:
     files: dict[str, str]
     kinds: dict[str, list[str]] = field(default_factory=dict)
     fragments: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """A line a field: the table of fragments is long."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(v)}" for name, v in asdict(self).items()]
-        lines.append(f'  "{DIGEST}": "{self.digest()}"')
+        values = asdict(self)
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
+        lines.append(f'  "{DIGEST}": "{digest_of(values)}"')
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
-
-class StatefulRole(Protocol):
-    """A role whose state can be read and set, in parts."""
-
-    kinds: tuple[str, ...]
-
-    @property
-    def shapes(self) -> Shapes: ...
-
-    def owned(self) -> list[Held]: ...
-
-    def optimizer_steps(self) -> int: ...
-
-    def load(self, read: Read, optimizer_steps: int) -> None: ...
+def digest_of(values: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's fields, in the order of the file."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -106,64 +100,61 @@ def write_checkpoint(
     description: ModelDescription,
     config: str,
 ) -> None:
-    """Writes this rank's files, and on rank 0 what there is once. A collective.
+    """Writes this rank's files, and on rank 0 the manifest when all ranks have. A collective."""
+    snapshot = take_snapshot(trainee, roles, description, config)
+    parts = gathered(write_snapshot(folder, snapshot))
+    if world()[0] == 0:
+        (folder / MANIFEST).write_text(manifest_of(snapshot, parts).to_json())
 
-    The folders of all ranks may be one or, where they are uploaded into one, each rank's own.
-    """
-    rank, _ = world()
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str] = {}
-    rows: dict[str, dict[str, list[Row]]] = {}
-    for name, role in roles.items():
-        file = part_name(name, rank)
-        owned = role.owned()
-        if owned:
-            files[file], table = write_part(folder / file, owned, role.kinds)
-            rows[name] = {file: table}
-    average = write_average(folder / EMA_FOLDER, trainee.generator_ema, description, rank)
-    files |= {f"{EMA_FOLDER}/{file}": digest for file, digest in average.items()}
-    if rank == 0:
-        model_json = f"{EMA_FOLDER}/{DESCRIPTION}"
-        files[model_json] = sha256(folder / model_json)
-    every = gathered((files, rows))  # when all ranks have written
-    if rank > 0:
-        return
-    fragments = {
-        name: {k: v for _, theirs in every for k, v in theirs.get(name, {}).items()}
-        for name in roles
+
+def manifest_of(snapshot: Snapshot, parts: Sequence[Part]) -> Manifest:
+    """The manifest of what all ranks wrote, the same on every rank."""
+    files = {file: found for part in parts for file, found in sorted(part.files.items())}
+    fragments: dict[str, dict[str, list[Row]]] = {
+        name: {k: v for part in parts for k, v in part.fragments.get(name, {}).items()}
+        for name in snapshot.roles
     }
-    manifest = Manifest(
+    return Manifest(
         SCHEMA,
-        trainee.images_seen,
-        config,
-        {name: role.optimizer_steps() for name, role in roles.items()},
-        {file: digest for theirs, _ in every for file, digest in sorted(theirs.items())},
-        {name: list(role.kinds) for name, role in roles.items()},
+        snapshot.images_seen,
+        snapshot.config,
+        {name: role.optimizer_steps for name, role in snapshot.roles.items()},
+        {file: digest for file, (digest, _) in files.items()},
+        {name: list(role.kinds) for name, role in snapshot.roles.items()},
         fragments,
+        {file: size for file, (_, size) in files.items()},
     )
-    (folder / MANIFEST).write_text(manifest.to_json())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest. Raises DamagedCheckpointError when it is missing, cut or of another schema."""
     try:
-        values = json.loads((folder / MANIFEST).read_text())
-        digest = values.pop(DIGEST, "")
-        manifest = Manifest(**values)
+        text = (folder / MANIFEST).read_text()
     except FileNotFoundError:
         raise DamagedCheckpointError(
             f"{folder.name}: {MANIFEST} is missing (cut while written)"
         ) from None
+    return parse_manifest(text, folder.name)
+
+
+def parse_manifest(text: str, name: str) -> Manifest:
+    """The manifest out of its text; ``name`` is the checkpoint's.
+
+    Raises DamagedCheckpointError when it is cut, changed or of another schema.
+    """
+    try:
+        values = json.loads(text)
+        digest = values.pop(DIGEST, "")
+        manifest = Manifest(**values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{folder.name}: {MANIFEST} is damaged ({error})") from None
+        raise DamagedCheckpointError(f"{name}: {MANIFEST} is damaged ({error})") from None
     if manifest.schema not in READABLE:
         raise DamagedCheckpointError(
-            f"{folder.name}: schema {manifest.schema}, this version reads "
-            f"{' and '.join(map(str, READABLE))}"
+            f"{name}: schema {manifest.schema}, this version reads {', '.join(map(str, READABLE))}"
         )
-    if manifest.schema > 1 and digest != manifest.digest():
+    if manifest.schema > 1 and digest != digest_of(values):
         raise DamagedCheckpointError(
-            f"{folder.name}: {MANIFEST} is damaged (it does not match its own checksum)"
+            f"{name}: {MANIFEST} is damaged (it does not match its own checksum)"
         )
     return manifest
 
@@ -174,12 +165,17 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedCheckpointError(f"{folder.name}: {name} is missing")
-        if sha256(path) != expected:
-            raise DamagedCheckpointError(f"{folder.name}: {name} does not match its checksum")
+        damage = damage_of(folder / name, expected)
+        if damage:
+            raise DamagedCheckpointError(f"{folder.name}: {name} {damage}")
     return manifest
+
+
+def damage_of(path: Path, expected: str) -> str:
+    """What is wrong with a file whose sha256 should be this; empty for nothing."""
+    if not path.is_file():
+        return "is missing"
+    return "" if sha256(path) == expected else "does not match its checksum"
 
 
 def candidates(run_folder: Path) -> Iterator[Path]:
@@ -206,12 +202,21 @@ def load_checkpoint(folder: Path, trainee: Trainee, roles: Mapping[str, Stateful
 
     Each rank reads only what it holds. A collective.
     """
-    manifest = read_manifest(folder)
+    load_files(read_manifest(folder), lambda name: folder / name, trainee, roles)
+
+
+def load_files(
+    manifest: Manifest,
+    where: Callable[[str], Path],
+    trainee: Trainee,
+    roles: Mapping[str, StatefulRole],
+) -> None:
+    """load_checkpoint for files that ``where`` finds, by their names in the checkpoint."""
     for name, role in roles.items():
-        table = manifest.fragments.get(name) or whole_table(folder, name)
-        parts = Parts(folder, table, manifest.kinds.get(name, KINDS), role.shapes)
+        table = manifest.fragments.get(name) or whole_table(where, name)
+        parts = Parts(where, table, manifest.kinds.get(name, KINDS), role.shapes)
         role.load(parts.read, manifest.optimizer_steps[name])
-    load_average(trainee.generator_ema, folder / EMA_FOLDER)
+    load_average(trainee.generator_ema, where(f"{EMA_FOLDER}/{WEIGHTS}"))
     trainee.images_seen = manifest.images_seen
 
 

@@ -6,7 +6,7 @@ table says which range of which parameter lies in which file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,8 @@ from sid_ray.fragments import (
     Held,
     Shapes,
     ShardedAverage,
-    state_shapes,
-    whole_state,
 )
-from sid_ray.weights.description import METADATA
-from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, ModelDescription, load_weights
+from sid_ray.weights.folder import load_weights
 from sid_ray.weights.stream import flat_slice, stream_safetensors
 
 Row = tuple[str, int, int]  # parameter, offset, length
@@ -58,42 +55,26 @@ def write_part(path: Path, owned: Sequence[Held], kinds: Sequence[str]) -> tuple
     return stream_safetensors(path, shapes, values()), [held.fragment[:] for held in owned]
 
 
-def write_average(
-    folder: Path, average: nn.Module, description: ModelDescription, rank: int
-) -> dict[str, str]:
-    """The averaged generator as a network by itself, written by rank 0; sha256 by file name.
-
-    A collective, parameter by parameter: nobody ever holds a whole copy.
-    """
-    if rank > 0:
-        for _ in whole_state(average):
-            pass
-        return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = description.to_json()
-    shapes, values = state_shapes(average), whole_state(average)
-    found = {WEIGHTS: stream_safetensors(folder / WEIGHTS, shapes, values, {METADATA: text})}
-    (folder / DESCRIPTION).write_text(text)
-    return found
+Where = Callable[[str], Path]  # a file's path, by its name in the checkpoint
 
 
-def whole_table(folder: Path, role: str) -> dict[str, list[Row]]:
+def whole_table(where: Where, role: str) -> dict[str, list[Row]]:
     """The table of a checkpoint of schema 1, whose roles are one file of whole tensors each."""
     name = f"{role}.safetensors"
-    with opened(folder, name) as file:
+    with opened(where(name)) as file:
         masters = [key for key in file.keys() if key.endswith(f"/{MASTER}")]  # noqa: SIM118
         sizes = {key: prod(file.get_slice(key).get_shape()) for key in masters}
     return {name: [(key.removesuffix(f"/{MASTER}"), 0, size) for key, size in sizes.items()]}
 
 
-def opened(folder: Path, name: str) -> Any:
+def opened(path: Path) -> Any:
     """An open safetensors file. Raises DamagedCheckpointError, which names it."""
     try:
-        return safe_open(folder / name, framework="pt")
+        return safe_open(path, framework="pt")
     except FileNotFoundError:
-        raise DamagedCheckpointError(f"{folder.name}: {name} is missing") from None
+        raise DamagedCheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise DamagedCheckpointError(f"{folder.name}: {name}: {error}") from error
+        raise DamagedCheckpointError(f"{path}: {error}") from error
 
 
 class Parts:
@@ -103,8 +84,8 @@ class Parts:
     fragments are not all of it.
     """
 
-    def __init__(self, folder: Path, table: Table, stored: Sequence[str], shapes: Shapes):
-        self.folder, self.stored, self._files = folder, stored, dict[str, Any]()
+    def __init__(self, where: Where, table: Table, stored: Sequence[str], shapes: Shapes):
+        self.where, self.stored, self._files = where, stored, dict[str, Any]()
         self._rows: dict[str, list[tuple[int, int, str]]] = {}
         for file, rows in table.items():
             for name, offset, length in rows:
@@ -117,8 +98,8 @@ class Parts:
                 end += length
             if end != prod(shape) or len(self._rows) != len(shapes):
                 raise DamagedCheckpointError(
-                    f"{folder.name}: its parts hold {end} of {prod(shape)} elements of {name}, and "
-                    f"{len(self._rows)} of {len(shapes)} parameters"
+                    f"the checkpoint's parts hold {end} of {prod(shape)} elements of {name}, "
+                    f"and {len(self._rows)} of {len(shapes)} parameters"
                 )
 
     def read(self, fragment: Fragment, kind: str) -> Tensor:
@@ -136,22 +117,22 @@ class Parts:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
-            self._files[name] = opened(self.folder, name)
+            self._files[name] = opened(self.where(name))
         return self._files[name]
 
 
-def load_average(average: nn.Module, folder: Path) -> None:
-    """Sets an averaged generator, sharded or not, from its folder."""
+def load_average(average: nn.Module, path: Path) -> None:
+    """Sets an averaged generator, sharded or not, from its weights."""
     if not isinstance(average, ShardedAverage):
-        load_weights(average, folder / WEIGHTS)
+        load_weights(average, path)
         return
-    with opened(folder, WEIGHTS) as file:
+    with opened(path) as file:
         for held in average.held():
             name, offset, length = held.fragment
             found = list(file.get_slice(name).get_shape())
             if found != list(average.shapes[name]):
-                raise UserError(f"{folder / WEIGHTS}: {name} has shape {found}")
+                raise UserError(f"{path}: {name} has shape {found}")
             held.values[MASTER].copy_(flat_slice(file, name, offset, length))
         for name, value in average.fixed.items():
             if not torch.equal(file.get_tensor(name), value.cpu()):
-                raise UserError(f"{folder / WEIGHTS}: {name} is not that of the teacher")
+                raise UserError(f"{path}: {name} is not that of the teacher")

@@ -145,23 +145,11 @@ def whole_state(average: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from average.state_dict().items()
 
 
-def state_shapes(average: nn.Module) -> dict[str, tuple[Sequence[int], torch.dtype]]:
-    """Shape and precision of what whole_state yields, in its order."""
-    if not isinstance(average, ShardedAverage):
-        return {name: (value.shape, value.dtype) for name, value in average.state_dict().items()}
-    found: dict[str, tuple[Sequence[int], torch.dtype]] = {}
-    for name in average.names:
-        fixed = average.fixed.get(name)
-        shape = average.shapes[name] if fixed is None else fixed.shape
-        found[name] = (shape, torch.float32 if fixed is None else fixed.dtype)
-    return found
-
-
-def gathered(value: Any) -> list[Any]:
+def gathered(value: Any, group: Any = None) -> list[Any]:
     """Every rank's value, by rank, on every rank. A collective; small values only."""
     ranks = world()[1]
     if ranks == 1:
         return [value]
     values: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=group)
     return values

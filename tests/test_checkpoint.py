@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, file, har
 def test_a_foreign_schema_is_said(run):
     path = run / "checkpoint_000000000128_a1" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
-    with pytest.raises(DamagedCheckpointError, match="schema 99, this version reads 1 and 2"):
+    with pytest.raises(DamagedCheckpointError, match="schema 99, this version reads 1, 2, 3"):
         verify(path.parent)
 
 

@@ -198,7 +198,7 @@ def test_parts_that_leave_a_hole_are_named(folder):
     table = read_manifest(path).fragments["generator"]
     rank1 = {name: rows for name, rows in table.items() if "rank0001" in name}
     with pytest.raises(DamagedCheckpointError, match=r"hold 0 of \d+ elements of unet"):
-        checkpoint_parts.Parts(path, rank1, KINDS, trainee.generator.shapes)
+        checkpoint_parts.Parts(path.joinpath, rank1, KINDS, trainee.generator.shapes)
 
 
 def test_a_changed_table_is_noticed(folder, tmp_path):

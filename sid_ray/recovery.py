@@ -1,0 +1,186 @@
+"""Which checkpoint a run goes on from: the newest that is whole, on local disks or in storage.
+
+The ranks put together what each node has on its disk. A checkpoint is whole when storage has its
+manifest, or when every file of it lies on some node's disk: then its upload, which a crash has cut,
+is finished first, so that all ranks can read all of it. Files on a node's own disk are read there.
+Everything is checked against the manifest's sha256, each file once a place and spread over ranks;
+what is damaged is named and left aside.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sid_ray.checkpoint import (
+    MANIFEST,
+    PREFIX,
+    DamagedCheckpointError,
+    Manifest,
+    damage_of,
+    parse_manifest,
+)
+from sid_ray.fragments import gathered, world
+from sid_ray.spool import Spool
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """A whole checkpoint, and where this rank reads its files.
+
+    ``uploads`` are the files that this rank has to bring to storage first, None where it is there.
+    """
+
+    name: str
+    manifest: Manifest
+    paths: Mapping[str, Path]
+    uploads: list[str] | None = None
+
+    def where(self, file: str) -> Path:
+        return self.paths[file]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What one rank sees on its node's disk: checkpoint -> files of the right size."""
+
+    node: str
+    files: Mapping[str, frozenset[str]]
+
+
+class Search:
+    """One search for the newest whole checkpoint. Its methods are collectives."""
+
+    def __init__(self, spool: Spool):
+        self.spool = spool
+        self.rank, self.ranks = world()
+        self._bad: set[tuple[str, str]] = set()  # (node or "storage", checkpoint)
+
+    def newest(self) -> Reachable | None:
+        """The newest whole checkpoint, None for none. Tells what was wrong with newer ones."""
+        while True:
+            shelves = gathered(self._shelf(), self.spool.group)
+            stored = gathered(self._stored(), self.spool.group)[0]
+            names = sorted({n for s in shelves for n in s.files} | set(stored), reverse=True)
+            found = next(filter(None, (self._try(n, shelves, n in stored) for n in names)), None)
+            if found is None:
+                return None
+            if self._sound(found, shelves):
+                self._finish_upload(found, shelves)
+                return found
+
+    def _shelf(self) -> Shelf:
+        node = f"{socket.gethostname()}:{self.spool.local}"
+        files: dict[str, frozenset[str]] = {}
+        for folder in sorted(self.spool.local.glob(f"{PREFIX}*")):
+            if (node, folder.name) in self._bad:
+                continue
+            try:
+                manifest = parse_manifest((folder / MANIFEST).read_text(), folder.name)
+            except (OSError, DamagedCheckpointError):
+                continue  # never whole on local disks
+            sizes = manifest.sizes.items()
+            files[folder.name] = frozenset(f for f, s in sizes if size_of(folder / f) == s)
+        return Shelf(node, files)
+
+    def _stored(self) -> list[str]:
+        """Names in storage, from rank 0. Without storage there are the local disks."""
+        if self.rank > 0:
+            return []
+        try:
+            names = self.spool.storage.names()
+        except OSError as error:
+            self.spool.tell(f"storage cannot be read ({error}): looking on local disks")
+            return []
+        return [name for name in names if ("storage", name) not in self._bad]
+
+    def _try(self, name: str, shelves: list[Shelf], stored: bool) -> Reachable | None:
+        """A checkpoint within every rank's reach, as far as names and sizes tell."""
+        manifest = self._manifest(name, shelves, stored)
+        if manifest is None:
+            return None
+        uploads = None
+        everywhere = [shelf.files.get(name, frozenset()) for shelf in shelves]
+        if not stored:
+            missing = set(manifest.files) - frozenset().union(*everywhere)
+            if missing:
+                self._tell_once(f"{name} is on local disks only, without {min(missing)}")
+                return None
+            first = {
+                f: next(r for r in range(self.ranks) if f in everywhere[r]) for f in manifest.files
+            }
+            uploads = [file for file, rank in first.items() if rank == self.rank]
+        local, storage, mine = self.spool.local, self.spool.storage, everywhere[self.rank]
+        paths = {
+            f: local / name / f if f in mine else storage.path(name, f) for f in manifest.files
+        }
+        return Reachable(name, manifest, paths, uploads)
+
+    def _finish_upload(self, found: Reachable, shelves: list[Shelf]) -> None:
+        """Brings to storage what a crash left on local disks; waits where a rank needs it."""
+        if found.uploads is None:
+            return
+        self.spool.upload(found.name, found.manifest, found.uploads)
+        if any(len(s.files.get(found.name, ())) < len(found.manifest.files) for s in shelves):
+            self.spool.flush()
+
+    def _manifest(self, name: str, shelves: list[Shelf], stored: bool) -> Manifest | None:
+        """The manifest, read by one rank for all."""
+        reader = next((r for r, shelf in enumerate(shelves) if name in shelf.files), 0)
+        at_hand = name in shelves[reader].files
+        text = ""
+        if self.rank == reader:
+            local = self.spool.local / name / MANIFEST
+            try:
+                text = (local if at_hand else self.spool.storage.path(name, MANIFEST)).read_text()
+            except OSError as error:
+                self.spool.tell(f"damaged checkpoint skipped: {name}: {error}")
+        text = gathered(text, self.spool.group)[reader]
+        try:
+            return parse_manifest(text, name) if text else None
+        except DamagedCheckpointError as error:
+            self._tell_once(f"damaged checkpoint skipped: {error}")
+            return None
+
+    def _sound(self, found: Reachable, shelves: list[Shelf]) -> bool:
+        """Checks every file in every place it is read from; leaves a damaged place aside."""
+        name, ranks_here = found.name, self._ranks_here(shelves)
+        has = [shelf.files.get(name, frozenset()) for shelf in shelves]
+        lacking = {f: [r for r in range(self.ranks) if f not in has[r]] for f in found.paths}
+        damage = []
+        for index, (file, digest) in enumerate(found.manifest.files.items()):
+            path = found.paths[file]
+            local = path.is_relative_to(self.spool.local)
+            if not local and found.uploads is not None:
+                continue  # checked where it lies
+            readers = ranks_here if local else lacking[file]
+            if readers[index % len(readers)] != self.rank:
+                continue
+            wrong = damage_of(path, digest)
+            if wrong:
+                place = shelves[self.rank].node if local else "storage"
+                damage.append((place, f"{name}: {file} {wrong}"))
+        every = [item for theirs in gathered(damage, self.spool.group) for item in theirs]
+        for place, text in every:
+            self._tell_once(f"damaged checkpoint skipped: {text}")
+            self._bad.add((place, name))
+            if place == shelves[self.rank].node:
+                shutil.rmtree(self.spool.local / name, ignore_errors=True)
+        return not every
+
+    def _ranks_here(self, shelves: list[Shelf]) -> list[int]:
+        return [r for r, shelf in enumerate(shelves) if shelf.node == shelves[self.rank].node]
+
+    def _tell_once(self, text: str) -> None:
+        if self.rank == 0:
+            self.spool.tell(text)
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

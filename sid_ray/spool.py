@@ -1,0 +1,280 @@
+"""Checkpoints on their way: local disk first, then the run's storage, while training goes on.
+
+    training     save()      step   step   poll()     step   poll()            step
+    writer             [ files to local disk ]
+    uploader                                [ files to storage ][ manifest ]
+
+Each rank copies its share of the state to host memory and trains on. A thread writes it to the
+node's local disk, another uploads it. In ``poll``, once a step and on all ranks together, the ranks
+learn that all have written (then the checkpoint is whole on local disks) and that all have uploaded
+(then rank 0 adds the manifest and the checkpoint is whole in storage). One upload at a time: where
+storage is slower than the interval, or is cut for a while, only the newest checkpoint is uploaded
+next, and training never waits for it.
+
+A failed write (a full disk) loses that checkpoint and nothing else: it is named, its files are
+removed, training goes on, and the one before it stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from sid_ray.checkpoint import MANIFEST, PREFIX, Manifest, manifest_of
+from sid_ray.fragments import gathered, world
+from sid_ray.snapshot import Part, Snapshot, write_snapshot
+
+PENDING, DONE, FAILED = 0, 1, 2
+RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a storage that fails; the last one repeats
+POLL_S = 0.05
+
+Tell = Callable[[str], None]
+
+
+def state_of(job: Future) -> int:
+    if not job.done():
+        return PENDING
+    return FAILED if job.exception() else DONE
+
+
+class LocalFileLostError(Exception):
+    """What was to be uploaded is not on local disk any more."""
+
+
+class Storage:
+    """The run's folder, on whatever disk all nodes see."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """Checkpoints with a manifest, newest first. Raises OSError where they cannot be listed."""
+        found = [entry.name for entry in self.folder.iterdir() if entry.name.startswith(PREFIX)]
+        return sorted((n for n in found if (self.path(n, MANIFEST)).is_file()), reverse=True)
+
+    def path(self, name: str, file: str) -> Path:
+        return self.folder / name / file
+
+    def put(self, source: Path, name: str, file: str) -> None:
+        """Stores a file under its name in one move; on the same disk without a copy."""
+        target = self.path(name, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".part")
+        temporary.unlink(missing_ok=True)
+        if not source.is_file():
+            raise LocalFileLostError(f"{source} is gone")
+        try:
+            os.link(source, temporary)
+        except OSError:  # another disk
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+
+    def put_text(self, text: str, name: str, file: str) -> None:
+        write_in_one_move(self.path(name, file), text)
+
+    def keep(self, number: int) -> None:
+        """Removes all but the newest whole checkpoints, and older ones that never became whole."""
+        whole = self.names()
+        for entry in self.folder.glob(f"{PREFIX}*"):
+            old = entry.name not in whole[:number] and (not whole or entry.name < whole[0])
+            if entry.is_dir() and old:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+@dataclass
+class Writing:
+    """A checkpoint on its way to local disk."""
+
+    name: str
+    snapshot: Snapshot
+    part: Future[Part]
+
+
+@dataclass
+class Uploading:
+    """A checkpoint on its way to storage: its files on all ranks, then its manifest on rank 0."""
+
+    name: str
+    manifest: Manifest
+    done: Future[None]
+    sealing: bool = False
+
+
+class Spool:
+    """The checkpoints of one rank between training and storage. Every method is a collective.
+
+    Args:
+        local: folder on this node's disk, which ranks of one node share.
+        storage: the run's folder, which all nodes see.
+        keep: newest checkpoints to keep in storage.
+        tell: takes a line for a person, on any rank and from any thread.
+        on_stored: called on rank 0 with images_seen once a checkpoint is whole in storage.
+        group: process group of the collectives: gloo, so that a GPU never waits for them.
+    """
+
+    def __init__(
+        self,
+        local: Path,
+        storage: Path,
+        keep: int,
+        tell: Tell,
+        on_stored: Callable[[int], None] = lambda images_seen: None,
+        group: Any = None,
+    ):
+        self.local, self.storage, self._keep = local, Storage(storage), keep
+        self.tell, self._on_stored, self.group = tell, on_stored, group
+        self.stored = -1  # images_seen of the newest checkpoint that this spool brought to storage
+        self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._uploader = ThreadPoolExecutor(1, "checkpoint-uploader")
+        self._closing = threading.Event()
+        self._writing: Writing | None = None
+        self._waiting: tuple[str, Manifest, list[str]] | None = None
+        self._uploading: Uploading | None = None
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    def save(self, snapshot: Snapshot, name: str) -> None:
+        """Starts to write a checkpoint; waits only for the one before it to be on local disk."""
+        while self._writing is not None:
+            self.poll()
+            time.sleep(POLL_S if self._writing is not None else 0)
+        part = self._writer.submit(write_snapshot, self.local / name, snapshot)
+        self._writing = Writing(name, snapshot, part)
+
+    def poll(self, wish: int = 0) -> int:
+        """Moves things on where all ranks are ready; returns the largest ``wish`` of all ranks."""
+        writing = state_of(self._writing.part) if self._writing else PENDING
+        uploading = state_of(self._uploading.done) if self._uploading else PENDING
+        (writing_least, writing_most), (least, most), wish = self._together(
+            writing, uploading, wish
+        )
+        if self._writing is not None and writing_least >= DONE:
+            self._settle(self._writing, whole=writing_most == DONE)
+        if self._uploading is not None and least >= DONE:
+            self._seal(self._uploading, whole=most == DONE)
+        return wish
+
+    def flush(self) -> None:
+        """Returns when everything that was saved is in storage, however long that takes."""
+        while True:
+            self.poll()
+            if self._writing is None and self._uploading is None:
+                return
+            time.sleep(POLL_S)
+
+    def upload(self, name: str, manifest: Manifest, files: list[str]) -> None:
+        """Uploads these of the checkpoint's files from this rank, after what is on its way."""
+        self._waiting = name, manifest, files
+        if self._uploading is None:
+            self._start_upload()
+
+    def close(self) -> None:
+        """Ends the threads; what is not in storage yet stays on local disk."""
+        self._closing.set()
+        self._writer.shutdown(wait=False, cancel_futures=True)
+        self._uploader.shutdown(wait=False, cancel_futures=True)
+
+    def _together(
+        self, writing: int, uploading: int, wish: int
+    ) -> tuple[tuple[int, int], tuple[int, int], int]:
+        """(least, most) of all ranks' states of writing and of uploading, and the largest wish."""
+        values = torch.tensor([-writing, writing, -uploading, uploading, wish])
+        if world()[1] > 1:
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self.group)
+        low, high, least, most, wish = values.tolist()
+        return (-low, high), (-least, most), wish
+
+    def _settle(self, writing: Writing, whole: bool) -> None:
+        """All ranks have ended their writing: the checkpoint is whole on local disks, or gone."""
+        self._writing = None
+        if not whole:
+            error = writing.part.exception()
+            if error is not None:
+                seen = writing.snapshot.images_seen
+                self.tell(
+                    f"checkpoint at {seen:,} images was not written ({error}): "
+                    "training goes on, and the one before it stays"
+                )
+            shutil.rmtree(self.local / writing.name, ignore_errors=True)
+            return
+        part = writing.part.result()
+        manifest = manifest_of(writing.snapshot, gathered(part, self.group))
+        with contextlib.suppress(OSError):  # a full disk: what counts is storage
+            write_in_one_move(self.local / writing.name / MANIFEST, manifest.to_json())
+        self.upload(writing.name, manifest, list(part.files))
+
+    def _start_upload(self) -> None:
+        assert self._waiting is not None
+        name, manifest, files = self._waiting
+        self._waiting = None
+        jobs = [partial(self.storage.put, self.local / name / file, name, file) for file in files]
+        self._uploading = Uploading(name, manifest, self._uploader.submit(self._put, name, jobs))
+
+    def _seal(self, uploading: Uploading, whole: bool) -> None:
+        """All files are in storage: rank 0 adds the manifest; then the next upload may start."""
+        name, manifest = uploading.name, uploading.manifest
+        if whole and not uploading.sealing:
+            text = manifest.to_json()
+            jobs = [partial(self.storage.put_text, text, name, MANIFEST)] * (world()[0] == 0)
+            done = self._uploader.submit(self._put, name, jobs)
+            self._uploading = Uploading(name, manifest, done, sealing=True)
+            return
+        self._uploading = None
+        if whole:
+            self.stored = manifest.images_seen
+            self.forget_before(name)
+            if world()[0] == 0:
+                self._uploader.submit(self.storage.keep, self._keep)
+                self._on_stored(manifest.images_seen)
+        elif uploading.done.exception():
+            self.tell(f"{name} was not uploaded: {uploading.done.exception()}")
+        if self._waiting is not None:
+            self._start_upload()
+
+    def _put(self, name: str, jobs: Iterable[Callable[[], None]]) -> None:
+        """Does each upload; tries again for as long as storage fails.
+
+        Raises LocalFileLostError where what is to be uploaded is gone.
+        """
+        told = False
+        for job in jobs:
+            tries = 0
+            while not self._closing.is_set():
+                try:
+                    job()
+                    break
+                except OSError as error:
+                    if not told:
+                        self.tell(
+                            f"storage cannot be written ({error}): training goes on, {name} is "
+                            "kept on local disk and uploaded when storage is back"
+                        )
+                        told = True
+                    self._closing.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+                    tries += 1
+        if told and not self._closing.is_set():
+            self.tell(f"storage is back: {name} is uploaded")
+
+    def forget_before(self, name: str) -> None:
+        """Removes older checkpoints from local disk. Ranks of one node may do so at once."""
+        for entry in self.local.glob(f"{PREFIX}*"):
+            if entry.name < name:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def write_in_one_move(path: Path, text: str) -> None:
+    """A reader finds the old file or the new one, whoever else writes the same."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
