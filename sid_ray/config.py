@@ -191,6 +191,16 @@ class ResourcesConfig:
 
     num_workers: int = 1
     """Ray Train workers; at most batch_size / group_size."""
+    min_workers: int = 1
+    """On a cluster that was joined, the run goes on with as few workers when nodes go, and grows
+    back to num_workers when they come. On a Ray of its own it always has num_workers.
+    """
+    scaling: Literal["sid_ray", "ray"] = "sid_ray"
+    """sid_ray: no step is lost when nodes come or go by plan; ray: Ray Train's own elasticity,
+    which starts again from the last checkpoint.
+    """
+    resize_check_s: float = 10.0
+    """Seconds between two looks for nodes that have come."""
     use_gpu: bool = False
     """One GPU a worker instead of one CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -212,9 +222,7 @@ class ResourcesConfig:
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; each costs a restart from the last
-    checkpoint.
-    """
+    """Worker failures in a row, without a new checkpoint between, after which the run gives up."""
 
     def stage_of(self, role: str) -> int:
         """ZeRO stage of "fake_score" or "generator"."""
@@ -254,6 +262,11 @@ class OutputConfig:
     """Images between two checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    local_folder: str = ""
+    """Folder on each node's own disk to which checkpoints are written first, and from which they
+    are read again when it is still there; empty for the temporary folder (TMPDIR), or the run's
+    own folder where all is one machine.
+    """
     report_every: int = 10_000
     """Images between two progress reports and metrics."""
     tracking_uri: str = ""
@@ -314,7 +327,13 @@ class DistillConfig:
                 "evaluation.feature_space is empty; name one, or set evaluation.every to 0 and "
                 "--evaluation.no-final-report"
             )
-        self.group_plan(self.resources.num_workers)
+        resources = self.resources
+        if resources.min_workers > resources.num_workers:
+            raise UserError(
+                f"resources.min_workers is {resources.min_workers}, above num_workers "
+                f"({resources.num_workers})"
+            )
+        self.group_plan(resources.num_workers)
         return self
 
     def to_json(self) -> str:
@@ -373,6 +392,8 @@ MINIMUM = {
     "training.ema_half_life": 0,
     "training.ema_rampup": 0,
     "resources.num_workers": 1,
+    "resources.min_workers": 1,
+    "resources.resize_check_s": 1,
     "resources.micro_batch": 0,
     "resources.threads": 1,
     "resources.max_failures": 0,

@@ -4,6 +4,7 @@ next.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -176,6 +177,7 @@ def write_summary(
         "startup_seconds": round(outcome.startup_seconds, 1),
         "total_seconds": round(total_s, 1),
         "num_workers": config.resources.num_workers,
+        "interruptions": [dataclasses.asdict(item) for item in outcome.interruptions],
         "zero_stage": config.resources.zero_stage,
         "checkpoint": str(outcome.checkpoint),
         "grid": str(folder / GRID) if rows else None,

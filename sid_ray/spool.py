@@ -135,6 +135,7 @@ class Spool:
     ):
         self.local, self.storage, self._keep = local, Storage(storage), keep
         self.tell, self._on_stored, self.group = tell, on_stored, group
+        self.saved = -1  # images_seen of the newest checkpoint on its way or there
         self.stored = -1  # images_seen of the newest checkpoint that this spool brought to storage
         self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
         self._uploader = ThreadPoolExecutor(1, "checkpoint-uploader")
@@ -151,6 +152,7 @@ class Spool:
             time.sleep(POLL_S if self._writing is not None else 0)
         part = self._writer.submit(write_snapshot, self.local / name, snapshot)
         self._writing = Writing(name, snapshot, part)
+        self.saved = snapshot.images_seen
 
     def poll(self, wish: int = 0) -> int:
         """Moves things on where all ranks are ready; returns the largest ``wish`` of all ranks."""
@@ -199,6 +201,7 @@ class Spool:
         """All ranks have ended their writing: the checkpoint is whole on local disks, or gone."""
         self._writing = None
         if not whole:
+            self.saved = -1
             error = writing.part.exception()
             if error is not None:
                 seen = writing.snapshot.images_seen
@@ -233,11 +236,13 @@ class Spool:
         self._uploading = None
         if whole:
             self.stored = manifest.images_seen
-            self.forget_before(name)
+            self.forget(before=name)
             if world()[0] == 0:
                 self._uploader.submit(self.storage.keep, self._keep)
                 self._on_stored(manifest.images_seen)
-        elif uploading.done.exception():
+        else:
+            self.saved = -1
+        if uploading.done.exception():
             self.tell(f"{name} was not uploaded: {uploading.done.exception()}")
         if self._waiting is not None:
             self._start_upload()
@@ -266,10 +271,13 @@ class Spool:
         if told and not self._closing.is_set():
             self.tell(f"storage is back: {name} is uploaded")
 
-    def forget_before(self, name: str) -> None:
-        """Removes older checkpoints from local disk. Ranks of one node may do so at once."""
+    def forget(self, before: str = "~") -> None:
+        """Removes older checkpoints, or all, from local disk. Ranks of one node may do so at once.
+
+        No collective.
+        """
         for entry in self.local.glob(f"{PREFIX}*"):
-            if entry.name < name:
+            if entry.name < before:
                 shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 
+from sid_ray.actors.timeline import Interruption, Timeline
+
 LATER = 2.0  # seconds between two tries of a store that fails
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 
@@ -29,6 +31,7 @@ class Board:
     run_id: str | None = None
     trouble: str = ""
     gave_up: str = ""  # why the workers stopped before the end, for good
+    interruptions: list[Interruption] = field(default_factory=list)
 
 
 @ray.remote(num_cpus=0, max_concurrency=4)
@@ -44,8 +47,11 @@ class Tracker:
         tags: Mapping[str, str],
         artifacts: str,
         run_id: str | None,
+        batch_size: int = 1,
     ):
         self._board = Board()
+        self._timeline = Timeline(batch_size)
+        self._pause, self._stored = "", -1
         self._lock = threading.Lock()
         self._jobs: queue.Queue[tuple[str, tuple] | None] = queue.Queue()
         self._start = (uri, experiment, run_name, dict(params), dict(tags), artifacts, run_id)
@@ -82,6 +88,44 @@ class Tracker:
         with self._lock:
             self._board.gave_up = reason
 
+    def beat(self, images_seen: int, at: float) -> str:
+        """Rank 0's newest step (0 for none yet). Returns why to pause, empty for going on."""
+        with self._lock:
+            ended = self._timeline.stepped(images_seen, at) if images_seen else None
+            if ended:
+                self._board.interruptions.append(ended)
+                self._board.events.append(str(ended))
+            return self._pause
+
+    def ask_pause(self, reason: str) -> None:
+        """Asks the workers to save and stop."""
+        with self._lock:
+            self._pause = reason
+
+    def group_starts(self, workers: int) -> None:
+        """A new group of workers is there: what was asked of an earlier one is done."""
+        with self._lock:
+            self._pause = ""
+            self._timeline.group_is(workers)
+            self._timeline.mark("start processes", time.time())
+
+    def mark(self, phase: str, at: float) -> None:
+        """A phase of a start has ended."""
+        with self._lock:
+            self._timeline.mark(phase, at)
+
+    def stopped(self, reason: str, planned: bool, at: float) -> int:
+        """The group has stopped. Returns images_seen of the newest checkpoint in storage."""
+        with self._lock:
+            self._timeline.stopped(reason, planned, at)
+            self._board.phase = "restarting"
+            return self._stored
+
+    def stored(self, images_seen: int) -> None:
+        """A checkpoint is whole in storage."""
+        with self._lock:
+            self._stored = max(self._stored, images_seen)
+
     def event(self, text: str) -> None:
         """A line that the display prints once, above the progress."""
         with self._lock:
@@ -98,6 +142,7 @@ class Tracker:
                 self._board.run_id,
                 self._board.trouble,
                 self._board.gave_up,
+                list(self._board.interruptions),
             )
 
     def finish(self, status: str, timeout_s: float = 60.0) -> str:

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from sid_ray.actors import scaling
 from sid_ray.actors.evaluator import Evaluator
+from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import WorkerSettings, train_loop
 from sid_ray.assemble import Start
@@ -36,11 +38,14 @@ from sid_ray.errors import UserError
 from sid_ray.run_folder import LOG, RunRecord, write_record
 
 POLL_S = 0.5
+LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 # Set before Ray starts; a value that the user has set wins.
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # 2 by default: how soon a dead worker is seen
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # How long a placement may wait for its nodes (60 by default) before the group is made smaller.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # 5 by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray starts its workers at niceness 15: beside any other work they would get 3 % of a core, and
@@ -61,6 +66,7 @@ class Outcome:
     train_seconds: float  # first step to last checkpoint
     startup_seconds: float  # Ray, processes, networks
     tracking_trouble: str
+    interruptions: list[Interruption] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -110,12 +116,20 @@ def start_ray(config: DistillConfig) -> None:
 def check_resources(config: DistillConfig) -> None:
     """Raises UserError where the cluster can never hold the workers."""
     kind = "GPU" if config.resources.use_gpu else "CPU"
-    there, needed = ray.cluster_resources().get(kind, 0), config.resources.num_workers
+    there, (needed, _) = ray.cluster_resources().get(kind, 0), workers_of(config)
     if there < needed:
         raise UserError(
             f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}: "
-            "lower --resources.num-workers or add nodes"
+            "lower --resources.num-workers and --resources.min-workers, or add nodes"
         )
+
+
+def workers_of(config: DistillConfig) -> tuple[int, int]:
+    """(least, most) workers. On a Ray of its own nothing comes or goes: the number is fixed."""
+    resources = config.resources
+    if not os.environ.get("RAY_ADDRESS"):
+        return resources.num_workers, resources.num_workers
+    return resources.min_workers, resources.num_workers
 
 
 def tracking_uri(config: DistillConfig) -> str:
@@ -134,21 +148,54 @@ def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
         tags,
         str(Path(config.output.folder) / "mlartifacts"),
         record.tracker_run_id,
+        config.training.batch_size,
     )
 
 
+def own_scaling(config: DistillConfig, show: Display) -> bool:
+    """Whether resizes are sid_ray's; says so where this Ray is not the one it knows."""
+    if config.resources.scaling == "ray":
+        return False
+    if not scaling.private_parts_fit():
+        show.update(
+            "",
+            {},
+            [
+                f"warning: Ray {ray.__version__} is not {scaling.VERSION}x: its own elasticity is "
+                "used, which starts again from the last checkpoint when nodes come or go"
+            ],
+        )
+        return False
+    return True
+
+
+def local_folder(config: DistillConfig, run: Path) -> str:
+    """Where workers write checkpoints first; empty for each node's temporary folder.
+
+    Where all is one machine it is the run's own disk: then an upload is no copy.
+    """
+    if config.output.local_folder:
+        return str(Path(config.output.local_folder).expanduser() / config.run_name)
+    return "" if os.environ.get("RAY_ADDRESS") else str(run / LOCAL)
+
+
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
-    """The Ray Train run; its storage is the run's folder, so the same name goes on."""
+    """The Ray Train run. Its checkpoints are ours (spool.py); Ray only keeps its notes there."""
     resources = config.resources
     on_gpu = resources.use_gpu
-    return TorchTrainer(
+    least, most = workers_of(config)
+    make = TorchTrainer
+    if settings.own_scaling:
+        make = partial(scaling.ElasticTrainer, tracker=settings.tracker)
+    return make(
         train_loop,
         train_loop_config={
             field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
         },
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
+            num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=resources.resize_check_s,
             use_gpu=on_gpu,
             resources_per_worker=None if on_gpu else {"CPU": 1},
         ),
@@ -156,9 +203,6 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.output.keep_checkpoints
-            ),
         ),
     )
 
@@ -228,14 +272,15 @@ def train(
         check_resources(config)
         write_record(folder, record)
         clock = Clock(began)
-        trouble = run_actors(config, start, folder, record, show, clock)
+        trouble, interruptions = run_actors(config, start, folder, record, show, clock)
     finally:
         ray.shutdown()
     newest, _ = newest_whole(folder)
     if newest is None:
         raise TrainingFailedError(f"no whole checkpoint in {folder}; see {folder / LOG}")
     seen = read_manifest(newest).images_seen
-    return Outcome(seen, newest, seen - before, clock.train_seconds, clock.startup_seconds, trouble)
+    times = clock.train_seconds, clock.startup_seconds
+    return Outcome(seen, newest, seen - before, *times, trouble, interruptions)
 
 
 def run_actors(
@@ -245,8 +290,11 @@ def run_actors(
     record: RunRecord,
     show: Display,
     clock: Clock,
-) -> str:
-    """Tracker, evaluator and Ray Train for one training; returns what tracking could not write."""
+) -> tuple[str, list[Interruption]]:
+    """Tracker, evaluator and Ray Train for one training.
+
+    Returns what tracking could not write, and what stopped the workers on the way.
+    """
     tracker = start_tracker(config, record)
     evaluator = None
     if config.evaluation.every:
@@ -258,7 +306,8 @@ def run_actors(
         run_folder=str(folder),
         teacher_folder=str(start.teacher),
         initial_generator=str(start.generator or ""),
-        attempt=uuid.uuid4().hex[:6],
+        local_folder=local_folder(config, folder),
+        own_scaling=own_scaling(config, show),
         tracker=tracker,
         evaluator=evaluator,
     )
@@ -284,4 +333,4 @@ def run_actors(
         raise
     finally:
         trouble += ray.get(tracker.finish.remote(status))
-    return trouble
+    return trouble, board.interruptions

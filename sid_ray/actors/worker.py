@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,27 +20,34 @@ import ray.train
 import torch
 from torch import nn
 
+from sid_ray.actors.scaling import preempted
+from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
 from sid_ray.assemble import adam_of, data_of, generator_description, objective_of, rules_of
-from sid_ray.checkpoint import (
-    checkpoint_name,
-    load_checkpoint,
-    newest_whole,
-    write_checkpoint,
-)
+from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, init_deepspeed, shard_frozen
-from sid_ray.fragments import ShardedAverage, whole_state
+from sid_ray.fragments import ShardedAverage, gathered, whole_state
+from sid_ray.recovery import Reachable, Search
+from sid_ray.snapshot import take_snapshot
+from sid_ray.spool import Spool
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription, load_model
 
 SKIPPED_UPDATES_LIMIT = 10  # consecutive reports with skipped updates after which a run stops
 
 
+PATIENCE_S = (1, 5, 30, 60)  # between tries to write the last state of a run
+
+
 class DivergedError(RuntimeError):
     """The updates of a run are not finite any more."""
+
+
+class CheckpointFailedError(RuntimeError):
+    """A state that must not be lost could not be written."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class WorkerSettings:
     run_folder: str
     teacher_folder: str
     initial_generator: str
-    attempt: str
+    local_folder: str  # for checkpoints on each node's own disk; empty for the temporary folder
+    own_scaling: bool
     tracker: Any
     evaluator: Any
 
@@ -67,29 +77,33 @@ class Worker:
     roles: dict[str, DeepSpeedRole]
     teacher: ModelDescription
     sums: Sums
+    spool: Spool
+    attempt: str  # keeps the files of two starts of the workers apart
+    heartbeat: Heartbeat | None  # on rank 0
+    stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
 
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint. A collective.
+    def newest(self) -> Reachable | None:
+        """The newest whole checkpoint, on local disks or in storage. A collective."""
+        return Search(self.spool).newest()
 
-        Rank 0 checks and chooses for all: an upload may end between two ranks' looks.
-        """
-        chosen: list[Any] = [None]
+    def go_on_from(self, found: Reachable, word: str) -> None:
+        """Takes up a checkpoint's state and says so. A collective."""
+        load_files(found.manifest, found.where, self.trainee, self.roles)
         if self.rank == 0:
-            folder, damage = newest_whole(Path(self.settings.run_folder))
-            chosen = [folder]
-            for line in damage:
-                self.tell(f"damaged checkpoint skipped: {line}")
-        torch.distributed.broadcast_object_list(chosen, src=0)
-        return chosen[0]
-
-    def go_on_from(self, folder: Path, word: str) -> None:
-        """Takes up a checkpoint's state and says so."""
-        load_checkpoint(folder, self.trainee, self.roles)
-        if self.rank == 0:
-            self.tell(f"{word} at {self.trainee.images_seen:,} images from {folder.name}")
+            self.tell(f"{word} at {self.trainee.images_seen:,} images from {found.name}")
 
     def tell(self, text: str) -> None:
         ray.get(self.settings.tracker.event.remote(text))
+
+    def mark(self, phase: str) -> None:
+        """Says that a phase of this start has ended."""
+        if self.rank == 0:
+            self.settings.tracker.mark.remote(phase, time.time())
+
+    def close(self) -> None:
+        self.spool.close()
+        if self.heartbeat and self.heartbeat.is_alive():
+            self.heartbeat.end()
 
     def evaluate(self) -> None:
         """Hands the averaged generator to the evaluator; does not wait for its score.
@@ -104,19 +118,51 @@ class Worker:
             self.settings.evaluator.score.remote(ray.put(weights), self.trainee.images_seen)
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint to local disk; Ray uploads every rank's files into one folder.
-
-        The upload runs in the background. A collective.
-        """
-        folder = Path(tempfile.mkdtemp(prefix="sid_ray_checkpoint_"))
+        """Copies the state; it is written and uploaded while training goes on. A collective."""
+        began = time.monotonic()
         description = generator_description(self.config, self.teacher)
-        write_checkpoint(folder, self.trainee, self.roles, description, self.settings.config)
-        ray.train.report(
-            {"images_seen": self.trainee.images_seen},
-            checkpoint=ray.train.Checkpoint(str(folder)),
-            checkpoint_dir_name=checkpoint_name(self.trainee.images_seen, self.settings.attempt),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        snapshot = take_snapshot(self.trainee, self.roles, description, self.settings.config)
+        self.spool.save(snapshot, checkpoint_name(self.trainee.images_seen, self.attempt))
+        self.stalled_s += time.monotonic() - began
+
+    def secure(self) -> None:
+        """Returns when the present state is in storage. A collective.
+
+        Raises CheckpointFailedError when it cannot be written: the one before it is kept.
+        """
+        for wait_s in (*PATIENCE_S, None):
+            if self.spool.saved != self.trainee.images_seen:
+                self.checkpoint()
+            self.spool.flush()
+            if self.spool.stored == self.trainee.images_seen:
+                return
+            if wait_s is not None:
+                time.sleep(wait_s)
+        raise CheckpointFailedError(
+            f"the state at {self.trainee.images_seen:,} images could not be written, see above"
         )
+
+    def heed(self) -> None:
+        """Between two steps: moves checkpoints on, and pauses where that is asked. A collective.
+
+        Raises PausedError after the state is in storage.
+        """
+        wish = NOTHING
+        if preempted(self.settings.own_scaling):
+            wish = PREEMPTED
+        elif self.heartbeat and self.heartbeat.asked:
+            wish = RESIZE
+        began = time.monotonic()
+        wish = self.spool.poll(wish)
+        self.stalled_s += time.monotonic() - began
+        if wish == NOTHING or self.trainee.images_seen >= self.config.training.images:
+            return
+        self.secure()
+        reason = "a node is about to go" if wish == PREEMPTED else ""
+        if self.heartbeat:
+            reason = reason or self.heartbeat.asked
+            self.heartbeat.end()
+        raise PausedError(reason or "paused for a resize")
 
     def report(self, spent_s: float, images: int) -> None:
         """Means over all ranks to the tracker. A collective, because ranks saw other samples.
@@ -127,8 +173,14 @@ class Worker:
         updates = 2 * images / self.config.training.batch_size
         skipped = metrics.pop("skipped_updates") / self.world_size
         self.sums = Sums()
+        stalled_s, self.stalled_s = self.stalled_s, 0.0
         if self.rank == 0:
-            metrics |= {"images_per_s": images / spent_s, "skipped_updates": skipped}
+            metrics |= {
+                "images_per_s": images / spent_s,
+                "skipped_updates": skipped,
+                "workers": self.world_size,
+                "checkpoint_stall_s": stalled_s,
+            }
             self.settings.tracker.log.remote(metrics, self.trainee.images_seen)
         if updates >= SKIPPED_UPDATES_LIMIT and skipped >= updates:
             raise DivergedError(
@@ -158,6 +210,8 @@ def build(settings: WorkerSettings) -> Worker:
     """Teacher, fake score and generator on this rank, all with the teacher's weights."""
     config = DistillConfig.from_json(settings.config)
     context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        settings.tracker.group_starts.remote(context.get_world_size())
     torch.set_num_threads(config.resources.threads)
     device = ray.train.torch.get_device()
     init_deepspeed()
@@ -186,16 +240,37 @@ def build(settings: WorkerSettings) -> Worker:
     if config.resources.teacher_zero_stage == 3:
         teacher = shard_frozen(teacher)
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
+    rank = context.get_world_rank()
+    spool = spool_of(config, settings)
     return Worker(
         config=config,
         settings=settings,
-        rank=context.get_world_rank(),
+        rank=rank,
         world_size=context.get_world_size(),
         device=device,
         trainee=trainee,
         roles=roles,
         teacher=description,
         sums=Sums(),
+        spool=spool,
+        attempt=gathered(uuid.uuid4().hex[:6], spool.group)[0],
+        heartbeat=Heartbeat(settings.tracker) if rank == 0 else None,
+    )
+
+
+def spool_of(config: DistillConfig, settings: WorkerSettings) -> Spool:
+    """This rank's spool. A collective."""
+    run, tracker = Path(settings.run_folder), settings.tracker
+    mark = hashlib.sha256(str(run).encode()).hexdigest()[:12]
+    local = settings.local_folder or str(Path(tempfile.gettempdir()) / "sid_ray" / mark)
+    gloo = torch.distributed.get_backend() == "gloo"
+    return Spool(
+        Path(local),
+        run,
+        config.output.keep_checkpoints,
+        tell=lambda text: tracker.event.remote(text),
+        on_stored=lambda images_seen: tracker.stored.remote(images_seen),
+        group=None if gloo else torch.distributed.new_group(backend="gloo"),
     )
 
 
@@ -238,6 +313,8 @@ def train(worker: Worker) -> None:
         before = trainee.images_seen
         step(trainee, objective, step_settings, draws, worker.sums)
         after, finished = trainee.images_seen, trainee.images_seen >= training.images
+        if worker.heartbeat:
+            worker.heartbeat.stepped(after)
         saving = finished or crossed(output.checkpoint_every, before, after)
         # A report ends with each checkpoint: a resumed run averages over the same windows.
         if saving or crossed(output.report_every, before, after):
@@ -249,6 +326,9 @@ def train(worker: Worker) -> None:
             worker.evaluate()
         if saving:
             worker.checkpoint()
+        worker.heed()
+    worker.secure()
+    worker.spool.forget()
 
 
 def train_loop(settings: Mapping[str, Any]) -> None:
@@ -256,16 +336,32 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     worker = build(WorkerSettings(**settings))
-    folder = worker.newest()
-    if folder is not None:
-        worker.go_on_from(folder, "resumed")
-    if worker.rank == 0:
-        worker.settings.tracker.set_phase.remote("training")
+    tracker = worker.settings.tracker
+    worker.mark("build")
+    found = worker.newest()
+    if found is not None:
+        worker.go_on_from(found, "resumed")
+    worker.mark("load")
+    if worker.heartbeat:
+        tracker.set_phase.remote("training")
+        worker.heartbeat.start()
     try:
         train_with_second_chance(worker)
     except DivergedError as error:
         # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
-        ray.get(worker.settings.tracker.give_up.remote(str(error)))
+        ray.get(tracker.give_up.remote(str(error)))
+    except PausedError:
+        if not worker.settings.own_scaling:
+            wait_for_the_end()
+        raise
+    finally:
+        worker.close()
+
+
+def wait_for_the_end() -> None:
+    """Steps made from here on would be lost: Ray's own policy will end this process."""
+    while True:
+        time.sleep(1)
 
 
 def train_with_second_chance(worker: Worker) -> None:
@@ -274,16 +370,16 @@ def train_with_second_chance(worker: Worker) -> None:
     Once a checkpoint: what was a fault of a machine is gone then; what is the run's own comes back,
     because a run is a function of its config, and DivergedError then ends it.
     """
-    tried: set[Path] = set()
+    tried: set[str] = set()
     while True:
         try:
             return train(worker)
         except DivergedError as error:
-            folder = worker.newest()
-            if folder is None or folder in tried:
+            found = worker.newest()
+            if found is None or found.name in tried:
                 raise
-            tried.add(folder)
+            tried.add(found.name)
             worker.sums = Sums()
             if worker.rank == 0:
                 worker.tell(str(error))
-            worker.go_on_from(folder, "rolled back")
+            worker.go_on_from(found, "rolled back")

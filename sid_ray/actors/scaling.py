@@ -1,0 +1,144 @@
+"""Growing, shrinking and failing as sid_ray wants it: the only file that uses private parts of Ray.
+
+Ray Train's own elasticity (2.60) kills the workers where they stand when it resizes: the steps
+since the last checkpoint are lost. It sees reservations up to 20 s late and counts draining nodes.
+Here a planned resize is a question first: the policy asks for a pause through the tracker, the
+workers save and stop by themselves (PausedError), and the controller starts them again like after
+a failure, on what is there now. Failures are budgeted in a row: a new checkpoint fills the budget.
+
+On another version of Ray, ``private_parts_fit`` says so and the stock policies are used: the
+numbers stay the same, more steps are repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from sid_ray.actors.signals import PausedError
+
+VERSION = "2.60."
+CALL_TIMEOUT_S = 5.0
+IDLE_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+try:
+    from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+    PARTS_FOUND = True
+except ImportError:
+    ElasticScalingPolicy = DefaultFailurePolicy = object
+    PARTS_FOUND = False
+
+
+def private_parts_fit() -> bool:
+    """Whether this Ray is the one whose private parts this file knows."""
+    return PARTS_FOUND and ray.__version__.startswith(VERSION)
+
+
+def preempted(own_scaling: bool) -> bool:
+    """Whether one of the run's nodes is about to go. Without the private parts a collective."""
+    if own_scaling:
+        return get_train_context().preemption_context.preemption_info is not None
+    return ray.train.get_preemption_info() is not None
+
+
+class AskFirst(ElasticScalingPolicy):
+    """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
+
+    def __init__(self, scaling_config: Any, tracker: Any):
+        super().__init__(scaling_config)
+        self.tracker = tracker
+        self._asked_at, self._found = float("-inf"), None  # type: Any, Any
+
+    def _get_reserved_resources(self) -> Any:
+        if time.monotonic() - self._asked_at < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            return self._found
+        try:
+            asked = self._autoscaling_coordinator.get_reserved_resources.remote(
+                self._requester_id, recompute=True
+            )
+            leaving = ray._private.state.state.get_draining_nodes()
+            reserved = ray.get(asked, timeout=CALL_TIMEOUT_S)
+            self._found = {node: has for node, has in reserved.items() if node not in leaving}
+        except Exception:
+            logger.warning("reservations cannot be read: not resizing now", exc_info=True)
+            self._found = None
+        self._asked_at = time.monotonic()
+        return self._found
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            time.sleep(IDLE_S)  # the controller would ask again at once
+        else:
+            self.tracker.mark.remote("reserve", time.time())
+        return decision
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
+        decision = super().make_decision_for_running_worker_group(
+            worker_group_state, worker_group_status
+        )
+        if isinstance(decision, ResizeDecision):
+            now = worker_group_state.num_workers
+            self.tracker.ask_pause.remote(f"resized from {now} to {decision.num_workers} workers")
+        return NoopDecision()
+
+
+class Budget(DefaultFailurePolicy):
+    """Ray's failure policy, in which pauses are free and a new checkpoint fills the budget."""
+
+    def __init__(self, failure_config: Any, tracker: Any):
+        super().__init__(failure_config)
+        self.tracker, self._stored = tracker, -1
+
+    def make_decision(self, training_failed_error: Any) -> Any:
+        failures = getattr(training_failed_error, "worker_failures", None) or {}
+        paused = [error for error in failures.values() if isinstance(error, PausedError)]
+        reason = str(paused[0]) if paused else first_line(training_failed_error, failures)
+        told = self.tracker.stopped.remote(reason, bool(paused), time.time())
+        if paused:
+            return FailureDecision.RETRY
+        try:
+            stored = ray.get(told, timeout=CALL_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            stored = self._stored
+        if stored > self._stored:
+            self._stored, self._worker_group_failures = stored, 0
+        return super().make_decision(training_failed_error)
+
+
+def first_line(error: BaseException, failures: dict) -> str:
+    """What failed, in a few words: a person reads it above the progress line."""
+    cause = next(iter(failures.values()), error)
+    cause = getattr(cause, "health_check_failure", cause)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+    ranks = ", ".join(map(str, failures)) if failures else ""
+    return (f"worker {ranks} failed: {text}" if ranks else text)[:200]
+
+
+class ElasticTrainer(TorchTrainer):
+    """A TorchTrainer with these policies."""
+
+    def __init__(self, *args: Any, tracker: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._tracker = tracker
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        if isinstance(kwargs["scaling_policy"], ElasticScalingPolicy):
+            kwargs["scaling_policy"] = AskFirst(self.scaling_config, self._tracker)
+        kwargs["failure_policy"] = Budget(self.run_config.failure_config, self._tracker)
+        return super()._initialize_and_run_controller(**kwargs)

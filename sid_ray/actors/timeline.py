@@ -1,0 +1,96 @@
+"""What an interruption cost: from the last step before it to the first step after it, by phase.
+
+    last step | detect or save | reserve | start processes | build | load | first step
+
+Times are seconds since the epoch, taken where they happen: the clocks of the nodes should agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# A phase ends when its mark is made; the first ends when the controller knows of the stop.
+PHASES = ("detect", "reserve", "start processes", "build", "load", "first step")
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """One stop of the workers and the start after it."""
+
+    reason: str
+    planned: bool
+    workers_before: int
+    workers_after: int
+    images_seen: int
+    steps_lost: int
+    seconds: float
+    phases: dict[str, float]
+
+    def __str__(self) -> str:
+        phases = ", ".join(f"{name} {value:.1f}" for name, value in self.phases.items())
+        workers = f"{self.workers_before} -> {self.workers_after} workers"
+        lost = "no step lost" if not self.steps_lost else f"{self.steps_lost} steps lost"
+        return f"{self.reason}; {workers}, {lost}, {self.seconds:.1f} s ({phases})"
+
+
+@dataclass
+class Timeline:
+    """Keeps the marks of one training; ``batch_size`` turns images into steps."""
+
+    batch_size: int
+    workers: int = 0
+    interruptions: list[Interruption] = field(default_factory=list)
+    _seen: int = 0
+    _seen_at: float = 0.0
+    _reason: str = ""
+    _planned: bool = False
+    _marks: dict[str, float] = field(default_factory=dict)
+
+    def stepped(self, images_seen: int, at: float) -> Interruption | None:
+        """The newest step. Returns the interruption that it ends, if it is the first after one."""
+        ended = self._ended(images_seen, at) if self._reason else None
+        if ended:
+            self.interruptions.append(ended)
+        self._seen, self._seen_at = images_seen, at
+        return ended
+
+    def stopped(self, reason: str, planned: bool, at: float) -> None:
+        """The workers have stopped. The first reason counts until they step again."""
+        if not self._reason and self._seen_at:
+            self._reason, self._planned, self._marks = reason, planned, {"detect": at}
+
+    def mark(self, phase: str, at: float) -> None:
+        """A phase has ended; where a start was tried twice, the last one counts."""
+        if self._reason:
+            self._marks[phase] = at
+
+    def group_is(self, workers: int) -> None:
+        """The number of workers of the group that starts."""
+        self._after = workers
+        if not self.workers:
+            self.workers = workers
+
+    def _ended(self, images_seen: int, at: float) -> Interruption:
+        resumed_from = images_seen - self.batch_size
+        lost = max(0, self._seen - resumed_from) // self.batch_size
+        phases, before = {}, self._seen_at
+        for phase in PHASES:
+            end = at if phase == PHASES[-1] else self._marks.get(phase, before)
+            phases["save" if self._planned and phase == "detect" else phase] = round(
+                end - before, 2
+            )
+            before = end
+        ended = Interruption(
+            self._reason,
+            self._planned,
+            self.workers,
+            self._after,
+            resumed_from,
+            lost,
+            round(at - self._seen_at, 2),
+            phases,
+        )
+        self.workers, self._reason, self._marks = self._after, "", {}
+        return ended
+
+    _after: int = 0
