@@ -70,11 +70,13 @@ class Storage:
     def put(self, source: Path, name: str, file: str) -> None:
         """Stores a file under its name in one move; on the same disk without a copy."""
         target = self.path(name, file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        temporary.unlink(missing_ok=True)
         if not source.is_file():
             raise LocalFileLostError(f"{source} is gone")
+        # Not the run's folder: where it is not mounted, nothing must be written into its place.
+        (self.folder / name).mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(target.name + ".part")
+        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:  # another disk

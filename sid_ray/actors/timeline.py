@@ -28,6 +28,10 @@ class Interruption:
 
     def __str__(self) -> str:
         phases = ", ".join(f"{name} {value:.1f}" for name, value in self.phases.items())
+        if not self.workers_before:
+            return (
+                f"first step of {self.workers_after} workers after {self.seconds:.1f} s ({phases})"
+            )
         workers = f"{self.workers_before} -> {self.workers_after} workers"
         lost = "no step lost" if not self.steps_lost else f"{self.steps_lost} steps lost"
         return f"{self.reason}; {workers}, {lost}, {self.seconds:.1f} s ({phases})"
@@ -35,9 +39,15 @@ class Interruption:
 
 @dataclass
 class Timeline:
-    """Keeps the marks of one training; ``batch_size`` turns images into steps."""
+    """Keeps the marks of one training.
+
+    ``batch_size`` turns images into steps; ``began`` is when the driver was started, ``there`` when
+    this was made.
+    """
 
     batch_size: int
+    began: float = 0.0
+    there: float = 0.0
     workers: int = 0
     interruptions: list[Interruption] = field(default_factory=list)
     _seen: int = 0
@@ -45,18 +55,23 @@ class Timeline:
     _reason: str = ""
     _planned: bool = False
     _marks: dict[str, float] = field(default_factory=dict)
+    _after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.began:  # a start is an interruption of nothing
+            self._reason, self._seen_at, self._marks = "started", self.began, {"detect": self.there}
 
     def stepped(self, images_seen: int, at: float) -> Interruption | None:
         """The newest step. Returns the interruption that it ends, if it is the first after one."""
         ended = self._ended(images_seen, at) if self._reason else None
-        if ended:
+        if ended and ended.workers_before:
             self.interruptions.append(ended)
         self._seen, self._seen_at = images_seen, at
         return ended
 
     def stopped(self, reason: str, planned: bool, at: float) -> None:
         """The workers have stopped. The first reason counts until they step again."""
-        if not self._reason and self._seen_at:
+        if not self._reason and self._seen:
             self._reason, self._planned, self._marks = reason, planned, {"detect": at}
 
     def mark(self, phase: str, at: float) -> None:
@@ -64,21 +79,21 @@ class Timeline:
         if self._reason:
             self._marks[phase] = at
 
-    def group_is(self, workers: int) -> None:
-        """The number of workers of the group that starts."""
+    def group_is(self, workers: int, at: float) -> None:
+        """The number of workers of the group that starts; nobody may have told of a stop."""
+        self.stopped("restarted by Ray Train", False, at)
         self._after = workers
-        if not self.workers:
+        if not self._reason:
             self.workers = workers
 
     def _ended(self, images_seen: int, at: float) -> Interruption:
         resumed_from = images_seen - self.batch_size
         lost = max(0, self._seen - resumed_from) // self.batch_size
+        first = "save" if self._planned else "detect" if self.workers else "start Ray"
         phases, before = {}, self._seen_at
         for phase in PHASES:
             end = at if phase == PHASES[-1] else self._marks.get(phase, before)
-            phases["save" if self._planned and phase == "detect" else phase] = round(
-                end - before, 2
-            )
+            phases[first if phase == PHASES[0] else phase] = round(end - before, 2)
             before = end
         ended = Interruption(
             self._reason,
@@ -92,5 +107,3 @@ class Timeline:
         )
         self.workers, self._reason, self._marks = self._after, "", {}
         return ended
-
-    _after: int = 0

@@ -48,9 +48,10 @@ class Tracker:
         artifacts: str,
         run_id: str | None,
         batch_size: int = 1,
+        began: float = 0.0,
     ):
         self._board = Board()
-        self._timeline = Timeline(batch_size)
+        self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
         self._lock = threading.Lock()
         self._jobs: queue.Queue[tuple[str, tuple] | None] = queue.Queue()
@@ -93,7 +94,7 @@ class Tracker:
         with self._lock:
             ended = self._timeline.stepped(images_seen, at) if images_seen else None
             if ended:
-                self._board.interruptions.append(ended)
+                self._board.interruptions = list(self._timeline.interruptions)
                 self._board.events.append(str(ended))
             return self._pause
 
@@ -106,7 +107,7 @@ class Tracker:
         """A new group of workers is there: what was asked of an earlier one is done."""
         with self._lock:
             self._pause = ""
-            self._timeline.group_is(workers)
+            self._timeline.group_is(workers, time.time())
             self._timeline.mark("start processes", time.time())
 
     def mark(self, phase: str, at: float) -> None:

@@ -138,7 +138,8 @@ def tracking_uri(config: DistillConfig) -> str:
     return named or f"sqlite:///{config.output.folder}/mlflow.db"
 
 
-def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
+def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
+    """``began``: when this driver was started, in seconds since the epoch."""
     tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
     return Tracker.remote(  # type: ignore[attr-defined]
         tracking_uri(config),
@@ -149,6 +150,7 @@ def start_tracker(config: DistillConfig, record: RunRecord) -> Any:
         str(Path(config.output.folder) / "mlartifacts"),
         record.tracker_run_id,
         config.training.batch_size,
+        began,
     )
 
 
@@ -295,7 +297,7 @@ def run_actors(
 
     Returns what tracking could not write, and what stopped the workers on the way.
     """
-    tracker = start_tracker(config, record)
+    tracker = start_tracker(config, record, time.time() - (time.monotonic() - clock.began))
     evaluator = None
     if config.evaluation.every:
         evaluator = Evaluator.remote(  # type: ignore[attr-defined]

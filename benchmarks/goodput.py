@@ -1,0 +1,102 @@
+"""Useful work on nodes that come and go: sid_ray's elasticity against Ray Train's, one table.
+
+    python -m benchmarks.goodput [--systems sid_ray ray ray-tuned] [--repeats 1]
+
+The same run of digits-sid and the same bounded trace of losses and joins, counted from the first
+step, on Ray nodes of one CPU each on this machine. "ray" is Ray Train's own elastic policy and its
+default timeouts, "ray-tuned" its policy with sid_ray's timeouts; all three save checkpoints alike
+(on local disk and in storage, at the same interval) and write one when a node is drained, which
+Ray's default does not. Goodput is the undisturbed run's seconds (two workers throughout) over a
+system's, first step to last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.local_cluster import LocalCluster, Run
+
+FLAGS = [
+    "--images", "16000", "--output.checkpoint-every", "2560", "--output.report-every", "640",
+    "--workers", "2",
+]  # fmt: skip
+# Seconds from the first step. A drained node goes at its deadline.
+TRACE = [(20, "drain"), (60, "join"), (110, "lose"), (150, "join")]
+DEADLINE_S = 15
+STOCK = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "5",
+}
+SYSTEMS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "undisturbed": ([], {}),
+    "sid_ray": ([], {}),
+    "ray-tuned": (["--resources.scaling", "ray"], {}),
+    "ray": (["--resources.scaling", "ray", "--resources.resize-check-s", "60"], STOCK),
+}
+
+
+def measure(folder: Path, system: str, name: str) -> dict[str, Any]:
+    """One run of the trace on a cluster of its own; the run's summary with its seconds."""
+    flags, environment = SYSTEMS[system]
+    with LocalCluster(folder / f"{name}_nodes") as cluster:
+        nodes, drained = [cluster.add(), cluster.add()], []
+        run = Run(folder, name, FLAGS + flags, cluster.address, environment)
+        run.wait(lambda: run.said("first step of"))
+        began = time.monotonic()
+        events = [] if system == "undisturbed" else sorted(
+            [*TRACE, *((at + DEADLINE_S, "gone") for at, what in TRACE if what == "drain")]
+        )  # fmt: skip
+        for at, what in events:
+            while time.monotonic() - began < at and run.process.poll() is None:
+                time.sleep(0.05)
+            if run.process.poll() is not None:
+                break
+            if what == "drain":
+                drained.append(nodes.pop())
+                cluster.drain(drained[-1], DEADLINE_S)
+            elif what == "gone":
+                cluster.kill(drained.pop())
+            elif what == "lose":
+                cluster.kill(nodes.pop())
+            else:
+                nodes.append(cluster.add())
+        return run.finish(900)
+
+
+def row(system: str, found: list[dict[str, Any]], undisturbed: float) -> str:
+    seconds = statistics.median(item["train_seconds"] for item in found)
+    first = min(found, key=lambda item: abs(item["train_seconds"] - seconds))
+    stops = first["interruptions"]
+    lost = ", ".join(f"{s['steps_lost']} ({s['seconds']:.0f} s)" for s in stops) or "-"
+    total = sum(stop["steps_lost"] for stop in stops)
+    away = sum(stop["seconds"] for stop in stops)
+    goodput = undisturbed / seconds
+    return f"| {system} | {seconds:.0f} | {goodput:.2f} | {len(stops)} | {total} | {away:.0f} | {lost} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="goodput_"))
+    systems = ["undisturbed", *(name for name in options.systems if name != "undisturbed")]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    for repeat in range(options.repeats):  # in turn: a busy minute hits all alike
+        for system in systems:
+            found[system].append(measure(folder, system, f"{system}{repeat}"))
+    print("| system | seconds | goodput | stops | steps again | seconds without steps | each |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    base = statistics.median(item["train_seconds"] for item in found["undisturbed"])
+    for system in systems:
+        print(row(system, found[system], base), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Growing and failing as sid_ray wants it; Ray's controller and coordinator are faked."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import ray
+import ray.train
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from sid_ray.actors import scaling
+from sid_ray.actors.scaling import AskFirst, Budget
+from sid_ray.actors.signals import PausedError
+
+
+class Remote:
+    """An actor handle: calls are noted, and answered by ``answers``."""
+
+    def __init__(self, **answers):
+        self.calls, self.answers = [], answers
+
+    def __getattr__(self, name):
+        def remote(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return self.answers.get(name)
+
+        return SimpleNamespace(remote=remote)
+
+    def named(self, name):
+        return [args for called, args, _ in self.calls if called == name]
+
+
+@pytest.fixture
+def policy(monkeypatch):
+    """A policy of 1 to 4 workers on nodes "a" and "b" of one CPU each."""
+    config = ray.train.ScalingConfig(
+        num_workers=(1, 4), resources_per_worker={"CPU": 1}, elastic_resize_monitor_interval_s=0
+    )
+    made = AskFirst(config, Remote())
+    made.cluster, made.draining = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, {}
+    coordinator = Remote(get_reserved_resources=made.cluster)
+    made._coordinator_client = SimpleNamespace(
+        _autoscaling_coordinator=coordinator, maybe_send_resource_request=lambda *_: None
+    )
+    made.coordinator = coordinator
+    monkeypatch.setattr(AskFirst, "GET_RESERVED_RESOURCES_INTERVAL_S", 0)
+    monkeypatch.setattr(scaling, "IDLE_S", 0)
+    monkeypatch.setattr(scaling.ray, "get", lambda value, timeout=None: value)
+    state = SimpleNamespace(get_draining_nodes=lambda: made.draining)
+    monkeypatch.setattr(scaling.ray._private.state, "state", state)
+    return made
+
+
+def running(workers):
+    return SimpleNamespace(start_time=float("-inf"), num_workers=workers)
+
+
+def test_a_resize_is_a_question_to_the_workers(policy):
+    decision = policy.make_decision_for_running_worker_group(running(1), None)
+    assert isinstance(decision, NoopDecision)
+    assert policy.tracker.named("ask_pause") == [("resized from 1 to 2 workers",)]
+
+
+def test_nothing_is_asked_where_nothing_changed(policy):
+    policy.make_decision_for_running_worker_group(running(2), None)
+    assert policy.tracker.calls == []
+
+
+def test_draining_nodes_do_not_count(policy):
+    policy.draining = {"b": 0}
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, ResizeDecision)
+    assert decision.num_workers == 1
+    assert policy.coordinator.calls[0][2] == {"recompute": True}
+    policy.draining = {"a": 0, "b": 0}
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_reservations_that_cannot_be_read_change_nothing(policy, monkeypatch):
+    def fail(value, timeout=None):
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(scaling.ray, "get", fail)
+    for decide in (
+        policy.make_decision_for_non_running_worker_group,
+        lambda: policy.make_decision_for_running_worker_group(running(1), None),
+    ):
+        assert isinstance(decide(), NoopDecision)
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    monkeypatch.setattr(scaling.ray, "get", lambda value, timeout=None: value)
+    return Budget(ray.train.FailureConfig(max_failures=2), Remote(stopped=-1))
+
+
+def failure(*errors):
+    return WorkerGroupError("failed", dict(enumerate(errors)))
+
+
+def test_pauses_are_free(budget):
+    for _ in range(10):
+        paused = failure(PausedError("a node is about to go"), RuntimeError("peer is gone"))
+        assert budget.make_decision(paused) == FailureDecision.RETRY
+    assert budget.tracker.named("stopped")[0][:2] == ("a node is about to go", True)
+
+
+def test_failures_in_a_row_use_up_the_budget_and_a_checkpoint_fills_it(budget):
+    decide = lambda: budget.make_decision(failure(RuntimeError("x")))  # noqa: E731
+    assert [decide(), decide()] == [FailureDecision.RETRY] * 2
+    budget.tracker.answers["stopped"] = 640
+    assert [decide(), decide(), decide()] == [FailureDecision.RETRY] * 2 + [FailureDecision.RAISE]
+
+
+def test_the_reason_is_said_in_a_line(budget):
+    dead = WorkerHealthCheckFailedError("unhealthy", RuntimeError("The actor died\nlong story"))
+    budget.make_decision(failure(dead))
+    reason, planned, _ = budget.tracker.named("stopped")[0]
+    assert (reason, planned) == ("worker 0 failed: RuntimeError: The actor died", False)
+
+
+def test_what_goes_to_the_controller_can_be_sent():
+    assert pickle.loads(pickle.dumps(PausedError("why"))).args == ("why",)
+
+
+def test_another_ray_is_not_touched(monkeypatch):
+    assert scaling.private_parts_fit()
+    monkeypatch.setattr(scaling.ray, "__version__", "2.61.0")
+    assert not scaling.private_parts_fit()
