@@ -76,8 +76,9 @@ def row(system: str, found: list[dict[str, Any]], undisturbed: float) -> str:
     lost = ", ".join(f"{s['steps_lost']} ({s['seconds']:.0f} s)" for s in stops) or "-"
     total = sum(stop["steps_lost"] for stop in stops)
     away = sum(stop["seconds"] for stop in stops)
-    goodput = undisturbed / seconds
-    return f"| {system} | {seconds:.0f} | {goodput:.2f} | {len(stops)} | {total} | {away:.0f} | {lost} |"
+    goodput = f"{undisturbed / seconds:.2f}"
+    cells = system, f"{seconds:.0f}", goodput, len(stops), total, f"{away:.0f}"
+    return f"| {' | '.join(map(str, cells))} | {lost} |"
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ class Scenarios:
         self.past(run, 1)
         node = self.nodes.pop()
         self.cluster.drain(node, 30)
-        run.wait(lambda: run.said("a node is about to go;"))
+        run.wait(lambda: run.said("no step lost"))
         self.cluster.kill(node)
         return run
 

@@ -30,6 +30,7 @@ from sid_ray.roles import AdamSettings
 from sid_ray.weights.folder import ModelDescription, load_model, save_model, write_safetensors
 from sid_ray.weights.stream import flat_slice, stream_safetensors
 from tests import trajectories
+from tests.nodes import three_nodes
 from tests.trajectories import CASES, EDM2, outcome, plain_trainee, sharded_trainee, spawn
 
 # Parameters without dimensions, and sizes that neither 2 nor 3 divides.
@@ -91,6 +92,8 @@ def again(rank: int, world_size: int, folder: str) -> None:
         trainee.generator.average_into(whole, 0.0)  # the weights that are used
         name = f"{world_size}-{stages[0]}{stages[1]}"
         write(trainee, Path(folder) / name / WRITTEN)
+        if world_size == 3:
+            three_nodes(rank, Path(folder) / "nodes", trainee, roles_of(trainee), DESCRIPTION)
         if rank == 0:
             facts = {"state": found, "working": dict(whole.state_dict())}
             torch.save(facts | {"seen": trainee.images_seen}, f"{folder}/{name}.pt")
@@ -190,6 +193,31 @@ def test_a_damaged_part_of_another_rank_is_named(folder, tmp_path, harm):
     newest, (line,) = newest_whole(tmp_path)
     assert newest is None
     assert f"{WRITTEN}: {part.name} {'is missing' if harm == 'missing' else 'does not'}" in line
+
+
+def seen_by(folder: Path) -> list[dict]:
+    return [json.loads((folder / "nodes" / f"rank{rank}.json").read_text()) for rank in range(3)]
+
+
+def test_a_wish_of_one_rank_is_heard_by_all(folder):
+    assert [seen["wish"] for seen in seen_by(folder)] == [2, 2, 2]
+    assert [seen["stored"] for seen in seen_by(folder)] == [24, 24, 24]
+
+
+def test_what_only_the_nodes_disks_had_is_uploaded_and_gone_on_from(folder):
+    for rank, seen in enumerate(seen_by(folder)):
+        images_seen, value, local = seen["after a crash"]
+        assert (images_seen, value) == (48, 48.0)
+        assert local
+        assert all(f"rank{(rank + 1) % 3:04d}" in name or "ema" in name for name in local)
+    verify(folder / "nodes" / "run" / "checkpoint_000000000048_a")
+
+
+def test_with_a_node_goes_what_only_its_disk_had_and_the_one_before_is_used(folder):
+    for seen in seen_by(folder):
+        assert seen["after a lost node"][:2] == [48, 48.0]
+    told = seen_by(folder)[0]["told"]
+    assert any("checkpoint_000000000072_a is on local disks only, without" in t for t in told)
 
 
 def test_parts_that_leave_a_hole_are_named(folder):

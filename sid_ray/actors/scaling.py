@@ -92,8 +92,9 @@ class AskFirst(ElasticScalingPolicy):
             worker_group_state, worker_group_status
         )
         if isinstance(decision, ResizeDecision):
-            now = worker_group_state.num_workers
-            self.tracker.ask_pause.remote(f"resized from {now} to {decision.num_workers} workers")
+            now, then = worker_group_state.num_workers, decision.num_workers
+            why = "nodes have come" if then > now else "nodes are about to go"
+            self.tracker.ask_pause.remote(f"{why}: {now} -> {then} workers")
         return NoopDecision()
 
 

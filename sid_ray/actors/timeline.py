@@ -32,7 +32,7 @@ class Interruption:
             return (
                 f"first step of {self.workers_after} workers after {self.seconds:.1f} s ({phases})"
             )
-        workers = f"{self.workers_before} -> {self.workers_after} workers"
+        workers = f"{self.workers_after} workers after {self.workers_before}"
         lost = "no step lost" if not self.steps_lost else f"{self.steps_lost} steps lost"
         return f"{self.reason}; {workers}, {lost}, {self.seconds:.1f} s ({phases})"
 

@@ -24,6 +24,7 @@ import ray
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.actors import scaling
 from sid_ray.actors.evaluator import Evaluator
@@ -138,10 +139,15 @@ def tracking_uri(config: DistillConfig) -> str:
     return named or f"sqlite:///{config.output.folder}/mlflow.db"
 
 
+def here() -> NodeAffinitySchedulingStrategy:
+    """The driver's own node: what lives as long as the driver must not go with a worker's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
     """``began``: when this driver was started, in seconds since the epoch."""
     tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
-    return Tracker.remote(  # type: ignore[attr-defined]
+    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
         tracking_uri(config),
         config.output.experiment,
         config.run_name,
@@ -300,9 +306,9 @@ def run_actors(
     tracker = start_tracker(config, record, time.time() - (time.monotonic() - clock.began))
     evaluator = None
     if config.evaluation.every:
-        evaluator = Evaluator.remote(  # type: ignore[attr-defined]
-            config, start.description, str(start.teacher), tracker
-        )
+        evaluator = Evaluator.options(  # type: ignore[attr-defined]
+            scheduling_strategy=here()
+        ).remote(config, start.description, str(start.teacher), tracker)
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(folder),
