@@ -153,10 +153,10 @@ def loss_growth(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
         if len(known) < MIN_HISTORY or total(known) < MIN_HISTORY * MIN_UPDATES:
             continue
         usual = median(abs(report.value(name)) for report in known)
-        if usual > 0 and all(abs(report.value(name)) > limit * usual for report in run):
-            text = (
-                f"{name} is {run[-1].value(name):.3g}, its usual size {usual:.3g}, {in_a_row(run)}"
-            )
+        sizes = [abs(report.value(name)) for report in run]
+        if usual > 0 and all(limit * usual < size < math.inf for size in sizes):
+            often = f"{min(sizes) / usual:.0f} times that or more {in_a_row(run)}"
+            text = f"{name} is {run[-1].value(name):.3g}, its usual size was {usual:.3g}, {often}"
             text = worded(run, text, "loss_growth", limit, LOWER_BOTH)
             yield Finding("unhealthy", text, before(reports, run))
 
