@@ -250,9 +250,7 @@ class HealthConfig:
     """
 
     reports: int = 3
-    """Reports in a row that must be beyond loss_growth, saturation, sample_std_low,
-    sample_spread_low or discriminator_accuracy.
-    """
+    """Reports in a row that must be beyond a threshold of losses, samples or discriminator."""
     skipped_share: float = 0.5
     """Share of updates skipped because they were not finite. Half: one of the two networks does not
     learn any more.
@@ -265,6 +263,8 @@ class HealthConfig:
     """
     loss_growth: float = 100.0
     """Size of a loss, in multiples of the median of its own size in the last 100 reports."""
+    loss_warning: float = 10.0
+    """The same, for a warning that does not stop the run."""
     saturation: float = 0.98
     """Share of the values of generated pictures at or beyond -1 and 1."""
     sample_std_low: float = 0.02
@@ -273,7 +273,7 @@ class HealthConfig:
     """Standard deviation between generated images below which they are all the same."""
     discriminator_accuracy: float = 0.995
     """sida: share of logits on the right side, of real and of generated images, from which on a
-    warning says that the discriminator has won. Never stops a run.
+    warning says that the discriminator has won. It does not stop the run.
     """
 
 
@@ -419,6 +419,7 @@ MINIMUM = {
     "health.skipped_share": 0,
     "health.nonfinite_share": 0,
     "health.loss_growth": 0,
+    "health.loss_warning": 0,
     "health.saturation": 0,
     "health.sample_std_low": 0,
     "health.sample_spread_low": 0,

@@ -139,26 +139,41 @@ def nonfinite_share(reports: Reports, settings: HealthConfig) -> Iterator[Findin
 
 
 def loss_growth(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
-    """A loss far beyond its own past.
+    """A loss far beyond its own past."""
+    limit = settings.loss_growth
+    for run, text, ratio in grown(reports, settings):
+        if 0 < limit < ratio:
+            text = worded(run, text, "loss_growth", limit, LOWER_BOTH)
+            yield Finding("unhealthy", text, before(reports, run))
+
+
+def loss_warning(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
+    """A loss that is on the way there."""
+    limit = settings.loss_warning
+    for run, text, ratio in grown(reports, settings):
+        if 0 < limit < ratio <= (settings.loss_growth or math.inf):
+            yield Finding("warn", worded(run, text, "loss_warning", limit, LOWER_BOTH))
+
+
+def grown(reports: Reports, settings: HealthConfig) -> Iterator[tuple[Reports, str, float]]:
+    """For each loss that has a past: the last reports, what to say of them, and how many times the
+    loss's usual size the least of theirs is.
 
     Sizes are compared, not values: SiD's generator loss has either sign and goes through 0. The
     median is unmoved by the rare huge values that losses divided by w have.
     """
-    start, limit = recent_start(reports, settings.reports), settings.loss_growth
+    start = recent_start(reports, settings.reports)
     past, run = reports[:start], reports[start:]
-    if not limit or len(run) < settings.reports:
-        return
     for name in sorted(name for name in reports[-1].metrics if name.endswith("_loss")):
         known = [report for report in past if math.isfinite(report.value(name))]
+        sizes = [abs(report.value(name)) for report in run]
         if len(known) < MIN_HISTORY or total(known) < MIN_HISTORY * MIN_UPDATES:
             continue
         usual = median(abs(report.value(name)) for report in known)
-        sizes = [abs(report.value(name)) for report in run]
-        if usual > 0 and all(limit * usual < size < math.inf for size in sizes):
-            often = f"{min(sizes) / usual:.0f} times that or more {in_a_row(run)}"
-            text = f"{name} is {run[-1].value(name):.3g}, its usual size was {usual:.3g}, {often}"
-            text = worded(run, text, "loss_growth", limit, LOWER_BOTH)
-            yield Finding("unhealthy", text, before(reports, run))
+        if usual > 0 and all(map(math.isfinite, sizes)):
+            ratio = min(sizes) / usual
+            text = f"{name} is {run[-1].value(name):.3g}, usual before was {usual:.3g}"
+            yield run, f"{text}, {ratio:.0f} times that or more {in_a_row(run)}", ratio
 
 
 def saturation(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
@@ -211,6 +226,7 @@ RULES: Mapping[str, Rule] = {
         skipped_share,
         nonfinite_share,
         loss_growth,
+        loss_warning,
         saturation,
         sample_std_low,
         sample_spread_low,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -108,3 +110,5 @@ def test_objectives_report_them_without_gradients(kind):
     expected = statistics(images.detach(), 4)
     for name in SAMPLES:
         assert float(generator[name]) / 4 == pytest.approx(expected[name], rel=1e-6), name
+    page = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    assert [name for name in (*fake, *generator) if f"`{name}`" not in page] == []
