@@ -251,6 +251,41 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """When a run is no longer worth going on; judged at each progress report, 0 turns a rule off.
+
+    Beyond a threshold the run goes back to its last good checkpoint once, then stops and says why.
+    """
+
+    reports: int = 3
+    """Reports in a row that must be beyond a threshold of losses, samples or discriminator."""
+    skipped_share: float = 0.5
+    """Share of updates skipped because they were not finite. Half: one of the two networks does not
+    learn any more.
+    """
+    nonfinite_share: float = 0.5
+    """Share of samples whose image or score is not finite."""
+    nonfinite_metrics: bool = True
+    """Stop at a loss or another measured number that is not finite: at once, or where updates were
+    skipped for it, after several reports in a row.
+    """
+    loss_growth: float = 100.0
+    """Size of a loss, in multiples of the median of its own size in the last 100 reports."""
+    loss_warning: float = 10.0
+    """The same, for a warning that does not stop the run."""
+    saturation: float = 0.98
+    """Share of the values of generated pictures at or beyond -1 and 1."""
+    sample_std_low: float = 0.02
+    """Standard deviation over the values of a generated image below which images are flat."""
+    sample_spread_low: float = 0.01
+    """Standard deviation between generated images below which they are all the same."""
+    discriminator_accuracy: float = 0.995
+    """sida: share of logits on the right side, of real and of generated images, from which on a
+    warning says that the discriminator has won. It does not stop the run.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """What is written, and how often."""
 
@@ -290,6 +325,7 @@ class DistillConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def group_plan(self, world_size: int) -> GroupPlan:
@@ -400,6 +436,15 @@ MINIMUM = {
     "evaluation.every": 0,
     "evaluation.num_images": 65,
     "evaluation.teacher_steps": 1,
+    "health.reports": 1,
+    "health.skipped_share": 0,
+    "health.nonfinite_share": 0,
+    "health.loss_growth": 0,
+    "health.loss_warning": 0,
+    "health.saturation": 0,
+    "health.sample_std_low": 0,
+    "health.sample_spread_low": 0,
+    "health.discriminator_accuracy": 0,
     "output.checkpoint_every": 1,
     "output.keep_checkpoints": 1,
     "output.report_every": 1,

@@ -19,6 +19,7 @@ from sid_ray.objectives.functional import (
 )
 from sid_ray.objectives.generation import generator_step
 from sid_ray.objectives.lsg import PLAIN, Guidance
+from sid_ray.objectives.statistics import sample_statistics
 from sid_ray.schedules import image_shape
 from sid_ray.types import (
     WHOLE,
@@ -172,7 +173,8 @@ class SiD:
         """SiD's loss; its gradient flows through y, the teacher and the fake score."""
         seen = self.score(nets, batch, draw)
         loss = self.distillation_loss(seen)
-        return Loss(loss * self.generator_scale, generator_metrics(loss, seen))
+        metrics = generator_metrics(loss, seen, scope.group_size)
+        return Loss(loss * self.generator_scale, metrics)
 
     def generator_sums(self, images_seen: int) -> SumsOf | None:
         return None
@@ -209,11 +211,10 @@ def fake_metrics(loss: Tensor, seen: Denoised) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def generator_metrics(loss: Tensor, seen: Scored) -> dict[str, Tensor]:
+def generator_metrics(loss: Tensor, seen: Scored, group_size: int) -> dict[str, Tensor]:
     """Sums over samples for reports."""
-    return {
+    return sample_statistics(seen.y, seen.finite, group_size) | {
         "generator_loss": loss.detach(),
         "sid_weight": sid_weight(seen.y, seen.f_phi).sum(),
-        "sample_std": seen.y.flatten(1).std(1).sum(),
         "nonfinite_samples": (1 - seen.finite).sum(),
     }

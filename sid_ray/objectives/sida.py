@@ -12,6 +12,7 @@ Symbols
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,22 @@ from sid_ray.objectives.functional import (
     sid_weight,
 )
 from sid_ray.objectives.sid import Denoised, Scored, SiD, fake_metrics, generator_metrics
+from sid_ray.objectives.statistics import discriminator_statistics
 from sid_ray.types import WHOLE, Batch, Draw, GroupSums, Loss, Networks, Scope, SumsOf, Want
+
+
+class Judged(NamedTuple):
+    """What the discriminator says of real and generated images, before any loss.
+
+    weight lambda / e^u, value (BCE real + BCE fake) / 2 and finite are [B], the logits
+    [B, 1, h, w]; only the logits are as they came in samples that are not finite, the others zero.
+    """
+
+    weight: Tensor
+    value: Tensor
+    finite: Tensor
+    logits_real: Tensor
+    logits_fake: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,17 +76,16 @@ class SiDA(SiD):
         batch = self.guidance.drop_text(batch, draw)
         seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
         loss = self.denoising_loss(seen)
-        weight, value, finite = self._discriminator_terms(nets, batch, draw, seen)
+        judged = self._judge(nets, batch, draw, seen)
+        weight, value, finite = judged[:3]
         size = scope.group_size or len(value)
         adversarial = group_product(weight, value, finite, size, scope.sums)
         total = self.fake_scale * loss + self.discriminator_weight * adversarial
         metrics = {"discriminator_loss": adversarial.detach(), "logit_loss": value.detach().sum()}
+        metrics |= discriminator_statistics(judged.logits_real, judged.logits_fake, finite)
         return Loss(total, fake_metrics(loss, seen) | metrics)
 
-    def _discriminator_terms(
-        self, nets: Networks, batch: Batch, draw: Draw, seen: Denoised
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights lambda / e^u, (BCE real + BCE fake) / 2, finite), each [B]."""
+    def _judge(self, nets: Networks, batch: Batch, draw: Draw, seen: Denoised) -> Judged:
         assert batch.images is not None and seen.prediction.logits is not None
         real, labels = self.augmented(batch.images, draw, real=True)
         x_t = self.schedule.add_noise(real, draw.noise, seen.level)
@@ -78,10 +93,12 @@ class SiDA(SiD):
         cond = seen.cond._replace(augment=labels, dropout_keys=keys)
         own = self.guidance.own(nets.fake_score)
         logits_real = own(x_t, seen.level, cond, Want.LOGITS).logits
+        logits_fake = seen.prediction.logits
         assert logits_real is not None
-        value = discriminator_value(logits_real, seen.prediction.logits)
+        value = discriminator_value(logits_real, logits_fake)
         finite = seen.finite * finite_samples(value)
-        return only(finite, self._discriminator_weight(seen)), only(finite, value), finite
+        weight = only(finite, self._discriminator_weight(seen))
+        return Judged(weight, only(finite, value), finite, logits_real, logits_fake)
 
     def _discriminator_weight(self, seen: Denoised) -> Tensor:
         weight = self.schedule.fake_weight(seen.level)
@@ -97,7 +114,7 @@ class SiDA(SiD):
     def _discriminator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums:
         batch = self.guidance.drop_text(batch, draw)
         seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
-        return sums_of(*self._discriminator_terms(nets, batch, draw, seen))
+        return sums_of(*self._judge(nets, batch, draw, seen)[:3])
 
     # Generator ------------------------------------------------------------------------------------
 
@@ -117,7 +134,7 @@ class SiDA(SiD):
         with torch.no_grad():
             outside = (seen.logits.abs() > MAX_LOGIT).flatten(1).float().mean(1).sum()
         metrics = {"adversarial_loss": adversarial.detach(), "saturated_logits": outside}
-        return Loss(total, generator_metrics(loss, seen) | metrics)
+        return Loss(total, generator_metrics(loss, seen, size) | metrics)
 
     def _adversarial_terms(self, seen: Scored) -> tuple[Tensor, Tensor, Tensor]:
         """(weights 1 / (w e^u), BCE of the clamped logits, finite), each [B]."""
