@@ -93,6 +93,11 @@ def checkpoint_name(images_seen: int, attempt: str) -> str:
     return f"{PREFIX}{images_seen:012d}_{attempt}"
 
 
+def images_seen_of(name: str) -> int:
+    """The inverse of checkpoint_name, as far as it goes."""
+    return int(name.removeprefix(PREFIX).split("_")[0])
+
+
 def write_checkpoint(
     folder: Path,
     trainee: Trainee,

@@ -21,6 +21,7 @@ from sid_ray.checkpoint import (
     DamagedCheckpointError,
     Manifest,
     damage_of,
+    images_seen_of,
     parse_manifest,
 )
 from sid_ray.fragments import gathered, world
@@ -59,12 +60,17 @@ class Search:
         self.rank, self.ranks = world()
         self._bad: set[tuple[str, str]] = set()  # (node or "storage", checkpoint)
 
-    def newest(self) -> Reachable | None:
-        """The newest whole checkpoint, None for none. Tells what was wrong with newer ones."""
+    def newest(self, images_seen: int | None = None) -> Reachable | None:
+        """The newest whole checkpoint, None for none. Tells what was wrong with newer ones.
+
+        With ``images_seen``, the newest of those that had seen no more.
+        """
         while True:
             shelves = gathered(self._shelf(), self.spool.group)
             stored = gathered(self._stored(), self.spool.group)[0]
             names = sorted({n for s in shelves for n in s.files} | set(stored), reverse=True)
+            if images_seen is not None:
+                names = [name for name in names if images_seen_of(name) <= images_seen]
             found = next(filter(None, (self._try(n, shelves, n in stored) for n in names)), None)
             if found is None:
                 return None

@@ -273,6 +273,15 @@ class Spool:
         if told and not self._closing.is_set():
             self.tell(f"storage is back: {name} is uploaded")
 
+    def forget_after(self, name: str) -> None:
+        """Removes newer checkpoints from local disks and storage."""
+        for folder in (self.local, self.storage.folder) if world()[0] == 0 else (self.local,):
+            for entry in folder.glob(f"{PREFIX}*"):
+                if entry.name > name:
+                    shutil.rmtree(entry, ignore_errors=True)
+        gathered(None, self.group)  # nobody writes anew before everybody has removed
+        self.saved = self.stored = -1
+
     def forget(self, before: str = "~") -> None:
         """Removes older checkpoints, or all, from local disk. Ranks of one node may do so at once.
 

@@ -92,11 +92,11 @@ def again(rank: int, world_size: int, folder: str) -> None:
         trainee.generator.average_into(whole, 0.0)  # the weights that are used
         name = f"{world_size}-{stages[0]}{stages[1]}"
         write(trainee, Path(folder) / name / WRITTEN)
-        if world_size == 3:
-            three_nodes(rank, Path(folder) / "nodes", trainee, roles_of(trainee), DESCRIPTION)
         if rank == 0:
             facts = {"state": found, "working": dict(whole.state_dict())}
             torch.save(facts | {"seen": trainee.images_seen}, f"{folder}/{name}.pt")
+        if world_size == 3:
+            three_nodes(rank, Path(folder) / "nodes", trainee, roles_of(trainee), DESCRIPTION)
 
 
 @pytest.fixture(scope="module")

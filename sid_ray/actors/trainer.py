@@ -27,10 +27,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.actors import scaling
+from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.evaluator import Evaluator
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board, Tracker
-from sid_ray.actors.worker import WorkerSettings, train_loop
+from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
 from sid_ray.checkpoint import newest_whole, read_manifest
 from sid_ray.config import DistillConfig, flatten

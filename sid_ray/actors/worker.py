@@ -2,66 +2,47 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import hashlib
 import logging
-import tempfile
 import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from torch import nn
 
+from sid_ray.actors.build import WorkerSettings, build_networks, build_spool
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
-from sid_ray.assemble import adam_of, data_of, generator_description, objective_of, rules_of
+from sid_ray.assemble import data_of, generator_description, objective_of
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
-from sid_ray.denoisers.attention import set_attention
-from sid_ray.denoisers.precondition import set_precision
-from sid_ray.denoisers.spec import spec_of
-from sid_ray.engine import DeepSpeedRole, init_deepspeed, shard_frozen
-from sid_ray.fragments import ShardedAverage, gathered, whole_state
+from sid_ray.engine import DeepSpeedRole, init_deepspeed
+from sid_ray.fragments import gathered, whole_state
+from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
 from sid_ray.snapshot import take_snapshot
 from sid_ray.spool import Spool
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
-from sid_ray.weights.folder import ModelDescription, load_model
-
-SKIPPED_UPDATES_LIMIT = 10  # consecutive reports with skipped updates after which a run stops
-
+from sid_ray.weights.folder import ModelDescription
 
 PATIENCE_S = (1, 5, 30, 60)  # between tries to write the last state of a run
 
 
 class DivergedError(RuntimeError):
-    """The updates of a run are not finite any more."""
+    """The run is not healthy any more; it was until ``good_until`` images were seen."""
+
+    def __init__(self, reason: str, images_seen: int, good_until: int):
+        super().__init__(reason)
+        self.images_seen, self.good_until = images_seen, good_until
 
 
 class CheckpointFailedError(RuntimeError):
     """A state that must not be lost could not be written."""
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What the driver hands to every worker. All paths are absolute."""
-
-    config: str
-    run_folder: str
-    teacher_folder: str
-    initial_generator: str
-    local_folder: str  # for checkpoints on each node's own disk; empty for the temporary folder
-    own_scaling: bool
-    tracker: Any
-    evaluator: Any
 
 
 @dataclass
@@ -76,21 +57,35 @@ class Worker:
     trainee: Trainee
     roles: dict[str, DeepSpeedRole]
     teacher: ModelDescription
-    sums: Sums
     spool: Spool
-    attempt: str  # keeps the files of two starts of the workers apart
+    attempt: str
+    health: Health
     heartbeat: Heartbeat | None  # on rank 0
+    sums: Sums = field(default_factory=Sums)
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
 
-    def newest(self) -> Reachable | None:
-        """The newest whole checkpoint, on local disks or in storage. A collective."""
-        return Search(self.spool).newest()
+    def newest(self, good_until: int | None = None) -> Reachable | None:
+        """The newest whole checkpoint, on local disks or in storage. A collective.
+
+        Where one was written when no more than ``good_until`` images were seen, the newest such.
+        """
+        search = Search(self.spool)
+        return (search.newest(good_until) if good_until is not None else None) or search.newest()
 
     def go_on_from(self, found: Reachable, word: str) -> None:
         """Takes up a checkpoint's state and says so. A collective."""
         load_files(found.manifest, found.where, self.trainee, self.roles)
         if self.rank == 0:
             self.tell(f"{word} at {self.trainee.images_seen:,} images from {found.name}")
+
+    def roll_back(self, found: Reachable) -> None:
+        """Goes on from an earlier state; newer ones are gone. A collective."""
+        self.spool.flush()
+        self.spool.forget_after(found.name)
+        self.attempt = new_attempt(self.spool)
+        self.sums = Sums()
+        self.go_on_from(found, "rolled back")
+        self.health.reset(self.trainee.images_seen)
 
     def tell(self, text: str) -> None:
         ray.get(self.settings.tracker.event.remote(text))
@@ -167,26 +162,28 @@ class Worker:
     def report(self, spent_s: float, images: int) -> None:
         """Means over all ranks to the tracker. A collective, because ranks saw other samples.
 
-        Raises DivergedError when every update since the last report was skipped.
+        Raises DivergedError, on all ranks alike, when the run is not healthy.
         """
         metrics = reduce_means(self.sums, self.world_size)
-        updates = 2 * images / self.config.training.batch_size
-        skipped = metrics.pop("skipped_updates") / self.world_size
+        metrics["skipped_updates"] /= self.world_size
+        phases = 1 + ("generator_loss" in metrics)
+        updates = phases * images / self.config.training.batch_size
+        findings = self.health.see(metrics, updates, self.trainee.images_seen)
         self.sums = Sums()
         stalled_s, self.stalled_s = self.stalled_s, 0.0
         if self.rank == 0:
             metrics |= {
                 "images_per_s": images / spent_s,
-                "skipped_updates": skipped,
                 "workers": self.world_size,
                 "checkpoint_stall_s": stalled_s,
             }
             self.settings.tracker.log.remote(metrics, self.trainee.images_seen)
-        if updates >= SKIPPED_UPDATES_LIMIT and skipped >= updates:
-            raise DivergedError(
-                f"none of the last {updates:.0f} updates was finite, at "
-                f"{self.trainee.images_seen:,} images: lower the learning rates"
-            )
+        for finding in findings:
+            if finding.severity == "unhealthy":
+                seen = self.trainee.images_seen
+                raise DivergedError(finding.text, seen, finding.good_until)
+            if self.rank == 0:
+                self.tell(finding.text)
 
 
 def reduce_means(sums: Sums, world_size: int) -> dict[str, float]:
@@ -207,93 +204,36 @@ def crossed(every: int, before: int, after: int) -> bool:
 
 
 def build(settings: WorkerSettings) -> Worker:
-    """Teacher, fake score and generator on this rank, all with the teacher's weights."""
+    """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
     context = ray.train.get_context()
-    if context.get_world_rank() == 0:
-        settings.tracker.group_starts.remote(context.get_world_size())
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
     device = ray.train.torch.get_device()
     init_deepspeed()
-    teacher, description = load_model(Path(settings.teacher_folder))
-    if config.teacher.dropout >= 0:
-        teacher, description = with_dropout(teacher, description, config.teacher.dropout)
-    teacher.to(device)
-    set_precision(teacher, config.training.precision)
-    set_attention(teacher, config.resources.attention)
-    plan = config.group_plan(context.get_world_size())
-
-    rules = rules_of(config, description.family)
-
-    def role(name: str, start: nn.Module) -> DeepSpeedRole:
-        network: nn.Module = copy.deepcopy(start).requires_grad_(True)
-        stage = config.resources.stage_of(name)
-        built = DeepSpeedRole(
-            network, adam_of(config, name), stage, plan.passes_a_rank, rules[name]
-        )
-        built.module.requires_grad_(False)  # a phase makes it trainable
-        return built
-
-    # One after the other: the whole copies that a sharded network is made of are not there at once.
-    generator = role("generator", initial_generator(settings, teacher))
-    roles = {"fake_score": role("fake_score", teacher), "generator": generator}
-    if config.resources.teacher_zero_stage == 3:
-        teacher = shard_frozen(teacher)
-    trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
-    rank = context.get_world_rank()
-    spool = spool_of(config, settings)
+    networks = build_networks(config, settings, world_size, device)
+    spool = build_spool(config, settings)
     return Worker(
         config=config,
         settings=settings,
         rank=rank,
-        world_size=context.get_world_size(),
+        world_size=world_size,
         device=device,
-        trainee=trainee,
-        roles=roles,
-        teacher=description,
-        sums=Sums(),
+        trainee=networks.trainee,
+        roles=networks.roles,
+        teacher=networks.description,
         spool=spool,
-        attempt=gathered(uuid.uuid4().hex[:6], spool.group)[0],
+        attempt=new_attempt(spool),
+        health=Health(config.health),
         heartbeat=Heartbeat(settings.tracker) if rank == 0 else None,
     )
 
 
-def spool_of(config: DistillConfig, settings: WorkerSettings) -> Spool:
-    """This rank's spool. A collective."""
-    run, tracker = Path(settings.run_folder), settings.tracker
-    mark = hashlib.sha256(str(run).encode()).hexdigest()[:12]
-    local = settings.local_folder or str(Path(tempfile.gettempdir()) / "sid_ray" / mark)
-    gloo = torch.distributed.get_backend() == "gloo"
-    return Spool(
-        Path(local),
-        run,
-        config.output.keep_checkpoints,
-        tell=lambda text: tracker.event.remote(text),
-        on_stored=lambda images_seen: tracker.stored.remote(images_seen),
-        group=None if gloo else torch.distributed.new_group(backend="gloo"),
-    )
-
-
-def with_dropout(
-    teacher: nn.Module, description: ModelDescription, dropout: float
-) -> tuple[nn.Module, ModelDescription]:
-    """The same network with another dropout while it is trained: it is an argument of a network."""
-    network = dict(description.network) | {"dropout": dropout}
-    changed = spec_of(description.family).build(network)
-    changed.load_state_dict(teacher.state_dict())
-    changed.eval().requires_grad_(False)
-    return changed, dataclasses.replace(description, network=network)
-
-
-def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
-    """The network the generator starts as: the teacher, or SiD2A's one-step generator."""
-    if not settings.initial_generator:
-        return teacher
-    start, _ = load_model(Path(settings.initial_generator))
-    network = copy.deepcopy(teacher)
-    # EDM2's published generators lack the log-variance head, which a generator never uses.
-    network.load_state_dict(network.state_dict() | start.state_dict())
-    return network
+def new_attempt(spool: Spool) -> str:
+    """Keeps the files of two starts of the workers apart. A collective."""
+    return gathered(uuid.uuid4().hex[:6], spool.group)[0]
 
 
 def train(worker: Worker) -> None:
@@ -365,21 +305,21 @@ def wait_for_the_end() -> None:
 
 
 def train_with_second_chance(worker: Worker) -> None:
-    """Trains; rolls back to the last checkpoint when updates are not finite any more.
+    """Trains; rolls back to the last good checkpoint, once, when the run is not healthy any more.
 
-    Once a checkpoint: what was a fault of a machine is gone then; what is the run's own comes back,
-    because a run is a function of its config, and DivergedError then ends it.
+    What was a fault of a machine is gone then; what is the run's own comes back, because a run is
+    a function of its config, and DivergedError then ends it. A run that was healthy again beyond
+    the place of its fault has its chance again.
     """
-    tried: set[str] = set()
+    fault_at = -1
     while True:
         try:
             return train(worker)
         except DivergedError as error:
-            found = worker.newest()
-            if found is None or found.name in tried:
+            found = worker.newest(error.good_until)
+            if found is None or error.good_until <= fault_at:
                 raise
-            tried.add(found.name)
-            worker.sums = Sums()
+            fault_at = error.images_seen
             if worker.rank == 0:
                 worker.tell(str(error))
-            worker.go_on_from(found, "rolled back")
+            worker.roll_back(found)

@@ -1,7 +1,5 @@
 """What a worker does when its updates are not finite any more; Ray's part is faked."""
 
-from pathlib import Path
-
 import pytest
 
 from sid_ray.actors import worker as module
@@ -9,56 +7,71 @@ from sid_ray.actors.worker import DivergedError, crossed, train_with_second_chan
 
 
 class FakeWorker:
-    """A worker whose newest checkpoint is given for each time it is asked."""
+    """A worker with checkpoints at these images seen."""
 
     rank = 0
 
-    def __init__(self, *newest):
-        self.left, self.told, self.taken = list(newest), [], []
+    def __init__(self, *checkpoints):
+        self.checkpoints, self.told, self.taken = checkpoints, [], []
 
-    def newest(self):
-        return self.left.pop(0)
+    def newest(self, good_until=None):
+        good = [seen for seen in self.checkpoints if good_until is None or seen <= good_until]
+        return max(good or self.checkpoints, default=None)
 
     def tell(self, text):
         self.told.append(text)
 
-    def go_on_from(self, folder, word):
-        self.taken.append((folder, word))
+    def roll_back(self, found):
+        self.taken.append(found)
 
 
-def diverging(monkeypatch, times: int) -> list[int]:
-    """train() that diverges ``times`` times and then ends well."""
+def diverging(monkeypatch, *faults) -> list[int]:
+    """train() that finds these faults, one a call, and then ends well."""
     calls: list[int] = []
 
     def train(worker):
         calls.append(1)
-        if len(calls) <= times:
-            raise DivergedError("none of the last 20 updates was finite")
+        if len(calls) <= len(faults):
+            raise DivergedError("none of the last 20 updates was finite", *faults[len(calls) - 1])
 
     monkeypatch.setattr(module, "train", train)
     return calls
 
 
-def test_a_checkpoint_gets_one_second_chance(monkeypatch):
-    calls = diverging(monkeypatch, times=1)
-    worker = FakeWorker(Path("checkpoint_1"))
+def test_a_run_gets_one_second_chance_from_its_last_good_checkpoint(monkeypatch):
+    calls = diverging(monkeypatch, (300, 200))
+    worker = FakeWorker(100, 200, 290)
     train_with_second_chance(worker)
     assert len(calls) == 2
-    assert worker.taken == [(Path("checkpoint_1"), "rolled back")]
+    assert worker.taken == [200]
     assert "none of the last 20" in worker.told[0]
 
 
-def test_the_second_time_at_the_same_checkpoint_is_the_end(monkeypatch):
-    diverging(monkeypatch, times=99)
-    worker = FakeWorker(Path("checkpoint_1"), Path("checkpoint_2"), Path("checkpoint_2"))
+def test_the_same_fault_again_is_the_end(monkeypatch):
+    calls = diverging(monkeypatch, (300, 200), (300, 200))
+    with pytest.raises(DivergedError):
+        train_with_second_chance(FakeWorker(100, 200))
+    assert len(calls) == 2
+
+
+def test_a_fault_beyond_a_healthy_stretch_gets_a_chance_of_its_own(monkeypatch):
+    diverging(monkeypatch, (300, 200), (900, 800), (1000, 850))
+    worker = FakeWorker(100, 200, 700)
     with pytest.raises(DivergedError):
         train_with_second_chance(worker)
-    assert [folder.name for folder, _ in worker.taken] == ["checkpoint_1", "checkpoint_2"]
+    assert worker.taken == [200, 700]
+
+
+def test_where_no_checkpoint_is_surely_good_the_newest_is_taken(monkeypatch):
+    diverging(monkeypatch, (300, 50))
+    worker = FakeWorker(100, 200)
+    train_with_second_chance(worker)
+    assert worker.taken == [200]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(monkeypatch):
-    diverging(monkeypatch, times=99)
-    worker = FakeWorker(None)
+    diverging(monkeypatch, (300, 200))
+    worker = FakeWorker()
     with pytest.raises(DivergedError):
         train_with_second_chance(worker)
     assert worker.taken == []

@@ -1,0 +1,118 @@
+"""What a worker is made of: its three networks as engines, and the way of its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sid_ray.assemble import adam_of, rules_of
+from sid_ray.config import DistillConfig
+from sid_ray.denoisers.attention import set_attention
+from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.engine import DeepSpeedRole, shard_frozen
+from sid_ray.fragments import ShardedAverage
+from sid_ray.spool import Spool
+from sid_ray.step import Trainee
+from sid_ray.weights.folder import ModelDescription, load_model
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What the driver hands to every worker. All paths are absolute."""
+
+    config: str
+    run_folder: str
+    teacher_folder: str
+    initial_generator: str
+    local_folder: str  # for checkpoints on each node's own disk; empty for the temporary folder
+    own_scaling: bool
+    tracker: Any
+    evaluator: Any
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three roles, and what the teacher is."""
+
+    trainee: Trainee
+    roles: dict[str, DeepSpeedRole]
+    description: ModelDescription
+
+
+def build_networks(
+    config: DistillConfig, settings: WorkerSettings, world_size: int, device: torch.device
+) -> Networks:
+    """Teacher, fake score and generator on this rank, all with the teacher's weights."""
+    teacher, description = load_model(Path(settings.teacher_folder))
+    if config.teacher.dropout >= 0:
+        teacher, description = with_dropout(teacher, description, config.teacher.dropout)
+    teacher.to(device)
+    set_precision(teacher, config.training.precision)
+    set_attention(teacher, config.resources.attention)
+    plan = config.group_plan(world_size)
+
+    rules = rules_of(config, description.family)
+
+    def role(name: str, start: nn.Module) -> DeepSpeedRole:
+        network: nn.Module = copy.deepcopy(start).requires_grad_(True)
+        stage = config.resources.stage_of(name)
+        built = DeepSpeedRole(
+            network, adam_of(config, name), stage, plan.passes_a_rank, rules[name]
+        )
+        built.module.requires_grad_(False)  # a phase makes it trainable
+        return built
+
+    # One after the other: the whole copies that a sharded network is made of are not there at once.
+    generator = role("generator", initial_generator(settings, teacher))
+    roles = {"fake_score": role("fake_score", teacher), "generator": generator}
+    if config.resources.teacher_zero_stage == 3:
+        teacher = shard_frozen(teacher)
+    trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
+    return Networks(trainee, roles, description)
+
+
+def with_dropout(
+    teacher: nn.Module, description: ModelDescription, dropout: float
+) -> tuple[nn.Module, ModelDescription]:
+    """The same network with another dropout while it is trained: it is an argument of a network."""
+    network = dict(description.network) | {"dropout": dropout}
+    changed = spec_of(description.family).build(network)
+    changed.load_state_dict(teacher.state_dict())
+    changed.eval().requires_grad_(False)
+    return changed, dataclasses.replace(description, network=network)
+
+
+def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
+    """The network the generator starts as: the teacher, or SiD2A's one-step generator."""
+    if not settings.initial_generator:
+        return teacher
+    start, _ = load_model(Path(settings.initial_generator))
+    network = copy.deepcopy(teacher)
+    # EDM2's published generators lack the log-variance head, which a generator never uses.
+    network.load_state_dict(network.state_dict() | start.state_dict())
+    return network
+
+
+def build_spool(config: DistillConfig, settings: WorkerSettings) -> Spool:
+    """This rank's spool. A collective."""
+    run, tracker = Path(settings.run_folder), settings.tracker
+    mark = hashlib.sha256(str(run).encode()).hexdigest()[:12]
+    local = settings.local_folder or str(Path(tempfile.gettempdir()) / "sid_ray" / mark)
+    gloo = torch.distributed.get_backend() == "gloo"
+    return Spool(
+        Path(local),
+        run,
+        config.output.keep_checkpoints,
+        tell=lambda text: tracker.event.remote(text),
+        on_stored=lambda images_seen: tracker.stored.remote(images_seen),
+        group=None if gloo else torch.distributed.new_group(backend="gloo"),
+    )
