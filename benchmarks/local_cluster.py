@@ -6,9 +6,11 @@ of its own (the same command as a person's), with the cluster's RAY_ADDRESS.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -169,3 +171,72 @@ class Run:
         """kill -9 of the driver."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+
+class LocalAutoscaler:
+    """A head without CPU and Ray's fake autoscaler, which starts nodes of one CPU when asked.
+
+    Its processes are known by their session: other Rays on the machine are left alone.
+    """
+
+    def __init__(self, folder: Path, nodes: int):
+        self.folder, self.nodes = folder, nodes
+
+    def __enter__(self) -> LocalAutoscaler:
+        from ray.cluster_utils import AutoscalingCluster
+
+        node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0}
+        made = AutoscalingCluster({"CPU": 0}, {"spot": node | {"max_workers": self.nodes}})
+        config = self.folder / "autoscaler.json"
+        config.write_text(json.dumps(made._config | {"max_workers": self.nodes}))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        settings = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        self._before = {process.pid for process in psutil.process_iter()}
+        self._process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
+                "--port", self.address.split(":")[1], "--num-cpus", "0",
+                "--object-store-memory", str(200 * 2**20), "--include-dashboard", "false",
+                "--autoscaling-config", str(config),
+                "--system-config", json.dumps(HEALTH),
+            ],
+            env=os.environ | QUIET | settings, start_new_session=True,
+            stdout=(self.folder / "head.txt").open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (self.folder / "head.txt").read_text():
+            if time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "head.txt").read_text())
+            time.sleep(0.1)
+        return self
+
+    def raylets(self) -> list[psutil.Process]:
+        """Raylets of the nodes that the autoscaler started, oldest first."""
+        found = [p for p in self._own() if p.name() == "raylet"]
+        return sorted(found, key=lambda p: p.create_time())[1:]
+
+    def _own(self) -> list[psutil.Process]:
+        """Processes of this cluster: they were started since, and know its address."""
+        port, found = self.address.split(":")[1], []
+        for process in psutil.process_iter():
+            if process.pid in self._before:
+                continue
+            with contextlib.suppress(psutil.Error):
+                if f":{port}" in " ".join(process.cmdline()) or self._is_child(process):
+                    found.append(process)
+        return found
+
+    def _is_child(self, process: psutil.Process) -> bool:
+        return any(parent.pid == self._process.pid for parent in process.parents())
+
+    def __exit__(self, *_: object) -> None:
+        left = self._own()
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                left += process.children(recursive=True)
+        for process in [psutil.Process(self._process.pid), *left]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._process.wait()

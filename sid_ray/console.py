@@ -78,7 +78,7 @@ class Display:
     def update(self, phase: str, metrics: Mapping[str, float], events: Sequence[str]) -> None:
         """Shows events once and the newest numbers."""
         for event in events:
-            self.console.print(event)
+            self.console.print(event, markup=False)
         seen = int(metrics.get("images_seen", 0))
         info = self.describe(metrics)
         if self.live:

@@ -55,6 +55,13 @@ def test_lines_are_few_where_there_is_no_terminal():
     ]
 
 
+def test_brackets_of_an_error_are_not_markup():
+    page = io.StringIO()
+    with Display(Console(file=page, width=200), total_images=1000) as display:
+        display.update("restarting", {}, ["worker 0 failed: [/gloo/pair.cc:553] [bold]lost"])
+    assert "worker 0 failed: [/gloo/pair.cc:553] [bold]lost" in page.getvalue()
+
+
 def test_a_live_display_does_not_fetch_prints_back_to_the_terminal(capsys):
     page = io.StringIO()
     terminal = Console(file=page, width=100, force_terminal=True)

@@ -256,7 +256,7 @@ def test_checkpoints_of_schema_1_are_read(folder, tmp_path, monkeypatch):
 def test_an_average_of_another_teacher_is_refused(folder):
     trainee = plain_trainee(CASE)
     trainee.generator.module.unet.emb_fourier.phases.add_(1)
-    path = folder / "3-32" / WRITTEN / "generator_ema"
+    path = folder / "3-32" / WRITTEN / "generator_ema" / "model.safetensors"
     with pytest.raises(UserError, match="phases is not that of the teacher"):
         checkpoint_parts.load_average(ShardedAverage(trainee.generator), path)
 

@@ -25,6 +25,7 @@ from sid_ray.actors.signals import PausedError
 VERSION = "2.60."
 CALL_TIMEOUT_S = 5.0
 IDLE_S = 0.2
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was abort")
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +124,15 @@ class Budget(DefaultFailurePolicy):
 
 def first_line(error: BaseException, failures: dict) -> str:
     """What failed, in a few words: a person reads it above the progress line."""
-    cause = next(iter(failures.values()), error)
-    cause = getattr(cause, "health_check_failure", cause)
+    deaths = {rank: e for rank, e in failures.items() if hasattr(e, "health_check_failure")}
+    if deaths:  # what the others say is that they lost their peer
+        return f"worker {', '.join(map(str, deaths))} died"
+    rank, cause = next(iter(failures.items()), (None, error))
+    if any(text in str(cause) for text in LOST_PEER):
+        return "a worker was lost"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
-    ranks = ", ".join(map(str, failures)) if failures else ""
-    return (f"worker {ranks} failed: {text}" if ranks else text)[:200]
+    return (text if rank is None else f"worker {rank} failed: {text}")[:200]
 
 
 class ElasticTrainer(TorchTrainer):

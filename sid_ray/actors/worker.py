@@ -22,7 +22,7 @@ from sid_ray.assemble import data_of, generator_description, objective_of
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
 from sid_ray.engine import DeepSpeedRole, init_deepspeed
-from sid_ray.fragments import gathered, whole_state
+from sid_ray.fragments import gathered, whole_state, world
 from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
 from sid_ray.snapshot import take_snapshot
@@ -63,6 +63,10 @@ class Worker:
     heartbeat: Heartbeat | None  # on rank 0
     sums: Sums = field(default_factory=Sums)
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
+
+    @property
+    def finished(self) -> bool:
+        return self.trainee.images_seen >= self.config.training.images
 
     def newest(self, good_until: int | None = None) -> Reachable | None:
         """The newest whole checkpoint, on local disks or in storage. A collective.
@@ -150,7 +154,7 @@ class Worker:
         began = time.monotonic()
         wish = self.spool.poll(wish)
         self.stalled_s += time.monotonic() - began
-        if wish == NOTHING or self.trainee.images_seen >= self.config.training.images:
+        if wish == NOTHING or self.finished:
             return
         self.secure()
         reason = "a node is about to go" if wish == PREEMPTED else ""
@@ -164,7 +168,7 @@ class Worker:
 
         Raises DivergedError, on all ranks alike, when the run is not healthy.
         """
-        metrics = reduce_means(self.sums, self.world_size)
+        metrics = reduce_means(self.sums, self.spool.group)
         metrics["skipped_updates"] /= self.world_size
         phases = 1 + ("generator_loss" in metrics)
         updates = phases * images / self.config.training.batch_size
@@ -186,14 +190,14 @@ class Worker:
                 self.tell(finding.text)
 
 
-def reduce_means(sums: Sums, world_size: int) -> dict[str, float]:
+def reduce_means(sums: Sums, group: Any = None) -> dict[str, float]:
     """Means over samples of all ranks; plain sums over ranks where there were no samples."""
     names = sorted(sums.values)
     packed = torch.stack([sums.values[name].double().cpu() for name in names])
     counts = torch.tensor([float(sums.counts[name]) for name in names], dtype=torch.float64)
     both = torch.stack([packed, counts])
-    if world_size > 1:
-        torch.distributed.all_reduce(both)
+    if world()[1] > 1:
+        torch.distributed.all_reduce(both, group=group)
     means = both[0] / both[1].clamp_min(1)
     return dict(zip(names, means.tolist(), strict=True))
 
@@ -236,37 +240,48 @@ def new_attempt(spool: Spool) -> str:
     return gathered(uuid.uuid4().hex[:6], spool.group)[0]
 
 
-def train(worker: Worker) -> None:
-    """Steps until the run has seen its images; everything else happens between two steps."""
-    config, trainee = worker.config, worker.trainee
-    training, output = config.training, config.output
-    plan = config.group_plan(worker.world_size)
-    step_settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
-    folder = Path(worker.settings.teacher_folder)
-    data = data_of(config, worker.teacher, folder, worker.device)
-    objective = objective_of(config, data.null_text)
-    draws = draws_of(data.source, plan, training.seed, worker.device, objective.draw_spec)
-    reported, reported_at = trainee.images_seen, time.monotonic()
-    if trainee.images_seen == 0 and config.evaluation.every:
-        worker.evaluate()
-    while trainee.images_seen < training.images:
+class Loop:
+    """A worker's iterations; everything else happens between two steps."""
+
+    def __init__(self, worker: Worker):
+        config, self.worker = worker.config, worker
+        training, plan = config.training, config.group_plan(worker.world_size)
+        self.settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
+        data = data_of(config, worker.teacher, Path(worker.settings.teacher_folder), worker.device)
+        self.objective = objective_of(config, data.null_text)
+        self.draws = draws_of(
+            data.source, plan, training.seed, worker.device, self.objective.draw_spec
+        )
+        self._reported, self._reported_at = worker.trainee.images_seen, time.monotonic()
+
+    def iterate(self) -> None:
+        """One step, and what is due after it."""
+        worker, trainee, output = self.worker, self.worker.trainee, self.worker.config.output
         before = trainee.images_seen
-        step(trainee, objective, step_settings, draws, worker.sums)
-        after, finished = trainee.images_seen, trainee.images_seen >= training.images
+        step(trainee, self.objective, self.settings, self.draws, worker.sums)
+        after, finished = trainee.images_seen, worker.finished
         if worker.heartbeat:
             worker.heartbeat.stepped(after)
         saving = finished or crossed(output.checkpoint_every, before, after)
         # A report ends with each checkpoint: a resumed run averages over the same windows.
         if saving or crossed(output.report_every, before, after):
-            worker.report(time.monotonic() - reported_at, after - reported)
-            reported, reported_at = after, time.monotonic()
-        if config.evaluation.every and (
-            finished or crossed(config.evaluation.every, before, after)
-        ):
+            worker.report(time.monotonic() - self._reported_at, after - self._reported)
+            self._reported, self._reported_at = after, time.monotonic()
+        every = worker.config.evaluation.every
+        if every and (finished or crossed(every, before, after)):
             worker.evaluate()
         if saving:
             worker.checkpoint()
         worker.heed()
+
+
+def train(worker: Worker) -> None:
+    """Steps until the run has seen its images."""
+    loop = Loop(worker)
+    if worker.trainee.images_seen == 0 and worker.config.evaluation.every:
+        worker.evaluate()
+    while not worker.finished:
+        loop.iterate()
     worker.secure()
     worker.spool.forget()
 

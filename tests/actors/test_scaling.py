@@ -117,9 +117,15 @@ def test_failures_in_a_row_use_up_the_budget_and_a_checkpoint_fills_it(budget):
 
 def test_the_reason_is_said_in_a_line(budget):
     dead = WorkerHealthCheckFailedError("unhealthy", RuntimeError("The actor died\nlong story"))
-    budget.make_decision(failure(dead))
-    reason, planned, _ = budget.tracker.named("stopped")[0]
-    assert (reason, planned) == ("worker 0 failed: RuntimeError: The actor died", False)
+    peer = RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [192.0.2.1]")
+    for errors in ((peer, dead), (peer,), (ValueError("wrong\nlong story"),)):
+        budget.make_decision(failure(*errors))
+    told = [(reason, planned) for reason, planned, _ in budget.tracker.named("stopped")]
+    assert told == [
+        ("worker 1 died", False),
+        ("a worker was lost", False),
+        ("worker 0 failed: ValueError: wrong", False),
+    ]
 
 
 def test_what_goes_to_the_controller_can_be_sent():

@@ -1,0 +1,123 @@
+"""One iteration through Ray Train and DeepSpeed on one worker, against plain torch: a ratio.
+
+    python -m benchmarks.overhead [--rounds 12] [--stages 0 1 2 3]
+
+Both in the worker's process and in turn, on the same weights, draws and data (digits, 256 images an
+iteration): the worker's whole iteration with its metrics, heartbeat, checkpoints at the recipe's
+interval and looks for resizes, against step() on plain roles. The weights of both are compared in
+the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from sid_ray.actors import trainer
+from sid_ray.actors.build import WorkerSettings
+from sid_ray.actors.worker import Loop, Worker, build
+from sid_ray.assemble import adam_of, find_start, rules_of
+from sid_ray.config import DistillConfig, replace
+from sid_ray.fragments import whole_tensors
+from sid_ray.recipes import recipe
+from sid_ray.roles import TorchRole
+from sid_ray.run_folder import RunRecord
+from sid_ray.step import Sums, Trainee, step
+from sid_ray.weights.folder import load_model
+
+
+def plain_trainee(worker: Worker) -> Trainee:
+    teacher, _ = load_model(Path(worker.settings.teacher_folder))
+    rules = rules_of(worker.config, worker.teacher.family)
+    fake_score, generator = (
+        TorchRole(copy.deepcopy(teacher), adam_of(worker.config, name), rules[name])
+        for name in ("fake_score", "generator")
+    )
+    for role in (fake_score, generator):
+        role.module.requires_grad_(False)
+    return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
+
+
+def compare(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry point: iterations in turn; rank 0's seconds of both."""
+    values = dict(settings)
+    rounds = values.pop("rounds")
+    worker = build(WorkerSettings(**values))
+    assert worker.heartbeat is not None
+    worker.heartbeat.start()
+    loop, plain, sums = Loop(worker), plain_trainee(worker), Sums()
+    seconds: dict[str, list[float]] = {"plain": [], "sid_ray": []}
+    for index in range(rounds):
+        for name in ("plain", "sid_ray") if index % 2 else ("sid_ray", "plain"):
+            began = time.perf_counter()
+            if name == "plain":
+                step(plain, loop.objective, loop.settings, loop.draws, sums)
+            else:
+                loop.iterate()
+            seconds[name].append(time.perf_counter() - began)
+    role, device = worker.roles["generator"], torch.device("cpu")
+    own = {n: v for n, _, v in whole_tensors(role.shapes, role.owned(), ("master",), device)}
+    theirs = dict(plain.generator.module.named_parameters())
+    error = max(float((own[n] - theirs[n]).norm() / theirs[n].norm()) for n in own)
+    worker.close()
+    return {"seconds": seconds, "error": error}
+
+
+def measure(config: DistillConfig, folder: Path, rounds: int) -> dict[str, Any]:
+    start = find_start(config)
+    tracker = trainer.start_tracker(config, RunRecord(config.to_json()), time.time())
+    settings = WorkerSettings(
+        config.to_json(), str(folder), str(start.teacher), "", str(folder / ".local"), True,
+        tracker, None,
+    )  # fmt: skip
+    built = trainer.build_trainer(config, settings, folder)
+    built.train_loop_per_worker = compare
+    built.train_loop_config |= {"rounds": rounds}
+    return built.fit().return_value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="overhead_"))
+    config = replace(
+        recipe("digits-sid"),
+        training__batch_size=256,
+        resources__num_workers=1,
+        output__folder=str(folder),
+        output__checkpoint_every=2560,
+        evaluation__every=0,
+    )
+    trainer.start_ray(config)
+    print(
+        "| ZeRO | plain, s | through Ray and DeepSpeed, s | ratio of medians | weights differ by |"
+    )
+    print("|---:|---:|---:|---:|---:|")
+    for stage in options.stages:
+        run = folder / f"zero{stage}"
+        run.mkdir()
+        found = measure(replace(config, resources__zero_stage=stage), run, options.rounds)
+        # The first iterations warm caches up.
+        plain, ours = (
+            statistics.median(found["seconds"][name][2:]) for name in ("plain", "sid_ray")
+        )
+        print(
+            f"| {stage} | {plain:.2f} | {ours:.2f} | {ours / plain:.3f} | {found['error']:.1e} |",
+            flush=True,
+        )
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
