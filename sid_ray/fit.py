@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sid_ray.assemble import adam_of
-from sid_ray.config import DistillConfig, ResourcesConfig, replace
+from sid_ray.config import DistillConfig, replace
 from sid_ray.engine import PERSISTENT, deepspeed_config
 from sid_ray.errors import UserError
 from sid_ray.memory import (
@@ -33,7 +33,7 @@ LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # pass, 3 gathers the networks in each of them.
 PREFERENCE = ("1", "2", "0", "3", "3, teacher")
 ALONE = ("0", "1", "2", "3", "3, teacher")  # on one GPU nothing is shared out
-MORE_GPUS = 1024
+MORE_GPUS = 8  # times as many are looked at
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def gib(size: float) -> str:
 
 def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
     """(flag, config) of settings that save memory, and are not on."""
-    fields = {field.name for field in dataclasses.fields(ResourcesConfig)}
+    fields = {field.name for field in dataclasses.fields(config.resources)}
     for name in ("offload_optimizer", "activation_checkpointing"):
         if name in fields and not getattr(config.resources, name):
             flag = f"--resources.{name.replace('_', '-')}"
@@ -222,7 +222,8 @@ def any_stage(planner: Planner, config: DistillConfig, machine: Machine) -> str:
 
 def other_machines(planner: Planner, config: DistillConfig, machine: Machine) -> Iterator[str]:
     """More GPUs of the same kind, and larger ones."""
-    most = min(config.training.batch_size // config.training.group_size, MORE_GPUS)
+    groups = config.training.batch_size // config.training.group_size
+    most = min(groups, MORE_GPUS * machine.gpus)
     for gpus in range(machine.gpus + 1, most + 1):
         more = dataclasses.replace(machine, gpus=gpus)
         if least(planner, config, more)[0] <= machine.memory:

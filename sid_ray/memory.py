@@ -156,8 +156,8 @@ def reduce_parts(role: str, network: Network, layout: Layout) -> Parts:
     count, stage, parts = network.parameters, layout.stages[role], Parts()
     if stage <= 1:
         parts[role, "gradients"] = WORD * count + (layout.part(count) if stage else 0)
-        flat = min(count, FLAT) if layout.gpus > 1 else 0
-        parts[role, "buckets"] = WORD * (PASS_BUCKETS * layout.bucket if stage else flat)
+        flat = PASS_BUCKETS * layout.bucket if stage else min(count, FLAT)
+        parts[role, "buckets"] = WORD * flat
     return parts
 
 

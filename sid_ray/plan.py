@@ -144,7 +144,7 @@ def stage_table(rows: Sequence[Row], best: Row, machine: Machine, unit: int) -> 
     table.add_column("ZeRO", no_wrap=True)
     for column in (*COLUMNS, "total", "sent"):
         table.add_column(column, justify="right")
-    table.add_column("largest micro-batch", justify="right", max_width=11)
+    table.add_column("largest\nmicro-batch", justify="right")
     for row in rows:
         sizes = [sum(map(row.peak.of_kind, kinds)) for kinds in COLUMNS.values()]
         cells = [number(size, unit) for size in (*sizes, row.peak.total, row.sent)]
@@ -152,8 +152,8 @@ def stage_table(rows: Sequence[Row], best: Row, machine: Machine, unit: int) -> 
         stage = row.stage + (" *" if row is best else "")
         table.add_row(stage, *cells, str(row.largest or "none"))
     table.caption = (
-        f"* recommended   ! more than {machine.memory / GIB:g} GiB   sent: by a GPU in an iteration, "
-        "at most"
+        f"* recommended   ! more than {machine.memory / GIB:g} GiB   "
+        "sent: by a GPU in an iteration, at most"
     )
     return table
 

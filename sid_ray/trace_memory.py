@@ -261,7 +261,7 @@ def checkpoint_blocks(net: nn.Module) -> None:
     def again(function: Any, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-    unet = getattr(net, "unet", None)
+    unet: Any = getattr(net, "unet", None)
     if hasattr(unet, "enable_gradient_checkpointing"):
         unet.enable_gradient_checkpointing(again)
         return
