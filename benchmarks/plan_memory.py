@@ -74,17 +74,16 @@ ACTIVATIONS = {
 }
 
 
-def tensors(skip: Iterable[int] = ()) -> dict[int, int]:
-    """Storages of all tensors that Python knows, address -> bytes; meta tensors have none."""
-    gc.collect()
-    left = set(skip)
-    found = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
-    storages = [tensor.untyped_storage() for tensor in found if not tensor.is_meta]
-    return {s._cdata: s.nbytes() for s in storages if s._cdata not in left}
-
-
 def everything() -> list[Tensor]:
-    return [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
+    """All tensors that Python knows; those on the meta device have no memory."""
+    found = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
+    return [tensor for tensor in found if not tensor.is_meta]
+
+
+def held(tensors: Iterable[Tensor], others: set[int]) -> int:
+    """Bytes of their storages, less those of others."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for key, size in storages.items() if key not in others)
 
 
 def one_pass(network, images: int, labels: int) -> Tensor:
@@ -102,20 +101,25 @@ def activations_of(network) -> int:
     return live.peak
 
 
-def iteration(role: DeepSpeedRole, others: set[int]) -> tuple[int, int]:
-    """Most bytes during the passes, and during the update, of one iteration."""
+def iteration(role: DeepSpeedRole, others: set[int] | None = None) -> dict[str, int]:
+    """Most bytes during the passes, and during the update, of one iteration.
+
+    Looks at all tensors only where it is told which are not the role's.
+    """
     role.module.requires_grad_(True)
-    passing = 0
-    for _ in range(PASSES):
-        held = sum(tensors(others).values())
-        with LiveBytes(everything()) as live:
-            role.backward(one_pass(role.network, IMAGES, 10))
-        passing = max(passing, held + live.peak)
-    held = sum(tensors(others).values())
-    with LiveBytes(everything()) as live:
-        role.update()
+    found = {"pass": 0, "update": 0}
+    for name in ("pass",) * PASSES + ("update",):
+        there = [] if others is None else everything()
+        before = 0 if others is None else held(there, others)
+        with LiveBytes(there) as live:
+            if name == "pass":
+                role.backward(one_pass(role.network, IMAGES, 10))
+            else:
+                role.update()
+        found[name] = max(found[name], before + live.peak)
+        del there
     role.module.requires_grad_(False)
-    return passing, held + live.peak
+    return found
 
 
 def measure(rank: int, world_size: int, folder: str, stages: list[int], live: int) -> None:
@@ -133,15 +137,17 @@ def measure(rank: int, world_size: int, folder: str, stages: list[int], live: in
     description = teacher_of(recipe("digits-sid"))
     network, rows = sizes_of(description, engine.PERSISTENT), []
     for stage in stages:
-        others = set(tensors())
+        gc.collect()
+        others = {tensor.untyped_storage()._cdata for tensor in everything()}
         module = spec_network(recipe("digits-sid"), description, "cpu").requires_grad_(True)
         needed = activations_of(module)
         role = DeepSpeedRole(module, ADAM, stage, PASSES)
         role.module.requires_grad_(False)
         average = ShardedAverage(role)
-        for _ in range(3):
-            passing, updating = iteration(role, others)
-        found = {"kept": sum(tensors(others).values()), "pass": passing, "update": updating}
+        iteration(role)
+        iteration(role)
+        gc.collect()
+        found = {"kept": held(everything(), others)} | iteration(role, others)
         stages_of = {TEACHER: 0, FAKE_SCORE: 0, GENERATOR: stage}
         layout = Layout(world_size, stages_of, BUCKET, live)
         rows.append((stage, predicted(network, layout, needed), found))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sid_ray.config import DistillConfig, replace
-from sid_ray.errors import UserError, nearest
+from sid_ray.errors import UserError, did_you_mean
 from sid_ray.fit import (
     RESERVE_GIB,
     Machine,
@@ -27,7 +28,7 @@ from sid_ray.known_networks import teacher_of, text_bytes
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, KINDS, PASS, RESERVE, TEACHER, Moment
 
 MIB = 1 << 20
-WIDTH = 112
+WIDTH = 116
 USAGE = f"""usage: sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB] [--section.field VALUE ...]
 
 Memory on each GPU at every ZeRO stage, the largest micro-batch, checkpoints, and which stage to
@@ -58,8 +59,9 @@ def own_flags(args: Sequence[str]) -> tuple[PlanArgs, list[str]]:
     for arg in left:
         flag, equals, value = arg.partition("=")
         if flag not in names:
-            if flag.startswith("--") and "." not in flag and nearest(flag, names):
-                raise UserError(f"sid-ray plan has no {flag}.{nearest(flag, names)}")
+            close = get_close_matches(flag, names, n=1, cutoff=0.8)
+            if close:
+                raise UserError(f"sid-ray plan has no {flag}.{did_you_mean(close)}")
             rest.append(arg)
             continue
         text = value if equals else next(left, "")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -259,7 +259,10 @@ def checkpoint_blocks(net: nn.Module) -> None:
     """Has every block of a network keep its input alone, and compute again in the backward pass."""
 
     def again(function: Any, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        named: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        # A backward pass is a function that a mode is handed: within it the mode is off.
+        named["context_fn"] = lambda: (nullcontext(), FusedAttention())
+        return checkpoint(function, *args, **named, **kwargs)
 
     unet: Any = getattr(net, "unet", None)
     if hasattr(unet, "enable_gradient_checkpointing"):
