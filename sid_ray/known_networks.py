@@ -13,6 +13,7 @@ from typing import Any
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.spec import from_official
+from sid_ray.denoisers.stable_diffusion import CACHE_BYTES
 from sid_ray.errors import UserError
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import ModelDescription
@@ -88,12 +89,16 @@ def teacher_of(config: DistillConfig) -> ModelDescription:
 
 
 def text_bytes(config: DistillConfig) -> int:
-    """Bytes of the teacher's text encoder in float32; 0 where it reads no text."""
+    """Bytes of the teacher's text encoder in float32 and of the embeddings kept beside it, at most.
+
+    0 where it reads no text.
+    """
     source = config.teacher.source
     for repository, (_, count) in STABLE_DIFFUSION.items():
         if repository in source:
-            return 4 * count
+            return 4 * count + CACHE_BYTES
     if parse_source(source).kind not in ("builtin", "path"):
         return 0
     folder: Path = resolve_source(source) / "text_encoder"
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return sum(files) + CACHE_BYTES if files else 0
