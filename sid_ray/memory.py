@@ -1,0 +1,225 @@
+"""Bytes that a run keeps on one GPU, by role and kind, at each ZeRO stage. Pure arithmetic.
+
+What DeepSpeed 0.19.8 holds in float32, in units of a network's 4 N bytes on P ranks, as measured
+by benchmarks/plan_memory.py. Beside the state there is what a moment of an iteration adds.
+
+    stage    weights  masters  gradients  moments       during a pass        during an update
+    0        1        -        -          2             gradients 1          gradients 1, flat <= 1
+    1        1        1/P      -          2/P           gradients 1          gradients 2/P
+    2        1        1/P      -          2/P           gradients 2/P        gradients 2/P
+    3        1/P      1/P      1/P        2/P           gathered weights     gradients 1/P more
+
+Symbols
+    N, P   parameters of a network, GPUs
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GIB = 1 << 30
+WORD = 4  # weights, gradients, masters and moments are float32 whatever training.precision is
+FLAT = 500_000_000  # elements that stage 0 copies side by side to add them up over ranks
+# Buffers beside the gradients' own: the bucket that gradients are reduced in, and its copy on the
+# way. The second kind is what an update's gathering of new weights passes through.
+PASS_BUCKETS, UPDATE_BUCKETS = 2, 1
+# Adam's temporaries, of what a rank updates: the root of the second moment and its quotient.
+ADAM_TEMPORARIES = 2
+
+TEACHER, FAKE_SCORE, GENERATOR, PASS, RESERVE = (
+    "teacher", "fake_score", "generator", "pass", "reserve"
+)  # fmt: skip
+TRAINED = (FAKE_SCORE, GENERATOR)
+KINDS = (
+    "weights", "gathered", "masters", "gradients", "moments", "average", "activations", "buckets",
+    "adam", "other",
+)  # fmt: skip
+
+Parts = Counter[tuple[str, str]]  # (role, kind) -> bytes
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of the one architecture that teacher, fake score and generator share.
+
+    ``parameters`` in all, ``small`` of them in tensors that stage 3 leaves gathered, ``buffers``
+    and the frozen ``text`` encoder with its cache in bytes.
+    """
+
+    parameters: int
+    small: int = 0
+    buffers: int = 0
+    text: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the networks lie on ``gpus`` GPUs.
+
+    ``stages`` is the ZeRO stage of each role, the teacher's 0 or 3; ``bucket`` the elements of a
+    communication bucket, ``live`` those that stage 3 may leave gathered between uses;
+    ``offload`` keeps masters and moments in host memory. ``reserve`` bytes are no tensor's: CUDA
+    context, libraries' workspaces, what the allocator cannot use.
+    """
+
+    gpus: int
+    stages: Mapping[str, int]
+    bucket: int
+    live: int
+    offload: bool = False
+    reserve: int = 0
+
+    def part(self, elements: int) -> int:
+        """Bytes of a rank's share of elements."""
+        return WORD * -(-elements // self.gpus)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The bytes at one time of an iteration."""
+
+    name: str
+    parts: Parts = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def of_kind(self, kind: str) -> int:
+        return sum(size for (_, own), size in self.parts.items() if own == kind)
+
+    def of_role(self, role: str) -> dict[str, int]:
+        """Kind -> bytes of one role."""
+        return {kind: size for (own, kind), size in self.parts.items() if own == role}
+
+
+def role_state(role: str, network: Network, layout: Layout) -> Parts:
+    """What a role keeps between two iterations."""
+    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    if stage == 3:
+        parts[role, "weights"] = layout.part(count) + WORD * network.small
+    else:
+        parts[role, "weights"] = WORD * count
+    parts[role, "other"] = network.buffers
+    if role == TEACHER:
+        return parts
+    optimised = WORD * count if stage == 0 else layout.part(count)
+    if not (layout.offload and stage):
+        parts[role, "moments"] = 2 * optimised
+        parts[role, "masters"] = optimised if stage else 0
+    if stage == 3:
+        parts[role, "gradients"] = optimised
+        parts[role, "buckets"] = WORD * layout.bucket
+    if role == GENERATOR:
+        parts[role, "average"] = layout.part(count)
+    return parts
+
+
+def state(network: Network, layout: Layout) -> Parts:
+    """What all roles keep between two iterations."""
+    total = Parts({(TEACHER, "other"): network.text, (RESERVE, "other"): layout.reserve})
+    for role in (TEACHER, *TRAINED):
+        total += role_state(role, network, layout)
+    return total
+
+
+def host_bytes(network: Network, layout: Layout) -> int:
+    """What a rank offloads to host memory: masters, moments and a copy of the gradients."""
+    offloaded = [role for role in TRAINED if layout.offload and layout.stages[role]]
+    return len(offloaded) * 4 * layout.part(network.parameters)
+
+
+def pass_parts(role: str, network: Network, layout: Layout, activations: int) -> Parts:
+    """What a forward and backward pass of a role's phase adds to the state."""
+    count, stage = network.parameters, layout.stages[role]
+    parts = Parts({(PASS, "activations"): activations})
+    if stage <= 1:
+        parts[role, "gradients"] = WORD * count
+    if stage == 1:
+        parts[role, "buckets"] = WORD * layout.bucket
+    if stage == 2:  # what earlier passes left, and what this one reduces
+        parts[role, "gradients"] = 2 * layout.part(count)
+        parts[role, "buckets"] = PASS_BUCKETS * WORD * layout.bucket
+    if stage == 3:
+        parts[role, "buckets"] = (PASS_BUCKETS - 1) * WORD * layout.bucket
+    used = TRAINED if role == FAKE_SCORE else (TEACHER, *TRAINED)
+    for other in used:
+        if layout.stages[other] == 3 and layout.gpus > 1:
+            parts[other, "gathered"] = WORD * min(count, layout.live)
+    return parts
+
+
+def reduce_parts(role: str, network: Network, layout: Layout) -> Parts:
+    """What adding up gradients over ranks adds, where it follows the last pass (stages 0 and 1)."""
+    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    if stage <= 1:
+        parts[role, "gradients"] = WORD * count + (layout.part(count) if stage else 0)
+        flat = PASS_BUCKETS * layout.bucket if stage else min(count, FLAT)
+        parts[role, "buckets"] = WORD * flat
+    return parts
+
+
+def update_parts(role: str, network: Network, layout: Layout) -> Parts:
+    """What Adam's step of a role adds."""
+    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    own = layout.part(count) if stage else WORD * count
+    parts[role, "gradients"] = own if stage in (0, 3) else 2 * own
+    if not (layout.offload and stage):
+        # Stage 0 updates whole tensors one after the other or, on a GPU, all roots at once.
+        parts[role, "adam"] = (ADAM_TEMPORARIES if stage else 1) * own
+    if stage:
+        parts[role, "buckets"] = UPDATE_BUCKETS * WORD * layout.bucket
+    return parts
+
+
+def start_parts(network: Network, layout: Layout) -> Parts:
+    """What building adds: the teacher is whole until the last, and so is the network at work."""
+    whole, parts = WORD * network.parameters, Parts()
+    if layout.stages[TEACHER] == 3:
+        parts[TEACHER, "weights"] = whole - layout.part(network.parameters)
+    if layout.stages[GENERATOR]:
+        parts[GENERATOR, "weights"] = whole
+    return parts
+
+
+def moments(network: Network, layout: Layout, activations: Mapping[str, int]) -> list[Moment]:
+    """Every time of an iteration, and the start, with all that is there.
+
+    ``activations`` is bytes a phase, FAKE_SCORE and GENERATOR, of one pass.
+    """
+    kept = state(network, layout)
+    found = [Moment("start", kept + start_parts(network, layout))]
+    for role in TRAINED:
+        passing = pass_parts(role, network, layout, activations[role])
+        found.append(Moment(f"{role} pass", kept + passing))
+        found.append(Moment(f"{role} reduction", kept + reduce_parts(role, network, layout)))
+        found.append(Moment(f"{role} update", kept + update_parts(role, network, layout)))
+    return found
+
+
+def peak(network: Network, layout: Layout, activations: Mapping[str, int]) -> Moment:
+    """The moment at which most is there."""
+    return max(moments(network, layout, activations), key=lambda moment: moment.total)
+
+
+def checkpoint_bytes(network: Network, stored: Mapping[str, int]) -> int:
+    """A checkpoint's size: ``stored`` tensors a parameter of each role, and the average."""
+    tensors = sum(stored.values()) + 1
+    return WORD * network.parameters * tensors + network.buffers
+
+
+def sent_bytes(network: Network, layout: Layout, passes: int) -> int:
+    """Bytes that a GPU sends in one iteration of ``passes`` passes a phase, at most.
+
+    A reduction or a gathering of N elements sends N (P - 1) / P of them. Stages 0 and 1: one of
+    each an update; 2: a reduction each pass; 3: gatherings for each forward and backward pass of
+    each network, also where it is only evaluated.
+    """
+    times = 0
+    for role, evaluated in ((FAKE_SCORE, 2), (GENERATOR, 1)):
+        stage = layout.stages[role]
+        times += (2, 2, passes + 1, passes * (3 + evaluated))[stage]
+    times += 2 * passes if layout.stages[TEACHER] == 3 else 0
+    return times * WORD * network.parameters * (layout.gpus - 1) // layout.gpus

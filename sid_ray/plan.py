@@ -1,0 +1,221 @@
+"""`sid-ray plan`: what a run would need on its GPUs, before any of them is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from sid_ray.config import DistillConfig, replace
+from sid_ray.errors import UserError, did_you_mean
+from sid_ray.fit import (
+    RESERVE_GIB,
+    Machine,
+    Planner,
+    Row,
+    check_any_fits,
+    micro_batch_of,
+    micro_batches,
+    recommended,
+    stage_flags,
+)
+from sid_ray.known_networks import teacher_of, text_bytes
+from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, KINDS, PASS, RESERVE, TEACHER, Moment
+
+MIB = 1 << 20
+WIDTH = 116
+USAGE = f"""usage: sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB] [--section.field VALUE ...]
+
+Memory on each GPU at every ZeRO stage, the largest micro-batch, checkpoints, and which stage to
+take. Starts nothing, fetches nothing that is published. Exit code 2 for a run that cannot fit.
+
+  --gpus N            GPUs; default: the recipe's workers
+  --gpu-memory GIB    of each, in GiB; default 80
+  --reserve GIB       of it no tensor's: CUDA, NCCL, workspaces, fragments; default {RESERVE_GIB:g}
+  --disk-rate GIB     GiB a second that all workers together write to disk; default 1
+  --upload-rate GIB   GiB a second to where the run's folder is; default 0.5"""
+
+
+@dataclass
+class PlanArgs:
+    """What is asked beside the config."""
+
+    gpus: float = 0
+    gpu_memory: float = 80
+    reserve: float = RESERVE_GIB
+    disk_rate: float = 1.0
+    upload_rate: float = 0.5
+
+
+def own_flags(args: Sequence[str]) -> tuple[PlanArgs, list[str]]:
+    """The plan's own flags, and what is left for the config. Raises UserError for no number."""
+    found, rest, left = PlanArgs(), list[str](), iter(args)
+    names = {f"--{name.replace('_', '-')}": name for name in vars(found)}
+    for arg in left:
+        flag, equals, value = arg.partition("=")
+        if flag not in names:
+            close = get_close_matches(flag, names, n=1, cutoff=0.8)
+            if close:
+                raise UserError(f"sid-ray plan has no {flag}.{did_you_mean(close)}")
+            rest.append(arg)
+            continue
+        text = value if equals else next(left, "")
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        whole = flag != "--gpus" or number == int(number) >= 1
+        if not (0 <= number < 1e9 and whole and (number or flag == "--reserve")):
+            raise UserError(f"{flag} {text or 'without a value'}: expected a number above 0")
+        setattr(found, names[flag], number)
+    return found, rest
+
+
+def run_plan(config: DistillConfig, asked: PlanArgs) -> int:
+    """Prints the plan. Raises UserError for a run that cannot fit."""
+    gpus = int(asked.gpus) or config.resources.num_workers
+    config = replace(config, resources__num_workers=gpus, resources__use_gpu=True)
+    config.group_plan(gpus)
+    machine = Machine.of(gpus, asked.gpu_memory, asked.reserve)
+    planner = Planner(teacher_of(config), text_bytes(config))
+    rows = check_any_fits(planner, config, machine)
+    best = recommended(rows, gpus)
+    assert best is not None  # else check_any_fits had raised
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else WIDTH)
+    for line in heading(config, planner, machine):
+        console.print(line, markup=False)
+    unit = MIB if planner.network.parameters * 4 < GIB // 4 else GIB
+    console.print(stage_table(rows, best, machine, unit))
+    console.print(role_table(used_peak(planner, best, machine), unit))
+    for line in notes(planner, best, machine, asked):
+        console.print(line, markup=False)
+    return 0
+
+
+def heading(config: DistillConfig, planner: Planner, machine: Machine) -> list[str]:
+    count = planner.network.parameters
+    micro, sizes = micro_batch_of(config), micro_batches(config, machine.gpus)
+    return [
+        f"{config.recipe} on {machine.gpus} GPUs of {machine.memory / GIB:g} GiB",
+        f"three networks of {count:,} parameters, {config.training.precision} bodies; batches of "
+        f"{config.training.batch_size} in groups of {config.training.group_size}; micro-batch "
+        f"{micro} (1 to {sizes[-1]} possible)",
+    ]
+
+
+def number(size: float, unit: int) -> str:
+    """Bytes in a unit; a dash for none."""
+    return f"{size / unit:,.1f}" if size else "-"
+
+
+COLUMNS = {
+    "weights": ("weights", "gathered"),
+    "masters": ("masters",),
+    "gradients": ("gradients",),
+    "moments": ("moments",),
+    "EMA": ("average",),
+    "activations": ("activations",),
+    "buckets": ("buckets",),
+    "other": ("adam", "other"),
+}
+
+
+def plain_table(title: str) -> Table:
+    """Narrow enough for a terminal of 110 columns."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def stage_table(rows: Sequence[Row], best: Row, machine: Machine, unit: int) -> Table:
+    """One row a stage, at its fullest moment with the config's micro-batch."""
+    name = "GiB" if unit == GIB else "MiB"
+    table = plain_table(f"{name} on each GPU at its fullest moment, micro-batch as configured")
+    table.add_column("ZeRO", no_wrap=True)
+    for column in (*COLUMNS, "total", "sent"):
+        table.add_column(column, justify="right")
+    table.add_column("largest\nmicro-batch", justify="right")
+    for row in rows:
+        sizes = [sum(map(row.peak.of_kind, kinds)) for kinds in COLUMNS.values()]
+        cells = [number(size, unit) for size in (*sizes, row.peak.total, row.sent)]
+        cells[-2] += "" if row.fits else "!"
+        stage = row.stage + (" *" if row is best else "")
+        table.add_row(stage, *cells, str(row.largest or "none"))
+    table.caption = (
+        f"* recommended   ! more than {machine.memory / GIB:g} GiB   "
+        "sent: by a GPU in an iteration, at most"
+    )
+    return table
+
+
+ROLES = {
+    TEACHER: "teacher",
+    FAKE_SCORE: "fake score",
+    GENERATOR: "generator",
+    PASS: "one pass",
+    RESERVE: "reserve",
+}
+
+
+def role_table(moment: Moment, unit: int) -> Table:
+    """One row a role, of one moment."""
+    kinds = [kind for kind in KINDS if moment.of_kind(kind)]
+    name = "GiB" if unit == GIB else "MiB"
+    table = plain_table(
+        f"{name} by role at the recommended stage, fullest in the {shown(moment.name)}"
+    )
+    table.add_column("")
+    for kind in (*kinds, "total"):
+        table.add_column(kind, justify="right")
+    for role, words in ROLES.items():
+        own = moment.of_role(role)
+        sizes = [own.get(kind, 0) for kind in kinds]
+        table.add_row(words, *(number(size, unit) for size in (*sizes, sum(sizes))))
+    return table
+
+
+def shown(name: str) -> str:
+    return name.replace("fake_score", "fake score")
+
+
+def used_peak(planner: Planner, row: Row, machine: Machine) -> Moment:
+    """The recommended stage's fullest moment, at a micro-batch that fits."""
+    return planner.peak(row.config, machine, 0 if row.fits else row.largest)
+
+
+def notes(planner: Planner, best: Row, machine: Machine, asked: PlanArgs) -> list[str]:
+    """What to take, checkpoints, and what is assumed."""
+    config, flags = best.config, stage_flags(best.stage)
+    micro = micro_batch_of(config) if best.fits else best.largest
+    if not best.fits:
+        flags += f" --resources.micro-batch {micro}"
+    total = used_peak(planner, best, machine).total
+    size = planner.checkpoint(config)
+    lines = [
+        f"take: --resources.num-workers {machine.gpus} --resources.use-gpu {flags}   "
+        f"({total / GIB:.1f} of {machine.memory / GIB:g} GiB with micro-batch {micro})",
+    ]
+    if best.host:
+        lines.append(f"host memory: {best.host / GIB:.1f} GiB a worker, offloaded")
+    size_words = f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
+    lines += [
+        f"checkpoint: {size_words}, written in {size / GIB / asked.disk_rate:.1f} s "
+        f"({asked.disk_rate:g} GiB/s assumed, --disk-rate), uploaded behind the training in "
+        f"{size / GIB / asked.upload_rate:.1f} s ({asked.upload_rate:g} GiB/s assumed, "
+        "--upload-rate)",
+        f"of the other: {machine.reserve / GIB:g} GiB assumed for CUDA, NCCL, workspaces and "
+        "fragments (--reserve). Traced and counted, not measured on a GPU: docs/plan.md",
+    ]
+    return lines

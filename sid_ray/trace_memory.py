@@ -1,0 +1,274 @@
+"""Memory of a pass beside weights and gradients: the losses run on tensors without data.
+
+The networks are laid out on torch's meta device, which knows shapes and no numbers, and the real
+objective's two losses run forward and backward on them, while every storage that an operator makes
+is counted until it is freed. So the count has what autograd keeps, casts of weights to the body's
+precision, and temporaries, at their peak; it lacks what a kernel allocates inside itself (cuDNN's
+workspaces) and what the allocator rounds up to.
+
+Attention is counted as the fused kernels of GPUs keep it: q, k, v, the output and a logarithm a
+row, never the matrix of scores. Left alone, the meta device would decompose attention and count it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from sid_ray.assemble import objective_of
+from sid_ray.config import DistillConfig
+from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.memory import FAKE_SCORE, GENERATOR, Network
+from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
+from sid_ray.weights.folder import ModelDescription
+from sid_ray.weights.networks import layout
+
+LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
+TOKENS = 77  # of a prompt
+AUGMENT_DRAWS = 15
+TEXT_WIDTH = 1280  # diffusers' default of cross_attention_dim
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts bytes of tensors that operators make inside it, from making to freeing.
+
+    ``known`` tensors and what shares their storage are not counted. ``now`` is what is there,
+    ``peak`` the most there has been.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._there: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in self._there:
+            return
+
+        def freed(_: weakref.ref) -> None:
+            del self._there[key]
+            self.now -= size
+
+        self._there[key] = weakref.ref(storage, freed)
+        self.now += size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as one kernel, also on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **named)
+        named |= zip(("query", "key", "value"), args, strict=False)
+        q, k, v = named["query"], named["key"], named["value"]
+        keep = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, keep)[0]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes of one pass of each phase, without weights' gradients, at a few micro-batches.
+
+    Between two of them ``at`` takes the chord. A peak is the largest of several straight lines in
+    the number of images, so that a chord is never below it.
+    """
+
+    points: Mapping[int, Mapping[str, int]]
+
+    def at(self, images: int) -> dict[str, int]:
+        """Phase -> bytes at a micro-batch."""
+        if images in self.points:
+            return dict(self.points[images])
+        sizes = sorted(self.points)
+        above = next((i for i, size in enumerate(sizes) if size > images), len(sizes) - 1)
+        low, high = sizes[max(above - 1, 0)], sizes[max(above, 1)]
+        share = (images - low) / (high - low)
+        first, last = self.points[low], self.points[high]
+        return {
+            phase: round(first[phase] + share * (last[phase] - first[phase])) for phase in first
+        }
+
+
+def network_of(config: DistillConfig, description: ModelDescription) -> ModelDescription:
+    """The network that is trained: the teacher's, with the config's dropout."""
+    if config.teacher.dropout < 0:
+        return description
+    network = dict(description.network) | {"dropout": config.teacher.dropout}
+    return replace(description, network=network)
+
+
+def sizes_of(description: ModelDescription, persistent: int, text: int = 0) -> Network:
+    """Counts of a network that is never built. ``persistent`` is stage 3's threshold."""
+    module = layout(description, "the teacher")
+    counts = [parameter.numel() for parameter in module.parameters()]
+    buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
+    small = sum(count for count in counts if count <= persistent)
+    return Network(sum(counts), small, buffers, text)
+
+
+def trace(
+    config: DistillConfig,
+    description: ModelDescription,
+    sizes: Sequence[int],
+    device: torch.device | str = "meta",
+) -> Traced:
+    """Traces both phases at each of these micro-batches.
+
+    ``device`` other than meta computes with real numbers, to compare. Raises UserError where the
+    description makes no network.
+    """
+    description = network_of(config, description)
+    nets = [spec_network(config, description, device) for _ in range(3)]
+    if getattr(config.resources, "activation_checkpointing", False):
+        for net in nets:
+            checkpoint_blocks(net)
+    phases = (FAKE_SCORE, GENERATOR)
+    return Traced(
+        {
+            images: {
+                phase: phase_bytes(config, description, nets, phase, images) for phase in phases
+            }
+            for images in sizes
+        }
+    )
+
+
+def spec_network(
+    config: DistillConfig, description: ModelDescription, device: torch.device | str
+) -> nn.Module:
+    """A frozen network with no numbers, or with random ones."""
+    if str(device) == "meta":
+        net = layout(description, "the teacher")
+    else:
+        net = spec_of(description.family).build(description.network).to(device)
+    set_precision(net, config.training.precision)
+    return net.requires_grad_(False)
+
+
+def phase_bytes(
+    config: DistillConfig,
+    description: ModelDescription,
+    nets: Sequence[nn.Module],
+    phase: str,
+    images: int,
+) -> int:
+    """Peak bytes of a forward and backward pass; a gradient of a weight is gone once complete."""
+    trained = nets[1] if phase == FAKE_SCORE else nets[2]
+    known = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
+    with trained_alone(trained), LiveBytes(known) as live, FusedAttention():
+        run_phase(config, description, nets, phase, images)
+    return live.peak
+
+
+def run_phase(
+    config: DistillConfig,
+    description: ModelDescription,
+    nets: Sequence[nn.Module],
+    phase: str,
+    images: int,
+) -> None:
+    """One forward and backward pass of a phase, on the networks' device, with no real inputs."""
+    device = next(nets[0].parameters()).device
+    text = text_shape(description)
+    null_text = torch.zeros(text, device=device) if text else None
+    objective = objective_of(config, null_text)
+    draw, batch = inputs(config, description, images, objective.draw_spec, device)
+    loss = objective.fake_loss if phase == FAKE_SCORE else objective.generator_loss
+    loss(Networks(*nets), batch, draw, LATE).total.backward()
+
+
+@contextmanager
+def trained_alone(module: nn.Module) -> Iterator[None]:
+    """One network with gradients, each of which is dropped as soon as it is whole."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    module.requires_grad_(True)
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.requires_grad_(False)
+
+
+def text_shape(description: ModelDescription) -> tuple[int, int] | None:
+    """(tokens, width) of a prompt's embedding; None for networks that read no text."""
+    if spec_of(description.family).load_text is None:
+        return None
+    return TOKENS, description.network.get("cross_attention_dim", TEXT_WIDTH)
+
+
+def inputs(
+    config: DistillConfig,
+    description: ModelDescription,
+    images: int,
+    wanted: DrawSpec,
+    device: torch.device,
+) -> tuple[Draw, Batch]:
+    """A draw and a batch of the right shapes. The step is a number, the costliest one."""
+    spec = spec_of(description.family)
+    shape, labels = spec.shape(description.network), spec.label_dim(description.network)
+    text = text_shape(description)
+
+    def some(*size: int) -> Tensor:
+        return torch.zeros(images, *size, device=device)
+
+    steps = wanted.num_steps
+    keys = torch.zeros(images, dtype=torch.int64, device=device)
+    draw = Draw(
+        latents=some(*shape),
+        noise=some(*shape),
+        time=some() + 0.5,
+        dropout_keys=keys,
+        step=torch.full((images,), steps - 1) if steps > 1 else None,
+        more_noise=some(steps - 1, *shape) if steps > 1 else None,
+        text_uniform=some() if wanted.text else None,
+        augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
+    )
+    reals = some(*shape) if config.objective.name == "sida" else None
+    return draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Has every block of a network keep its input alone, and compute again in the backward pass."""
+
+    def again(function: Any, *args: Any, **kwargs: Any) -> Any:
+        named: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        # A backward pass is a function that a mode is handed: within it the mode is off.
+        named["context_fn"] = lambda: (nullcontext(), FusedAttention())
+        return checkpoint(function, *args, **named, **kwargs)
+
+    unet: Any = getattr(net, "unet", None)
+    if hasattr(unet, "enable_gradient_checkpointing"):
+        unet.enable_gradient_checkpointing(again)
+        return
+    for block in net.modules():
+        if hasattr(block, "dropout_site"):  # what makes a residual block of EDM's and EDM2's
+            inner = block.forward
+            block.forward = lambda *args, inner=inner, **named: again(inner, *args, **named)

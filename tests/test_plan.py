@@ -1,0 +1,183 @@
+"""`sid-ray plan` and check_fits: what fits, what is recommended, and the nearest that fits."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from sid_ray import fit
+from sid_ray.cli import main
+from sid_ray.config import ResourcesConfig
+from sid_ray.config import replace as changed
+from sid_ray.errors import UserError
+from sid_ray.fit import (
+    Machine,
+    Planner,
+    check_fits,
+    least,
+    micro_batches,
+    nearest_fits,
+    recommended,
+    stage_variants,
+)
+from sid_ray.known_networks import known_network, teacher_of
+from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, Network
+from sid_ray.plan import WIDTH, own_flags
+from sid_ray.recipes import RECIPES, recipe
+from sid_ray.trace_memory import Traced, sizes_of, trace
+
+DIGITS = recipe("digits-sid")
+TEACHER = teacher_of(DIGITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving(ResourcesConfig):
+    """Resources with both settings that save memory."""
+
+    offload_optimizer: bool = False
+    activation_checkpointing: bool = False
+
+
+def saving(**values):
+    return replace(DIGITS, resources=Saving(**vars(DIGITS.resources) | values))
+
+
+def straight(config, description, sizes, device="meta"):
+    """A trace that takes no time: so much an image, half of it with checkpointing."""
+    part = 2 if getattr(config.resources, "activation_checkpointing", False) else 1
+    each = {FAKE_SCORE: 600_000 // part, GENERATOR: 1_700_000 // part}
+    return Traced({n: {phase: n * size for phase, size in each.items()} for n in sizes})
+
+
+@pytest.fixture
+def planner(monkeypatch):
+    monkeypatch.setattr(fit, "trace", straight)
+    return Planner(TEACHER)
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *args])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_every_published_teacher_is_known():
+    for entry in RECIPES.values():
+        source = entry.config.teacher.source
+        assert source.startswith("builtin:") or known_network(source), source
+    assert known_network("https://host/other.pkl") is None
+    with pytest.raises(UserError, match="not known by its address"):
+        teacher_of(changed(DIGITS, teacher__source="https://host/other.pkl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("cifar10-uncond-sid", 55_733_891),
+        ("ffhq64-sid", 61_805_571),
+        ("img64-sid", 295_899_267),
+        ("img512-s-sid", 280_212_837),
+        ("sd21-base-lsg-kappa2", 865_910_724),
+    ],
+)
+def test_known_networks_have_the_published_counts(name, count):
+    if name.startswith("sd"):
+        pytest.importorskip("diffusers")
+    assert sizes_of(teacher_of(recipe(name)), 10_000).parameters == count
+
+
+def test_micro_batches_are_what_a_rank_can_use():
+    config = changed(DIGITS, training__batch_size=96, training__group_size=8)
+    assert micro_batches(config, 2) == [1, 2, 4, 8, 16, 24, 48]  # 6 groups: 32 is as many as 24
+    assert micro_batches(config, 12) == [1, 2, 4, 8]
+    with pytest.raises(UserError, match="13 workers for 12 groups"):
+        micro_batches(config, 13)
+
+
+def test_the_lowest_stage_that_fits_is_recommended(planner):
+    machine = Machine.of(2, 8)
+    rows = planner.rows(DIGITS, machine)
+    assert [row.stage for row in rows] == list(stage_variants(DIGITS))
+    assert all(row.fits and row.largest == 32 for row in rows)
+    best = recommended(rows, 2)
+    assert best is not None and best.stage == "1"
+    best = recommended(rows, 1)
+    assert best is not None and best.stage == "0"
+    for stage in ("0", "1"):
+        rows = [replace(row, fits=row.fits and row.stage != stage) for row in rows]
+    best = recommended(rows, 2)
+    assert best is not None and best.stage == "2"
+    assert recommended([replace(row, fits=False, largest=0) for row in rows], 2) is None
+
+
+def test_check_fits_names_a_smaller_micro_batch(planner):
+    needed = check_fits(DIGITS, TEACHER, 2, 8, reserve_gib=0)
+    assert needed.name == "generator pass"
+    assert needed.total == planner.peak(DIGITS, Machine(2, 0, 0)).total
+    with pytest.raises(UserError, match=r"What fits: --resources\.micro-batch 16 ") as error:
+        check_fits(DIGITS, TEACHER, 2, (needed.total - 1) / GIB, reserve_gib=0)
+    assert "digits-sid does not fit on 2 GPUs" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_save_memory_are_counted_and_offered(planner):
+    planner._network = Network(10**9)
+    machine = Machine(2, 8 * GIB, 0)
+    plain = planner.peak(saving(), machine)
+    offloaded = planner.peak(saving(offload_optimizer=True), machine)
+    assert plain.of_kind("moments") > offloaded.of_kind("moments") == 0
+    short = Machine(2, least(planner, saving(), machine)[0] - 1, 0)
+    found = nearest_fits(planner, saving(), short)
+    assert found[0].startswith("--resources.offload-optimizer --resources.zero-stage")
+    assert found[-2].startswith("3 GPUs of ")
+    assert found[-1].startswith("2 GPUs of ")
+
+
+def test_checkpointed_blocks_keep_less():
+    plain, again = (
+        trace(own, TEACHER, [4]).at(4) for own in (saving(), saving(activation_checkpointing=True))
+    )
+    for phase in (FAKE_SCORE, GENERATOR):
+        assert 0.1 < again[phase] / plain[phase] < 0.6
+
+
+def test_the_command_shows_stages_and_what_to_take(capsys, planner):
+    code, out, err = run(capsys, "digits-sid", "--gpus", "2", "--gpu-memory=8")
+    assert (code, err) == (0, "")
+    for words in ("1 *", "3, teacher", "fake score", "checkpoint: 13.4 MiB", "assumed"):
+        assert words in out, words
+    assert "take: --resources.num-workers 2 --resources.use-gpu --resources.zero-stage 1" in out
+    assert max(map(len, out.splitlines())) <= WIDTH
+
+
+def test_the_command_refuses_what_cannot_fit(capsys, planner):
+    code, out, err = run(capsys, "digits-sid", "--gpus", "2", "--gpu-memory", "1")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "does not fit on 2 GPUs of 1.0 GiB: the least is 2." in err
+    assert "2 GPUs of 3 GiB with --resources.zero-stage" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nope"], "no recipe 'nope'"),
+        (["digits-sid", "--gpus", "0"], "--gpus 0: expected"),
+        (["digits-sid", "--gpus", "1.5"], "--gpus 1.5: expected"),
+        (["digits-sid", "--gpu-memory"], "--gpu-memory without a value"),
+        (["digits-sid", "--gpu-memroy", "8"], "Did you mean --gpu-memory"),
+        (["digits-sid", "--gpus", "5"], "5 workers for 4 groups"),
+        (["digits-sid", "--training.bach-size", "3"], "training.batch_size"),
+        (["digits-sid", "--teacher.source", "/nowhere"], "no network at /nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(capsys, args, words):
+    code, out, err = run(capsys, *args)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_own_flags_are_taken_out():
+    given, rest = own_flags(["--gpus", "8", "--seed", "1", "--disk-rate=2.5", "--reserve", "0"])
+    assert (given.gpus, given.disk_rate, given.reserve) == (8, 2.5, 0)
+    assert rest == ["--seed", "1"]
