@@ -277,6 +277,11 @@ def check_fits(
     does fit.
     """
     planner, machine = Planner(description, text), Machine.of(gpus, memory_gib, reserve_gib)
+    return fitting(planner, config, machine)
+
+
+def fitting(planner: Planner, config: DistillConfig, machine: Machine) -> Moment:
+    """The fullest moment of a run that fits. Raises UserError where it does not."""
     found = planner.peak(config, machine)
     if found.total <= machine.memory:
         return found
@@ -284,6 +289,26 @@ def check_fits(
         f"it needs {gib(found.total)} a GPU ({found.name}, micro-batch {micro_batch_of(config)})"
     )
     raise refusal(planner, config, machine, needed)
+
+
+def fewest_that_fit(
+    config: DistillConfig,
+    description: ModelDescription,
+    workers: tuple[int, int],
+    memory_gib: float,
+    text: int = 0,
+) -> int:
+    """Down to how many of (least, most) workers, a GPU each, a run may shrink and still fit.
+
+    Raises UserError where not even the most are enough, with the nearest that does fit.
+    """
+    planner = Planner(description, text)
+    fitting(planner, config, Machine.of(workers[1], memory_gib))
+    for gpus in range(*workers):
+        machine = Machine.of(gpus, memory_gib)
+        if planner.peak(config, machine).total <= machine.memory:
+            return gpus
+    return workers[1]
 
 
 def check_any_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[Row]:

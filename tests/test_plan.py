@@ -13,6 +13,7 @@ from sid_ray.fit import (
     Machine,
     Planner,
     check_fits,
+    fewest_that_fit,
     least,
     micro_batches,
     nearest_fits,
@@ -108,6 +109,18 @@ def test_the_lowest_stage_that_fits_is_recommended(planner):
     best = recommended(rows, 2)
     assert best is not None and best.stage == "2"
     assert recommended([replace(row, fits=False, largest=0) for row in rows], 2) is None
+
+
+def test_a_run_shrinks_no_further_than_it_fits(planner):
+    def whole(gpus):
+        return check_fits(DIGITS, TEACHER, gpus, 8).total
+
+    assert whole(1) > whole(2)
+    between = (whole(1) + whole(2)) / 2 / GIB
+    assert fewest_that_fit(DIGITS, TEACHER, (1, 4), 8) == 1
+    assert fewest_that_fit(DIGITS, TEACHER, (1, 4), between) == 2
+    with pytest.raises(UserError, match="fits"):
+        fewest_that_fit(DIGITS, TEACHER, (1, 1), between)
 
 
 def test_check_fits_names_a_smaller_micro_batch(planner):

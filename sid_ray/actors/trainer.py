@@ -23,6 +23,7 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,9 +35,11 @@ from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
 from sid_ray.checkpoint import newest_whole, read_manifest
-from sid_ray.config import DistillConfig, flatten
+from sid_ray.config import DistillConfig, flatten, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
+from sid_ray.fit import fewest_that_fit
+from sid_ray.known_networks import text_bytes
 from sid_ray.run_folder import LOG, RunRecord, write_record
 
 POLL_S = 0.5
@@ -125,6 +128,28 @@ def check_resources(config: DistillConfig) -> None:
             f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}: "
             "lower --resources.num-workers and --resources.min-workers, or add nodes"
         )
+
+
+def check_memory(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
+    """The config with as many min_workers as the GPUs' memory asks for.
+
+    Raises UserError where the run does not fit on its workers, with the nearest that does.
+    """
+    if not config.resources.use_gpu:
+        return config
+    show.update("counting memory", {}, [])
+    memory_gib = ray.get(gpu_memory_gib.remote())
+    least, most = workers_of(config)
+    fits = fewest_that_fit(config, start.description, (least, most), memory_gib, text_bytes(config))
+    if fits > least:
+        show.update("", {}, [f"needs {fits} GPUs of {memory_gib:.0f} GiB: will not shrink further"])
+    return replace(config, resources__min_workers=fits)
+
+
+@ray.remote(num_cpus=0, num_gpus=1)
+def gpu_memory_gib() -> float:
+    """Memory of one of the cluster's GPUs; all are taken to be alike."""
+    return torch.cuda.get_device_properties(0).total_memory / 2**30
 
 
 def workers_of(config: DistillConfig) -> tuple[int, int]:
@@ -280,6 +305,7 @@ def train(
     try:
         start_ray(config)
         check_resources(config)
+        config = check_memory(config, start, show)
         write_record(folder, record)
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, folder, record, show, clock)
