@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -57,10 +58,15 @@ def preempted(own_scaling: bool) -> bool:
 class AskFirst(ElasticScalingPolicy):
     """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
 
-    def __init__(self, scaling_config: Any, tracker: Any):
+    def __init__(self, scaling_config: Any, tracker: Any, run: str):
         super().__init__(scaling_config)
-        self.tracker = tracker
+        self.tracker, self._run = tracker, run
         self._asked_at, self._found = float("-inf"), None  # type: Any, Any
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        # Ray's name for who asks is new with each start: after a kill -9 of the driver what the
+        # dead one had reserved would be kept from the next for three minutes.
+        super().after_controller_start(SimpleNamespace(run_id=self._run))
 
     def _get_reserved_resources(self) -> Any:
         if time.monotonic() - self._asked_at < self.GET_RESERVED_RESOURCES_INTERVAL_S:
@@ -144,6 +150,7 @@ class ElasticTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         if isinstance(kwargs["scaling_policy"], ElasticScalingPolicy):
-            kwargs["scaling_policy"] = AskFirst(self.scaling_config, self._tracker)
+            run = f"{self.run_config.storage_path}/{self.run_config.name}"
+            kwargs["scaling_policy"] = AskFirst(self.scaling_config, self._tracker, run)
         kwargs["failure_policy"] = Budget(self.run_config.failure_config, self._tracker)
         return super()._initialize_and_run_controller(**kwargs)

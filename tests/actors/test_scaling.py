@@ -39,7 +39,7 @@ def policy(monkeypatch):
     config = ray.train.ScalingConfig(
         num_workers=(1, 4), resources_per_worker={"CPU": 1}, elastic_resize_monitor_interval_s=0
     )
-    made = AskFirst(config, Remote())
+    made = AskFirst(config, Remote(), "/runs/x")
     made.cluster, made.draining = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, {}
     coordinator = Remote(get_reserved_resources=made.cluster)
     made._coordinator_client = SimpleNamespace(
@@ -136,3 +136,15 @@ def test_another_ray_is_not_touched(monkeypatch):
     assert scaling.private_parts_fit()
     monkeypatch.setattr(scaling.ray, "__version__", "2.61.0")
     assert not scaling.private_parts_fit()
+
+
+def test_a_new_driver_takes_over_what_a_dead_one_had_reserved(policy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "ray.train.v2._internal.execution.scaling_policy.scaling_policy."
+        "TrainAutoscalingCoordinatorClient",
+        lambda requester: SimpleNamespace(send_resource_request=lambda *_: asked.append(requester)),
+    )
+    for run_id in ("first driver", "second driver"):
+        policy.after_controller_start(SimpleNamespace(run_id=run_id))
+    assert asked == ["train-/runs/x"] * 2
