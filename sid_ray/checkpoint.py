@@ -14,6 +14,7 @@ and the one before it is used. No random state is stored: draws are keyed by ima
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,20 @@ def newest_whole(run_folder: Path) -> tuple[Path | None, list[str]]:
         except DamagedCheckpointError as error:
             damage.append(str(error))
     return None, damage
+
+
+def newest_listed(run_folder: Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint whose files are there with their sizes: found without reading them.
+
+    What goes on from one checks more (recovery.py).
+    """
+    for folder in candidates(run_folder):
+        with contextlib.suppress(DamagedCheckpointError, OSError):
+            manifest = read_manifest(folder)
+            sizes = manifest.sizes.items()
+            if all((folder / file).stat().st_size == size for file, size in sizes):
+                return folder, manifest
+    return None
 
 
 def load_checkpoint(folder: Path, trainee: Trainee, roles: Mapping[str, StatefulRole]) -> None:

@@ -117,12 +117,12 @@ def shown(path: Path) -> str:
 
 def state_of(folder: Path) -> str:
     """What is left of a run that stopped."""
-    from sid_ray.checkpoint import newest_whole, read_manifest
+    from sid_ray.checkpoint import newest_listed
 
-    newest, _ = newest_whole(folder)
-    if newest is None:
+    there = newest_listed(folder)
+    if there is None:
         return "no checkpoint was written yet: the same command starts from the teacher"
-    seen = read_manifest(newest).images_seen
+    seen = there[1].images_seen
     return f"checkpoint at {seen:,} images kept: the same command goes on from there"
 
 

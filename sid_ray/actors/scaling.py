@@ -13,7 +13,9 @@ numbers stay the same, more steps are repeated.
 from __future__ import annotations
 
 import logging
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from sid_ray.actors.signals import PausedError
 
 VERSION = "2.60."
 CALL_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 1.0
 IDLE_S = 0.2
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was abort")
 
@@ -55,6 +58,23 @@ def preempted(own_scaling: bool) -> bool:
     return ray.train.get_preemption_info() is not None
 
 
+def answering() -> set[str]:
+    """Nodes whose raylet takes a connection: a killed one is known before Ray's health checks."""
+
+    def answers(node: dict[str, Any]) -> bool:
+        address = node["NodeManagerAddress"], node["NodeManagerPort"]
+        try:
+            with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S):
+                return True
+        except OSError:
+            return False
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(min(32, len(nodes) or 1)) as pool:
+        found = pool.map(answers, nodes)
+        return {node["NodeID"] for node, there in zip(nodes, found, strict=True) if there}
+
+
 class AskFirst(ElasticScalingPolicy):
     """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
 
@@ -76,8 +96,9 @@ class AskFirst(ElasticScalingPolicy):
                 self._requester_id, recompute=True
             )
             leaving = ray._private.state.state.get_draining_nodes()
+            there = answering() - set(leaving)
             reserved = ray.get(asked, timeout=CALL_TIMEOUT_S)
-            self._found = {node: has for node, has in reserved.items() if node not in leaving}
+            self._found = {node: has for node, has in reserved.items() if node in there}
         except Exception:
             logger.warning("reservations cannot be read: not resizing now", exc_info=True)
             self._found = None

@@ -17,6 +17,7 @@ import ray
 
 from sid_ray.actors.timeline import Interruption, Timeline
 
+SAME_S = 30.0  # a line is not said again so soon
 LATER = 2.0  # seconds between two tries of a store that fails
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 
@@ -53,6 +54,7 @@ class Tracker:
         self._board = Board()
         self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
+        self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._jobs: queue.Queue[tuple[str, tuple] | None] = queue.Queue()
         self._start = (uri, experiment, run_name, dict(params), dict(tags), artifacts, run_id)
@@ -128,9 +130,12 @@ class Tracker:
             self._stored = max(self._stored, images_seen)
 
     def event(self, text: str) -> None:
-        """A line that the display prints once, above the progress."""
+        """A line that the display prints once, above the progress; ranks may say the same."""
         with self._lock:
-            self._board.events.append(text)
+            now = time.monotonic()
+            if now - self._said.get(text, -SAME_S) >= SAME_S:
+                self._board.events.append(text)
+            self._said[text] = now
 
     def board(self) -> Board:
         """The board; its events are handed out once."""

@@ -34,7 +34,7 @@ from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
-from sid_ray.checkpoint import newest_whole, read_manifest
+from sid_ray.checkpoint import newest_listed, newest_whole
 from sid_ray.config import DistillConfig, flatten, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
@@ -295,11 +295,14 @@ def train(
     Raises UserError when the cluster cannot hold the workers, TrainingFailedError with the
     reason, and KeyboardInterrupt after Ctrl-C. What was checkpointed stays usable in each case.
     """
-    newest, _ = newest_whole(folder)
-    before = read_manifest(newest).images_seen if newest else 0
-    if newest and before >= config.training.images:
-        show.update("", {}, [f"already complete: {newest.name}"])
-        return Outcome(before, newest, 0, 0.0, 0.0, "")
+    there = newest_listed(folder)
+    before = there[1].images_seen if there else 0
+    if there and before >= config.training.images:
+        newest, damage = newest_whole(folder)
+        if newest == there[0]:
+            show.update("", {}, [f"already complete: {newest.name}"])
+            return Outcome(before, newest, 0, 0.0, 0.0, "")
+        show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
     show.update("starting Ray", {}, [])
     try:
@@ -311,10 +314,10 @@ def train(
         trouble, interruptions = run_actors(config, start, folder, record, show, clock)
     finally:
         ray.shutdown()
-    newest, _ = newest_whole(folder)
-    if newest is None:
+    there = newest_listed(folder)
+    if there is None:
         raise TrainingFailedError(f"no whole checkpoint in {folder}; see {folder / LOG}")
-    seen = read_manifest(newest).images_seen
+    newest, seen = there[0], there[1].images_seen
     times = clock.train_seconds, clock.startup_seconds
     return Outcome(seen, newest, seen - before, *times, trouble, interruptions)
 

@@ -1,6 +1,7 @@
 """Growing and failing as sid_ray wants it; Ray's controller and coordinator are faked."""
 
 import pickle
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,7 @@ def policy(monkeypatch):
     )
     made = AskFirst(config, Remote(), "/runs/x")
     made.cluster, made.draining = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, {}
+    made.dead = set()
     coordinator = Remote(get_reserved_resources=made.cluster)
     made._coordinator_client = SimpleNamespace(
         _autoscaling_coordinator=coordinator, maybe_send_resource_request=lambda *_: None
@@ -51,6 +53,7 @@ def policy(monkeypatch):
     monkeypatch.setattr(scaling.ray, "get", lambda value, timeout=None: value)
     state = SimpleNamespace(get_draining_nodes=lambda: made.draining)
     monkeypatch.setattr(scaling.ray._private.state, "state", state)
+    monkeypatch.setattr(scaling, "answering", lambda: set(made.cluster) - made.dead)
     return made
 
 
@@ -77,6 +80,26 @@ def test_draining_nodes_do_not_count(policy):
     assert policy.coordinator.calls[0][2] == {"recompute": True}
     policy.draining = {"a": 0, "b": 0}
     assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_nodes_that_do_not_answer_do_not_count(policy):
+    policy.dead = {"a"}
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 1
+
+
+def test_a_killed_node_is_known_by_its_closed_port(monkeypatch):
+    with socket.socket() as open_port, socket.socket() as closed:
+        open_port.bind(("127.0.0.1", 0))
+        open_port.listen()
+        closed.bind(("127.0.0.1", 0))
+        ports = {"a": open_port.getsockname()[1], "b": closed.getsockname()[1], "c": 1}
+        nodes = [
+            {"NodeID": name, "Alive": name != "c", "NodeManagerAddress": "127.0.0.1"}
+            | {"NodeManagerPort": port}
+            for name, port in ports.items()
+        ]
+        monkeypatch.setattr(scaling.ray, "nodes", lambda: nodes)
+        assert scaling.answering() == {"a"}
 
 
 def test_reservations_that_cannot_be_read_change_nothing(policy, monkeypatch):
