@@ -1,6 +1,6 @@
 """Useful work on nodes that come and go: sid_ray's elasticity against Ray Train's, one table.
 
-    python -m benchmarks.goodput [--systems sid_ray ray ray-tuned] [--repeats 1]
+    python -m benchmarks.goodput [--systems sid_ray ray ray-tuned] [--repeats 1] [--picture FILE]
 
 The same run of digits-sid and the same bounded trace of losses and joins, counted from the first
 step, on Ray nodes of one CPU each on this machine. "ray" is Ray Train's own elastic policy and its
@@ -13,16 +13,19 @@ system's, first step to last.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
+
 from benchmarks.local_cluster import LocalCluster, Run
 
 FLAGS = [
-    "--images", "16000", "--output.checkpoint-every", "2560", "--output.report-every", "640",
+    "--images", "16000", "--output.checkpoint-every", "2560", "--output.report-every", "128",
     "--workers", "2",
 ]  # fmt: skip
 # Seconds from the first step. A drained node goes at its deadline.
@@ -66,7 +69,35 @@ def measure(folder: Path, system: str, name: str) -> dict[str, Any]:
                 cluster.kill(nodes.pop())
             else:
                 nodes.append(cluster.add())
-        return run.finish(900)
+        return run.finish(900) | {"progress": progress_of(run.folder)}
+
+
+def progress_of(run: Path) -> list[tuple[float, int]]:
+    """(seconds since the first report, images seen) of every report, in order of time."""
+    record = json.loads((run / "run.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+    history = client.get_metric_history(record["tracker_run_id"], "images_per_s")
+    points = sorted((point.timestamp / 1000, point.step) for point in history)
+    return [(at - points[0][0], seen) for at, seen in points]
+
+
+def draw(found: dict[str, list[dict[str, Any]]], picture: Path) -> None:
+    """Images seen over time: flat where nobody steps, down where steps are made again."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    for index, (system, runs) in enumerate(found.items()):
+        times, images = zip(*runs[0]["progress"], strict=True)
+        label = f"{system}: {runs[0]['train_seconds']:.0f} s"
+        axes.plot(times, images, color=f"C{index}", label=label, linewidth=1.6)
+    for at, what in TRACE:
+        axes.axvline(at, color="grey", linewidth=0.7, linestyle=":")
+        axes.text(at + 1, 200, what, color="grey", fontsize=8)
+    axes.set(xlabel="seconds since the first step", ylabel="images seen")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
 
 
 def row(system: str, found: list[dict[str, Any]], undisturbed: float) -> str:
@@ -85,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="goodput_"))
     systems = ["undisturbed", *(name for name in options.systems if name != "undisturbed")]
@@ -97,6 +129,8 @@ def main() -> None:
     base = statistics.median(item["train_seconds"] for item in found["undisturbed"])
     for system in systems:
         print(row(system, found[system], base), flush=True)
+    if options.picture:
+        draw(found, options.picture)
 
 
 if __name__ == "__main__":
