@@ -113,12 +113,13 @@ def sharded_trainee(
     teacher_stage: int,
     world_size: int,
     micro_batch: int = MICRO_BATCH,
+    offload: bool = False,
 ) -> Trainee:
     """Every role on this rank as the worker builds it."""
 
     def role(stage: int) -> engine.DeepSpeedRole:
         passes = plan_of(world_size, micro_batch).passes_a_rank
-        built = engine.DeepSpeedRole(case.network(), ADAM, stage, passes, case.rules)
+        built = engine.DeepSpeedRole(case.network(), ADAM, stage, passes, case.rules, offload)
         built.module.requires_grad_(False)
         return built
 
