@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
 from sid_ray.fragments import KINDS, MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
@@ -143,7 +144,32 @@ def init_deepspeed() -> None:
     # torch.
     comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
+    recompute_within(kept_gathered)
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+
+
+@contextmanager
+def kept_gathered() -> Iterator[None]:
+    """Stage 3: what a block gathers while it is computed again stays until its backward pass ends.
+
+    DeepSpeed lets go of weights when a module's forward pass ends, and gathers them again before
+    the module's backward pass; but here a forward pass runs within a backward pass.
+    """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+
+    let_go = DeepSpeedZeRoOffload.post_sub_module_forward_function
+
+    def keep(offload: Any, module: nn.Module) -> None:
+        # Whose inputs need no gradient, nor its weights, has no backward pass to let go in.
+        trained = any(weight.requires_grad for weight in module.parameters(recurse=False))
+        if not (trained or getattr(module, "ds_grads_remaining", 0)):
+            let_go(offload, module)
+
+    DeepSpeedZeRoOffload.post_sub_module_forward_function = keep
+    try:
+        yield
+    finally:
+        DeepSpeedZeRoOffload.post_sub_module_forward_function = let_go
 
 
 @contextmanager
