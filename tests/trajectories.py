@@ -10,7 +10,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sid_ray import engine
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
+from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.fragments import ShardedAverage, whole_state
@@ -95,6 +96,18 @@ CASES = {
 }
 
 
+def changed(case: Case, recompute: bool = False, precision: str = "float32") -> Case:
+    """The same training with other settings of all three networks."""
+
+    def network() -> nn.Module:
+        built = case.network()
+        set_recompute(built, recompute)
+        set_precision(built, precision)
+        return built
+
+    return replace(case, network=network)
+
+
 def plan_of(world_size: int, micro_batch: int = MICRO_BATCH) -> GroupPlan:
     return GroupPlan(GROUPS * GROUP, GROUP, micro_batch, world_size)
 
@@ -115,21 +128,17 @@ def sharded_trainee(
     world_size: int,
     micro_batch: int = MICRO_BATCH,
     offload: bool = False,
-    recompute: bool = False,
 ) -> Trainee:
     """Every role on this rank as the worker builds it."""
 
     def role(stage: int) -> engine.DeepSpeedRole:
         passes = plan_of(world_size, micro_batch).passes_a_rank
-        network = case.network()
-        set_recompute(network, recompute)
-        built = engine.DeepSpeedRole(network, ADAM, stage, passes, case.rules, offload)
+        built = engine.DeepSpeedRole(case.network(), ADAM, stage, passes, case.rules, offload)
         built.module.requires_grad_(False)
         return built
 
     fake_score, generator = role(fake_score_stage), role(generator_stage)
     teacher = case.network().requires_grad_(False)
-    set_recompute(teacher, recompute)
     if teacher_stage == 3:
         teacher = engine.shard_frozen(teacher)
     return Trainee(teacher, fake_score, generator, ShardedAverage(generator))
