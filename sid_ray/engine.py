@@ -162,7 +162,7 @@ def kept_gathered() -> Iterator[None]:
     def keep(offload: Any, module: nn.Module) -> None:
         # Whose inputs need no gradient, nor its weights, has no backward pass to let go in.
         trained = any(weight.requires_grad for weight in module.parameters(recurse=False))
-        if not (trained or getattr(module, "ds_grads_remaining", 0)):
+        if not trained and not module.__dict__.get("ds_grads_remaining"):
             let_go(offload, module)
 
     DeepSpeedZeRoOffload.post_sub_module_forward_function = keep

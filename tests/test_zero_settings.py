@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from sid_ray import engine
+from sid_ray.roles import AdamSettings
+from tests import trajectories
 from tests.trajectories import (
     CASES,
     COLUMNS,
+    GROUP,
+    MICRO_BATCH,
+    Case,
     changed,
     errors,
     outcome,
@@ -19,17 +24,22 @@ from tests.trajectories import (
 RANKS, ITERATIONS = 2, 2
 # Stages of fake score, generator and teacher.
 RECOMPUTED = [("sida-edm", (0, 1, 0)), ("sida-edm", (2, 3, 3)), ("sida-edm2", (3, 2, 3))]
-BFLOAT16 = [("sida-edm", (1, 2, 0)), ("sida-edm", (3, 1, 3)), ("sida-edm2", (2, 3, 0))]
-# Each pass is the same bfloat16 arithmetic on the same samples, its gradients are added in float32:
-# until float32 rounding moves a weight over the edge of its bfloat16 (three digits).
-BFLOAT16_TOLERANCE = {
-    "weights": 1e-4,
-    "EMA": 1e-4,
-    "exp_avg": 2e-2,
-    "exp_avg_sq": 2e-2,
-    "worst tensor": 1e-1,
+BFLOAT16 = {
+    "sida-edm": [(1, 2, 0), (3, 1, 3)],
+    "sida-edm2": [(2, 1, 0), (2, 3, 0)],
 }
+BOTH = [(name, stages) for name in BFLOAT16 for stages in BFLOAT16[name]]
+ADAM = AdamSettings(1e-3, 0.0, 0.999, 100.0)  # steps follow the gradient: rounding stays rounding
+# Stages 1 and 2 compute each pass on the same samples in the same way, and add up in float32.
+# Stage 3 has its weights elsewhere in memory, where other kernels round otherwise: by as much as
+# plain torch does on passes of other sizes, times this.
+TOLERANCE, STAGE_3_FACTOR = 1e-5, 3.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def narrow(name: str, precision: str = "bfloat16") -> Case:
+    """With a teacher of its own: the difference of equal networks would be nothing but rounding."""
+    return changed(CASES[name], precision=precision, teacher_noise=0.5)
 
 
 def work(rank: int, world_size: int, folder: str) -> None:
@@ -44,9 +54,9 @@ def work(rank: int, world_size: int, folder: str) -> None:
     for name, stages in RECOMPUTED:
         kept, again = (run(changed(CASES[name], recompute=on), stages) for on in (False, True))
         found[name, stages] = [k for k in kept if not torch.equal(kept[k], again[k])]
-    for name, stages in BFLOAT16:
-        case = changed(CASES[name], recompute=True, precision="bfloat16")
-        found[name, stages, "bfloat16"] = run(case, stages)
+    trajectories.ADAM = ADAM
+    for name, stages in BOTH:
+        found[name, stages, "bfloat16"] = run(narrow(name), stages)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
 
@@ -60,14 +70,17 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain():
+    """Plain torch in bfloat16, in passes of another size too, and in float32."""
     torch.set_num_threads(1)
-    found = {}
-    for name in {name for name, _ in BFLOAT16}:
-        for precision in ("float32", "bfloat16"):
-            case = changed(CASES[name], precision=precision)
+    found, theirs, trajectories.ADAM = {}, trajectories.ADAM, ADAM
+    for name in BFLOAT16:
+        for kind in ("bfloat16", "other passes", "float32"):
+            case = narrow(name, "float32" if kind == "float32" else "bfloat16")
             trainee = plain_trainee(case)
-            train(case, trainee, 0, 1, ITERATIONS)
-            found[name, precision] = outcome(trainee)
+            passes = GROUP if kind == "other passes" else MICRO_BATCH
+            train(case, trainee, 0, 1, ITERATIONS, passes)
+            found[name, kind] = outcome(trainee)
+    trajectories.ADAM = theirs
     return found
 
 
@@ -76,19 +89,20 @@ def test_activation_checkpointing_is_the_same_to_the_bit(results, run):
     assert results[run] == []
 
 
-@pytest.mark.parametrize("run", BFLOAT16, ids=str)
+@pytest.mark.parametrize("run", BOTH, ids=str)
 def test_bfloat16_networks_equal_plain_torch_with_bfloat16_networks(results, plain, run):
     name, stages = run
     found = errors(results[name, stages, "bfloat16"], plain[name, "bfloat16"])
-    print(run, {column: f"{found[column]:.1e}" for column in COLUMNS})
-    for column in COLUMNS:
-        assert found[column] < BFLOAT16_TOLERANCE[column], (column, found)
+    rounding = errors(plain[name, "other passes"], plain[name, "bfloat16"])
+    print(run, {column: f"{found[column]:.1e} {rounding[column]:.1e}" for column in COLUMNS})
+    for column in COLUMNS[:-1]:
+        limit = STAGE_3_FACTOR * rounding[column] if 3 in stages else TOLERANCE
+        assert found[column] < limit, (column, found, rounding)
 
 
-@pytest.mark.parametrize("name", ["sida-edm", "sida-edm2"])
+@pytest.mark.parametrize("name", BFLOAT16)
 def test_bfloat16_is_another_precision_and_weights_stay_float32(plain, name):
     narrow, wide = plain[name, "bfloat16"], plain[name, "float32"]
     found = errors(narrow, wide)
-    print(name, {column: f"{found[column]:.1e}" for column in COLUMNS})
     assert found["exp_avg"] > 1e-3, "the networks' bodies are not narrow"
     assert all(value.dtype == torch.float32 for value in narrow.values())

@@ -79,6 +79,14 @@ class Case:
     shape: tuple[int, int, int]
     objective: SiD
     rules: UpdateRules
+    teacher_noise: float = 0.0  # relative, in the teacher's weights: else it starts as the others
+
+    def teacher(self) -> nn.Module:
+        network, random = self.network(), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.mul_(1 + self.teacher_noise * torch.randn(weight.shape, generator=random))
+        return network.requires_grad_(False)
 
 
 SCHEDULE = EDMSchedule()
@@ -96,7 +104,9 @@ CASES = {
 }
 
 
-def changed(case: Case, recompute: bool = False, precision: str = "float32") -> Case:
+def changed(
+    case: Case, recompute: bool = False, precision: str = "float32", teacher_noise: float = 0.0
+) -> Case:
     """The same training with other settings of all three networks."""
 
     def network() -> nn.Module:
@@ -105,7 +115,7 @@ def changed(case: Case, recompute: bool = False, precision: str = "float32") -> 
         set_precision(built, precision)
         return built
 
-    return replace(case, network=network)
+    return replace(case, network=network, teacher_noise=teacher_noise)
 
 
 def plan_of(world_size: int, micro_batch: int = MICRO_BATCH) -> GroupPlan:
@@ -116,8 +126,7 @@ def plain_trainee(case: Case) -> Trainee:
     def role() -> TorchRole:
         return TorchRole(case.network(), ADAM, case.rules)
 
-    frozen = [case.network().requires_grad_(False) for _ in range(2)]
-    return Trainee(frozen[0], role(), role(), frozen[1])
+    return Trainee(case.teacher(), role(), role(), case.network().requires_grad_(False))
 
 
 def sharded_trainee(
@@ -138,7 +147,7 @@ def sharded_trainee(
         return built
 
     fake_score, generator = role(fake_score_stage), role(generator_stage)
-    teacher = case.network().requires_grad_(False)
+    teacher = case.teacher()
     if teacher_stage == 3:
         teacher = engine.shard_frozen(teacher)
     return Trainee(teacher, fake_score, generator, ShardedAverage(generator))
