@@ -94,6 +94,21 @@ def edm2_roles(role_of) -> dict:
     return {"state": role.state(), "working": role.module.state_dict()}
 
 
+def poison(module: torch.nn.Module) -> list:
+    """One gradient is not a number, one is infinite; in hooks, as stage 3 has no whole weights."""
+
+    def infinite(gradient: torch.Tensor) -> torch.Tensor:
+        changed = gradient.clone()
+        changed[0, 0] = torch.inf
+        return changed
+
+    named = dict(module.named_parameters())
+    return [
+        named["unet.out_gain"].register_hook(lambda gradient: gradient * torch.nan),
+        named["unet.emb_noise.weight"].register_hook(infinite),
+    ]
+
+
 def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ranks: range) -> dict:
     """Two steps under one of RULES on the samples of these ranks, out of two."""
     role = role_of(tiny_edm2().requires_grad_(True), RULES[name])
@@ -110,11 +125,10 @@ def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ran
             # The ranks' gradients nearly cancel: clipped before they are summed, they would differ.
             sign = 1.0 if rank else -1.1
             loss = sign * (role.network(x, level, Condition(torch.eye(10)[:2])).x0 ** 2).sum()
-            if rank == 0 and "replace" in name:
-                named = dict(role.module.named_parameters())
-                loss = loss + torch.nan * named["unet.out_gain"]
-                loss = loss + torch.inf * named["unet.emb_noise.weight"][0, 0]
+            hooks = poison(role.module) if rank == 0 and "replace" in name else []
             role.backward(loss)
+            for hook in hooks:
+                hook.remove()
         applied.append(role.update())
     return {"state": role.state(), "applied": applied, "before": before}
 
