@@ -213,6 +213,15 @@ class ResourcesConfig:
     """Stage of the generator alone; -1 for zero_stage."""
     teacher_zero_stage: Literal[0, 3] = 0
     """0: the frozen teacher is whole on each worker; 3: each keeps a part of it."""
+    offload_optimizer: bool = False
+    """Keep Adam's state, the master weights and accumulated gradients in CPU memory and step there,
+    ZeRO stages 1 to 3. Saves 16 bytes a parameter over the workers' GPUs; torch's own Adam is right
+    on a CPU but slow, so a step takes longer.
+    """
+    activation_checkpointing: bool = False
+    """Compute the networks' blocks again in the backward pass instead of keeping what is inside
+    them: about a third more arithmetic for far less memory.
+    """
     micro_batch: int = 0
     """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
     group_size.
@@ -357,6 +366,12 @@ class DistillConfig:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
             raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        for role in ("fake_score", "generator"):
+            if self.resources.offload_optimizer and self.resources.stage_of(role) == 0:
+                raise UserError(
+                    f"resources.offload_optimizer needs ZeRO stage 1, 2 or 3, but {role} is at "
+                    f"stage 0: set resources.{role}_zero_stage, or --resources.no-offload-optimizer"
+                )
         evaluation = self.evaluation
         if not evaluation.feature_space and (evaluation.every or evaluation.final_report):
             raise UserError(

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
 from sid_ray.fragments import KINDS, MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
@@ -38,13 +39,17 @@ BUCKET = 50_000_000  # elements; the default of ten times as many takes 2 GB a r
 # Stage 3 keeps parameters of at most so many elements gathered between uses: biases and gains,
 # for which a collective costs more than the memory.
 PERSISTENT = 10_000
+SUB_GROUP = 1_000_000_000  # elements that stage 3 steps at once
 
 
-def deepspeed_config(zero_stage: int, passes: int, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of one role; every key that changes numbers is set.
+def deepspeed_config(
+    zero_stage: int, passes: int, world_size: int, offload: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of one role; every key that changes numbers or memory is set.
 
     ``passes`` is the number of backward passes before an update. A micro-batch is called one
-    sample here: the losses are already divided by the global batch.
+    sample here: the losses are already divided by the global batch. ``offload`` keeps masters,
+    moments and accumulated gradients in CPU memory and steps them there (stages 1 to 3).
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -58,22 +63,53 @@ def deepspeed_config(zero_stage: int, passes: int, world_size: int) -> dict[str,
         "communication_data_type": "fp32",
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
-        "zero_optimization": {
-            "stage": zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "round_robin_gradients": False,
-            "reduce_scatter": True,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_param_persistence_threshold": PERSISTENT,
-            "stage3_allgather_sequential": over_gloo(),
-        },
+        "zero_optimization": zero_config(zero_stage, offload),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
+    }
+
+
+def zero_config(stage: int, offload: bool) -> dict[str, Any]:
+    """The part of the configuration about what is shared out over ranks."""
+    return {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "round_robin_gradients": False,
+        "reduce_scatter": True,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "compute_grad_norm": True,  # what is not finite shows in it
+        "ignore_unused_parameters": True,  # the generator's log-variance head
+        "parameter_alignment": False,
+        "elastic_checkpoint": False,
+        "load_from_fp32_weights": True,
+        "sub_group_size": SUB_GROUP,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": PERSISTENT,
+        "stage3_model_persistence_threshold": BUCKET,
+        # By default a thousand million elements stay gathered: any network here, whole.
+        "stage3_max_live_parameters": 2 * BUCKET,
+        "stage3_max_reuse_distance": BUCKET,
+        "stage3_module_granularity_threshold": 0,
+        "stage3_use_all_reduce_for_fetch_params": False,
+        "stage3_allgather_sequential": over_gloo(),
+        "memory_efficient_linear": False,  # would put its own in place of torch's
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_nontrainable_weights": False,
+        "zero_quantized_gradients": False,
+        "offload_param": {"device": "none"},
+        "offload_optimizer": {
+            "device": "cpu" if offload else "none",
+            "pin_memory": torch.cuda.is_available(),
+            "ratio": 1.0,
+            "super_offload": False,
+        },
     }
 
 
@@ -108,7 +144,32 @@ def init_deepspeed() -> None:
     # torch.
     comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
+    recompute_within(kept_gathered)
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+
+
+@contextmanager
+def kept_gathered() -> Iterator[None]:
+    """Stage 3: what a block gathers while it is computed again stays until its backward pass ends.
+
+    DeepSpeed lets go of weights when a module's forward pass ends, and gathers them again before
+    the module's backward pass; but here a forward pass runs within a backward pass.
+    """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+
+    let_go = DeepSpeedZeRoOffload.post_sub_module_forward_function
+
+    def keep(offload: Any, module: nn.Module) -> None:
+        # Whose inputs need no gradient, nor its weights, has no backward pass to let go in.
+        trained = any(weight.requires_grad for weight in module.parameters(recurse=False))
+        if not trained and not module.__dict__.get("ds_grads_remaining"):
+            let_go(offload, module)
+
+    DeepSpeedZeRoOffload.post_sub_module_forward_function = keep
+    try:
+        yield
+    finally:
+        DeepSpeedZeRoOffload.post_sub_module_forward_function = let_go
 
 
 @contextmanager
@@ -156,7 +217,7 @@ class DeepSpeedRole:
     """A role as a DeepSpeed engine, ZeRO stage 0 to 3, float32.
 
     ``update`` sums gradients over ranks (DeepSpeed averages, so losses are scaled by the world
-    size).
+    size). ``offload`` as in deepspeed_config; not at stage 0.
     """
 
     def __init__(
@@ -166,6 +227,7 @@ class DeepSpeedRole:
         zero_stage: int,
         passes: int,
         rules: UpdateRules = PLAIN_RULES,
+        offload: bool = False,
     ):
         import deepspeed
 
@@ -175,10 +237,10 @@ class DeepSpeedRole:
             self.engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=adam.build(module.parameters()),
-                config=deepspeed_config(zero_stage, passes, self.world_size),
+                config=deepspeed_config(zero_stage, passes, self.world_size, offload),
                 dist_init_required=False,
             )
-        self._layout = layout_of(self.engine, zero_stage)
+        self._layout = layout_of(self.engine, zero_stage, offload)
         self._passes_pending = False
         if not rules.constrain_first:
             self._constrain()
@@ -208,7 +270,9 @@ class DeepSpeedRole:
 
     def update(self) -> bool:
         self._passes_pending = False
-        self.rules.adjust(self._layout.gradients())
+        if self.rules.adjusts:
+            self.rules.adjust(self._layout.gradients())
+            self._layout.gradients_changed()
         if self.stage == 0:
             applied = self._update_unsharded()
         else:

@@ -118,6 +118,8 @@ class ShardedAverage(nn.Module):
         starts = [held.values[MASTER].detach().clone() for held in owned]
         self.parts = nn.ParameterList([nn.Parameter(start, False) for start in starts])
         self.shapes = dict(role.shapes)
+        # Where collectives are possible: the fragments may be offloaded to CPU memory.
+        self.device = next(role.module.parameters()).device
         names = list(role.module.state_dict())  # at stage 3 the names alone are right
         self.fixed = {k: v for k, v in role.module.named_buffers() if k in names}
         self.names = names
@@ -133,8 +135,7 @@ class ShardedAverage(nn.Module):
             if name in self.fixed:
                 yield name, self.fixed[name]
             else:
-                device = next(self.parameters(), torch.empty(0)).device
-                yield name, whole_tensor(self.shapes[name], mine.get(name), MASTER, device)
+                yield name, whole_tensor(self.shapes[name], mine.get(name), MASTER, self.device)
 
 
 def whole_state(average: nn.Module) -> Iterator[tuple[str, Tensor]]:

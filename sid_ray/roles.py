@@ -58,6 +58,11 @@ class UpdateRules:
     clip_value: float = 0.0
     replace_nonfinite: bool = False
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether adjust() does anything."""
+        return self.replace_nonfinite or bool(self.clip_value)
+
     def adjust(self, gradients: Iterable[Tensor]) -> None:
         """In place, element by element: shards of gradients will do."""
         for gradient in gradients:

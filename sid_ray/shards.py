@@ -1,6 +1,6 @@
 """Where DeepSpeed 0.19.8 keeps fp32 weights and Adam's moments at each ZeRO stage.
 
-One class a group of stages, all with the same four methods. They read DeepSpeed's attributes and
+One class a group of stages, all with the same methods. They read DeepSpeed's attributes and
 do not use its safe_get_* and safe_set_*, because those skip parameters without requires_grad at
 stage 3, are wrong there when a size does not divide by the world size, and write masters alone
 at stages 1 and 2. It imports nothing of DeepSpeed: an engine is handed in.
@@ -58,6 +58,9 @@ class Replicated:
         Present from the last backward pass of an accumulation until step().
         """
         return [p.grad for p in self.module.parameters() if p.grad is not None]
+
+    def gradients_changed(self) -> None:
+        """Called when the values of ``gradients`` were written, before step()."""
 
     def forget_gradients(self) -> None:
         """Called after each update."""
@@ -155,6 +158,59 @@ class FullySharded(Partitioned):
                 parameter.partition()  # type: ignore[attr-defined]
 
 
-def layout_of(engine: Any, stage: int) -> Replicated:
+class OffloadedPartitioned(Partitioned):
+    """Stages 1 and 2 with masters, moments and gradients in CPU memory.
+
+    The gradients are in the masters' ``grad``, which lives as long as the run; their norms are
+    taken as they arrive there, and what is not finite is told by the norms alone.
+    """
+
+    def gradients(self) -> list[Tensor]:
+        self.engine.optimizer._wait_for_offload_copies()
+        return [flat.grad for flat in self.engine.optimizer.single_partition_of_fp32_groups]
+
+    def gradients_changed(self) -> None:
+        optimizer = self.engine.optimizer
+        positions = optimizer.grad_position.items()
+        flats = optimizer.single_partition_of_fp32_groups
+        optimizer.norm_for_param_grads = {
+            parameter: flats[group].grad.narrow(0, start, length).norm(2)
+            for parameter, (group, _, start, length) in positions
+        }
+
+    def forget_gradients(self) -> None:
+        # As at stage 3; and a later pass adds to what the passes of the last step left.
+        for gradient in (
+            *self.gradients(),
+            *self.engine.optimizer.accumulated_grads_in_cpu.values(),
+        ):
+            gradient.zero_()
+
+
+class OffloadedFullySharded(FullySharded):
+    """Stage 3 with masters, moments and gradients in CPU memory; see OffloadedPartitioned."""
+
+    def gradients(self) -> list[Tensor]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # they are copied out in the background
+        return [flat.grad for flat in self.engine.optimizer.fp32_partitioned_groups_flat]
+
+    def gradients_changed(self) -> None:
+        optimizer = self.engine.optimizer
+        flats = optimizer.fp32_partitioned_groups_flat
+        optimizer.norm_for_param_grads = {
+            parameter: flats[group].grad.narrow(0, start, length).norm(2)
+            for parameter, (group, start, length) in optimizer.grad_position.items()
+        }
+
+    def forget_gradients(self) -> None:
+        super().forget_gradients()
+        for gradient in self.gradients():
+            gradient.zero_()
+
+
+def layout_of(engine: Any, stage: int, offload: bool = False) -> Replicated:
     """The layout of an engine's state."""
-    return (Replicated, Partitioned, Partitioned, FullySharded)[stage](engine)
+    kept = (Replicated, Partitioned, Partitioned, FullySharded)
+    offloaded = (Replicated, OffloadedPartitioned, OffloadedPartitioned, OffloadedFullySharded)
+    return (offloaded if offload else kept)[stage](engine)

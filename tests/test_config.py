@@ -113,3 +113,10 @@ def test_flags_say_what_differs_and_are_understood():
 
 def test_flat_names_are_dotted():
     assert flatten(DIGITS)["training.seed"] == 0
+
+
+def test_offload_needs_something_that_is_shared_out():
+    config = replace(DIGITS, resources__offload_optimizer=True, resources__zero_stage=2)
+    config.check()
+    with pytest.raises(UserError, match="generator is at stage 0"):
+        replace(config, resources__generator_zero_stage=0).check()

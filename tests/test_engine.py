@@ -16,6 +16,7 @@ from sid_ray.engine import (
     check_no_stale_lock,
     deepspeed_config,
     init_deepspeed,
+    zero_config,
 )
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
@@ -46,6 +47,7 @@ RULES = {
     "replace and clip": UpdateRules(replace_nonfinite=True, clip_value=0.1),
     "constrain first": UpdateRules(spec_of("edm2").constrain, constrain_first=True),
 }
+OFFLOADED = ("replace and clip", "constrain first")  # the others too in test_zero3.py
 SOFT_ADAM = AdamSettings(1.0, 0.0, 0.999, 1.0)  # steps follow the size of the gradient ...
 RULE_TOLERANCE = 1e-4  # ... so that rounding stays rounding
 # Float32, other orders of summation; Adam with beta1 = 0 turns the rounding of small gradients
@@ -92,6 +94,21 @@ def edm2_roles(role_of) -> dict:
     return {"state": role.state(), "working": role.module.state_dict()}
 
 
+def poison(module: torch.nn.Module) -> list:
+    """One gradient is not a number, one is infinite; in hooks, as stage 3 has no whole weights."""
+
+    def infinite(gradient: torch.Tensor) -> torch.Tensor:
+        changed = gradient.clone()
+        changed[0, 0] = torch.inf
+        return changed
+
+    named = dict(module.named_parameters())
+    return [
+        named["unet.out_gain"].register_hook(lambda gradient: gradient * torch.nan),
+        named["unet.emb_noise.weight"].register_hook(infinite),
+    ]
+
+
 def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ranks: range) -> dict:
     """Two steps under one of RULES on the samples of these ranks, out of two."""
     role = role_of(tiny_edm2().requires_grad_(True), RULES[name])
@@ -108,11 +125,10 @@ def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ran
             # The ranks' gradients nearly cancel: clipped before they are summed, they would differ.
             sign = 1.0 if rank else -1.1
             loss = sign * (role.network(x, level, Condition(torch.eye(10)[:2])).x0 ** 2).sum()
-            if rank == 0 and "replace" in name:
-                named = dict(role.module.named_parameters())
-                loss = loss + torch.nan * named["unet.out_gain"]
-                loss = loss + torch.inf * named["unet.emb_noise.weight"][0, 0]
+            hooks = poison(role.module) if rank == 0 and "replace" in name else []
             role.backward(loss)
+            for hook in hooks:
+                hook.remove()
         applied.append(role.update())
     return {"state": role.state(), "applied": applied, "before": before}
 
@@ -199,7 +215,12 @@ def more_of_two(rank: int, stage: int, folder: str) -> None:
     def role_of(module: torch.nn.Module, rules: UpdateRules) -> DeepSpeedRole:
         return DeepSpeedRole(module, SOFT_ADAM, stage, 1, rules)
 
+    def offloaded(module: torch.nn.Module, rules: UpdateRules) -> DeepSpeedRole:
+        return DeepSpeedRole(module, SOFT_ADAM, stage, 1, rules, offload=True)
+
     found = {name: rule_steps(name, role_of, range(rank, rank + 1)) for name in RULES}
+    for name in OFFLOADED if stage else ():
+        found[f"{name}, offloaded"] = rule_steps(name, offloaded, range(rank, rank + 1))
     if stage == 2:
         plan = split_plan(2)
         found["split sida"] = split_sida(deepspeed_trainee(stage, plan), plan, rank)
@@ -285,14 +306,17 @@ ON_TWO = pytest.mark.parametrize("results", [2], ids=["2 ranks"], indirect=True)
 
 
 @ON_TWO
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*RULES, *(f"{name}, offloaded" for name in OFFLOADED)])
 def test_rules_of_an_update_hold_at_every_stage(results, name):
     def role_of(module: torch.nn.Module, rules: UpdateRules) -> TorchRole:
         return TorchRole(module, SOFT_ADAM, rules)
 
-    expected = rule_steps(name, role_of, range(2))
+    rule, _, offloaded = name.partition(", ")
+    expected = rule_steps(rule, role_of, range(2))
     assert expected["applied"] == [True, True]
-    for result in results.values():
+    for stage, result in results.items():
+        if offloaded and stage == 0:
+            continue
         found = result["more"][name]
         assert found["applied"] == expected["applied"]
         compare(found["state"], expected["state"], RULE_TOLERANCE)
@@ -355,6 +379,34 @@ def test_every_key_that_changes_numbers_is_set():
     assert config["zero_allow_untested_optimizer"] is True
     assert not config["bf16"]["enabled"]
     assert not config["fp16"]["enabled"]
+
+
+# Keys of DeepSpeed's ZeRO configuration that no role is concerned with, and those set elsewhere.
+LEFT_ALONE = {
+    "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory",  # older names
+    "zenflow", "leaf_module", "legacy_stage1", "override_module_apply",
+    "pipeline_loading_checkpoint",
+    "gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save",
+    "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("offload", [False, True])
+def test_nothing_of_zero_is_left_to_defaults(stage, offload):
+    """A default may change with a version: what is not named in zero_config is named here."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    chosen = zero_config(stage, offload)
+    fields = {field.alias or name: name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert chosen.keys() <= fields.keys()
+    assert {name for alias, name in fields.items() if alias not in chosen} == LEFT_ALONE
+    assert chosen["offload_optimizer"]["device"] == ("cpu" if offload else "none")
+    assert chosen["offload_optimizer"]["pin_memory"] is torch.cuda.is_available()
+    built = DeepSpeedZeroConfig(**chosen)
+    assert built.sub_group_size == 1_000_000_000
+    assert built.max_live_parameters == 100_000_000  # 400 MB; ten times as much by default
+    assert built.max_reuse_distance == 50_000_000
 
 
 def test_a_stale_build_lock_is_named(tmp_path, monkeypatch):

@@ -4,16 +4,20 @@ One start of two processes for everything here.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from sid_ray import engine
-from sid_ray.engine import deepspeed_config
+from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fragments import ShardedAverage, whole_state
-from sid_ray.roles import TorchRole
+from sid_ray.roles import TorchRole, UpdateRules
+from sid_ray.step import Trainee
 from sid_ray.types import Draw
 from tests import trajectories
+from tests.conftest import relative_error
+from tests.test_engine import RULE_TOLERANCE, RULES, SOFT_ADAM, rule_steps
 from tests.trajectories import (
     ADAM,
     CASES,
@@ -28,12 +32,28 @@ from tests.trajectories import (
 )
 
 RANKS = 2
-SLOW = pytest.mark.slow  # 40 s on two quiet cores, twice that beside other work
-# Stages of fake score, generator and teacher; elements up to which stage 3 keeps a parameter whole.
+SLOW = pytest.mark.slow  # two minutes on two quiet cores
+
+
+class Run(NamedTuple):
+    """Stages of fake score, generator and teacher; elements up to which stage 3 keeps a parameter
+    whole; whether masters and moments are in CPU memory, and how many elements are stepped at once.
+    """
+
+    case: str
+    stages: tuple[int, int, int]
+    persistent: int
+    offload: bool = False
+    sub_group: int = 10**9
+
+
 RUNS = {
-    "sida-edm": (2, 3, 3, 10_000),
-    "sida-edm2": (3, 3, 0, 1000),
+    "sida-edm": Run("sida-edm", (2, 3, 3), 10_000),
+    "sida-edm2": Run("sida-edm2", (3, 3, 0), 1000),
+    "sida-edm, offloaded": Run("sida-edm", (1, 3, 0), 1000, True, 20_000),
+    "sida-edm2, offloaded": Run("sida-edm2", (3, 2, 0), 1000, True, 20_000),
 }
+ELSEWHERE = (2, 1, 0)  # stages of the roles that take over an offloaded state, not offloaded
 # Float32, other orders of summation. Plain torch differs from itself, with its groups not split, by
 # 2e-5 in the last gradient (exp_avg, as beta1 is 0) and by 1e-4 in the worst tensor, whose
 # gradient all but cancels (benchmarks/equality.py).
@@ -41,19 +61,44 @@ TOLERANCE = dict.fromkeys(COLUMNS, 1e-5) | {"exp_avg": 1e-4, "worst tensor": 1e-
 
 
 def work(rank: int, world_size: int, folder: str) -> None:
-    for name, (fake_score, generator, teacher, persistent) in RUNS.items():
-        engine.PERSISTENT = persistent
-        case = CASES[name]
-        trainee = sharded_trainee(case, fake_score, generator, teacher, world_size)
+    for name, run in RUNS.items():
+        engine.PERSISTENT, engine.SUB_GROUP = run.persistent, run.sub_group
+        case = CASES[run.case]
+        trainee = sharded_trainee(case, *run.stages, world_size, offload=run.offload)
         whole = case.network().requires_grad_(False)  # an average that is not sharded
         trainee.generator.average_into(whole, 0.0)
         found = {"start": {name: value.clone() for name, value in whole.state_dict().items()}}
         train(case, trainee, rank, world_size, ITERATIONS)
         trainee.generator.average_into(whole, 0.0)
         found |= {"end": outcome(trainee), "average": dict(whole.state_dict())}
-        found["skipped"] = skip(trainee, name, rank, world_size)
+        if run.offload:
+            found["taken over"] = taken_over(trainee, run, world_size)
+        found["skipped"] = skip(trainee, run.case, rank, world_size)
         if rank == 0:
             torch.save(found, f"{folder}/{name}.pt")
+    rules = {}
+    for offload in (False, True):
+
+        def role_of(module: torch.nn.Module, chosen: UpdateRules, offload=offload) -> DeepSpeedRole:
+            return DeepSpeedRole(module, SOFT_ADAM, 3, 1, chosen, offload)
+
+        engine.PERSISTENT = 10_000  # what the rules' test poisons is there whole
+        for name in RULES:
+            rules[name, offload] = rule_steps(name, role_of, range(rank, rank + 1))
+    if rank == 0:
+        torch.save(rules, f"{folder}/rules.pt")
+
+
+def taken_over(trainee: Trainee, run: Run, world_size: int) -> dict[str, dict]:
+    """The state after it went to roles on the device, and back from there to offloaded ones."""
+    case, found = CASES[run.case], {}
+    for name, stages, offload in (("kept", ELSEWHERE, False), ("offloaded", run.stages, True)):
+        other = sharded_trainee(case, *stages, world_size, offload=offload)
+        other.fake_score.load_state(trainee.fake_score.state())
+        other.generator.load_state(trainee.generator.state())
+        found[name] = outcome(other)
+        trainee = other
+    return found
 
 
 def skip(trainee, name: str, rank: int, world_size: int) -> dict:
@@ -92,13 +137,14 @@ def skip(trainee, name: str, rank: int, world_size: int) -> dict:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero3")
     spawn(work, RANKS, str(folder))
-    return {name: torch.load(folder / f"{name}.pt") for name in RUNS}
+    found = {name: torch.load(folder / f"{name}.pt") for name in RUNS}
+    return found | {"rules": torch.load(folder / "rules.pt", weights_only=False)}
 
 
 @SLOW
 @pytest.mark.parametrize("name", RUNS)
 def test_stage_3_equals_one_process_of_plain_torch(results, name):
-    found = errors(results[name]["end"], plain_outcome(name))
+    found = errors(results[name]["end"], plain_outcome(RUNS[name].case))
     for column in COLUMNS:
         assert found[column] < TOLERANCE[column], (column, found)
 
@@ -107,7 +153,7 @@ def test_stage_3_equals_one_process_of_plain_torch(results, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_an_average_of_whole_weights_is_gathered(results, name):
     average, end = results[name]["average"], results[name]["end"]
-    parameters = [parameter for parameter, _ in CASES[name].network().named_parameters()]
+    parameters = [parameter for parameter, _ in CASES[RUNS[name].case].network().named_parameters()]
     assert parameters
     for parameter in parameters:
         assert torch.equal(average[parameter], end[f"G {parameter}/master"]), parameter
@@ -120,9 +166,35 @@ def test_an_update_that_is_not_finite_is_skipped_on_all_ranks(results, name):
 
 
 @SLOW
-def test_weights_are_normalised_where_they_are_used_and_where_they_are_kept(results):
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_an_update_hold_at_stage_3(results, name, offload):
+    def role_of(module: torch.nn.Module, rules: UpdateRules) -> TorchRole:
+        return TorchRole(module, SOFT_ADAM, rules)
+
+    expected, found = rule_steps(name, role_of, range(RANKS)), results["rules"][name, offload]
+    assert found["applied"] == expected["applied"] == [True, True]
+    for tensor, value in expected["state"].tensors.items():
+        if "qkv.bias" not in tensor:
+            found_value = found["state"].tensors[tensor]
+            assert relative_error(found_value, value) < RULE_TOLERANCE, tensor
+
+
+@SLOW
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.offload])
+def test_an_offloaded_state_goes_to_the_device_and_back_to_the_bit(results, name):
+    end = results[name]["end"]
+    for found in results[name]["taken over"].values():
+        for tensor, value in end.items():
+            if not tensor.startswith("EMA"):
+                assert torch.equal(found[tensor], value), tensor
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["sida-edm2", "sida-edm2, offloaded"])
+def test_weights_are_normalised_where_they_are_used_and_where_they_are_kept(results, name):
     """In forward, or on the gathered weights alone, the rule would be lost."""
-    found = results["sida-edm2"]
+    found = results[name]
     for name, weight in found["start"].items():
         if f"G {name}/master" in found["end"] and weight.dim() >= 2:
             for value in (weight, found["end"][f"G {name}/master"]):

@@ -17,6 +17,7 @@ from sid_ray.assemble import adam_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, shard_frozen
 from sid_ray.fragments import ShardedAverage
@@ -58,6 +59,7 @@ def build_networks(
     teacher.to(device)
     set_precision(teacher, config.training.precision)
     set_attention(teacher, config.resources.attention)
+    set_recompute(teacher, config.resources.activation_checkpointing)
     plan = config.group_plan(world_size)
 
     rules = rules_of(config, description.family)
@@ -66,7 +68,12 @@ def build_networks(
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
         stage = config.resources.stage_of(name)
         built = DeepSpeedRole(
-            network, adam_of(config, name), stage, plan.passes_a_rank, rules[name]
+            network,
+            adam_of(config, name),
+            stage,
+            plan.passes_a_rank,
+            rules[name],
+            config.resources.offload_optimizer,
         )
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built

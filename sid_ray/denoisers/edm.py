@@ -31,6 +31,7 @@ from sid_ray.denoisers.edm_layers import (
     UNetBlock,
 )
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
+from sid_ray.denoisers.recompute import run_block
 from sid_ray.types import Condition, Want
 
 SQRT_HALF = math.sqrt(0.5)
@@ -203,7 +204,8 @@ class EDMUNet(nn.Module):
             elif "aux_residual" in name:
                 x = skips[-1] = aux = (x + layer(aux)) * SQRT_HALF
             else:
-                x = layer(x, emb, dropout_keys) if isinstance(layer, UNetBlock) else layer(x)
+                block = isinstance(layer, UNetBlock)
+                x = run_block(layer, x, emb, dropout_keys) if block else layer(x)
                 skips.append(x)
         return skips
 
@@ -295,7 +297,7 @@ class SongUNet(EDMUNet):
             else:
                 if "_block" in name:
                     x = torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, emb, dropout_keys)
+                x = run_block(layer, x, emb, dropout_keys)
         assert aux is not None  # every decoder ends in aux_conv
         return aux
 
@@ -353,7 +355,7 @@ class DhariwalUNet(EDMUNet):
         for name, layer in self.dec.items():
             if "_block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, emb, dropout_keys)
+            x = run_block(layer, x, emb, dropout_keys)
         return self.out_conv(F.silu(self.out_norm(x)))
 
 

@@ -27,6 +27,7 @@ from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
+from sid_ray.denoisers.recompute import run_block
 from sid_ray.types import Condition, Want
 
 NORM_EPS = 1e-4
@@ -228,6 +229,7 @@ class Block(nn.Module):
         self.net, self.encoder, self.mode = net, encoder, mode
         self.heads = head_count(n_out, net.channels_per_head) if attention else 0
         self.dropout_site = 0  # set by the network: which of its dropout layers this is
+        self.recompute = False  # denoisers.recompute sets it
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(n_out if encoder else n_in, n_out, 3)
         self.emb_linear = MPConv(net.emb_width, n_out, 0)
@@ -327,7 +329,7 @@ class UNet(nn.Module):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips: list[Tensor] = []
         for layer in self.enc.values():
-            x = layer(x, emb, dropout_keys) if isinstance(layer, Block) else layer(x)
+            x = run_block(layer, x, emb, dropout_keys) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         return skips
 
@@ -337,7 +339,7 @@ class UNet(nn.Module):
         for name, layer in self.dec.items():
             if "_block" in name:
                 x = mp_cat(x, skips.pop(), self.net.concat_balance)
-            x = layer(x, emb, dropout_keys)
+            x = run_block(layer, x, emb, dropout_keys)
         return self.out_conv(x, gain=self.out_gain)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:

@@ -185,6 +185,7 @@ class UNetBlock(nn.Module):
         self.style = style
         self.heads = style.heads(n_out) if attention else 0
         self.dropout_site = 0  # set by the network: which of its dropout layers this is
+        self.recompute = False  # denoisers.recompute sets it
         resample: dict[str, Any] = {
             "up": up,
             "down": down,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
 from sid_ray.denoisers.component import first_line, load_module, read_config
+from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
 from sid_ray.schedules import (
@@ -84,6 +85,7 @@ class StableDiffusionDenoiser(nn.Module):
             raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
         self.unet: Any = unet
         self._attention_backend = "sdpa"
+        self._recompute = False
         self.prediction_type = prediction_type
 
     @property
@@ -102,12 +104,18 @@ class StableDiffusionDenoiser(nn.Module):
         use_attention(self.unet, backend)
         self._attention_backend = backend
 
-    def checkpoint_gradients(self, on: bool = True) -> None:
-        """Recompute each block's inside in the backward pass: slower, far less memory."""
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks are computed again in the backward pass; set_recompute sets it."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
         if on:
-            self.unet.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing(recomputed)
         else:
             self.unet.disable_gradient_checkpointing()
+        self._recompute = on
 
     def forward(
         self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0

@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.guidance import Guided
+from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.denoisers.stable_diffusion import (
     StableDiffusionDenoiser,
@@ -227,7 +228,7 @@ def test_gradient_checkpointing_changes_no_gradient(config):
     x_t, t, text = inputs(config)
     level, cond, gradients = DiscreteVPSchedule().level(t), Condition(text=text), []
     for checkpointing in (False, True):
-        denoiser.checkpoint_gradients(checkpointing)
+        set_recompute(denoiser, checkpointing)
         x = x_t.clone().requires_grad_()
         denoiser(x, level, cond).x0.square().sum().backward()
         gradients.append(x.grad)
