@@ -113,7 +113,7 @@ class Planner:
         """Phase -> bytes of one pass. Traces a micro-batch that is the config's own, else the chord
         of the smallest and the largest one.
         """
-        checkpointing = getattr(config.resources, "activation_checkpointing", False)
+        checkpointing = config.resources.activation_checkpointing
         key = (config.training.precision, checkpointing)
         points = self._traces.setdefault(key, {})
         wanted = {micro_batch}
@@ -133,7 +133,7 @@ class Planner:
             stages=stages | {TEACHER: resources.teacher_zero_stage},
             bucket=zero["reduce_bucket_size"],
             live=max(zero.get(key, LIVE) for key in LIVE_KEYS),
-            offload=getattr(resources, "offload_optimizer", False),
+            offload=resources.offload_optimizer,
             reserve=machine.reserve,
         )
 
@@ -185,9 +185,8 @@ def gib(size: float) -> str:
 
 def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
     """(flag, config) of settings that save memory, and are not on."""
-    fields = {field.name for field in dataclasses.fields(config.resources)}
     for name in ("offload_optimizer", "activation_checkpointing"):
-        if name in fields and not getattr(config.resources, name):
+        if not getattr(config.resources, name):
             flag = f"--resources.{name.replace('_', '-')}"
             yield flag, replace(config, **{f"resources__{name}": True})
     if config.training.precision == "float32" and config.schedule.kind == "edm":

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from sid_ray.assemble import objective_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
@@ -142,18 +142,22 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
-    if getattr(config.resources, "activation_checkpointing", False):
-        for net in nets:
-            checkpoint_blocks(net)
+    for net in nets:
+        set_recompute(net, config.resources.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
-    return Traced(
-        {
-            images: {
-                phase: phase_bytes(config, description, nets, phase, images) for phase in phases
+    # A backward pass is a function that a mode is handed: within it the mode is off.
+    recompute_within(FusedAttention)
+    try:
+        return Traced(
+            {
+                images: {
+                    phase: phase_bytes(config, description, nets, phase, images) for phase in phases
+                }
+                for images in sizes
             }
-            for images in sizes
-        }
-    )
+        )
+    finally:
+        recompute_within(nullcontext)
 
 
 def spec_network(
@@ -253,22 +257,3 @@ def inputs(
     )
     reals = some(*shape) if config.objective.name == "sida" else None
     return draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)
-
-
-def checkpoint_blocks(net: nn.Module) -> None:
-    """Has every block of a network keep its input alone, and compute again in the backward pass."""
-
-    def again(function: Any, *args: Any, **kwargs: Any) -> Any:
-        named: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        # A backward pass is a function that a mode is handed: within it the mode is off.
-        named["context_fn"] = lambda: (nullcontext(), FusedAttention())
-        return checkpoint(function, *args, **named, **kwargs)
-
-    unet: Any = getattr(net, "unet", None)
-    if hasattr(unet, "enable_gradient_checkpointing"):
-        unet.enable_gradient_checkpointing(again)
-        return
-    for block in net.modules():
-        if hasattr(block, "dropout_site"):  # what makes a residual block of EDM's and EDM2's
-            inner = block.forward
-            block.forward = lambda *args, inner=inner, **named: again(inner, *args, **named)

@@ -1,12 +1,11 @@
 """`sid-ray plan` and check_fits: what fits, what is recommended, and the nearest that fits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from sid_ray import fit
 from sid_ray.cli import main
-from sid_ray.config import ResourcesConfig
 from sid_ray.config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.fit import (
@@ -30,21 +29,13 @@ DIGITS = recipe("digits-sid")
 TEACHER = teacher_of(DIGITS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saving(ResourcesConfig):
-    """Resources with both settings that save memory."""
-
-    offload_optimizer: bool = False
-    activation_checkpointing: bool = False
-
-
 def saving(**values):
-    return replace(DIGITS, resources=Saving(**vars(DIGITS.resources) | values))
+    return replace(DIGITS, resources=replace(DIGITS.resources, **values))
 
 
 def straight(config, description, sizes, device="meta"):
     """A trace that takes no time: so much an image, half of it with checkpointing."""
-    part = 2 if getattr(config.resources, "activation_checkpointing", False) else 1
+    part = 2 if config.resources.activation_checkpointing else 1
     each = {FAKE_SCORE: 600_000 // part, GENERATOR: 1_700_000 // part}
     return Traced({n: {phase: n * size for phase, size in each.items()} for n in sizes})
 
