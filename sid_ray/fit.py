@@ -184,11 +184,12 @@ def gib(size: float) -> str:
 
 
 def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
-    """(flag, config) of settings that save memory, and are not on."""
-    for name in ("offload_optimizer", "activation_checkpointing"):
-        if not getattr(config.resources, name):
-            flag = f"--resources.{name.replace('_', '-')}"
-            yield flag, replace(config, **{f"resources__{name}": True})
+    """(flags, config) of settings that save memory and are not on, one by one and together."""
+    names = ("offload_optimizer", "activation_checkpointing")
+    off = [name for name in names if not getattr(config.resources, name)]
+    for chosen in [[name] for name in off] + [off] * (len(off) > 1):
+        flags = " ".join(f"--resources.{name.replace('_', '-')}" for name in chosen)
+        yield flags, replace(config, **{f"resources__{name}": True for name in chosen})
     if config.training.precision == "float32" and config.schedule.kind == "edm":
         yield "--training.precision bfloat16", replace(config, training__precision="bfloat16")
 
@@ -246,9 +247,11 @@ def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> l
     if stage:
         return [*found, stage]
     for flag, own in wider(config):
-        fitting = any_stage(planner, own, machine)
-        if fitting:
-            found.append(f"{flag} {fitting}")
+        if " " in flag and found:
+            continue  # one of the two is enough
+        fits = any_stage(planner, own, machine)
+        if fits:
+            found.append(f"{flag} {fits}")
     return found + list(other_machines(planner, config, machine))
 
 
