@@ -9,7 +9,7 @@ workers divide.
     resumed       new processes of the same number and stage, from the checkpoint after the second
                   iteration: to the bit the same as undisturbed
     resized A:B   written by A workers, gone on with by B, at the next stage (3 is followed by 0)
-    killed A:B    a worker of A is killed (SIGKILL) in the generator's phase two iterations after
+    killed A:B    a worker of A is killed (SIGKILL) in the second iteration after
                   the checkpoint: B workers repeat what was lost, at the same stage
     plain         plain torch with its groups split over two passes: what float32, and Adam with
                   beta1 = 0, make of another order of summation
