@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from sid_ray import fit
 from sid_ray.actors import trainer
 from sid_ray.assemble import Start
 from sid_ray.config import replace
 from sid_ray.errors import UserError
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
+from tests.test_plan import straight
 
 DIGITS = replace(recipe("digits-sid"), resources__num_workers=4)
 
@@ -52,6 +54,7 @@ def test_memory_decides_how_far_a_run_may_shrink(shown, monkeypatch):
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(shown, monkeypatch):
     monkeypatch.setattr(trainer, "gpu_memory_gib", SimpleNamespace(remote=lambda: 0.01))
+    monkeypatch.setattr(fit, "trace", straight)  # refusals trace at many sizes: seconds
     on_gpus = replace(DIGITS, resources__use_gpu=True)
     with pytest.raises(UserError, match="fits"):
         trainer.check_memory(on_gpus, Start(Path(), teacher_of(DIGITS)), shown)
