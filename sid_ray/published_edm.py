@@ -6,15 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sid_ray.config import (
-    DATA_SETS,
-    DataConfig,
-    DistillConfig,
-    OutputConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from sid_ray.config import DistillConfig
 from sid_ray.published import (
     MILLION,
     NVIDIA,
@@ -28,6 +20,14 @@ from sid_ray.published import (
     sid_objective,
     sida_objective,
     unscored,
+)
+from sid_ray.sections import (
+    DATA_SETS,
+    DataConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainingConfig,
 )
 
 

@@ -7,14 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from sid_ray.config import (
-    DataConfig,
-    DistillConfig,
-    OutputConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from sid_ray.config import DistillConfig
 from sid_ray.published import (
     MILLION,
     NVIDIA,
@@ -28,6 +21,7 @@ from sid_ray.published import (
     sida_objective,
     unscored,
 )
+from sid_ray.sections import DataConfig, OutputConfig, ScheduleConfig, TeacherConfig, TrainingConfig
 
 
 class Teacher(NamedTuple):

@@ -8,15 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sid_ray.config import (
-    DataConfig,
-    DistillConfig,
-    ObjectiveConfig,
-    OutputConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from sid_ray.config import DistillConfig
 from sid_ray.published import (
     LSG_HUB,
     MILLION,
@@ -25,6 +17,14 @@ from sid_ray.published import (
     remarks,
     resources,
     unscored,
+)
+from sid_ray.sections import (
+    DataConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainingConfig,
 )
 
 

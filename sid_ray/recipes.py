@@ -6,9 +6,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sid_ray.config import (
+from sid_ray.config import DistillConfig, replace
+from sid_ray.errors import UserError, nearest
+from sid_ray.published import Recipe
+from sid_ray.published_edm import EDM
+from sid_ray.published_edm2 import EDM2
+from sid_ray.published_sd import STABLE_DIFFUSION
+from sid_ray.sections import (
     DataConfig,
-    DistillConfig,
     EvaluationConfig,
     ObjectiveConfig,
     OutputConfig,
@@ -16,13 +21,7 @@ from sid_ray.config import (
     ScheduleConfig,
     TeacherConfig,
     TrainingConfig,
-    replace,
 )
-from sid_ray.errors import UserError, nearest
-from sid_ray.published import Recipe
-from sid_ray.published_edm import EDM
-from sid_ray.published_edm2 import EDM2
-from sid_ray.published_sd import STABLE_DIFFUSION
 
 
 class Guidance(NamedTuple):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from sid_ray.config import DataConfig
 from sid_ray.data.source import open_source
 from sid_ray.sampling import (
     Inputs,
@@ -16,6 +15,7 @@ from sid_ray.sampling import (
     to_uint8,
 )
 from sid_ray.schedules import EDMSchedule, image_shape
+from sid_ray.sections import DataConfig
 from sid_ray.types import Condition, Prediction, Want
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sid_ray.config import DataConfig
 from sid_ray.data import digits, emoji
 from sid_ray.errors import UserError
+from sid_ray.sections import DataConfig
 from sid_ray.types import Batch
 
 Embed = Callable[[Sequence[str]], Tensor]  # prompts -> [B, T, D]

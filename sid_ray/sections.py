@@ -1,0 +1,309 @@
+"""The sections of a config: every field, its default and, as its docstring, its ``--help``.
+
+config.py puts them together and says which of them are a run's identity. Every interval is in
+images seen, never in steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The pretrained network to distil."""
+
+    source: str = ""
+    """Network to distil: a weights file or folder (path, https://, s3://, hf://OWNER/REPO/PATH), or
+    builtin:NAME for one that ships.
+    """
+    initial_generator: str = ""
+    """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
+    or one of our checkpoints. The fake score starts from the teacher all the same.
+    """
+    dropout: float = -1.0
+    """Dropout of fake score and generator while they are trained; below 0 for the teacher file's
+    own.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
+
+    name: Literal["sid", "sida", "lsg", "vsd"] = "sid"
+    """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on
+    a text-to-image teacher), vsd (variational score distillation, a baseline).
+    """
+    compat: Literal["none", "official"] = "none"
+    """official: behave as the published code where it was corrected here. The discriminator's loss
+    also trains the log-variance head (EDM2); EDM2's forced normalisation spares the fake score and
+    acts on the generator before its phase, not after its update; gradients that are not finite are
+    replaced (0 for NaN, +-1e5 for inf) instead of skipping the update.
+    """
+    alpha: float = 1.2
+    """Weight of the Delta^2 correction in the generator loss; published runs use 1.0 and 1.2."""
+    fake_scale: float = 1.0
+    """Constant factor of the fake-score loss (published: ls)."""
+    generator_scale: float = 100.0
+    """Constant factor of the generator loss (published: lsg)."""
+    generator_dropout: bool = True
+    """Dropout in the generator while it is trained, as published."""
+    logvar: bool = False
+    """Weight both losses by the fake score's log-variance head (EDM2)."""
+    augment: float = 0.0
+    """Probability of each transform of EDM's augmentation pipe in the fake-score phase."""
+    num_steps: int = 1
+    """Evaluations of the generator an image. Above 1, a random one of them is trained in each
+    iteration; those before it run without gradient.
+    """
+    adversarial_weight: float = 0.01
+    """sida: factor of the generator's adversarial loss (published: lsg_gan)."""
+    discriminator_weight: float = 1.0
+    """sida: factor of the discriminator's loss (published: lsd; 1 for EDM, 100 for EDM2)."""
+    generator_start: int = 0
+    """sida: the generator stays as it is until this many images are seen (published: 100,000)."""
+    adversarial_start: int = 0
+    """sida: after this many images the generator's loss is half SiD's, half adversarial
+    (published: 200,000).
+    """
+    kappa1: float = 1.0
+    """Guidance scale of the fake score in its own loss. 1 is the text alone, 0 the empty prompt."""
+    kappa2: float = 1.0
+    """Guidance scale of the fake score in the generator loss's Delta."""
+    kappa3: float = 1.0
+    """Guidance scale of the fake score in that loss's second factor (published: as kappa2)."""
+    kappa4: float = 1.0
+    """Guidance scale of the teacher in the generator's loss."""
+    text_dropout: float = 0.1
+    """Share of prompts replaced by the empty one in the fake-score phase, where the fake score is
+    guided.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Noise levels: the fields of the teacher's kind are used, the others ignored."""
+
+    kind: Literal["edm", "vp"] = "edm"
+    """edm (EDM, EDM2) or vp (Stable Diffusion: discrete, variance-preserving)."""
+    p_mean: float = -1.2
+    """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
+    p_std: float = 1.2
+    """edm: standard deviation of ln(sigma) in the fake-score phase; 1.0 for EDM2 at 512 pixels."""
+    sigma_min: float = 0.002
+    """edm: lowest noise level of the rho grid."""
+    sigma_max: float = 80.0
+    """edm: highest noise level of the rho grid."""
+    rho: float = 7.0
+    """edm: curvature of the rho grid."""
+    t_max: float = 0.8
+    """edm: part of the rho grid, from its clean end, that the generator phase draws from."""
+    init_sigma: float = 2.5
+    """edm: noise level at which the generator reads its noise."""
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    """vp: the teacher's, as in its scheduler_config.json; so are the next four."""
+    beta_start: float = 0.00085
+    """vp: first beta."""
+    beta_end: float = 0.012
+    """vp: last beta."""
+    num_train_timesteps: int = 1000
+    """vp: number of betas."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """vp: what the teacher's network predicts."""
+    timestep_min: int = 20
+    """vp: both phases draw timesteps from here ..."""
+    timestep_max: int = 980
+    """vp: ... to below here."""
+    init_timestep: int = 625
+    """vp: timestep at which the generator reads its noise."""
+
+
+DATA_SETS = Literal[
+    "digits", "emoji", "prompts", "cifar10", "imagenet-64", "ffhq-64", "afhqv2-64", "imagenet-512"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set: labels or prompts, and real images for adversarial runs."""
+
+    name: DATA_SETS = "digits"
+    """digits (scikit-learn's) and emoji (16x16, with captions) ship; prompts is a text file, a
+    prompt a line; the others give labels to data-free runs.
+    """
+    source: str = ""
+    """Path of the file, for prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation."""
+
+    images: int = 100_000_000
+    """Length of the run in images. May be raised later: the run goes on."""
+    batch_size: int = 256
+    """Images an iteration, over all workers."""
+    group_size: int = 16
+    """Images a logical group (published: batch-gpu). Workers take whole groups."""
+    fake_score_lr: float = 1e-5
+    """Adam's learning rate of the fake score."""
+    generator_lr: float = 1e-5
+    """Adam's learning rate of the generator."""
+    fake_score_beta1: float = 0.0
+    """Adam's beta1 of the fake score."""
+    generator_beta1: float = 0.0
+    """Adam's beta1 of the generator."""
+    beta2: float = 0.999
+    """Adam's beta2, both networks."""
+    epsilon: float = 1e-8
+    """Adam's epsilon, both networks."""
+    ema_half_life: int = 500_000
+    """Half-life of the generator's weight average, in images; 0 for none."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this share of the images seen."""
+    clip_value: float = 0.0
+    """The fake score's gradients are clipped to +- this, element by element; 0 for not
+    (published: 1 for SiDA on EDM).
+    """
+    normalize_weights: bool = True
+    """EDM2's forced weight normalisation after each update; published without it for SiDA on S."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
+    seed: int = 0
+    """Seed of every random number of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """Where the run computes. Changes speed, never numbers."""
+
+    num_workers: int = 1
+    """Ray Train workers; at most batch_size / group_size."""
+    min_workers: int = 1
+    """On a cluster that was joined, the run goes on with as few workers when nodes go, and grows
+    back to num_workers when they come. On a Ray of its own it always has num_workers.
+    """
+    scaling: Literal["sid_ray", "ray"] = "sid_ray"
+    """sid_ray: no step is lost when nodes come or go by plan; ray: Ray Train's own elasticity,
+    which starts again from the last checkpoint.
+    """
+    resize_check_s: float = 10.0
+    """Seconds between two looks for nodes that have come."""
+    use_gpu: bool = False
+    """One GPU a worker instead of one CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage of fake score and generator: what is shared out over workers. 1 Adam's
+    state and the master weights, 2 gradients too, 3 the networks themselves.
+    """
+    fake_score_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
+    """Stage of the fake score alone; -1 for zero_stage."""
+    generator_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
+    """Stage of the generator alone; -1 for zero_stage."""
+    teacher_zero_stage: Literal[0, 3] = 0
+    """0: the frozen teacher is whole on each worker; 3: each keeps a part of it."""
+    offload_optimizer: bool = False
+    """Keep Adam's state, the master weights and accumulated gradients in CPU memory and step there,
+    ZeRO stages 1 to 3. Saves 16 bytes a parameter over the workers' GPUs; torch's own Adam is right
+    on a CPU but slow, so a step takes longer.
+    """
+    activation_checkpointing: bool = False
+    """Compute the networks' blocks again in the backward pass instead of keeping what is inside
+    them: about a third more arithmetic for far less memory.
+    """
+    micro_batch: int = 0
+    """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
+    group_size.
+    """
+    threads: int = 1
+    """CPU threads a worker."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
+    max_failures: int = 3
+    """Worker failures in a row, without a new checkpoint between, after which the run gives up."""
+
+    def stage_of(self, role: str) -> int:
+        """ZeRO stage of "fake_score" or "generator"."""
+        own: int = getattr(self, f"{role}_zero_stage")
+        return self.zero_stage if own < 0 else own
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Scores while training, by an actor of its own. Never changes the training."""
+
+    feature_space: str = "digits-cnn"
+    """Named feature space of the Frechet distance: digits-cnn or emoji-cnn; empty for no scores."""
+    teacher_steps: int = 18
+    """Steps of the teacher in the final report: Heun for EDM and EDM2 (two evaluations a step, one
+    in the last), DDIM for Stable Diffusion.
+    """
+    teacher_guidance: float = 1.0
+    """Guidance scale of the teacher in the final report, where it reads text."""
+    every: int = 1_000_000
+    """Images between two evaluations of the averaged generator; 0 for none."""
+    num_images: int = 2048
+    """Generated images an evaluation."""
+    final_report: bool = True
+    """At the end, measure teacher and generator side by side and draw the contact sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """When a run is no longer worth going on; judged at each progress report, 0 turns a rule off.
+
+    Beyond a threshold the run goes back to its last good checkpoint once, then stops and says why.
+    """
+
+    reports: int = 3
+    """Reports in a row that must be beyond a threshold of losses, samples or discriminator."""
+    skipped_share: float = 0.5
+    """Share of updates skipped because they were not finite. Half: one of the two networks does not
+    learn any more.
+    """
+    nonfinite_share: float = 0.5
+    """Share of samples whose image or score is not finite."""
+    nonfinite_metrics: bool = True
+    """Stop at a loss or another measured number that is not finite: at once, or where updates were
+    skipped for it, after several reports in a row.
+    """
+    loss_growth: float = 100.0
+    """Size of a loss, in multiples of the median of its own size in the last 100 reports."""
+    loss_warning: float = 10.0
+    """The same, for a warning that does not stop the run."""
+    saturation: float = 0.98
+    """Share of the values of generated pictures at or beyond -1 and 1."""
+    sample_std_low: float = 0.02
+    """Standard deviation over the values of a generated image below which images are flat."""
+    sample_spread_low: float = 0.01
+    """Standard deviation between generated images below which they are all the same."""
+    discriminator_accuracy: float = 0.995
+    """sida: share of logits on the right side, of real and of generated images, from which on a
+    warning says that the discriminator has won. It does not stop the run.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What is written, and how often."""
+
+    folder: str = "runs"
+    """Folder of all runs; a run is a folder in it."""
+    run: str = ""
+    """Name of the run; empty for the recipe's name. The same name resumes."""
+    checkpoint_every: int = 1_000_000
+    """Images between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    local_folder: str = ""
+    """Folder on each node's own disk to which checkpoints are written first, and from which they
+    are read again when it is still there; empty for the temporary folder (TMPDIR), or the run's
+    own folder where all is one machine.
+    """
+    report_every: int = 10_000
+    """Images between two progress reports and metrics."""
+    tracking_uri: str = ""
+    """MLflow store; empty for MLFLOW_TRACKING_URI, else sqlite in the folder of all runs."""
+    experiment: str = "sid_ray"
+    """MLflow experiment."""
