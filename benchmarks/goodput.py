@@ -25,11 +25,11 @@ import mlflow
 from benchmarks.local_cluster import LocalCluster, Run
 
 FLAGS = [
-    "--images", "16000", "--output.checkpoint-every", "2560", "--output.report-every", "128",
+    "--images", "20000", "--output.checkpoint-every", "2560", "--output.report-every", "128",
     "--workers", "2",
 ]  # fmt: skip
 # Seconds from the first step. A drained node goes at its deadline.
-TRACE = [(20, "drain"), (60, "join"), (110, "lose"), (150, "join")]
+TRACE = [(20, "drain"), (50, "join"), (85, "lose"), (115, "join")]
 DEADLINE_S = 15
 STOCK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2",
