@@ -27,9 +27,9 @@ def main() -> None:
         run.wait(lambda: run.said("2 workers after 1,") or run.said("first step of 2 workers"))
         time.sleep(10)
         cluster.raylets()[-1].kill()
-        run.wait(lambda: run.said("1 workers after 2,"))
+        run.wait(lambda: run.said("1 worker after 2,"))
         summary = run.finish()
-        for line in run.said(" workers after "):
+        for line in run.said(" after "):
             print(line)
         nodes = len(cluster.raylets())
         print(f"{summary['images_seen']} images seen; nodes of the autoscaler: {nodes}")

@@ -76,7 +76,7 @@ def measure(config: DistillConfig, folder: Path, rounds: int) -> dict[str, Any]:
     start = find_start(config)
     tracker = trainer.start_tracker(config, RunRecord(config.to_json()), time.time())
     settings = WorkerSettings(
-        config.to_json(), str(folder), str(start.teacher), "", str(folder / ".local"), True,
+        config.to_json(), str(folder), str(start.teacher), "", str(folder / ".local"), "", True,
         tracker, None,
     )  # fmt: skip
     built = trainer.build_trainer(config, settings, folder)

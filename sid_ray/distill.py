@@ -51,9 +51,10 @@ def run_distillation(config: DistillConfig) -> int:
     config = replace(config, output__folder=str(runs_folder(config)))
     folder = Path(config.output.folder) / config.run_name
     with only_driver(folder):
-        record = check_same_run(folder, config)
-        run_id = record.tracker_run_id if record else None
-        record = RunRecord(config.to_json(), run_id)
+        earlier = check_same_run(folder, config)
+        record = RunRecord(config.to_json())
+        if earlier is not None:
+            record = dataclasses.replace(earlier, config=config.to_json())
         log = folder / LOG
         with quiet_output(log) as console:
             console.print(

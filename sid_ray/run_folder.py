@@ -11,9 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sid_ray.config import DistillConfig, differences
@@ -24,10 +25,15 @@ IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.js
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json holds: enough to know the run again."""
+    """What run.json holds: enough to know the run again.
+
+    ``key`` is drawn when the run begins: a run of the same name that is begun anew, after this one
+    was deleted, must not find this one's checkpoints on the nodes' disks.
+    """
 
     config: str
     tracker_run_id: str | None = None
+    key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
 def read_record(folder: Path) -> RunRecord | None:

@@ -24,11 +24,11 @@ def ended(tmp_path_factory):
     with LocalCluster(folder) as cluster:
         cluster.add()
         run = Run(folder, "disturbed", FLAGS, cluster.address)
-        run.wait(lambda: run.said("first step of 1 workers"))
+        run.wait(lambda: run.said("first step of 1 worker "))
         second = cluster.add()
         run.wait(lambda: run.said("2 workers after 1,"))
         cluster.drain(second, 60)
-        run.wait(lambda: run.said("1 workers after 2,"))
+        run.wait(lambda: run.said("1 worker after 2,"))
         cluster.kill(second)
         third = cluster.add()
         run.wait(lambda: len(run.said("2 workers after 1,")) == 2)

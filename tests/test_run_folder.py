@@ -24,8 +24,10 @@ DIGITS = recipe("digits-sid")
 
 def test_a_run_is_known_again_and_another_config_is_refused(tmp_path):
     assert check_same_run(tmp_path, DIGITS) is None
-    write_record(tmp_path, RunRecord(DIGITS.to_json(), "abc"))
-    assert check_same_run(tmp_path, DIGITS).tracker_run_id == "abc"
+    first = RunRecord(DIGITS.to_json(), "abc")
+    write_record(tmp_path, first)
+    assert check_same_run(tmp_path, DIGITS) == first
+    assert RunRecord(DIGITS.to_json(), "abc").key != first.key, "a run begun anew is another one"
     longer = replace(DIGITS, training__images=10**6, resources__num_workers=1)
     assert check_same_run(tmp_path, longer) is not None
     changed = replace(DIGITS, training__seed=3, objective__alpha=1.2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ class WorkerSettings:
     teacher_folder: str
     initial_generator: str
     local_folder: str  # for checkpoints on each node's own disk; empty for the temporary folder
+    run_key: str
     own_scaling: bool
     tracker: Any
     evaluator: Any
@@ -112,11 +112,10 @@ def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module
 def build_spool(config: DistillConfig, settings: WorkerSettings) -> Spool:
     """This rank's spool. A collective."""
     run, tracker = Path(settings.run_folder), settings.tracker
-    mark = hashlib.sha256(str(run).encode()).hexdigest()[:12]
-    local = settings.local_folder or str(Path(tempfile.gettempdir()) / "sid_ray" / mark)
+    local = Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
     gloo = torch.distributed.get_backend() == "gloo"
     return Spool(
-        Path(local),
+        local / settings.run_key,
         run,
         config.output.keep_checkpoints,
         tell=lambda text: tracker.event.remote(text),

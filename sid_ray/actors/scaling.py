@@ -120,9 +120,9 @@ class AskFirst(ElasticScalingPolicy):
             worker_group_state, worker_group_status
         )
         if isinstance(decision, ResizeDecision):
-            now, then = worker_group_state.num_workers, decision.num_workers
-            why = "nodes have come" if then > now else "nodes are about to go"
-            self.tracker.ask_pause.remote(f"{why}: {now} -> {then} workers")
+            more = decision.num_workers > worker_group_state.num_workers
+            why = "nodes have come" if more else "a node is about to go"
+            self.tracker.ask_pause.remote(why)
         return NoopDecision()
 
 

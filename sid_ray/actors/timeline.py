@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 PHASES = ("detect", "reserve", "start processes", "build", "load", "first step")
 
 
+def count(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers != 1)}"
+
+
 @dataclass(frozen=True)
 class Interruption:
     """One stop of the workers and the start after it."""
@@ -30,9 +34,9 @@ class Interruption:
         phases = ", ".join(f"{name} {value:.1f}" for name, value in self.phases.items())
         if not self.workers_before:
             return (
-                f"first step of {self.workers_after} workers after {self.seconds:.1f} s ({phases})"
+                f"first step of {count(self.workers_after)} after {self.seconds:.1f} s ({phases})"
             )
-        workers = f"{self.workers_after} workers after {self.workers_before}"
+        workers = f"{count(self.workers_after)} after {self.workers_before}"
         lost = "no step lost" if not self.steps_lost else f"{self.steps_lost} steps lost"
         return f"{self.reason}; {workers}, {lost}, {self.seconds:.1f} s ({phases})"
 

@@ -205,12 +205,12 @@ def own_scaling(config: DistillConfig, show: Display) -> bool:
 
 
 def local_folder(config: DistillConfig, run: Path) -> str:
-    """Where workers write checkpoints first; empty for each node's temporary folder.
+    """Where workers write checkpoints of all runs first; empty for each node's temporary folder.
 
     Where all is one machine it is the run's own disk: then an upload is no copy.
     """
     if config.output.local_folder:
-        return str(Path(config.output.local_folder).expanduser() / config.run_name)
+        return str(Path(config.output.local_folder).expanduser())
     return "" if os.environ.get("RAY_ADDRESS") else str(run / LOCAL)
 
 
@@ -346,6 +346,7 @@ def run_actors(
         teacher_folder=str(start.teacher),
         initial_generator=str(start.generator or ""),
         local_folder=local_folder(config, folder),
+        run_key=record.key,
         own_scaling=own_scaling(config, show),
         tracker=tracker,
         evaluator=evaluator,

@@ -24,7 +24,7 @@ def test_a_failure_costs_what_was_after_the_checkpoint():
     assert (ended.workers_before, ended.workers_after) == (2, 1)
     assert (ended.images_seen, ended.steps_lost, ended.seconds) == (512, 2, 10.0)
     assert list(ended.phases.values()) == [1.5, 0.5, 4.0, 2.0, 0.5, 1.5]
-    assert str(ended).startswith("worker 1 failed; 1 workers after 2, 2 steps lost, 10.0 s (detect")
+    assert str(ended).startswith("worker 1 failed; 1 worker after 2, 2 steps lost, 10.0 s (detect")
     assert line.stepped(640, 31.0) is None
     assert line.interruptions == [ended]
 

@@ -76,4 +76,4 @@ def test_checkpoints_go_to_the_runs_disk_first_where_all_is_one_machine(monkeypa
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     assert trainer.local_folder(DIGITS, run) == ""
     named = replace(DIGITS, output__local_folder="/fast", output__run="x")
-    assert trainer.local_folder(named, run) == "/fast/x"
+    assert trainer.local_folder(named, run) == "/fast"
