@@ -32,6 +32,7 @@ QUIET = {
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",  # `ray start` would want a token that the driver does not send
 }
 
 
@@ -67,7 +68,7 @@ class LocalCluster:
         """A node with one CPU and a disk of its own."""
         self.nodes += 1
         disk = self.folder / f"node{self.nodes}"
-        disk.mkdir(parents=True)
+        disk.mkdir(parents=True, exist_ok=True)
         before = os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = str(disk)
         try:
@@ -173,6 +174,34 @@ class Run:
         self.process.wait()
 
 
+def autoscaler_config(nodes: int) -> dict[str, Any]:
+    """For Ray's fake provider; ray.cluster_utils.AutoscalingCluster wants a file no wheel has."""
+    node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": nodes}
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray")
+    return {
+        "cluster_name": "fake_multinode",
+        "max_workers": nodes,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,  # all have one address
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {"ray.head.default": head, "spot": node},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}_commands": [] for name in (*lists, "worker_start_ray")},
+    }
+
+
 class LocalAutoscaler:
     """A head without CPU and Ray's fake autoscaler, which starts nodes of one CPU when asked.
 
@@ -183,15 +212,12 @@ class LocalAutoscaler:
         self.folder, self.nodes = folder, nodes
 
     def __enter__(self) -> LocalAutoscaler:
-        from ray.cluster_utils import AutoscalingCluster
-
-        node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0}
-        made = AutoscalingCluster({"CPU": 0}, {"spot": node | {"max_workers": self.nodes}})
         config = self.folder / "autoscaler.json"
-        config.write_text(json.dumps(made._config | {"max_workers": self.nodes}))
+        config.write_text(json.dumps(autoscaler_config(self.nodes)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        os.environ.update(QUIET)
         settings = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         self._before = {process.pid for process in psutil.process_iter()}
         self._process = subprocess.Popen(
@@ -202,7 +228,7 @@ class LocalAutoscaler:
                 "--autoscaling-config", str(config),
                 "--system-config", json.dumps(HEALTH),
             ],
-            env=os.environ | QUIET | settings, start_new_session=True,
+            env=os.environ | settings, start_new_session=True,
             stdout=(self.folder / "head.txt").open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline = time.monotonic() + 60

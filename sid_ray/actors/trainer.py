@@ -119,15 +119,20 @@ def start_ray(config: DistillConfig) -> None:
     )
 
 
-def check_resources(config: DistillConfig) -> None:
-    """Raises UserError where the cluster can never hold the workers."""
+def check_resources(config: DistillConfig, show: Display) -> None:
+    """Says what is waited for on a cluster whose nodes are not there yet.
+
+    Raises UserError where Ray is this run's own and can never hold the workers.
+    """
     kind = "GPU" if config.resources.use_gpu else "CPU"
     there, (needed, _) = ray.cluster_resources().get(kind, 0), workers_of(config)
-    if there < needed:
-        raise UserError(
-            f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}: "
-            "lower --resources.num-workers and --resources.min-workers, or add nodes"
-        )
+    if there >= needed:
+        return
+    found = f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}"
+    if os.environ.get("RAY_ADDRESS"):
+        show.update("", {}, [f"{found}: waiting for nodes"])
+    else:
+        raise UserError(f"{found}: lower --resources.num-workers")
 
 
 def check_memory(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
@@ -307,7 +312,7 @@ def train(
     show.update("starting Ray", {}, [])
     try:
         start_ray(config)
-        check_resources(config)
+        check_resources(config, show)
         config = check_memory(config, start, show)
         write_record(folder, record)
         clock = Clock(began)

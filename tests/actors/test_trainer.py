@@ -36,6 +36,15 @@ def test_workers_come_and_go_on_a_cluster_only(monkeypatch):
     assert trainer.workers_of(replace(DIGITS, resources__min_workers=3)) == (3, 4)
 
 
+def test_nodes_that_may_come_are_waited_for(shown, monkeypatch):
+    monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: {"CPU": 0.0})
+    trainer.check_resources(DIGITS, shown)
+    assert shown.lines == ["1 workers need 1 CPUs, the cluster has 0: waiting for nodes"]
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(UserError, match="4 workers need 4 CPUs, the cluster has 0: lower"):
+        trainer.check_resources(DIGITS, shown)
+
+
 def test_memory_decides_how_far_a_run_may_shrink(shown, monkeypatch):
     asked = []
 
