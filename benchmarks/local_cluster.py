@@ -174,7 +174,7 @@ class Run:
         self.process.wait()
 
 
-def autoscaler_config(nodes: int) -> dict[str, Any]:
+def autoscaler_config(nodes: int, address: str) -> dict[str, Any]:
     """For Ray's fake provider; ray.cluster_utils.AutoscalingCluster wants a file no wheel has."""
     node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": nodes}
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -184,6 +184,7 @@ def autoscaler_config(nodes: int) -> dict[str, Any]:
         "max_workers": nodes,
         "provider": {
             "type": "fake_multinode",
+            "gcs_address": address,
             "use_node_id_as_ip": True,  # all have one address
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -212,11 +213,13 @@ class LocalAutoscaler:
         self.folder, self.nodes = folder, nodes
 
     def __enter__(self) -> LocalAutoscaler:
-        config = self.folder / "autoscaler.json"
-        config.write_text(json.dumps(autoscaler_config(self.nodes)))
+        from ray._private.services import get_node_ip_address
+
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.address = f"{get_node_ip_address()}:{free.getsockname()[1]}"
+        config = self.folder / "autoscaler.json"
+        config.write_text(json.dumps(autoscaler_config(self.nodes, self.address)))
         os.environ.update(QUIET)
         settings = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         self._before = {process.pid for process in psutil.process_iter()}
