@@ -9,7 +9,6 @@ step here is one of few images; the recipe's has 256 to 512.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -18,15 +17,15 @@ from pathlib import Path
 
 import torch
 
-from sid_ray.assemble import adam_of, generator_description, objective_of, rules_of
+from benchmarks.one_process import plain_trainee
+from sid_ray.assemble import generator_description, objective_of
 from sid_ray.config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.groups import GroupPlan
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
-from sid_ray.roles import TorchRole
 from sid_ray.snapshot import take_snapshot, write_snapshot
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch
 
 ROUNDS = 5
@@ -55,12 +54,8 @@ def main() -> None:
     config = replace(recipe("cifar10-uncond-sid"), training__precision="float32")
     teacher_is = teacher_of(config)
     teacher = spec_of(teacher_is.family).build(teacher_is.network).eval().requires_grad_(False)
-    rules = rules_of(config, teacher_is.family)
-    roles = {
-        name: TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
-        for name in ("fake_score", "generator")
-    }
-    trainee = Trainee(teacher, roles["fake_score"], roles["generator"], copy.deepcopy(teacher))
+    trainee = plain_trainee(config, teacher, teacher_is.family)
+    roles = {"fake_score": trainee.fake_score, "generator": trainee.generator}
     objective, plan = objective_of(config), GroupPlan(images, images, images, 1)
     draws = draws_of(NoData(), plan, 0, torch.device("cpu"), objective.draw_spec)
     settings = StepSettings(plan, 0, 0.0, 0.0)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_of, schedule_of
 from sid_ray.config import DistillConfig
@@ -14,6 +15,16 @@ from sid_ray.roles import TorchRole
 from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import load_model
+
+
+def plain_trainee(config: DistillConfig, teacher: nn.Module, family: str) -> Trainee:
+    """The three roles in plain torch, all with the frozen teacher's weights."""
+    rules = rules_of(config, family)
+    fake_score, generator = (
+        TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
+        for name in ("fake_score", "generator")
+    )
+    return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
 
 
 def distil(config: DistillConfig, columns: Sequence[int]) -> Iterator[tuple[int, float]]:
@@ -25,13 +36,7 @@ def distil(config: DistillConfig, columns: Sequence[int]) -> Iterator[tuple[int,
     space = load_feature_space(config.evaluation.feature_space)
     num_steps = config.objective.num_steps
     inputs = seeded_inputs(data.source, range(config.evaluation.num_images), num_steps)
-    rules = rules_of(config, description.family)
-
-    fake_score, generator = (
-        TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
-        for name in ("fake_score", "generator")
-    )
-    trainee = Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
+    trainee = plain_trainee(config, teacher, description.family)
     plan, objective = config.group_plan(world_size=1), objective_of(config, data.null_text)
     settings = StepSettings(plan, 0, training.ema_half_life, training.ema_rampup)
     draws = draws_of(data.source, plan, training.seed, torch.device("cpu"), objective.draw_spec)

@@ -11,7 +11,6 @@ the end.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -22,29 +21,17 @@ from typing import Any
 import ray
 import torch
 
+from benchmarks.one_process import plain_trainee
 from sid_ray.actors import trainer
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.worker import Loop, Worker, build
-from sid_ray.assemble import adam_of, find_start, rules_of
+from sid_ray.actors.worker import Loop, build
+from sid_ray.assemble import find_start
 from sid_ray.config import DistillConfig, replace
 from sid_ray.fragments import whole_tensors
 from sid_ray.recipes import recipe
-from sid_ray.roles import TorchRole
 from sid_ray.run_folder import RunRecord
-from sid_ray.step import Sums, Trainee, step
+from sid_ray.step import Sums, step
 from sid_ray.weights.folder import load_model
-
-
-def plain_trainee(worker: Worker) -> Trainee:
-    teacher, _ = load_model(Path(worker.settings.teacher_folder))
-    rules = rules_of(worker.config, worker.teacher.family)
-    fake_score, generator = (
-        TorchRole(copy.deepcopy(teacher), adam_of(worker.config, name), rules[name])
-        for name in ("fake_score", "generator")
-    )
-    for role in (fake_score, generator):
-        role.module.requires_grad_(False)
-    return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
 
 
 def compare(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +41,9 @@ def compare(settings: Mapping[str, Any]) -> dict[str, Any]:
     worker = build(WorkerSettings(**values))
     assert worker.heartbeat is not None
     worker.heartbeat.start()
-    loop, plain, sums = Loop(worker), plain_trainee(worker), Sums()
+    teacher, _ = load_model(Path(worker.settings.teacher_folder))
+    plain = plain_trainee(worker.config, teacher, worker.teacher.family)
+    loop, sums = Loop(worker), Sums()
     seconds: dict[str, list[float]] = {"plain": [], "sid_ray": []}
     for index in range(rounds):
         for name in ("plain", "sid_ray") if index % 2 else ("sid_ray", "plain"):

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sid_ray import engine
+from sid_ray.assemble import network_of
 from sid_ray.config import DistillConfig, replace
 from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fit import LIVE, LIVE_KEYS
@@ -45,7 +46,6 @@ from sid_ray.roles import AdamSettings
 from sid_ray.schedules import EDMSchedule
 from sid_ray.trace_memory import (
     LiveBytes,
-    network_of,
     run_phase,
     sizes_of,
     spec_network,

@@ -27,7 +27,8 @@ from safetensors import safe_open
 
 from benchmarks.local_cluster import LocalCluster, Run
 from sid_ray.actors.timeline import PHASES
-from sid_ray.checkpoint import EMA_FOLDER, newest_whole, read_manifest
+from sid_ray.checkpoint import EMA_FOLDER, images_seen_of, newest_whole, read_manifest
+from sid_ray.spool import Storage
 
 IMAGES, EVERY = 5120, 640
 FLAGS = [
@@ -73,8 +74,7 @@ class Scenarios:
 
     def past(self, run: Run, checkpoints: int) -> None:
         """Waits until so many checkpoints are in storage, and a few steps more were made."""
-        run.wait(lambda: len(stored(run.folder)) >= min(2, checkpoints))
-        run.wait(lambda: any(seen_of(name) >= checkpoints * EVERY for name in stored(run.folder)))
+        run.wait(lambda: any(images_seen_of(n) >= checkpoints * EVERY for n in checkpoints_of(run)))
         time.sleep(1.5)
 
     def undisturbed(self) -> Run:
@@ -141,7 +141,7 @@ class Scenarios:
         self.past(first, 2)
         first.kill()
         time.sleep(2)
-        newest = stored(first.folder)[0]
+        newest = checkpoints_of(first)[0]
         path = first.folder / newest / "generator.rank0000.safetensors"
         path.write_bytes(path.read_bytes()[:-1000])
         for node in self.nodes:
@@ -164,14 +164,9 @@ class Scenarios:
         return run
 
 
-def stored(run: Path) -> list[str]:
-    """Names of whole checkpoints, newest first."""
-    found = [path.parent.name for path in run.glob("checkpoint_*/manifest.json")]
-    return sorted(found, reverse=True)
-
-
-def seen_of(name: str) -> int:
-    return int(name.split("_")[1])
+def checkpoints_of(run: Run) -> list[str]:
+    """Whole checkpoints in the run's folder, newest first."""
+    return Storage(run.folder).names()
 
 
 def row(name: str, run: Run, reference: Path) -> str:

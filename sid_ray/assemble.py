@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
     values = config.training
     learning_rate, beta1 = getattr(values, f"{role}_lr"), getattr(values, f"{role}_beta1")
     return AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
+
+
+def network_of(config: DistillConfig, description: ModelDescription) -> ModelDescription:
+    """The network that is trained: the teacher's, with the config's dropout."""
+    if config.teacher.dropout < 0:
+        return description
+    network = dict(description.network) | {"dropout": config.teacher.dropout}
+    return dataclasses.replace(description, network=network)
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,18 @@ def newest_whole(run_folder: Path) -> tuple[Path | None, list[str]]:
     return None, damage
 
 
+def present(folder: Path, manifest: Manifest) -> frozenset[str]:
+    """The manifest's files that are there with their sizes."""
+
+    def size_of(path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return -1
+
+    return frozenset(f for f, size in manifest.sizes.items() if size_of(folder / f) == size)
+
+
 def newest_listed(run_folder: Path) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files are there with their sizes: found without reading them.
 
@@ -211,8 +223,7 @@ def newest_listed(run_folder: Path) -> tuple[Path, Manifest] | None:
     for folder in candidates(run_folder):
         with contextlib.suppress(DamagedCheckpointError, OSError):
             manifest = read_manifest(folder)
-            sizes = manifest.sizes.items()
-            if all((folder / file).stat().st_size == size for file, size in sizes):
+            if present(folder, manifest) == manifest.sizes.keys():
                 return folder, manifest
     return None
 

@@ -23,6 +23,7 @@ from sid_ray.checkpoint import (
     damage_of,
     images_seen_of,
     parse_manifest,
+    present,
 )
 from sid_ray.fragments import gathered, world
 from sid_ray.spool import Spool
@@ -88,8 +89,7 @@ class Search:
                 manifest = parse_manifest((folder / MANIFEST).read_text(), folder.name)
             except (OSError, DamagedCheckpointError):
                 continue  # never whole on local disks
-            sizes = manifest.sizes.items()
-            files[folder.name] = frozenset(f for f, s in sizes if size_of(folder / f) == s)
+            files[folder.name] = present(folder, manifest)
         return Shelf(node, files)
 
     def _stored(self) -> list[str]:
@@ -158,14 +158,13 @@ class Search:
         lacking = {f: [r for r in range(self.ranks) if f not in has[r]] for f in found.paths}
         damage = []
         for index, (file, digest) in enumerate(found.manifest.files.items()):
-            path = found.paths[file]
-            local = path.is_relative_to(self.spool.local)
+            local = file in has[self.rank]
             if not local and found.uploads is not None:
                 continue  # checked where it lies
             readers = ranks_here if local else lacking[file]
             if readers[index % len(readers)] != self.rank:
                 continue
-            wrong = damage_of(path, digest)
+            wrong = damage_of(found.paths[file], digest)
             if wrong:
                 place = shelves[self.rank].node if local else "storage"
                 damage.append((place, f"{name}: {file} {wrong}"))
@@ -183,10 +182,3 @@ class Search:
     def _tell_once(self, text: str) -> None:
         if self.rank == 0:
             self.spool.tell(text)
-
-
-def size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

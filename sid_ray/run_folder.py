@@ -49,11 +49,16 @@ def read_record(folder: Path) -> RunRecord | None:
         ) from None
 
 
+def write_in_one_move(path: Path, text: str) -> None:
+    """A reader finds the old file or the new one, whoever else writes the same."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Replaces run.json in one move, so that a crash leaves the old or the new one."""
-    temporary = folder / (IDENTITY + ".new")
-    temporary.write_text(json.dumps(asdict(record), indent=2) + "\n")
-    temporary.replace(folder / IDENTITY)
+    """Replaces run.json; a crash leaves the old or the new one."""
+    write_in_one_move(folder / IDENTITY, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def check_same_run(folder: Path, config: DistillConfig) -> RunRecord | None:

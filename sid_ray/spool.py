@@ -34,6 +34,7 @@ import torch.distributed
 
 from sid_ray.checkpoint import MANIFEST, PREFIX, Manifest, manifest_of
 from sid_ray.fragments import gathered, world
+from sid_ray.run_folder import write_in_one_move
 from sid_ray.snapshot import Part, Snapshot, write_snapshot
 
 PENDING, DONE, FAILED = 0, 1, 2
@@ -47,6 +48,13 @@ def state_of(job: Future) -> int:
     if not job.done():
         return PENDING
     return FAILED if job.exception() else DONE
+
+
+def remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
+    """Removes the checkpoints in a folder whose names are unwanted; others may do so at once."""
+    for entry in folder.glob(f"{PREFIX}*"):
+        if unwanted(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 class LocalFileLostError(Exception):
@@ -89,10 +97,8 @@ class Storage:
     def keep(self, number: int) -> None:
         """Removes all but the newest whole checkpoints, and older ones that never became whole."""
         whole = self.names()
-        for entry in self.folder.glob(f"{PREFIX}*"):
-            old = entry.name not in whole[:number] and (not whole or entry.name < whole[0])
-            if entry.is_dir() and old:
-                shutil.rmtree(entry, ignore_errors=True)
+        if whole:
+            remove(self.folder, lambda name: name not in whole[:number] and name < whole[0])
 
 
 @dataclass
@@ -276,9 +282,7 @@ class Spool:
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""
         for folder in (self.local, self.storage.folder) if world()[0] == 0 else (self.local,):
-            for entry in folder.glob(f"{PREFIX}*"):
-                if entry.name > name:
-                    shutil.rmtree(entry, ignore_errors=True)
+            remove(folder, lambda found: found > name)
         gathered(None, self.group)  # nobody writes anew before everybody has removed
         self.saved = self.stored = -1
 
@@ -287,13 +291,4 @@ class Spool:
 
         No collective.
         """
-        for entry in self.local.glob(f"{PREFIX}*"):
-            if entry.name < before:
-                shutil.rmtree(entry, ignore_errors=True)
-
-
-def write_in_one_move(path: Path, text: str) -> None:
-    """A reader finds the old file or the new one, whoever else writes the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+        remove(self.local, lambda name: name < before)

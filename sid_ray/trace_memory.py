@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sid_ray.assemble import objective_of
+from sid_ray.assemble import network_of, objective_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
@@ -110,14 +110,6 @@ class Traced:
         return {
             phase: round(first[phase] + share * (last[phase] - first[phase])) for phase in first
         }
-
-
-def network_of(config: DistillConfig, description: ModelDescription) -> ModelDescription:
-    """The network that is trained: the teacher's, with the config's dropout."""
-    if config.teacher.dropout < 0:
-        return description
-    network = dict(description.network) | {"dropout": config.teacher.dropout}
-    return replace(description, network=network)
 
 
 def sizes_of(description: ModelDescription, persistent: int, text: int = 0) -> Network:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_ray.assemble import adam_of, rules_of
+from sid_ray.assemble import adam_of, network_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
@@ -53,9 +52,10 @@ def build_networks(
     config: DistillConfig, settings: WorkerSettings, world_size: int, device: torch.device
 ) -> Networks:
     """Teacher, fake score and generator on this rank, all with the teacher's weights."""
-    teacher, description = load_model(Path(settings.teacher_folder))
-    if config.teacher.dropout >= 0:
-        teacher, description = with_dropout(teacher, description, config.teacher.dropout)
+    teacher, given = load_model(Path(settings.teacher_folder))
+    description = network_of(config, given)
+    if description != given:
+        teacher = rebuilt(teacher, description)
     teacher.to(device)
     set_precision(teacher, config.training.precision)
     set_attention(teacher, config.resources.attention)
@@ -87,15 +87,11 @@ def build_networks(
     return Networks(trainee, roles, description)
 
 
-def with_dropout(
-    teacher: nn.Module, description: ModelDescription, dropout: float
-) -> tuple[nn.Module, ModelDescription]:
-    """The same network with another dropout while it is trained: it is an argument of a network."""
-    network = dict(description.network) | {"dropout": dropout}
-    changed = spec_of(description.family).build(network)
+def rebuilt(teacher: nn.Module, description: ModelDescription) -> nn.Module:
+    """The same weights in a network of other arguments, such as its dropout in training."""
+    changed = spec_of(description.family).build(description.network)
     changed.load_state_dict(teacher.state_dict())
-    changed.eval().requires_grad_(False)
-    return changed, dataclasses.replace(description, network=network)
+    return changed.eval().requires_grad_(False)
 
 
 def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
