@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,29 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tests.s3_server import s3_server
+
 # Ray of the tests is their own: no cluster of the machine, no telemetry, quiet workers.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A real S3 server on loopback, shared by all tests; kill only one of your own."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch, request):
+    """s3:// address of a new bucket, with the server in the environment."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    return s3.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
 
 REFERENCE = Path(__file__).parent / "reference"
 

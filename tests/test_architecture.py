@@ -18,7 +18,7 @@ LEVELS = {
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
     "memory": 0,
-    "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
+    "store": 1, "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
     "known_networks": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "step": 3, "checkpoint": 3, "checkpoint_parts": 3,

@@ -1,0 +1,383 @@
+"""Files by name in a folder that may lie anywhere: on a disk that all nodes see, or in S3.
+
+    /data/cifar10, runs/x      a path
+    s3://bucket/prefix         an S3-compatible server: AWS_ENDPOINT_URL, AWS_REGION and the usual
+                               credentials of the environment, of ~/.aws or of the machine's role
+
+A file appears whole or not at all: on a disk it is moved into place, in S3 an object exists when
+its upload is complete. What fails raises a StoreError, an OSError whose text is one line for the
+person who reads it; UnreachableStoreError is the one that waiting may mend.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sid_ray.errors import UserError
+
+T = TypeVar("T")
+
+S3 = "s3://"
+PART = ".part"  # how a file on a disk is called until it is whole
+CHUNK = 8 << 20
+CONNECT_TIMEOUT_S = 5
+ATTEMPTS = 3  # pyarrow's own, within a second or two; longer waiting is ``retrying``
+RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a store that fails; the last one repeats
+ENDPOINT, REGION = "AWS_ENDPOINT_URL", "AWS_REGION"
+DENIED = "ACCESS_DENIED|SIGNATURE|ACCESS_KEY|TOKEN|CREDENTIAL|UNAUTHORIZED|FORBIDDEN|403"
+FULL = "STORAGE.?FULL|QUOTA|INSUFFICIENT|NO SPACE|507"
+
+
+class StoreError(OSError):
+    """A store could not do what was asked; the text says which and why."""
+
+
+class MissingFileError(StoreError, FileNotFoundError):
+    """There is no such file, or no such bucket."""
+
+
+class DeniedStoreError(StoreError):
+    """The store knows the credentials and refuses, or there are none."""
+
+
+class UnreachableStoreError(StoreError):
+    """The store did not answer, or not now."""
+
+
+class FullStoreError(StoreError):
+    """There is no space left."""
+
+
+def is_s3(url: str) -> bool:
+    return url.startswith(S3)
+
+
+def endpoint() -> str:
+    """The S3-compatible server of the environment, empty for Amazon's."""
+    return os.environ.get(f"{ENDPOINT}_S3") or os.environ.get(ENDPOINT, "")
+
+
+def set_endpoint(url: str, region: str = "") -> None:
+    """Makes an option hold for every library of this process and those that it starts.
+
+    Raises UserError where the url is not one.
+    """
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"S3 endpoint {url!r}: expected http://HOST:PORT or https://HOST")
+        os.environ.pop(f"{ENDPOINT}_S3", None)
+        os.environ[ENDPOINT] = url
+    if region:
+        os.environ[REGION] = os.environ["AWS_DEFAULT_REGION"] = region
+
+
+def s3_filesystem(bucket: str) -> Any:
+    """pyarrow's file system for a bucket, with the environment's settings."""
+    from pyarrow import fs
+
+    server = endpoint()
+    region = os.environ.get(REGION) or os.environ.get("AWS_DEFAULT_REGION")
+    options: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    }
+    if server:
+        parts = urlsplit(server if "://" in server else f"https://{server}")
+        options |= {"endpoint_override": parts.netloc + parts.path, "scheme": parts.scheme}
+        region = region or "us-east-1"
+    elif not region:
+        with suppress(OSError):  # no such bucket, or no network: the first use says so
+            region = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(region=region, **options)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of files on one file system.
+
+    Args:
+        url: an absolute path, or s3://bucket/prefix; without a slash at its end.
+
+    Names are relative, with / between parts. Every method raises StoreError (on a disk: OSError).
+    """
+
+    url: str
+
+    @classmethod
+    def at(cls, place: str | Path) -> Store:
+        """A store from what a person wrote. Raises UserError for another kind of address."""
+        text = str(place)
+        if is_s3(text):
+            bucket, _, prefix = text.removeprefix(S3).partition("/")
+            parts = prefix.rstrip("/").split("/") if prefix else []
+            if not bucket or not all(parts) or ".." in parts:
+                raise UserError(f"{text}: expected s3://BUCKET/PREFIX")
+            return cls(text.rstrip("/"))
+        if "://" in text:
+            raise UserError(f"{text}: expected a path or s3://BUCKET/PREFIX")
+        return cls(str(Path(text).expanduser().absolute()))
+
+    def __truediv__(self, name: str) -> Store:
+        return Store(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return not is_s3(self.url)
+
+    @property
+    def folder(self) -> Path:
+        """Its path, where it is on a disk."""
+        assert self.is_local, self.url
+        return Path(self.url)
+
+    @cached_property
+    def filesystem(self) -> Any:
+        """The pyarrow file system that it lies on."""
+        from pyarrow import fs
+
+        if self.is_local:
+            return fs.LocalFileSystem()
+        with named(self.url):
+            return s3_filesystem(self.url.removeprefix(S3).partition("/")[0])
+
+    def path(self, name: str = "") -> str:
+        """Where a file is on ``filesystem``."""
+        root = self.url.removeprefix(S3) if not self.is_local else self.url
+        return f"{root}/{name}" if name else root
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"url": self.url}  # each process opens its own connections
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        object.__setattr__(self, "url", state["url"])
+
+    def create(self) -> None:
+        """Makes the folder on a disk. Checks the bucket of S3, which is never created here."""
+        if self.is_local:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return
+        from pyarrow import fs
+
+        bucket = self.path().partition("/")[0]
+        with named(self.url):
+            found = self.filesystem.get_file_info(bucket).type
+        if found == fs.FileType.NotFound:
+            raise MissingFileError(f"bucket {bucket} does not exist{at_server()}: create it first")
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        from pyarrow import fs
+
+        with named(self.url, name):
+            info = self.filesystem.get_file_info(self.path(name))
+        return info.size if info.type == fs.FileType.File else None
+
+    def files(self) -> dict[str, int]:
+        """Every file below, by its name, with its size; none where the folder is missing."""
+        from pyarrow import fs
+
+        choice = fs.FileSelector(self.path(), recursive=True, allow_not_found=True)
+        with named(self.url):
+            found = self.filesystem.get_file_info(choice)
+        cut = len(self.path()) + 1
+        files = (info for info in found if info.type == fs.FileType.File)
+        return {i.path[cut:]: i.size for i in files if not i.path.endswith(PART)}
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, in order."""
+        from pyarrow import fs
+
+        choice = fs.FileSelector(self.path(), allow_not_found=True)
+        with named(self.url):
+            found = self.filesystem.get_file_info(choice)
+        return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
+
+    def open(self, name: str) -> Any:
+        """A file to read from anywhere in (pyarrow NativeFile)."""
+        with named(self.url, name):
+            return self.filesystem.open_input_file(self.path(name))
+
+    def read(self, name: str) -> bytes:
+        with named(self.url, name), self.open(name) as file:
+            return file.read()
+
+    def read_text(self, name: str) -> str:
+        return self.read(name).decode("utf-8")
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Any]:
+        """A stream whose file appears when the block ends; nothing of it when it raises."""
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with moved_into_place(target) as temporary, temporary.open("wb") as file:
+                yield file
+            return
+        with named(self.url, name):
+            stream = self.filesystem.open_output_stream(self.path(name))
+        try:
+            yield stream
+        except BaseException:
+            # pyarrow 25 cannot abort an upload: a stream that is dropped completes what it has.
+            with suppress(OSError):
+                stream.close()
+                self.remove(name)
+            raise
+        with named(self.url, name):
+            stream.close()
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """A whole file in one move."""
+        with self.writing(name) as file, named(self.url, name):
+            file.write(data.encode() if isinstance(data, str) else data)
+
+    def put(self, source: Path, name: str) -> None:
+        """Stores a file in one move; on the same disk without a copy."""
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with moved_into_place(target) as temporary:
+                try:
+                    os.link(source, temporary)
+                except OSError:  # another disk
+                    shutil.copyfile(source, temporary)
+            return
+        with source.open("rb") as file, self.writing(name) as stream, named(self.url, name):
+            while chunk := file.read(CHUNK):
+                stream.write(chunk)
+
+    def fetch(self, name: str, target: Path) -> Path:
+        """A copy of a file at a path, in one move; ``target``."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            moved_into_place(target) as temporary,
+            temporary.open("wb") as file,
+            self.open(name) as stream,
+            named(self.url, name),
+        ):
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Removes a file; nothing where there is none."""
+        with suppress(FileNotFoundError), named(self.url, name):
+            self.filesystem.delete_file(self.path(name))
+
+    def remove_tree(self, name: str) -> None:
+        """Removes a folder with all that is in it; nothing where there is none."""
+        if self.is_local:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+            return
+        for file in (self / name).files():
+            self.remove(f"{name}/{file}")
+        with suppress(OSError):  # a marker of the folder, where a library has made one
+            self.filesystem.delete_dir(self.path(name))
+
+
+@contextmanager
+def moved_into_place(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write; moved there when the block ends, removed if it raises.
+
+    A reader finds the old file or the new one, whoever else writes the same.
+    """
+    temporary = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}{PART}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def at_server() -> str:
+    return f" at {endpoint()}" if endpoint() else ""
+
+
+@contextmanager
+def named(url: str, name: str = "") -> Iterator[None]:
+    """pyarrow's S3 errors as StoreErrors that say which file, what is wrong and what to check."""
+    if not is_s3(url):
+        yield
+        return
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise store_error(f"{url}/{name}" if name else url, error) from None
+
+
+def store_error(what: str, error: OSError) -> StoreError:
+    """What pyarrow 25 says in the words of the AWS SDK, by its error code."""
+    text = str(error)
+    match = re.search(r"AWS Error (\w+)", text)
+    code = (match[1] if match else "").upper()
+    short = re.sub(r"\s+", " ", text.rsplit("operation: ", 1)[-1])[:160]
+    if isinstance(error, FileNotFoundError) or code == "NO_SUCH_KEY":
+        return MissingFileError(f"{what} does not exist{at_server()}")
+    if code == "NO_SUCH_BUCKET":
+        return MissingFileError(f"{what}: the bucket does not exist{at_server()}: create it first")
+    if re.search(FULL, text.upper()):
+        return FullStoreError(errno.ENOSPC, f"{what}: no space left in the store ({short})")
+    if re.search(DENIED, code):
+        return DeniedStoreError(
+            f"{what}: access denied{at_server()} ({code.lower().replace('_', ' ')}): check "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and the bucket's policy"
+        )
+    return UnreachableStoreError(
+        f"{what}: no answer{at_server() or ' from S3'} ({short}): check AWS_ENDPOINT_URL, "
+        "AWS_REGION and the network"
+    )
+
+
+def retrying(
+    action: Callable[[], T],
+    tell: Callable[[str], None] = lambda text: None,
+    give_up_s: float = float("inf"),
+    closing: threading.Event | None = None,
+) -> T:
+    """Does it again and again while the store cannot be reached; says so, and when it is back.
+
+    Raises the last UnreachableStoreError after ``give_up_s`` or when ``closing`` is set.
+    """
+    began, tries = time.monotonic(), 0
+    while True:
+        try:
+            found = action()
+        except UnreachableStoreError as error:
+            wait_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+            if time.monotonic() - began + wait_s > give_up_s:
+                raise
+            if tries == 0:
+                tell(f"{error}; trying again")
+            tries += 1
+            if closing is None:
+                time.sleep(wait_s)
+            elif closing.wait(wait_s):
+                raise
+        else:
+            if tries:
+                tell(f"storage is back after {time.monotonic() - began:.0f} s")
+            return found
