@@ -18,7 +18,6 @@ removed, training goes on, and the one before it stays.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
@@ -34,11 +33,11 @@ import torch.distributed
 
 from sid_ray.checkpoint import MANIFEST, PREFIX, Manifest, manifest_of
 from sid_ray.fragments import gathered, world
-from sid_ray.run_folder import write_in_one_move
+from sid_ray.local_copies import fetch_checked
 from sid_ray.snapshot import Part, Snapshot, write_snapshot
+from sid_ray.store import Store, link_or_copy, moved_into_place, pause_s, retrying
 
 PENDING, DONE, FAILED = 0, 1, 2
-RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a storage that fails; the last one repeats
 POLL_S = 0.05
 
 Tell = Callable[[str], None]
@@ -54,6 +53,8 @@ def remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
     """Removes the checkpoints in a folder whose names are unwanted; others may do so at once."""
     for entry in folder.glob(f"{PREFIX}*"):
         if unwanted(entry.name):
+            with contextlib.suppress(OSError):  # first, so that it never looks whole meanwhile
+                (entry / MANIFEST).unlink()
             shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -61,44 +62,81 @@ class LocalFileLostError(Exception):
     """What was to be uploaded is not on local disk any more."""
 
 
-class Storage:
-    """The run's folder, on whatever disk all nodes see."""
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Adds the manifest to a checkpoint on local disk, in one move. Raises OSError."""
+    with moved_into_place(folder / MANIFEST) as temporary:
+        temporary.write_text(manifest.to_json())
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class Storage:
+    """The run's folder, on whatever all nodes see: a disk, or S3."""
+
+    def __init__(self, place: Store | Path):
+        self.store = place if isinstance(place, Store) else Store.at(place)
 
     def names(self) -> list[str]:
         """Checkpoints with a manifest, newest first. Raises OSError where they cannot be listed."""
-        found = [entry.name for entry in self.folder.iterdir() if entry.name.startswith(PREFIX)]
-        return sorted((n for n in found if (self.path(n, MANIFEST)).is_file()), reverse=True)
-
-    def path(self, name: str, file: str) -> Path:
-        return self.folder / name / file
+        if self.store.is_local:  # not Store.folders, to which a missing folder is an empty one
+            found = [entry.name for entry in self.store.folder.iterdir()]
+        else:
+            found = self.store.folders()
+            if not found:
+                self.store.create()  # a missing bucket looks empty too
+        checkpoints = [name for name in found if name.startswith(PREFIX)]
+        whole = (n for n in checkpoints if self.store.size(f"{n}/{MANIFEST}") is not None)
+        return sorted(whole, reverse=True)
 
     def put(self, source: Path, name: str, file: str) -> None:
         """Stores a file under its name in one move; on the same disk without a copy."""
-        target = self.path(name, file)
         if not source.is_file():
             raise LocalFileLostError(f"{source} is gone")
-        # Not the run's folder: where it is not mounted, nothing must be written into its place.
-        (self.folder / name).mkdir(exist_ok=True)
+        if not self.store.is_local:
+            self.store.put(source, f"{name}/{file}")
+            return
+        # Not Store.put, which makes the run's folder: where it is not mounted, nothing must be
+        # written into its place.
+        target = self.store.folder / name / file
+        (self.store.folder / name).mkdir(exist_ok=True)
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # another disk
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        link_or_copy(source, target)
 
     def put_text(self, text: str, name: str, file: str) -> None:
-        write_in_one_move(self.path(name, file), text)
+        if not self.store.is_local:
+            self.store.write(f"{name}/{file}", text)
+            return
+        with moved_into_place(self.store.folder / name / file) as temporary:
+            temporary.write_text(text)
+
+    def read_text(self, name: str, file: str) -> str:
+        return self.store.read_text(f"{name}/{file}")
+
+    def here(self, name: str, file: str, local: Path) -> Path:
+        """Where a file is, or will be once it is fetched: on the disk, else in ``local``."""
+        return (self.store.folder if self.store.is_local else local) / name / file
+
+    def fetch(
+        self, name: str, file: str, local: Path, sha256: str, size: int | None, tell: Tell
+    ) -> None:
+        """Brings a file of S3 to this node's disk, where ``here`` says; nothing from a disk."""
+        if not self.store.is_local:
+            target = self.here(name, file, local)
+            fetch_checked(self.store, f"{name}/{file}", target, sha256, size, tell)
 
     def keep(self, number: int) -> None:
         """Removes all but the newest whole checkpoints, and older ones that never became whole."""
         whole = self.names()
         if whole:
-            remove(self.folder, lambda name: name not in whole[:number] and name < whole[0])
+            self.remove(lambda name: name not in whole[:number] and name < whole[0])
+
+    def remove(self, unwanted: Callable[[str], bool]) -> None:
+        """Removes the checkpoints whose names are unwanted. Raises StoreError from S3."""
+        if self.store.is_local:
+            remove(self.store.folder, unwanted)
+            return
+        for name in self.store.folders():
+            if name.startswith(PREFIX) and unwanted(name):
+                self.store.remove(f"{name}/{MANIFEST}")  # first: it must never look whole
+                self.store.remove_tree(name)
 
 
 @dataclass
@@ -125,7 +163,7 @@ class Spool:
 
     Args:
         local: folder on this node's disk, which ranks of one node share.
-        storage: the run's folder, which all nodes see.
+        storage: the run's folder, which all nodes see: a disk, or S3.
         keep: newest checkpoints to keep in storage.
         tell: takes a line for a person, on any rank and from any thread.
         on_stored: called on rank 0 with images_seen once a checkpoint is whole in storage.
@@ -135,7 +173,7 @@ class Spool:
     def __init__(
         self,
         local: Path,
-        storage: Path,
+        storage: Store | Path,
         keep: int,
         tell: Tell,
         on_stored: Callable[[int], None] = lambda images_seen: None,
@@ -222,7 +260,7 @@ class Spool:
         part = writing.part.result()
         manifest = manifest_of(writing.snapshot, gathered(part, self.group))
         with contextlib.suppress(OSError):  # a full disk: what counts is storage
-            write_in_one_move(self.local / writing.name / MANIFEST, manifest.to_json())
+            write_manifest(self.local / writing.name, manifest)
         self.upload(writing.name, manifest, list(part.files))
 
     def _start_upload(self) -> None:
@@ -260,7 +298,7 @@ class Spool:
 
         Raises LocalFileLostError where what is to be uploaded is gone.
         """
-        told = False
+        began = 0.0
         for job in jobs:
             tries = 0
             while not self._closing.is_set():
@@ -268,21 +306,23 @@ class Spool:
                     job()
                     break
                 except OSError as error:
-                    if not told:
+                    if not began:
+                        began = time.monotonic()
                         self.tell(
                             f"storage cannot be written ({error}): training goes on, {name} is "
                             "kept on local disk and uploaded when storage is back"
                         )
-                        told = True
-                    self._closing.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+                    self._closing.wait(pause_s(tries))
                     tries += 1
-        if told and not self._closing.is_set():
-            self.tell(f"storage is back: {name} is uploaded")
+        if began and not self._closing.is_set():
+            away_s = time.monotonic() - began
+            self.tell(f"storage is back after {away_s:.0f} s: {name} is uploaded")
 
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""
-        for folder in (self.local, self.storage.folder) if world()[0] == 0 else (self.local,):
-            remove(folder, lambda found: found > name)
+        remove(self.local, lambda found: found > name)
+        if world()[0] == 0:
+            retrying(lambda: self.storage.remove(lambda found: found > name), self.tell)
         gathered(None, self.group)  # nobody writes anew before everybody has removed
         self.saved = self.stored = -1
 
