@@ -81,7 +81,8 @@ class Search:
         self.spool = spool
         self.rank, self.ranks = world()
         self._bad: set[tuple[str, str]] = set()  # (node or "storage", checkpoint)
-        self._away_since, self._waits = 0.0, 0
+        self._told: set[str] = set()
+        self._waits = 0
         self._trouble: OSError | None = None  # why storage cannot be read, on rank 0
 
     def newest(self, images_seen: int | None = None) -> Reachable | None:
@@ -126,13 +127,11 @@ class Search:
             names = retrying(self.spool.storage.names, give_up_s=patience_s)
         except OSError as error:
             self._trouble = error
-            if not self._away_since:
-                self._away_since = time.monotonic()
-                self.spool.tell(f"storage cannot be read ({error}): looking on local disks")
+            if self.spool.goes_away():
+                why = self.spool.storage.why(error)
+                self.spool.tell(f"storage cannot be read ({why}): looking on local disks")
             return [], True
-        if self._away_since:
-            away_s, self._away_since = time.monotonic() - self._away_since, 0.0
-            self.spool.tell(f"storage is back after {away_s:.0f} s")
+        self.spool.is_back()
         return [name for name in names if ("storage", name) not in self._bad], False
 
     def _wait(self) -> None:
@@ -252,5 +251,7 @@ class Search:
         return [r for r, shelf in enumerate(shelves) if shelf.node == shelves[self.rank].node]
 
     def _tell_once(self, text: str) -> None:
-        if self.rank == 0:
+        """On rank 0, for all, however often it is found."""
+        if self.rank == 0 and text not in self._told:
+            self._told.add(text)
             self.spool.tell(text)

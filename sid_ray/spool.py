@@ -18,6 +18,7 @@ removed, training goes on, and the one before it stays.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import threading
 import time
@@ -107,6 +108,10 @@ class Storage:
         with moved_into_place(self.store.folder / name / file) as temporary:
             temporary.write_text(text)
 
+    def why(self, error: OSError) -> str:
+        """What went wrong, the same on every rank: without the name of a file in S3."""
+        return re.sub(re.escape(self.store.url) + r"/\S+: ", f"{self.store}: ", str(error))
+
     def read_text(self, name: str, file: str) -> str:
         return self.store.read_text(f"{name}/{file}")
 
@@ -186,6 +191,7 @@ class Spool:
         self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
         self._uploader = ThreadPoolExecutor(1, "checkpoint-uploader")
         self._closing = threading.Event()
+        self._away_since = 0.0  # since when storage fails; 0 for not
         self._writing: Writing | None = None
         self._waiting: tuple[str, Manifest, list[str]] | None = None
         self._uploading: Uploading | None = None
@@ -298,7 +304,6 @@ class Spool:
 
         Raises LocalFileLostError where what is to be uploaded is gone.
         """
-        began = 0.0
         for job in jobs:
             tries = 0
             while not self._closing.is_set():
@@ -306,17 +311,27 @@ class Spool:
                     job()
                     break
                 except OSError as error:
-                    if not began:
-                        began = time.monotonic()
+                    if self.goes_away():
                         self.tell(
-                            f"storage cannot be written ({error}): training goes on, {name} is "
-                            "kept on local disk and uploaded when storage is back"
+                            f"storage cannot be written ({self.storage.why(error)}): training goes "
+                            f"on, {name} is kept on local disk and uploaded when storage is back"
                         )
                     self._closing.wait(pause_s(tries))
                     tries += 1
-        if began and not self._closing.is_set():
-            away_s = time.monotonic() - began
-            self.tell(f"storage is back after {away_s:.0f} s: {name} is uploaded")
+        if not self._closing.is_set():
+            self.is_back(f": {name} is uploaded")
+
+    def goes_away(self) -> bool:
+        """Notes that storage fails; True when that is new, and to be told."""
+        first, self._away_since = not self._away_since, self._away_since or time.monotonic()
+        return first
+
+    def is_back(self, what: str = "") -> None:
+        """Notes that storage does not fail; tells it where it did."""
+        away_since, self._away_since = self._away_since, 0.0
+        if away_since:
+            away_s = time.monotonic() - away_since
+            self.tell(f"storage is back after {away_s:.0f} s{what}")
 
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""

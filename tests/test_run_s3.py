@@ -1,11 +1,10 @@
-"""A run whose teacher, checkpoints and artifacts are in S3, and what happens when S3 goes: `make slow`.
+"""A run whose teacher, checkpoints and artifacts are in S3, which then goes away: `make slow`.
 
 The real command on a Ray of its own, two workers, against a real server that is killed under it.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +33,19 @@ class Place:
     """A server, and a folder to run commands in; ``cache`` is a machine's disk."""
 
     def __init__(self, server, folder):
-        self.server, self.folder, self.cache = server, folder, folder / "cache"
+        self.server, self.folder = server, folder
+        self.on_machine("one")
         self.bucket = server.make_bucket("sid-ray")
         for name in ("model.json", "model.safetensors"):
             source = ASSETS / "digits-teacher" / name
             (Store.at(self.bucket) / "teacher").put(source, name)
         self.runs = f"{self.bucket}/runs"
+
+    def on_machine(self, name):
+        """Commands run in another folder, with another cache."""
+        self.cwd = self.folder / name
+        self.cwd.mkdir(exist_ok=True)
+        self.cache = self.cwd / "cache"
 
     def run(self, name):
         return Store.at(f"{self.runs}/{name}")
@@ -65,7 +71,7 @@ class Command:
         self.began = time.monotonic()
         with self.printed.open("w") as out:
             self.process = subprocess.Popen(
-                arguments, stdout=out, stderr=subprocess.STDOUT, env=clean, cwd=place.folder,
+                arguments, stdout=out, stderr=subprocess.STDOUT, env=clean, cwd=place.cwd,
                 preexec_fn=hear_ctrl_c,
             )  # fmt: skip
 
@@ -157,7 +163,7 @@ def test_everything_of_a_run_is_in_s3(place, undisturbed):
 
 
 def test_the_report_is_among_mlflows_artifacts_in_s3(place, undisturbed, monkeypatch):
-    monkeypatch.chdir(place.folder)
+    monkeypatch.chdir(place.folder / "one")
     client = mlflow.MlflowClient(default_tracking_uri(place.runs))
     run_id = json.loads(place.run("undisturbed").read_text("run.json"))["tracker_run_id"]
     run = client.get_run(run_id)
@@ -173,10 +179,10 @@ def test_a_generator_of_s3_makes_pictures(place, undisturbed):
     arguments = ["generate", str(place.run("undisturbed")), "--seeds", "0-3", "--out", "samples"]
     done = subprocess.run(
         [sys.executable, "-m", "sid_ray.cli", *arguments],
-        env=environment, cwd=place.folder, capture_output=True, text=True, check=False,
+        env=environment, cwd=place.cwd, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (place.folder / "samples" / "seed000003.png").is_file()
+    assert (place.cwd / "samples" / "seed000003.png").is_file()
 
 
 def test_a_finished_run_is_not_trained_again(place, undisturbed):
@@ -190,9 +196,10 @@ def test_a_killed_run_goes_on_from_s3_on_another_machine(place, undisturbed, tmp
     past(first, place.run("killed"), 2 * EVERY)
     first.kill()
     assert place.run("killed").size("driver.json") is not None
-    shutil.rmtree(place.cache)
+    place.on_machine("two")
     second = place.start("killed")
     assert second.finish() == 0, second.output
+    assert "is not in sqlite:" in second.output and "a new one is begun" in second.output
     assert "resumed at 1," in second.output or "resumed at 2," in second.output
     assert_same_bits(place, "killed", "undisturbed", tmp_path)
     print(second.output)

@@ -19,6 +19,7 @@ import ray
 from sid_ray.actors.timeline import Interruption, Timeline
 
 SAME_S = 30.0  # a line is not said again so soon
+SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")  # in which lines of several ranks may differ
 LATER = 2.0  # seconds between two tries of a store that fails
 REPORT_TIMEOUT_S = 60.0
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
@@ -134,10 +135,10 @@ class Tracker:
     def event(self, text: str) -> None:
         """A line that the display prints once, above the progress; ranks may say the same."""
         with self._lock:
-            now = time.monotonic()
-            if now - self._said.get(text, -SAME_S) >= SAME_S:
+            now, key = time.monotonic(), SECONDS.sub("", text)
+            if now - self._said.get(key, -SAME_S) >= SAME_S:
                 self._board.events.append(text)
-            self._said[text] = now
+            self._said[key] = now
 
     def board(self) -> Board:
         """The board; its events are handed out once."""
