@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ from sid_ray.store import Store
 
 LEASE = "driver.json"
 BEAT_S, ALIVE_S = 20.0, 60.0
+AGAIN_S = 2.0  # after a beat that did not get through
 SETTLE_S = 0.3  # after which of two drivers that start at once the one whose lease stands goes on
 
 
@@ -80,10 +82,20 @@ class Beat(threading.Thread):
         """Raises StoreError."""
         self.store.write(LEASE, json.dumps(self.lease | {"beat": time.time()}) + "\n")
 
+    def holds(self) -> bool:
+        """Whether the lease that stands is this one's, or none does. Raises StoreError."""
+        return read_lease(self.store).get("token") in (None, self.lease["token"])
+
     def run(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        wait_s = BEAT_S
+        while not self._ended.wait(wait_s):
+            wait_s = AGAIN_S
             with contextlib.suppress(OSError):
+                if not self.holds():  # S3 was away, and meanwhile this one looked dead
+                    print(f"{self.store}: another driver works on this run now", file=sys.stderr)
+                    return
                 self.beat()
+                wait_s = BEAT_S
             with contextlib.suppress(OSError):
                 self.also()
 
@@ -93,7 +105,8 @@ class Beat(threading.Thread):
         if self.is_alive():
             self.join()
         with contextlib.suppress(OSError):
-            self.store.remove(LEASE)
+            if self.holds():
+                self.store.remove(LEASE)
 
 
 @contextmanager
@@ -106,7 +119,7 @@ def only_lease(store: Store, also: Callable[[], None] = lambda: None) -> Iterato
     beat = Beat(store, also)
     beat.beat()
     time.sleep(SETTLE_S)
-    if read_lease(store).get("token") != beat.lease["token"]:
+    if not beat.holds():
         check_free(store)
     beat.start()
     try:

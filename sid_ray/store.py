@@ -34,7 +34,7 @@ T = TypeVar("T")
 S3 = "s3://"
 PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20
-STREAMS = 4  # ranges of a large file that are fetched at once
+STREAMS = 8  # ranges of a large file that are fetched at once
 CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 3  # pyarrow's own, within a second or two; longer waiting is ``retrying``
 RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a store that fails; the last one repeats
@@ -347,7 +347,8 @@ def store_error(what: str, error: OSError) -> StoreError:
     text = str(error)
     match = re.search(r"AWS Error (\w+)", text)
     code = (match[1] if match else "").upper()
-    short = re.sub(r"\s+", " ", text.rsplit("operation: ", 1)[-1])[:160]
+    short = re.sub(r"\s+|; Details:.*", " ", text.rsplit("operation: ", 1)[-1]).strip()[:160]
+    short += ")" * (short.count("(") - short.count(")"))
     if isinstance(error, FileNotFoundError) or code == "NO_SUCH_KEY":
         return MissingFileError(f"{what} does not exist{at_server()}")
     if code == "NO_SUCH_BUCKET":

@@ -61,6 +61,7 @@ def test_a_damaged_lease_is_none(run):
 
 def test_it_is_kept_alive_and_storage_that_goes_away_stops_nothing(run, monkeypatch):
     monkeypatch.setattr(module, "BEAT_S", 0.05)
+    monkeypatch.setattr(module, "AGAIN_S", 0.05)
     (run.local / LOG).write_text("a line")
     real, failures = Store.write, [2]
 
@@ -80,6 +81,15 @@ def test_it_is_kept_alive_and_storage_that_goes_away_stops_nothing(run, monkeypa
         (run.local / LOG).write_text("a line and another")
     assert failures == [0]
     assert run.store.read_text(LOG) == "a line and another", "the log is uploaded at the end"
+
+
+def test_a_lease_that_another_has_taken_is_left_alone(run, monkeypatch, capfd):
+    monkeypatch.setattr(module, "BEAT_S", 0.05)
+    with only_driver(run):
+        held(run.store, "elsewhere", 7, 0)
+        time.sleep(0.3)
+    assert read_lease(run.store)["host"] == "elsewhere"
+    assert "another driver works on this run now" in capfd.readouterr().err
 
 
 def test_of_two_that_start_at_once_one_goes_on(run, monkeypatch):

@@ -1,21 +1,30 @@
 """Checkpoints in a real S3 server: they get there, are found again, and are never given up on."""
 
+import io
 import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from sid_ray import store as store_module
-from sid_ray.checkpoint import MANIFEST
+from sid_ray.assemble import find_start
+from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest
+from sid_ray.config import replace
+from sid_ray.distill import show_next
 from sid_ray.errors import UserError
-from sid_ray.local_copies import DamagedFileError, fetch_checked
+from sid_ray.local_copies import DamagedFileError, digest_of_file, fetch_checked
+from sid_ray.recipes import recipe
 from sid_ray.recovery import Search
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.spool import Spool, Storage
 from sid_ray.store import DeniedStoreError, MissingFileError, Store, UnreachableStoreError
 from sid_ray.stored import find_generator, newest_listed, newest_whole
 from sid_ray.weights.folder import load_model
+from sid_ray.weights.sources import ASSETS
 from tests.test_spool import Bench, settle
+
+TEACHER = ASSETS / "digits-teacher"
 
 GENERATOR = "generator.rank0000.safetensors"
 
@@ -266,6 +275,40 @@ def test_where_a_run_in_s3_keeps_what_is_not_there(tmp_path, monkeypatch):
     found = default_tracking_uri("s3://bucket/my/runs")
     assert found == f"sqlite:///{tmp_path}/runs/mlflow-bucket-my-runs.db"
     assert default_tracking_uri("/data/runs") == "sqlite:////data/runs/mlflow.db"
+
+
+def test_a_generator_may_start_from_a_run_in_s3(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path))
+    run, name, teacher = Store.at(f"{bucket}/runs/v1.5"), "checkpoint_000000000064_a1", TEACHER
+    files = {f"generator_ema/{p.name}": p for p in teacher.glob("model.*")}
+    for file, path in files.items():
+        run.put(path, f"{name}/{file}")
+    digests = {file: digest_of_file(path) for file, path in files.items()}
+    run.write(f"{name}/{MANIFEST}", Manifest(SCHEMA, 64, "{}", {}, digests).to_json())
+    for place in (run, run / name, run / name / "generator_ema"):
+        config = replace(recipe("digits-sid"), teacher__initial_generator=str(place))
+        found = find_start(config).generator
+        assert found.is_relative_to(tmp_path)
+        assert digest_of_file(found / "model.safetensors") == digest_of_file(
+            teacher / "model.safetensors"
+        )
+
+
+def test_the_next_commands_name_the_store(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shown = io.StringIO()
+    config = replace(
+        recipe("digits-sid"),
+        output__folder="s3://bucket/runs",
+        storage__endpoint_url="http://here:1",
+    )
+    run = RunFolder(Store.at("s3://bucket/runs/digits-sid"), tmp_path)
+    show_next(Console(file=shown), config, run, [])
+    generate, resume, _ = shown.getvalue().splitlines()
+    assert "AWS_ENDPOINT_URL=http://here:1 " in generate
+    assert " generate s3://bucket/runs/digits-sid --seeds" in generate
+    assert " --output.folder s3://bucket/runs " in resume
+    assert " --storage.endpoint-url http://here:1 " in resume
 
 
 def test_a_search_in_an_empty_run_finds_nothing(bench):

@@ -19,7 +19,7 @@ import ray
 from sid_ray.actors.timeline import Interruption, Timeline
 
 SAME_S = 30.0  # a line is not said again so soon
-SECONDS = re.compile(r"\b\d+(\.\d+)? s\b")  # in which lines of several ranks may differ
+SECONDS = re.compile(r"\b\d+(\.\d+)? m?s\b")  # in which lines of several ranks may differ
 LATER = 2.0  # seconds between two tries of a store that fails
 REPORT_TIMEOUT_S = 60.0
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
@@ -260,8 +260,8 @@ def log_report(
     def write() -> None:
         import mlflow
 
-        client = mlflow.MlflowClient(uri)
         try:
+            client = mlflow.MlflowClient(uri)
             for name, value in metrics.items():
                 client.log_metric(run_id, name, value)
             for file in files:
