@@ -21,7 +21,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -208,7 +208,7 @@ class Spool:
         if self._waiting is not None:
             self._start_upload()
 
-    def _put(self, name: str, jobs: Iterable[Callable[[], None]]) -> None:
+    def _put(self, name: str, jobs: Sequence[Callable[[], None]]) -> None:
         """Does each upload; tries again for as long as storage fails.
 
         Raises LocalFileLostError where what is to be uploaded is gone.
@@ -227,7 +227,7 @@ class Spool:
                         )
                     self._closing.wait(pause_s(tries))
                     tries += 1
-        if not self._closing.is_set():
+        if jobs and not self._closing.is_set():
             self.is_back(f": {name} is uploaded")
 
     def goes_away(self) -> bool:

@@ -251,11 +251,26 @@ def test_a_store_that_cannot_be_used_is_one_line(place, environment, more, words
     print(f"{run.seconds:.1f} s: {run.output}")
 
 
-def test_nodes_that_share_no_disk(place, undisturbed, tmp_path):
-    """Two joined nodes; Ray's own storage is a path of the driver's."""
+def test_a_node_is_lost_with_its_disk_while_the_server_is_away(place, undisturbed, tmp_path):
+    """No whole checkpoint is left on local disks: the new group waits for S3.
+
+    Two joined nodes with temporary folders of their own; Ray's storage is a path of the driver's.
+    """
     with LocalCluster(tmp_path) as cluster:
+        nodes = [cluster.add(), cluster.add()]
+        run = place.start(
+            "joined", "--evaluation.no-final-report", "--resources.min-workers", "2",
+            RAY_ADDRESS=cluster.address,
+        )  # fmt: skip
+        past(run, place.run("joined"), EVERY)
+        place.server.kill()
+        cluster.kill(nodes[1])
         cluster.add()
-        cluster.add()
-        run = place.start("joined", "--evaluation.no-final-report", RAY_ADDRESS=cluster.address)
+        run.wait_until_said("no whole checkpoint on local disks: waiting for storage")
+        time.sleep(5)
+        place.server.start()
         assert run.finish() == 0, run.output
+    assert "storage is back after" in run.output
+    assert "resumed at " in run.output
     assert_same_bits(place, "joined", "undisturbed", tmp_path)
+    print(run.output)
