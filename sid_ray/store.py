@@ -81,6 +81,8 @@ def set_endpoint(url: str, region: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"S3 endpoint {url!r}: expected http://HOST:PORT or https://HOST")
+        if "@" in parts.netloc:  # it would stand in run.json and MLflow
+            raise UserError("an S3 endpoint holds no credentials: set AWS_ACCESS_KEY_ID and others")
         os.environ.pop(f"{ENDPOINT}_S3", None)
         os.environ[ENDPOINT] = url
     if region:

@@ -18,7 +18,13 @@ from sid_ray.recipes import recipe
 from sid_ray.recovery import Search
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.spool import Spool, Storage
-from sid_ray.store import DeniedStoreError, MissingFileError, Store, UnreachableStoreError
+from sid_ray.store import (
+    DeniedStoreError,
+    MissingFileError,
+    Store,
+    UnreachableStoreError,
+    set_endpoint,
+)
 from sid_ray.stored import find_generator, newest_listed, newest_whole
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import ASSETS
@@ -309,6 +315,12 @@ def test_the_next_commands_name_the_store(monkeypatch, tmp_path):
     assert " generate s3://bucket/runs/digits-sid --seeds" in generate
     assert " --output.folder s3://bucket/runs " in resume
     assert " --storage.endpoint-url http://here:1 " in resume
+
+
+def test_an_endpoint_holds_no_credentials():
+    with pytest.raises(UserError, match="holds no credentials") as refusal:
+        set_endpoint("http://me:secret@host:1")
+    assert "secret" not in str(refusal.value)
 
 
 def test_a_search_in_an_empty_run_finds_nothing(bench):
