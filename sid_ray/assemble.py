@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sid_ray.augment import AugmentPipe
-from sid_ray.checkpoint import find_generator
 from sid_ray.config import DistillConfig
 from sid_ray.data.source import Source, open_source
 from sid_ray.denoisers.spec import leave_weight, spec_of
@@ -24,9 +23,12 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
 from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
+from sid_ray.store import is_s3
+from sid_ray.stored import find_generator
 from sid_ray.types import Objective
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
+from sid_ray.weights.remotes import FILE_SUFFIXES
 from sid_ray.weights.sources import resolve_source
 
 Schedule = EDMSchedule | DiscreteVPSchedule
@@ -144,10 +146,17 @@ def find_start(config: DistillConfig) -> Start:
     source = config.teacher.initial_generator
     if not source:
         return Start(teacher, description)
-    folder = Path(source).expanduser()
-    generator = find_generator(folder) if folder.is_dir() else resolve_source(source)
+    is_run = is_generator_address(source)
+    generator = find_generator(source).absolute() if is_run else resolve_source(source)
     check_generator(source, description, describe(generator))
     return Start(teacher, description, generator)
+
+
+def is_generator_address(source: str) -> bool:
+    """Whether it may name a run or a checkpoint: a folder, or s3:// without a weights file."""
+    if is_s3(source):
+        return not source.partition("#")[0].endswith(FILE_SUFFIXES)
+    return Path(source).expanduser().is_dir()
 
 
 def check_generator(source: str, teacher: ModelDescription, generator: ModelDescription) -> None:

@@ -163,8 +163,8 @@ def plan(args: Sequence[str]) -> int:
 class GenerateArgs:
     """Makes images with a one-step generator: a PNG a seed, and grid.png."""
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run's folder, one of its checkpoints, or a folder with a network."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run's folder, one of its checkpoints, or a folder with a network: a path or s3://."""
     seeds: str = "0-63"
     """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""
     labels: str = ""

@@ -25,6 +25,7 @@ from sid_ray.sections import (
     OutputConfig,
     ResourcesConfig,
     ScheduleConfig,
+    StorageConfig,
     TeacherConfig,
     TrainingConfig,
 )
@@ -46,6 +47,7 @@ class DistillConfig:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def group_plan(self, world_size: int) -> GroupPlan:

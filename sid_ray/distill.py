@@ -20,16 +20,22 @@ from rich.table import Table
 from sid_ray.assemble import Start, find_start
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
+from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     GRID,
     LOG,
     SUMMARY,
+    RunFolder,
     RunRecord,
     check_same_run,
     only_driver,
     read_record,
+    runs_folder,
+    told_to_user,
 )
+from sid_ray.store import StoreError, is_s3, set_endpoint
+from sid_ray.stored import find_generator, newest_listed
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
@@ -44,41 +50,34 @@ def run_distillation(config: DistillConfig) -> int:
     Raises UserError before anything starts when the run cannot be this one.
     """
     began = time.monotonic()
-    if config.data.source:  # workers have another working directory
-        source = str(Path(config.data.source).expanduser().absolute())
-        config = replace(config, data__source=source)
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    source = config.data.source
+    if source and "://" not in source:  # workers have another working directory
+        config = replace(config, data__source=str(Path(source).expanduser().absolute()))
+    config = replace(config, output__folder=runs_folder(config.output.folder))
+    run = RunFolder.of(config)
+    if not run.store.is_local:  # before anything is fetched or built
+        run.check()
     start = find_start(config)
-    config = replace(config, output__folder=str(runs_folder(config)))
-    folder = Path(config.output.folder) / config.run_name
-    with only_driver(folder):
-        earlier = check_same_run(folder, config)
+    with only_driver(run):
+        with told_to_user():
+            earlier = check_same_run(run.store, config)
         record = RunRecord(config.to_json())
         if earlier is not None:
             record = dataclasses.replace(earlier, config=config.to_json())
-        log = folder / LOG
+        log = run.local / LOG
         with quiet_output(log) as console:
             console.print(
                 f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
                 f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
             )
-            return distil_with(config, start, folder, record, console, began)
-
-
-def runs_folder(config: DistillConfig) -> Path:
-    """The folder of all runs, absolute.
-
-    A Ray job's working directory is a temporary copy: there a relative folder is taken from the
-    home directory, so that the next submission finds the run again.
-    """
-    in_job = "runtime_resources" in Path.cwd().parts
-    start = Path.home() / "sid_ray" if in_job else Path.cwd()
-    return (start / Path(config.output.folder).expanduser()).absolute()
+            return distil_with(config, start, run, record, console, began)
 
 
 def distil_with(
     config: DistillConfig,
     start: Start,
-    folder: Path,
+    run: RunFolder,
     record: RunRecord,
     console: Console,
     began: float,
@@ -88,26 +87,27 @@ def distil_with(
 
     with Display(console, config.training.images) as display:
         try:
-            outcome = trainer.train(config, start, folder, record, display)
+            outcome = trainer.train(config, start, run, record, display)
         except KeyboardInterrupt:
-            console.print(f"stopped; {state_of(folder)}")
+            console.print(f"stopped; {state_of(run)}", markup=False)
             return STOPPED
-        except trainer.TrainingFailedError as error:
+        except (trainer.TrainingFailedError, StoreError) as error:
             console.print(f"failed: {error}", markup=False)
-            console.print(f"{state_of(folder)}; full log: {shown(folder / LOG)}")
+            console.print(f"{state_of(run)}; full log: {shown(run.local / LOG)}", markup=False)
             return FAILED
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
-        rows = measure(config, start.teacher, folder, outcome, display)
+        rows = measure(config, start.teacher, run, outcome, display)
     show_table(console, config, rows)
     total_s = time.monotonic() - began
-    summary = write_summary(config, folder, outcome, rows, total_s)
-    track_report(console, config, folder, summary)
+    summary = write_summary(config, run, outcome, rows, total_s)
+    upload(console, run)
+    track_report(console, config, run, summary)
     console.print(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, folder, rows)
+    show_next(console, config, run, rows)
     return 0
 
 
@@ -116,11 +116,17 @@ def shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def state_of(folder: Path) -> str:
-    """What is left of a run that stopped."""
-    from sid_ray.checkpoint import newest_listed
+def shown_run(run: RunFolder) -> str:
+    """A run's address as a person at this folder would write it."""
+    return shown(run.store.folder) if run.store.is_local else run.store.url
 
-    there = newest_listed(folder)
+
+def state_of(run: RunFolder) -> str:
+    """What is left of a run that stopped."""
+    try:
+        there = newest_listed(run.store)
+    except StoreError as error:
+        return f"what was checkpointed is in {run.store}, which cannot be read now ({error})"
     if there is None:
         return "no checkpoint was written yet: the same command starts from the teacher"
     seen = there[1].images_seen
@@ -128,23 +134,27 @@ def state_of(folder: Path) -> str:
 
 
 def measure(
-    config: DistillConfig, teacher: Path, folder: Path, outcome: Outcome, display: Display
+    config: DistillConfig, teacher: Path, run: RunFolder, outcome: Outcome, display: Display
 ) -> list[Row]:
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
     if not config.evaluation.final_report:
         return []
     import torch
 
-    from sid_ray.checkpoint import find_generator
     from sid_ray.report import final_report
 
+    try:
+        generator = find_generator(outcome.checkpoint.url)
+    except UserError as error:  # its storage is away: the training is done all the same
+        display.update("", {}, [f"warning: no final report: {error}"])
+        return []
     # Two threads on two cores were no faster here than one, and far slower beside other work.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     return final_report(
         config,
         teacher,
-        find_generator(outcome.checkpoint),
-        folder / GRID,
+        generator,
+        run.local / GRID,
         progress=lambda text: display.update(text, {}, []),
     )
 
@@ -162,7 +172,7 @@ def show_table(console: Console, config: DistillConfig, rows: list[Row]) -> None
 
 
 def write_summary(
-    config: DistillConfig, folder: Path, outcome: Outcome, rows: list[Row], total_s: float
+    config: DistillConfig, run: RunFolder, outcome: Outcome, rows: list[Row], total_s: float
 ) -> dict:
     """summary.json: the end of the run for programs."""
     distances: list[float | None] = [round(row.frechet_distance, 4) for row in rows]
@@ -181,24 +191,35 @@ def write_summary(
         "interruptions": [dataclasses.asdict(item) for item in outcome.interruptions],
         "zero_stage": config.resources.zero_stage,
         "checkpoint": str(outcome.checkpoint),
-        "grid": str(folder / GRID) if rows else None,
+        "grid": f"{run.store}/{GRID}" if rows else None,
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def track_report(console: Console, config: DistillConfig, folder: Path, summary: dict) -> None:
+def upload(console: Console, run: RunFolder) -> None:
+    """Brings the report to the run's storage; storage that fails costs a warning."""
+    try:
+        run.upload(SUMMARY, GRID)
+    except StoreError as error:
+        console.print(
+            f"warning: the report is not in {run.store} but in {shown(run.local)}: {error}",
+            markup=False,
+        )
+
+
+def track_report(console: Console, config: DistillConfig, run: RunFolder, summary: dict) -> None:
     """Puts the final report into the run's MLflow record; a store that fails costs a warning."""
     from sid_ray.actors.tracker import log_report
     from sid_ray.actors.trainer import tracking_uri
 
-    record = read_record(folder)
-    if record is None or record.tracker_run_id is None or summary["grid"] is None:
-        return
     names = ("teacher_fd", "teacher_one_step_fd", "generator_fd")
-    files = [summary["grid"], str(folder / SUMMARY)]
+    files = [str(run.local / GRID), str(run.local / SUMMARY)]
     try:
+        record = read_record(run.store)
+        if record is None or record.tracker_run_id is None or summary["grid"] is None:
+            return
         metrics = {name: summary[name] for name in names}
         log_report(tracking_uri(config), record.tracker_run_id, metrics, files)
     except Exception as error:  # any store, any trouble: the report itself is on disk already
@@ -214,19 +235,21 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
-def show_next(console: Console, config: DistillConfig, folder: Path, rows: list[Row]) -> None:
+def show_next(console: Console, config: DistillConfig, run: RunFolder, rows: list[Row]) -> None:
     """The commands to go on with, ready to paste."""
     from sid_ray.actors.trainer import tracking_uri
 
-    us, run = program("sid-ray"), shlex.quote(shown(folder))
-    elsewhere = Path(config.output.folder) != Path("runs").absolute()
+    us, source = program("sid-ray"), shlex.quote(shown_run(run))
+    server = config.storage.endpoint_url
+    on_server = f"AWS_ENDPOINT_URL={shlex.quote(server)} " if server and is_s3(source) else ""
+    elsewhere = config.output.folder != str(Path("runs").absolute())
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
-    sheet = {"contact sheet": shown(folder / GRID)} if rows else {}
+    sheet = {"contact sheet": shown(run.local / GRID)} if rows else {}
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
     commands = sheet | {
-        "generate": f"{us} generate {run} --seeds 0-63{text} --out samples",
+        "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",
         "resume": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
         f" --images {images}",
         "MLflow UI": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",

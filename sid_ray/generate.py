@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sid_ray.assemble import generation_of
-from sid_ray.checkpoint import find_generator
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.pictures import pixel_scale, save_picture, tile, to_picture
@@ -21,6 +20,7 @@ from sid_ray.sampling import (
     seeded_noises,
     seeded_uniform,
 )
+from sid_ray.stored import find_generator
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source
@@ -82,7 +82,7 @@ def text_folder(folder: Path, description: ModelDescription) -> Path:
 
 
 def generate_pictures(
-    source: Path,
+    source: str | Path,
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     prompts: Sequence[str],

@@ -4,23 +4,114 @@ runs/NAME/run.json      config and MLflow run of the run; written once it exists
 runs/NAME/log.txt       everything that libraries print
 runs/NAME/checkpoint_*  checkpoints
 runs/NAME/summary.json, grid.png   the final report
+
+It is on a disk or in S3 (``--output.folder s3://BUCKET/runs``). With S3 the driver has a folder of
+its own beside it, CACHE/runs/KEY/NAME, for its log, its lock and what it then uploads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sid_ray.config import DistillConfig, differences
 from sid_ray.errors import UserError
+from sid_ray.lease import only_lease
+from sid_ray.local_copies import folder_of
+from sid_ray.store import S3, Store, StoreError, is_s3
 
 IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
+PROBE = ".probe"
+LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
+LOG_EVERY = 3  # beats of the lease between two uploads of the log
+
+
+def runs_folder(folder: str) -> str:
+    """The folder of all runs: s3://BUCKET/PREFIX, or an absolute path. Raises UserError.
+
+    A Ray job's working directory is a temporary copy: there a relative folder is taken from the
+    home directory, so that the next submission finds the run again.
+    """
+    if "://" in folder:
+        return Store.at(folder).url
+    in_job = "runtime_resources" in Path.cwd().parts
+    start = Path.home() / "sid_ray" if in_job else Path.cwd()
+    return str((start / Path(folder).expanduser()).absolute())
+
+
+def default_tracking_uri(folder: str) -> str:
+    """MLflow's sqlite of a folder of all runs: in it, or for S3 in the folder ``runs`` here.
+
+    A database a folder in S3, because MLflow keeps an experiment's artifacts where its first run
+    put them.
+    """
+    if not is_s3(folder):
+        return f"sqlite:///{folder}/mlflow.db"
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(S3)).strip("-")
+    return f"sqlite:///{runs_folder('runs')}/mlflow-{name}.db"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run lies.
+
+    Args:
+        store: what all nodes see.
+        local: the driver's own files; for a run on a disk the same folder.
+    """
+
+    store: Store
+    local: Path
+
+    @classmethod
+    def of(cls, config: DistillConfig) -> RunFolder:
+        """The run of a config whose output.folder is ``runs_folder``'s."""
+        store = Store.at(config.output.folder) / config.run_name
+        return cls(store, store.folder if store.is_local else folder_of(store, "runs"))
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    def upload(self, *names: str) -> None:
+        """Copies files of ``local`` to the store, where these are two. Raises StoreError."""
+        if self.store.is_local:
+            return
+        for name in names:
+            if (self.local / name).is_file():
+                self.store.put(self.local / name, name)
+
+    def check(self) -> None:
+        """Makes the folder, writes, reads and removes a file. Raises UserError in one line."""
+        name = f"{PROBE}-{uuid.uuid4().hex[:8]}"
+        with told_to_user():
+            self.store.create()
+            if self.store.is_local:
+                return
+            self.store.write(name, name)
+            found = self.store.read_text(name)
+            self.store.remove(name)
+        if found != name:
+            raise UserError(f"{self.store}: what is written is not what is read back")
+
+
+@contextmanager
+def told_to_user() -> Iterator[None]:
+    """A store that fails before anything was started is the user's to mend."""
+    try:
+        yield
+    except StoreError as error:
+        raise UserError(error.strerror or str(error)) from None
+    except OSError as error:
+        raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -34,54 +125,96 @@ class RunRecord:
     config: str
     tracker_run_id: str | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    data: str = ""  # fingerprint of the data set, empty where it was not taken
 
 
-def read_record(folder: Path) -> RunRecord | None:
-    """The record of a run, None where there is no run yet. Raises UserError when it is damaged."""
-    path = folder / IDENTITY
+def read_record(run: Store) -> RunRecord | None:
+    """The record of a run, None where there is no run yet.
+
+    Raises UserError when it is damaged, StoreError.
+    """
     try:
-        return RunRecord(**json.loads(path.read_text()))
+        return RunRecord(**json.loads(run.read_text(IDENTITY)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); restore it, or start a run of another name"
+            f"{run}/{IDENTITY} is damaged ({error}); restore it, or start a run of another name"
         ) from None
 
 
-def write_in_one_move(path: Path, text: str) -> None:
-    """A reader finds the old file or the new one, whoever else writes the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+def write_record(run: Store, record: RunRecord) -> None:
+    """Replaces run.json; a crash leaves the old or the new one. Raises StoreError."""
+    run.write(IDENTITY, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Replaces run.json; a crash leaves the old or the new one."""
-    write_in_one_move(folder / IDENTITY, json.dumps(asdict(record), indent=2) + "\n")
+def check_same_data(record: RunRecord, fingerprint: str) -> None:
+    """Raises UserError where a run is to go on with other data than it began with."""
+    if record.data and fingerprint and record.data != fingerprint:
+        raise UserError(
+            "the data set is not the one that this run began with (fingerprint "
+            f"{record.data[:12]}, now {fingerprint[:12]}): restore it, or choose another --run name"
+        )
 
 
-def check_same_run(folder: Path, config: DistillConfig) -> RunRecord | None:
+def check_same_run(run: Store, config: DistillConfig) -> RunRecord | None:
     """The earlier record of this run, if any.
 
-    Raises UserError with every difference when the folder holds a run of another identity.
+    Raises UserError with every difference when the folder holds a run of another identity,
+    StoreError.
     """
-    record = read_record(folder)
+    record = read_record(run)
     if record is None:
         return None
-    earlier = DistillConfig.from_json(record.config, str(folder / IDENTITY))
+    earlier = DistillConfig.from_json(record.config, f"{run}/{IDENTITY}")
     changes = list(differences(earlier, config))
     if changes:
         raise UserError(
-            f"run {folder.name!r} exists with another config ({'; '.join(changes)}): "
+            f"run {run.name!r} exists with another config ({'; '.join(changes)}): "
             "repeat its settings to go on, or choose another --run name"
         )
     return record
 
 
 @contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Holds the run's lock. Raises UserError when another process works on the run.
+def only_driver(run: RunFolder) -> Iterator[None]:
+    """Holds the run's lock and, in S3, its lease; uploads the log now and then and at the end.
+
+    Raises UserError when another process works on the run, or its store fails.
+    """
+    with only_process(run.local, run.name):
+        if run.store.is_local:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            with told_to_user():
+                stack.enter_context(only_lease(run.store, log_keeper(run)))
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    run.upload(LOG)
+
+
+def log_keeper(run: RunFolder) -> Callable[[], None]:
+    """Uploads the log at every third call where it has grown. Raises OSError."""
+    calls, size = 0, 0
+
+    def keep() -> None:
+        nonlocal calls, size
+        calls += 1
+        path = run.local / LOG
+        now = path.stat().st_size
+        if calls % LOG_EVERY == 0 and size != now <= LOG_LIMIT:
+            run.upload(LOG)
+            size = now
+
+    return keep
+
+
+@contextmanager
+def only_process(folder: Path, name: str) -> Iterator[None]:
+    """Holds a folder's lock. Raises UserError when another process of this machine does.
 
     The kernel drops the lock with its process, so a killed driver leaves none behind.
     """
@@ -93,7 +226,7 @@ def only_driver(folder: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise UserError(
-                f"run {folder.name!r} is already being worked on by process {holder}; "
+                f"run {name!r} is already being worked on by process {holder}; "
                 "wait for it, stop it, or choose another --run name"
             ) from None
         lock.truncate(0)

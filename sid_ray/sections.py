@@ -285,11 +285,23 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """The server behind s3:// addresses, for every process of the run. Credentials never stand
+    here: they come from each node's environment, ~/.aws or role.
+    """
+
+    endpoint_url: str = ""
+    """http(s)://HOST:PORT of an S3-compatible server; empty for AWS_ENDPOINT_URL, else Amazon's."""
+    region: str = ""
+    """Region of the buckets; empty for AWS_REGION."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """What is written, and how often."""
 
     folder: str = "runs"
-    """Folder of all runs; a run is a folder in it."""
+    """Folder of all runs, a path or s3://BUCKET/PREFIX; a run is a folder in it."""
     run: str = ""
     """Name of the run; empty for the recipe's name. The same name resumes."""
     checkpoint_every: int = 1_000_000
@@ -304,6 +316,8 @@ class OutputConfig:
     report_every: int = 10_000
     """Images between two progress reports and metrics."""
     tracking_uri: str = ""
-    """MLflow store; empty for MLFLOW_TRACKING_URI, else sqlite in the folder of all runs."""
+    """MLflow store; empty for MLFLOW_TRACKING_URI, else sqlite in the folder of all runs (in runs
+    where that folder is in S3).
+    """
     experiment: str = "sid_ray"
     """MLflow experiment."""

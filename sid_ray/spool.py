@@ -18,11 +18,10 @@ removed, training goes on, and the one before it stays.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,16 +31,14 @@ from typing import Any
 import torch
 import torch.distributed
 
-from sid_ray.checkpoint import MANIFEST, PREFIX, Manifest, manifest_of
+from sid_ray.checkpoint import MANIFEST, Manifest, manifest_of
 from sid_ray.fragments import gathered, world
-from sid_ray.run_folder import write_in_one_move
 from sid_ray.snapshot import Part, Snapshot, write_snapshot
+from sid_ray.storage import Storage, Tell, remove
+from sid_ray.store import Store, moved_into_place, pause_s, retrying
 
 PENDING, DONE, FAILED = 0, 1, 2
-RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a storage that fails; the last one repeats
 POLL_S = 0.05
-
-Tell = Callable[[str], None]
 
 
 def state_of(job: Future) -> int:
@@ -50,55 +47,10 @@ def state_of(job: Future) -> int:
     return FAILED if job.exception() else DONE
 
 
-def remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
-    """Removes the checkpoints in a folder whose names are unwanted; others may do so at once."""
-    for entry in folder.glob(f"{PREFIX}*"):
-        if unwanted(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-class LocalFileLostError(Exception):
-    """What was to be uploaded is not on local disk any more."""
-
-
-class Storage:
-    """The run's folder, on whatever disk all nodes see."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def names(self) -> list[str]:
-        """Checkpoints with a manifest, newest first. Raises OSError where they cannot be listed."""
-        found = [entry.name for entry in self.folder.iterdir() if entry.name.startswith(PREFIX)]
-        return sorted((n for n in found if (self.path(n, MANIFEST)).is_file()), reverse=True)
-
-    def path(self, name: str, file: str) -> Path:
-        return self.folder / name / file
-
-    def put(self, source: Path, name: str, file: str) -> None:
-        """Stores a file under its name in one move; on the same disk without a copy."""
-        target = self.path(name, file)
-        if not source.is_file():
-            raise LocalFileLostError(f"{source} is gone")
-        # Not the run's folder: where it is not mounted, nothing must be written into its place.
-        (self.folder / name).mkdir(exist_ok=True)
-        target.parent.mkdir(exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # another disk
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
-
-    def put_text(self, text: str, name: str, file: str) -> None:
-        write_in_one_move(self.path(name, file), text)
-
-    def keep(self, number: int) -> None:
-        """Removes all but the newest whole checkpoints, and older ones that never became whole."""
-        whole = self.names()
-        if whole:
-            remove(self.folder, lambda name: name not in whole[:number] and name < whole[0])
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Adds the manifest to a checkpoint on local disk, in one move. Raises OSError."""
+    with moved_into_place(folder / MANIFEST) as temporary:
+        temporary.write_text(manifest.to_json())
 
 
 @dataclass
@@ -125,7 +77,7 @@ class Spool:
 
     Args:
         local: folder on this node's disk, which ranks of one node share.
-        storage: the run's folder, which all nodes see.
+        storage: the run's folder, which all nodes see: a disk, or S3.
         keep: newest checkpoints to keep in storage.
         tell: takes a line for a person, on any rank and from any thread.
         on_stored: called on rank 0 with images_seen once a checkpoint is whole in storage.
@@ -135,7 +87,7 @@ class Spool:
     def __init__(
         self,
         local: Path,
-        storage: Path,
+        storage: Store | Path,
         keep: int,
         tell: Tell,
         on_stored: Callable[[int], None] = lambda images_seen: None,
@@ -148,6 +100,7 @@ class Spool:
         self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
         self._uploader = ThreadPoolExecutor(1, "checkpoint-uploader")
         self._closing = threading.Event()
+        self._away_since = 0.0  # since when storage fails; 0 for not
         self._writing: Writing | None = None
         self._waiting: tuple[str, Manifest, list[str]] | None = None
         self._uploading: Uploading | None = None
@@ -222,7 +175,7 @@ class Spool:
         part = writing.part.result()
         manifest = manifest_of(writing.snapshot, gathered(part, self.group))
         with contextlib.suppress(OSError):  # a full disk: what counts is storage
-            write_in_one_move(self.local / writing.name / MANIFEST, manifest.to_json())
+            write_manifest(self.local / writing.name, manifest)
         self.upload(writing.name, manifest, list(part.files))
 
     def _start_upload(self) -> None:
@@ -255,12 +208,11 @@ class Spool:
         if self._waiting is not None:
             self._start_upload()
 
-    def _put(self, name: str, jobs: Iterable[Callable[[], None]]) -> None:
+    def _put(self, name: str, jobs: Sequence[Callable[[], None]]) -> None:
         """Does each upload; tries again for as long as storage fails.
 
         Raises LocalFileLostError where what is to be uploaded is gone.
         """
-        told = False
         for job in jobs:
             tries = 0
             while not self._closing.is_set():
@@ -268,21 +220,33 @@ class Spool:
                     job()
                     break
                 except OSError as error:
-                    if not told:
+                    if self.goes_away():
                         self.tell(
-                            f"storage cannot be written ({error}): training goes on, {name} is "
-                            "kept on local disk and uploaded when storage is back"
+                            f"storage cannot be written ({self.storage.why(error)}): training goes "
+                            f"on, {name} is kept on local disk and uploaded when storage is back"
                         )
-                        told = True
-                    self._closing.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+                    self._closing.wait(pause_s(tries))
                     tries += 1
-        if told and not self._closing.is_set():
-            self.tell(f"storage is back: {name} is uploaded")
+        if jobs and not self._closing.is_set():
+            self.is_back(f": {name} is uploaded")
+
+    def goes_away(self) -> bool:
+        """Notes that storage fails; True when that is new, and to be told."""
+        first, self._away_since = not self._away_since, self._away_since or time.monotonic()
+        return first
+
+    def is_back(self, what: str = "") -> None:
+        """Notes that storage does not fail; tells it where it did."""
+        away_since, self._away_since = self._away_since, 0.0
+        if away_since:
+            away_s = time.monotonic() - away_since
+            self.tell(f"storage is back after {away_s:.0f} s{what}")
 
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""
-        for folder in (self.local, self.storage.folder) if world()[0] == 0 else (self.local,):
-            remove(folder, lambda found: found > name)
+        remove(self.local, lambda found: found > name)
+        if world()[0] == 0:
+            retrying(lambda: self.storage.remove(lambda found: found > name), self.tell)
         gathered(None, self.group)  # nobody writes anew before everybody has removed
         self.saved = self.stored = -1
 

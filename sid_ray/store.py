@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ T = TypeVar("T")
 S3 = "s3://"
 PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20
+STREAMS = 8  # ranges of a large file that are fetched at once
 CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 3  # pyarrow's own, within a second or two; longer waiting is ``retrying``
 RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a store that fails; the last one repeats
@@ -79,6 +81,8 @@ def set_endpoint(url: str, region: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"S3 endpoint {url!r}: expected http://HOST:PORT or https://HOST")
+        if "@" in parts.netloc:  # it would stand in run.json and MLflow
+            raise UserError("an S3 endpoint holds no credentials: set AWS_ACCESS_KEY_ID and others")
         os.environ.pop(f"{ENDPOINT}_S3", None)
         os.environ[ENDPOINT] = url
     if region:
@@ -258,11 +262,7 @@ class Store:
         if self.is_local:
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with moved_into_place(target) as temporary:
-                try:
-                    os.link(source, temporary)
-                except OSError:  # another disk
-                    shutil.copyfile(source, temporary)
+            link_or_copy(source, target)
             return
         with source.open("rb") as file, self.writing(name) as stream, named(self.url, name):
             while chunk := file.read(CHUNK):
@@ -277,8 +277,14 @@ class Store:
             self.open(name) as stream,
             named(self.url, name),
         ):
-            while chunk := stream.read(CHUNK):
-                file.write(chunk)
+            size = stream.size()
+
+            def copy(start: int) -> None:
+                data = stream.read_at(min(CHUNK, size - start), start)
+                os.pwrite(file.fileno(), data, start)
+
+            with ThreadPoolExecutor(STREAMS) as pool:
+                list(pool.map(copy, range(0, size, CHUNK)))
         return target
 
     def remove(self, name: str) -> None:
@@ -295,6 +301,15 @@ class Store:
             self.remove(f"{name}/{file}")
         with suppress(OSError):  # a marker of the folder, where a library has made one
             self.filesystem.delete_dir(self.path(name))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A file under another name, in one move; on the same disk without a copy."""
+    with moved_into_place(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # another disk
+            shutil.copyfile(source, temporary)
 
 
 @contextmanager
@@ -334,7 +349,8 @@ def store_error(what: str, error: OSError) -> StoreError:
     text = str(error)
     match = re.search(r"AWS Error (\w+)", text)
     code = (match[1] if match else "").upper()
-    short = re.sub(r"\s+", " ", text.rsplit("operation: ", 1)[-1])[:160]
+    short = re.sub(r"\s+|; Details:.*", " ", text.rsplit("operation: ", 1)[-1]).strip()[:160]
+    short += ")" * (short.count("(") - short.count(")"))
     if isinstance(error, FileNotFoundError) or code == "NO_SUCH_KEY":
         return MissingFileError(f"{what} does not exist{at_server()}")
     if code == "NO_SUCH_BUCKET":
@@ -352,6 +368,11 @@ def store_error(what: str, error: OSError) -> StoreError:
     )
 
 
+def pause_s(tries: int) -> float:
+    """How long to wait after so many tries that failed."""
+    return RETRY_S[min(tries, len(RETRY_S) - 1)]
+
+
 def retrying(
     action: Callable[[], T],
     tell: Callable[[str], None] = lambda text: None,
@@ -367,7 +388,7 @@ def retrying(
         try:
             found = action()
         except UnreachableStoreError as error:
-            wait_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+            wait_s = pause_s(tries)
             if time.monotonic() - began + wait_s > give_up_s:
                 raise
             if tries == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_ray.assemble import adam_of, network_of, rules_of
+from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.precondition import set_precision
@@ -21,7 +22,10 @@ from sid_ray.engine import DeepSpeedRole, shard_frozen
 from sid_ray.fragments import ShardedAverage
 from sid_ray.spool import Spool
 from sid_ray.step import Trainee
+from sid_ray.store import Store, set_endpoint
+from sid_ray.stored import find_generator
 from sid_ray.weights.folder import ModelDescription, load_model
+from sid_ray.weights.sources import resolve_source
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class WorkerSettings:
     """What the driver hands to every worker. All paths are absolute."""
 
     config: str
-    run_folder: str
+    run_folder: str  # a path that all nodes see, or s3://
     teacher_folder: str
     initial_generator: str
     local_folder: str  # for checkpoints on each node's own disk; empty for the temporary folder
@@ -46,6 +50,22 @@ class Networks:
     trainee: Trainee
     roles: dict[str, DeepSpeedRole]
     description: ModelDescription
+
+
+def on_this_node(config: DistillConfig, settings: WorkerSettings) -> WorkerSettings:
+    """The settings with networks that are on this node: what the driver fetched may be on its own.
+
+    Makes the run's S3 server the one of this process. Raises UserError.
+    """
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    teacher, generator = settings.teacher_folder, settings.initial_generator
+    if "://" in config.teacher.source and not Path(teacher).exists():
+        teacher = str(resolve_source(config.teacher.source))
+    source = config.teacher.initial_generator
+    if generator and "://" in source and not Path(generator).exists():
+        found = find_generator(source) if is_generator_address(source) else resolve_source(source)
+        generator = str(found)
+    return dataclasses.replace(settings, teacher_folder=teacher, initial_generator=generator)
 
 
 def build_networks(
@@ -107,7 +127,7 @@ def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module
 
 def build_spool(config: DistillConfig, settings: WorkerSettings) -> Spool:
     """This rank's spool. A collective."""
-    run, tracker = Path(settings.run_folder), settings.tracker
+    run, tracker = Store.at(settings.run_folder), settings.tracker
     local = Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
     gloo = torch.distributed.get_backend() == "gloo"
     return Spool(

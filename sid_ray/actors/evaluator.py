@@ -14,6 +14,7 @@ from sid_ray.config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
+from sid_ray.store import set_endpoint
 from sid_ray.weights.folder import ModelDescription
 
 
@@ -28,6 +29,7 @@ class Evaluator:
         self, config: DistillConfig, teacher: ModelDescription, teacher_folder: str, tracker
     ):
         torch.set_num_threads(1)
+        set_endpoint(config.storage.endpoint_url, config.storage.region)
         self.net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         num_steps = config.objective.num_steps
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)

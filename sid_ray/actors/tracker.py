@@ -7,6 +7,7 @@ order. It lives as long as the driver, so restarts of the workers end up in the 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ import ray
 from sid_ray.actors.timeline import Interruption, Timeline
 
 SAME_S = 30.0  # a line is not said again so soon
+SECONDS = re.compile(r"\b\d+(\.\d+)? m?s\b")  # in which lines of several ranks may differ
 LATER = 2.0  # seconds between two tries of a store that fails
+REPORT_TIMEOUT_S = 60.0
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 
 
@@ -132,10 +135,10 @@ class Tracker:
     def event(self, text: str) -> None:
         """A line that the display prints once, above the progress; ranks may say the same."""
         with self._lock:
-            now = time.monotonic()
-            if now - self._said.get(text, -SAME_S) >= SAME_S:
+            now, key = time.monotonic(), SECONDS.sub("", text)
+            if now - self._said.get(key, -SAME_S) >= SAME_S:
                 self._board.events.append(text)
-            self._said[text] = now
+            self._said[key] = now
 
     def board(self) -> Board:
         """The board; its events are handed out once."""
@@ -179,13 +182,19 @@ class Tracker:
         """Opens the store and the run: a new one, or the one that the run had before."""
         import mlflow
         from mlflow.entities import Param, RunTag
+        from mlflow.exceptions import MlflowException
 
         uri, experiment, run_name, params, tags, artifacts, run_id = self._start
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
         if run_id is not None:
-            self._go_on(client, run_id)
-            return client, run_id
+            try:
+                self._go_on(client, run_id)
+                return client, run_id
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                self.event(f"MLflow run {run_id} is not in {shown_uri(uri)}: a new one is begun")
         found = client.get_experiment_by_name(experiment)
         location = None if uri.startswith("http") else artifacts
         experiment_id = (
@@ -230,12 +239,40 @@ class Tracker:
             client.set_terminated(run_id, status=values[0])
 
 
-def log_report(uri: str, run_id: str, metrics: Mapping[str, float], files: Sequence[str]) -> None:
-    """Adds the final report to a run that has ended: metrics, and files as artifacts."""
-    import mlflow
+def shown_uri(uri: str) -> str:
+    """An address without what may be a password in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
-    client = mlflow.MlflowClient(uri)
-    for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
-    for file in files:
-        client.log_artifact(run_id, file)
+
+def log_report(
+    uri: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    files: Sequence[str],
+    timeout_s: float = REPORT_TIMEOUT_S,
+) -> None:
+    """Adds the final report to a run that has ended: metrics, and files as artifacts.
+
+    Raises what MLflow raises, and TimeoutError.
+    """
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        import mlflow
+
+        try:
+            client = mlflow.MlflowClient(uri)
+            for name, value in metrics.items():
+                client.log_metric(run_id, name, value)
+            for file in files:
+                client.log_artifact(run_id, file)
+        except BaseException as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write, daemon=True)  # libraries try again for minutes
+    writer.start()
+    writer.join(timeout_s)
+    if writer.is_alive():
+        raise TimeoutError(f"no answer within {timeout_s:.0f} s")
+    if failures:
+        raise failures[0]

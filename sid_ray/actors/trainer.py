@@ -4,7 +4,7 @@
 workers   | rank 0..n | -----------------> | tracker   | --> MLflow
 (step.py) | DeepSpeed | -- EMA --> evaluator --------> |  --> board --> progress line
           +-----------+                    +-----------+
-                | checkpoints (uploaded by Ray)
+                | checkpoints
                 v
             runs/NAME/checkpoint_*
 """
@@ -34,15 +34,18 @@ from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
-from sid_ray.checkpoint import newest_listed, newest_whole
 from sid_ray.config import DistillConfig, flatten, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.run_folder import LOG, RunRecord, write_record
+from sid_ray.run_folder import LOG, RunFolder, RunRecord, default_tracking_uri, write_record
+from sid_ray.store import Store, StoreError, retrying
+from sid_ray.stored import newest_listed, newest_whole
 
 POLL_S = 0.5
+AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
+STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 # Set before Ray starts; a value that the user has set wins.
 RAY_ENVIRONMENT = {
@@ -67,7 +70,7 @@ class Outcome:
     """How a training ended."""
 
     images_seen: int
-    checkpoint: Path
+    checkpoint: Store
     trained_images: int
     train_seconds: float  # first step to last checkpoint
     startup_seconds: float  # Ray, processes, networks
@@ -168,7 +171,7 @@ def workers_of(config: DistillConfig) -> tuple[int, int]:
 def tracking_uri(config: DistillConfig) -> str:
     """The config's store, MLFLOW_TRACKING_URI, or sqlite beside the runs."""
     named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or f"sqlite:///{config.output.folder}/mlflow.db"
+    return named or default_tracking_uri(config.output.folder)
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -178,14 +181,17 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
     """``began``: when this driver was started, in seconds since the epoch."""
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:////"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
     return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
-        tracking_uri(config),
+        uri,
         config.output.experiment,
         config.run_name,
         flatten(config),
         tags,
-        str(Path(config.output.folder) / "mlartifacts"),
+        f"{config.output.folder}/mlartifacts",
         record.tracker_run_id,
         config.training.batch_size,
         began,
@@ -220,7 +226,10 @@ def local_folder(config: DistillConfig, run: Path) -> str:
 
 
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
-    """The Ray Train run. Its checkpoints are ours (spool.py); Ray only keeps its notes there."""
+    """The Ray Train run. Its checkpoints are ours (spool.py).
+
+    Ray only keeps its notes in ``folder``, a path: it never needs S3, nor a path that nodes share.
+    """
     resources = config.resources
     on_gpu = resources.use_gpu
     least, most = workers_of(config)
@@ -266,18 +275,27 @@ class FitThread(threading.Thread):
 
 
 def follow(
-    fit: FitThread, tracker: Any, record: RunRecord, folder: Path, show: Display, clock: Clock
-) -> None:
-    """Shows the board until training ends; notes the MLflow run as soon as it exists."""
+    fit: FitThread, tracker: Any, record: RunRecord, run: RunFolder, show: Display, clock: Clock
+) -> RunRecord:
+    """Shows the board until training ends; notes the MLflow run as soon as it exists.
+
+    Returns the record with it.
+    """
+    again_at = 0.0
     while True:
         alive = fit.is_alive()
         board: Board = ray.get(tracker.board.remote())
-        if board.run_id and board.run_id != record.tracker_run_id:
-            record = dataclasses.replace(record, tracker_run_id=board.run_id)
-            write_record(folder, record)
+        new = board.run_id and board.run_id != record.tracker_run_id
+        if new and time.monotonic() >= again_at:
+            noted = dataclasses.replace(record, tracker_run_id=board.run_id)
+            try:
+                write_record(run.store, noted)
+                record = noted
+            except StoreError:  # the workers say that storage is away
+                again_at = time.monotonic() + AGAIN_S
         show.update(board.phase, board.metrics, board.events)
         if not alive:
-            return
+            return record
         clock.see(board.phase)
         fit.join(POLL_S)
 
@@ -293,20 +311,21 @@ def reason_of(error: BaseException) -> str:
 
 
 def train(
-    config: DistillConfig, start: Start, folder: Path, record: RunRecord, show: Display
+    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, show: Display
 ) -> Outcome:
     """Runs the training to its end, on Ray.
 
     Raises UserError when the cluster cannot hold the workers, TrainingFailedError with the
-    reason, and KeyboardInterrupt after Ctrl-C. What was checkpointed stays usable in each case.
+    reason, StoreError where storage cannot be read, and KeyboardInterrupt after Ctrl-C. What was
+    checkpointed stays usable in each case.
     """
-    there = newest_listed(folder)
+    there = newest_listed(run.store)
     before = there[1].images_seen if there else 0
     if there and before >= config.training.images:
-        newest, damage = newest_whole(folder)
+        newest, damage = newest_whole(run.store)
         if newest == there[0]:
-            show.update("", {}, [f"already complete: {newest.name}"])
-            return Outcome(before, newest, 0, 0.0, 0.0, "")
+            show.update("", {}, [f"already complete: {newest}"])
+            return Outcome(before, run.store / newest, 0, 0.0, 0.0, "")
         show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
     show.update("starting Ray", {}, [])
@@ -314,23 +333,27 @@ def train(
         start_ray(config)
         check_resources(config, show)
         config = check_memory(config, start, show)
-        write_record(folder, record)
+        write_record(run.store, record)
         clock = Clock(began)
-        trouble, interruptions = run_actors(config, start, folder, record, show, clock)
+        trouble, interruptions = run_actors(config, start, run, record, show, clock)
     finally:
         ray.shutdown()
-    there = newest_listed(folder)
+    there = retrying(
+        lambda: newest_listed(run.store),
+        lambda text: show.update("", {}, [text]),
+        STORAGE_PATIENCE_S,
+    )
     if there is None:
-        raise TrainingFailedError(f"no whole checkpoint in {folder}; see {folder / LOG}")
-    newest, seen = there[0], there[1].images_seen
+        raise TrainingFailedError(f"no whole checkpoint in {run.store}; see {run.local / LOG}")
+    last, seen = run.store / there[0], there[1].images_seen
     times = clock.train_seconds, clock.startup_seconds
-    return Outcome(seen, newest, seen - before, *times, trouble, interruptions)
+    return Outcome(seen, last, seen - before, *times, trouble, interruptions)
 
 
 def run_actors(
     config: DistillConfig,
     start: Start,
-    folder: Path,
+    run: RunFolder,
     record: RunRecord,
     show: Display,
     clock: Clock,
@@ -347,20 +370,20 @@ def run_actors(
         ).remote(config, start.description, str(start.teacher), tracker)
     settings = WorkerSettings(
         config=config.to_json(),
-        run_folder=str(folder),
+        run_folder=str(run.store),
         teacher_folder=str(start.teacher),
         initial_generator=str(start.generator or ""),
-        local_folder=local_folder(config, folder),
+        local_folder=local_folder(config, run.local),
         run_key=record.key,
         own_scaling=own_scaling(config, show),
         tracker=tracker,
         evaluator=evaluator,
     )
     status, trouble = "FAILED", ""
-    fit = FitThread(build_trainer(config, settings, folder))
+    fit = FitThread(build_trainer(config, settings, run.local))
     try:
         fit.start()
-        follow(fit, tracker, record, folder, show, clock)
+        record = follow(fit, tracker, record, run, show, clock)
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
         board: Board = ray.get(tracker.board.remote())
@@ -371,7 +394,7 @@ def run_actors(
                 ray.get(evaluator.drain.remote())
         except ray.exceptions.RayError as error:
             trouble = f"the evaluation failed: {reason_of(error)}. "
-        follow(fit, tracker, record, folder, show, clock)
+        follow(fit, tracker, record, run, show, clock)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -15,7 +15,7 @@ import ray
 import ray.train
 import torch
 
-from sid_ray.actors.build import WorkerSettings, build_networks, build_spool
+from sid_ray.actors.build import WorkerSettings, build_networks, build_spool, on_this_node
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
 from sid_ray.assemble import data_of, generator_description, objective_of
@@ -210,6 +210,7 @@ def crossed(every: int, before: int, after: int) -> bool:
 def build(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
+    settings = on_this_node(config, settings)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if rank == 0:

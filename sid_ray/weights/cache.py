@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
+from sid_ray.local_copies import cache_folder
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
 
@@ -44,14 +45,6 @@ class Record:
     etag: str | None
     size: int
     sha256: str
-
-
-def cache_folder() -> Path:
-    """Where fetched weights are kept."""
-    if chosen := os.environ.get("SID_RAY_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return base.absolute() / "sid_ray"
 
 
 def entry(source: Source) -> Path:

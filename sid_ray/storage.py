@@ -1,0 +1,103 @@
+"""A run's checkpoints where all nodes see them: on a disk, or in S3."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sid_ray.checkpoint import MANIFEST, PREFIX
+from sid_ray.local_copies import fetch_checked
+from sid_ray.store import Store, link_or_copy, moved_into_place
+
+Tell = Callable[[str], None]
+
+
+def remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
+    """Removes the checkpoints in a folder whose names are unwanted; others may do so at once."""
+    for entry in folder.glob(f"{PREFIX}*"):
+        if unwanted(entry.name):
+            with contextlib.suppress(OSError):  # first, so that it never looks whole meanwhile
+                (entry / MANIFEST).unlink()
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+class LocalFileLostError(Exception):
+    """What was to be uploaded is not on local disk any more."""
+
+
+class Storage:
+    """The run's folder, on whatever all nodes see: a disk, or S3."""
+
+    def __init__(self, place: Store | Path):
+        self.store = place if isinstance(place, Store) else Store.at(place)
+
+    def names(self) -> list[str]:
+        """Checkpoints with a manifest, newest first. Raises OSError where they cannot be listed."""
+        if self.store.is_local:  # not Store.folders, to which a missing folder is an empty one
+            found = [entry.name for entry in self.store.folder.iterdir()]
+        else:
+            found = self.store.folders()
+            if not found:
+                self.store.create()  # a missing bucket looks empty too
+        checkpoints = [name for name in found if name.startswith(PREFIX)]
+        whole = (n for n in checkpoints if self.store.size(f"{n}/{MANIFEST}") is not None)
+        return sorted(whole, reverse=True)
+
+    def put(self, source: Path, name: str, file: str) -> None:
+        """Stores a file under its name in one move; on the same disk without a copy."""
+        if not source.is_file():
+            raise LocalFileLostError(f"{source} is gone")
+        if not self.store.is_local:
+            self.store.put(source, f"{name}/{file}")
+            return
+        # Not Store.put, which makes the run's folder: where it is not mounted, nothing must be
+        # written into its place.
+        target = self.store.folder / name / file
+        (self.store.folder / name).mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
+        link_or_copy(source, target)
+
+    def put_text(self, text: str, name: str, file: str) -> None:
+        if not self.store.is_local:
+            self.store.write(f"{name}/{file}", text)
+            return
+        with moved_into_place(self.store.folder / name / file) as temporary:
+            temporary.write_text(text)
+
+    def why(self, error: OSError) -> str:
+        """What went wrong, the same on every rank: without the name of a file in S3."""
+        return re.sub(re.escape(self.store.url) + r"/\S+: ", f"{self.store}: ", str(error))
+
+    def read_text(self, name: str, file: str) -> str:
+        return self.store.read_text(f"{name}/{file}")
+
+    def here(self, name: str, file: str, local: Path) -> Path:
+        """Where a file is, or will be once it is fetched: on the disk, else in ``local``."""
+        return (self.store.folder if self.store.is_local else local) / name / file
+
+    def fetch(
+        self, name: str, file: str, local: Path, sha256: str, size: int | None, tell: Tell
+    ) -> None:
+        """Brings a file of S3 to this node's disk, where ``here`` says; nothing from a disk."""
+        if not self.store.is_local:
+            target = self.here(name, file, local)
+            fetch_checked(self.store, f"{name}/{file}", target, sha256, size, tell)
+
+    def keep(self, number: int) -> None:
+        """Removes all but the newest whole checkpoints, and older ones that never became whole."""
+        whole = self.names()
+        if whole:
+            self.remove(lambda name: name not in whole[:number] and name < whole[0])
+
+    def remove(self, unwanted: Callable[[str], bool]) -> None:
+        """Removes the checkpoints whose names are unwanted. Raises StoreError from S3."""
+        if self.store.is_local:
+            remove(self.store.folder, unwanted)
+            return
+        for name in self.store.folders():
+            if name.startswith(PREFIX) and unwanted(name):
+                self.store.remove(f"{name}/{MANIFEST}")  # first: it must never look whole
+                self.store.remove_tree(name)
