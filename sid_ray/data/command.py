@@ -14,6 +14,7 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.show import describe
+from sid_ray.data.write import StoppedError
 from sid_ray.errors import UserError
 from sid_ray.store import Store, StoreError, set_endpoint
 
@@ -26,7 +27,7 @@ class Meter:
     def __init__(self, console: Console):
         self.console, self.live = console, console.is_terminal
         self.began = self.printed = time.monotonic()
-        self.before: int | None = None
+        self.before = self.calls = 0
         self.bar = Progress(
             TextColumn("preparing"), BarColumn(bar_width=24), TextColumn("{task.fields[info]}"),
             console=console, transient=True,
@@ -44,10 +45,11 @@ class Meter:
 
     def tell(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self.before is None:
+        if done and self.calls == 0:
+            self.console.print(f"going on: {done:,} of {total:,} samples are there")
+        self.calls += 1
+        if self.calls <= 2:  # the start of processes and the first file are no measure of the rate
             self.before, self.began = done, now
-            if done:
-                self.console.print(f"going on: {done:,} of {total:,} samples are there")
         rate = (done - self.before) / max(now - self.began, 1e-3)
         info = f"{done:,}/{total:,} samples"
         if rate > 0:
@@ -67,7 +69,7 @@ def prepare(options: PrepareOptions) -> int:
     try:
         with Meter(console) as meter:
             outcome = prepare_data(options, meter.tell)
-    except StoreError as error:
+    except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; what is finished stays, the same command goes on") from None
     except OSError as error:
         raise UserError(f"{options.destination}: {error.strerror or error}") from None

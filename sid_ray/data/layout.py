@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import ceil, prod
 from typing import Any
@@ -46,7 +48,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit needs to know. ``plan`` identifies source, options and layout together."""
+    """What every unit needs to know. ``plan`` identifies source, options and layout together;
+    what it does not cover changes nothing in the files.
+    """
 
     destination: Store
     plan: str
@@ -58,6 +62,7 @@ class Work:
     text: TextPlan | None = None
     device: str = "cpu"
     threads: int = 1
+    sample_s: float = 0.0  # about how long a sample takes without encoders
 
     @property
     def text_shape(self) -> tuple[int, ...]:
@@ -94,9 +99,10 @@ def plan_work(
     }
     columns = tuple(name for name in COLUMNS if has[name])
     encoded = vae is not None or text is not None
+    size, seconds = probe(samples, kind, shape, rules, text)
     layout = cut(
         samples.count,
-        sample_bytes(samples, kind, shape, rules, text),
+        size,
         options.row_group_mib * MIB,
         ENCODED_SHARD_ROWS if encoded else SHARD_ROWS,
     )
@@ -113,6 +119,7 @@ def plan_work(
         text,
         device="cuda" if options.gpus else "cpu",
         threads=8 if samples.remote or options.gpus else 1,
+        sample_s=seconds,
     )
     return work, units_of(samples, layout)
 
@@ -146,29 +153,37 @@ def latent_shape(samples: Samples) -> tuple[int, ...]:
     return both // 2, height, width
 
 
-def sample_bytes(
+def probe(
     samples: Samples,
     kind: str,
     shape: tuple[int, ...],
     rules: ImageRules | None,
     text: TextPlan | None,
-) -> int:
-    """About what a sample takes in a file."""
+) -> tuple[int, float]:
+    """About what a sample takes in a file, and how long it takes to make without encoders."""
     size = 2 * prod(text.shape) if text else 0
-    if kind == "latents":
-        return size + 4 * prod(shape)
+    seconds = 0.0
     spread = np.linspace(0, samples.count - 1, min(samples.count, PROBED)).astype(int).tolist()
     if samples.prompts is not None:
         size += sum(len(samples.prompts[i].encode()) for i in spread) // len(spread)
     if rules is not None:
         found = []
+        began = time.perf_counter()
         for index in spread:
-            try:
+            with suppress(UserError):  # its turn will come, with those before it
                 found.append(len(prepare_picture(samples.read(index), rules)[0]))
-            except UserError:  # its turn will come, with those before it
-                continue
-        size += sum(found) // max(len(found), 1)
-    return max(size, 8)
+        if kind == "images":
+            size += sum(found) // max(len(found), 1)
+        seconds = (time.perf_counter() - began) / len(spread)
+    if samples.kind == "latents":
+        began = time.perf_counter()
+        for index in spread:
+            with suppress(UserError):
+                samples.read(index)
+        seconds = 2 * (time.perf_counter() - began) / len(spread)
+    if kind == "latents":
+        size += 4 * prod(shape)
+    return max(size, 8), seconds
 
 
 def cut(count: int, size: int, group_bytes: int, shard_rows: int) -> list[tuple[int, ...]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sid_ray.data.layout import Unit, Work
-from sid_ray.data.write import Report, build_patiently
+from sid_ray.data.write import Report, StoppedError, build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.store import StoreError
@@ -39,22 +41,42 @@ class Builder:
 def start_ray(workers: int, gpus: int) -> bool:
     """Joins the cluster of RAY_ADDRESS or starts Ray here; whether it was this that started it."""
     set_ray_environment()
+    logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():
         return False
     if joins_cluster():
-        ray.init(logging_level="warning")
+        ray.init(logging_level="error")
     else:
         ray.init(
             address="local",  # a bare init would attach to any cluster on the machine
             num_cpus=max(workers, os.cpu_count() or 1),
             num_gpus=gpus or None,
             include_dashboard=False,
-            logging_level="warning",
+            logging_level="error",
             log_to_driver=False,
         )
     return True
+
+
+@contextmanager
+def silent_errors() -> Iterator[None]:
+    """File descriptor 2 leads nowhere: Ray's C++ writes warnings of its inner workings there.
+
+    What goes wrong comes as an exception.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def quieten(context: Any) -> None:
@@ -67,17 +89,25 @@ def quieten(context: Any) -> None:
 
 
 def run_on_ray(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[Report]:
+    """``reports`` without what Ray prints."""
+    with silent_errors():
+        yield from reports(units, work, workers, gpus)
+
+
+def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[Report]:
     """Reports in the order of the units.
 
-    Raises UserError for the first bad sample, StoreError where the storage fails for long.
+    Raises UserError for the first bad sample, StoreError where the storage fails for long,
+    StoppedError where Ray does.
     """
     import ray
     import ray.data
+    import ray.exceptions
 
     own = start_ray(workers, gpus)
     try:
         if gpus and (found := ray.cluster_resources().get("GPU", 0)) < gpus:
-            raise UserError(f"--gpus {gpus}: Ray has {found:.0f} here")
+            raise StoppedError(f"--gpus {gpus}: Ray has {found:.0f} here")
         quieten(ray.data.DataContext.get_current())
         size = gpus or workers
         rows = [{"unit": pickle.dumps(unit)} for unit in units]
@@ -96,6 +126,9 @@ def run_on_ray(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterat
             if kind == "storage":
                 raise StoreError(text)
             yield Report.from_json(text)
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise StoppedError(f"Ray: {lines[-1] if lines else type(error).__name__:.300}") from error
     finally:
         if own:
             ray.shutdown()

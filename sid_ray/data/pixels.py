@@ -66,15 +66,15 @@ def open_picture(data: bytes) -> Any:
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(
-                    f"{picture.width}x{picture.height} pixels, at most {MAX_PIXELS:,} are decoded"
-                )
+                raise Image.DecompressionBombError
             if getattr(picture, "n_frames", 1) > 1:
                 raise UserError("an animation: one picture a file is expected")
             picture.load()
     except UnidentifiedImageError:
         raise UserError("not an image (PNG, JPEG or WebP)") from None
-    except (Image.DecompressionBombError, *BROKEN) as error:
+    except Image.DecompressionBombError:
+        raise UserError(f"announces more than {MAX_PIXELS:,} pixels: not decoded") from None
+    except BROKEN as error:
         raise UserError(f"a damaged image ({str(error)[:100]})") from None
     return picture
 
@@ -170,9 +170,9 @@ def resized(picture: Any, rules: ImageRules) -> Any:
         raise UserError(f"{width}x{height} pixels are not square: --crop center cuts it")
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return picture.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    # Not resize's own box: its filter would mix in what lies outside.
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def halved(picture: Any, size: int) -> Any:

@@ -27,7 +27,7 @@ from sid_ray.data.write import (
 from sid_ray.errors import UserError
 from sid_ray.store import Store, set_endpoint
 
-SMALL = 4_000  # samples that are prepared sooner than Ray starts
+SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
 RECORDED = (
     "resolution", "crop", "grey", "rgb", "encode", "convention", "encode_text", "split",
     "max_images", "seed", "row_group_mib",
@@ -47,7 +47,7 @@ def prepare_data(options: PrepareOptions, tell: Tell = lambda done, total: None)
     """Prepares a set. After an interruption the same call goes on.
 
     Raises UserError in one line for wrong input, and then leaves nothing half-written; StoreError
-    where storage fails, and then finished files stay.
+    or StoppedError where storage or Ray fails, and then finished files stay.
     """
     options.check()
     set_endpoint(options.endpoint_url, options.region)
@@ -105,9 +105,7 @@ def workers_for(work: Work, count: int, options: PrepareOptions) -> int:
     if options.workers >= 0:
         return options.workers
     encoded = work.vae is not None or work.text is not None
-    if work.rules is None and not encoded and not work.threads > 1:
-        return 0  # numbers and texts are copied faster than they are sent
-    if count < SMALL and not encoded:
+    if count * work.sample_s < SHORT_S and not encoded:
         return 0
     return max(1, options.gpus or os.cpu_count() or 1)
 

@@ -68,6 +68,10 @@ def note_name(index: int) -> str:
     return f"{PROGRESS}/part-{index:05d}.json"
 
 
+class StoppedError(Exception):
+    """The work could not go on, and not for its input: what is finished stays."""
+
+
 class CountingFile:
     """Passes on what is written; knows its length and sha256."""
 
