@@ -281,6 +281,25 @@ def weights(args: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class PrepareArgs(PrepareOptions):
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """A zip or folder of images or latents, dataset.json with labels, a .txt with a prompt a line,
+    digits, emoji or fashion-mnist[:FOLDER]; a path or s3://."""
+    destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """A new or empty folder, or s3://BUCKET/PREFIX."""
+
+    __doc__ = PrepareOptions.__doc__
+
+
+@dataclass(frozen=True)
+class ShowArgs(ShowOptions):
+    place: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Its folder, or s3://BUCKET/PREFIX."""
+
+    __doc__ = ShowOptions.__doc__
+
+
 def data(args: Sequence[str]) -> int:
     """sid-ray data prepare|show"""
     if not args or args[0] not in ("prepare", "show"):
@@ -288,13 +307,13 @@ def data(args: Sequence[str]) -> int:
             print(DATA_USAGE)
             return 0
         raise UserError(f"data {args[0] if args else ''}: prepare or show is expected")
-    prog, positional = f"sid-ray data {args[0]}", tyro.conf.PositionalRequiredArgs
+    prog = f"sid-ray data {args[0]}"
     if args[0] == "show":
-        wanted = parse(positional[ShowOptions], args[1:], prog)
+        wanted = parse(ShowArgs, args[1:], prog)
         from sid_ray.data.command import show
 
         return show(wanted)
-    order = parse(positional[PrepareOptions], args[1:], prog)
+    order = parse(PrepareArgs, args[1:], prog)
     order.check()
     from sid_ray.data.command import prepare
 

@@ -17,13 +17,15 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sid_ray.data.options import MAX_SAMPLE_BYTES, MIB
+from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 from sid_ray.store import Store, StoreError
 
 FIRST_WINDOW, WINDOW = MIB // 16, 4 * MIB  # bytes read at once: at a new place, going on
 HEADER = struct.Struct("<4s22xHH")  # of a member: magic, lengths of its name and its extra field
 MAGIC = b"PK\x03\x04"
+LISTS = (".json", ".jsonl", ".csv")  # labels and captions
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -114,9 +116,11 @@ def list_zip(store: Store, file_name: str, source: str) -> dict[str, Member]:
         try:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        except StoreError:
+            raise
+        except Exception as error:  # zipfile raises many kinds for a damaged directory
             raise UserError(
-                f"{source} is not a whole zip archive ({error}): fetch or make it again"
+                f"{source} is not a whole zip archive ({first_line(error)}): fetch or make it again"
             ) from None
     found: dict[str, Member] = {}
     for info in infos:
@@ -155,8 +159,9 @@ def trouble_of(info: zipfile.ZipInfo, length: int) -> str:
         return "is encrypted"
     if info.compress_type not in METHODS:
         return f"is packed by method {info.compress_type}, not stored or deflated"
-    if max(info.file_size, info.compress_size) > MAX_SAMPLE_BYTES and not name.endswith(".json"):
-        return f"announces {info.file_size / MIB:,.0f} MiB, at most {MAX_SAMPLE_BYTES // MIB} MiB"
+    most = MAX_LIST_BYTES if name.endswith(LISTS) else MAX_SAMPLE_BYTES
+    if max(info.file_size, info.compress_size) > most:
+        return f"announces {info.file_size / MIB:,.0f} MiB, at most {most // MIB} MiB"
     if info.header_offset + HEADER.size + info.compress_size > length:
         return "goes past the archive's end"
     return ""

@@ -12,6 +12,7 @@ from sid_ray.data.columns import arrow_schema
 from sid_ray.data.manifest import MANIFEST, DataManifest, Shard, read_manifest
 from sid_ray.data.options import MAX_PROMPT
 from sid_ray.data.pixels import bits, open_picture
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 
@@ -76,8 +77,7 @@ def check_shard(
                 for group in range(len(shard.row_groups)):
                     findings += check_group(file, group, where, manifest, counts)
     except ERRORS as error:
-        short = " ".join(str(error).split())[:160]
-        findings.append(f"{where} cannot be read ({short}): {AGAIN}")
+        findings.append(f"{where} cannot be read ({first_line(error)}): {AGAIN}")
     return findings
 
 
@@ -112,8 +112,7 @@ def check_group(
     try:
         table = file.read_row_group(group, columns=list(manifest.columns))
     except ERRORS as error:
-        short = " ".join(str(error).split())[:160]
-        yield f"{where}, row group {group} cannot be read ({short}): {AGAIN}"
+        yield f"{where}, row group {group} cannot be read ({first_line(error)}): {AGAIN}"
         return
     for name in manifest.columns:
         column = table[name].combine_chunks()

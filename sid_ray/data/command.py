@@ -13,8 +13,8 @@ from sid_ray.data.check import check_data
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.data.prepare import prepare_data
+from sid_ray.data.progress import StoppedError
 from sid_ray.data.show import describe
-from sid_ray.data.write import StoppedError
 from sid_ray.errors import UserError
 from sid_ray.store import Store, StoreError, set_endpoint
 

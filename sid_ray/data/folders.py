@@ -39,7 +39,7 @@ def folder_samples(
     Raises UserError where there are none, or where labels or captions are missing or too many.
     """
     files = {name: place for name, place in files.items() if not HIDDEN.search(name)}
-    kind = kind_of(files, source) if kind == "auto" else kind
+    kind = kind_of(files, source) if kind in ("auto", "prompts") else kind
     root = root_of(files)
     notes = [
         read_annotations(name, read(root + name), f"{source}/{root}{name}")

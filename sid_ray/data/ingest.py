@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from sid_ray.data.annotations import decoded, read_annotations
@@ -24,6 +25,8 @@ def open_samples(options: PrepareOptions) -> Samples:
     Raises UserError in one line for a source that is missing, damaged or empty; StoreError.
     """
     samples = all_samples(options)
+    if options.kind not in ("auto", samples.kind):
+        raise UserError(f"--kind {options.kind}: {options.source} holds {samples.kind}")
     if samples.count < 1:
         raise UserError(f"{options.source} is empty")
     if not 0 < options.max_images < samples.count:
@@ -82,8 +85,6 @@ def folder_source(store: Store, source: str, kind: str) -> Samples:
             raise UserError(f"{source} is an empty folder")
         hint = nearest(source, OFFLINE)
         raise UserError(f"{source} does not exist; expected {KNOWN}.{hint}")
-    from dataclasses import replace
-
     found = folder_samples(
         dict(sorted(files.items())), store.read, FolderReader(store), source, kind
     )

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 
 MAX_HALF = 65504.0  # the largest float16
@@ -33,9 +34,8 @@ def read_moments(data: bytes) -> np.ndarray:
             raise ValueError("it holds pickled objects")
         if file.tell() + count * dtype.itemsize != len(data):
             raise ValueError(f"cut, or not the {count:,} numbers that it announces")
-    except (ValueError, OSError, EOFError, TypeError, OverflowError) as error:
-        short = " ".join(str(error).split())[:120]
-        raise UserError(f"not a .npy of numbers ({short})") from None
+    except Exception as error:  # its header is parsed by Python's own tokenizer
+        raise UserError(f"not a .npy of numbers ({first_line(error)})") from None
     if dtype.name not in DTYPES:
         raise UserError(f"{dtype.name} numbers, {' or '.join(DTYPES)} are expected")
     if len(shape) != 3 or shape[0] % 2 or not all(shape):

@@ -27,8 +27,7 @@ class PrepareOptions:
     """
 
     source: str
-    """A zip, a folder of images, dataset.json with labels, a .txt with a prompt a line, digits,
-    emoji, fashion-mnist[:FOLDER]; a path or s3://."""
+    """A path, s3://, or a name of OFFLINE."""
     destination: str
     """A new or empty folder, or s3://BUCKET/PREFIX."""
     kind: Literal["auto", "images", "latents", "labels", "prompts"] = "auto"

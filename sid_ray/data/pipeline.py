@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from sid_ray.data.layout import Unit, Work
-from sid_ray.data.write import Report, StoppedError, build_patiently
+from sid_ray.data.progress import Report, StoppedError
+from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.store import StoreError

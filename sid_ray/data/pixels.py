@@ -10,12 +10,14 @@ import io
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sid_ray.data.options import MAX_PIXELS
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -74,12 +76,11 @@ def open_picture(data: bytes) -> Any:
         raise UserError("not an image (PNG, JPEG or WebP)") from None
     except Image.DecompressionBombError:
         raise UserError(f"announces more than {MAX_PIXELS:,} pixels: not decoded") from None
-    except BROKEN as error:
-        raise UserError(f"a damaged image ({str(error)[:100]})") from None
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise many kinds
+        raise UserError(f"a damaged image ({first_line(error)})") from None
     return picture
-
-
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError)
 
 
 def plain(picture: Any) -> Any:
@@ -87,7 +88,9 @@ def plain(picture: Any) -> Any:
     from PIL import Image, ImageOps
 
     if picture.format in ("JPEG", "WEBP"):
-        picture = ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings(), suppress(Exception):  # a damaged EXIF: it tells no turn
+            warnings.simplefilter("ignore")
+            picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in ("I;16", "I;16L", "I;16B", "I"):  # 16-bit grey: 65535 -> 255

@@ -12,18 +12,18 @@ from sid_ray.data.ingest import open_samples
 from sid_ray.data.layout import Unit, Work, plan_work
 from sid_ray.data.manifest import MANIFEST, DataManifest, TextEncoder, read_manifest
 from sid_ray.data.options import OFFLINE, PrepareOptions
-from sid_ray.data.samples import Samples
-from sid_ray.data.write import (
+from sid_ray.data.progress import (
     PLAN,
     PROGRESS,
     Report,
-    build_patiently,
     finished,
     is_own,
     plan_note,
     remove_leftovers,
     remove_own,
 )
+from sid_ray.data.samples import Samples
+from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.store import Store, set_endpoint
 

@@ -90,6 +90,11 @@ class Samples:
         return UserError(f"{self.source}{named} (sample {self.first + index}): {what}")
 
 
+def first_line(error: Exception, length: int = 120) -> str:
+    """What a library says, in one short line."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 def checked_label(value: Any, where: str) -> int:
     """A class number. Raises UserError for anything else, with ``where`` it stands."""
     if isinstance(value, list):

@@ -1,8 +1,7 @@
 """One unit of work: some samples of a source become one Parquet file and a note beside it.
 
     DST/part-00003.parquet           appears when it is whole
-    DST/.progress/plan.json          which plan the files belong to; gone when the set is whole
-    DST/.progress/part-00003.json    what the file holds: a run that goes on leaves it out
+    DST/.progress/part-00003.json    what it holds: a run that goes on leaves it out
 
 The same functions run in this process and in Ray's workers.
 """
@@ -10,10 +9,8 @@ The same functions run in this process and in Ray's workers.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,54 +19,13 @@ from sid_ray.data.columns import arrow_schema
 from sid_ray.data.encode import encode_pixels, encode_prompts
 from sid_ray.data.latent_files import read_moments
 from sid_ray.data.layout import Unit, Work
-from sid_ray.data.manifest import MANIFEST, Shard
 from sid_ray.data.pixels import prepare_picture
+from sid_ray.data.progress import Report, check_wanted, note_name
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
-from sid_ray.store import Store, retrying
+from sid_ray.store import retrying
 
-PROGRESS = ".progress"
 STORE_PATIENCE_S = 120.0
-PLAN = f"{PROGRESS}/plan.json"
-
-
-@dataclass(frozen=True)
-class Report:
-    """A finished file. ``sums``, ``squares`` [C] and ``values`` (a channel) are for mean and std:
-    whole numbers 0..255 of pixels, or latents.
-    """
-
-    plan: str
-    index: int
-    name: str
-    size: int
-    sha256: str
-    row_groups: tuple[int, ...]
-    sums: tuple[float, ...] = ()
-    squares: tuple[float, ...] = ()
-    values: int = 0
-
-    @property
-    def shard(self) -> Shard:
-        return Shard(self.name, self.size, self.sha256, self.row_groups)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Raises ValueError, TypeError."""
-        values = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("row_groups", "sums", "squares")}
-        return cls(**values | lists)
-
-
-def note_name(index: int) -> str:
-    return f"{PROGRESS}/part-{index:05d}.json"
-
-
-class StoppedError(Exception):
-    """The work could not go on, and not for its input: what is finished stays."""
 
 
 class CountingFile:
@@ -147,20 +103,6 @@ def build(unit: Unit, work: Work) -> Report:
     )
     work.destination.write(note_name(unit.index), report.to_json())
     return report
-
-
-def check_wanted(work: Work) -> None:
-    """Raises UserError where the driver has given up and removed what there was."""
-    try:
-        wanted = work.destination.read_text(PLAN) == plan_note(work)
-    except FileNotFoundError:
-        wanted = False
-    if not wanted:
-        raise UserError(f"{work.destination}: the preparation was stopped")
-
-
-def plan_note(work: Work) -> str:
-    return json.dumps({"plan": work.plan}) + "\n"
 
 
 def groups(unit: Unit, work: Work) -> Iterator[tuple[Samples, list[Prepared]]]:
@@ -281,47 +223,3 @@ class Totals:
             self.sums[channel] += float(values.sum())
             self.squares[channel] += float((values**2).sum())
         self.values += moments[:, 0].size
-
-
-def finished(work: Work, units: list[Unit]) -> dict[int, Report]:
-    """Reports of the units whose file is there, from an earlier try with the same plan."""
-    sizes = work.destination.files()
-    found = {}
-    for unit in units:
-        if unit.file_name not in sizes or note_name(unit.index) not in sizes:
-            continue
-        try:
-            report = Report.from_json(work.destination.read_text(note_name(unit.index)))
-        except (ValueError, TypeError, KeyError):
-            continue
-        same = (report.plan, report.index, report.row_groups) == (
-            work.plan,
-            unit.index,
-            unit.row_groups,
-        )
-        if same and report.size == sizes[unit.file_name]:
-            found[unit.index] = report
-    return found
-
-
-def is_own(name: str) -> bool:
-    """Whether a file of a destination is one that preparing writes."""
-    part = "/" not in name and name.startswith("part-") and name.endswith(".parquet")
-    return part or name == MANIFEST or name.startswith(f"{PROGRESS}/")
-
-
-def remove_own(destination: Store) -> None:
-    """Removes what preparing writes, the plan first: workers that are late see that it is gone."""
-    destination.remove(PLAN)
-    for name in destination.files():
-        if is_own(name):
-            destination.remove(name)
-    destination.remove_tree(PROGRESS)
-    remove_leftovers(destination)
-
-
-def remove_leftovers(destination: Store) -> None:
-    """Files that a killed process did not finish; in S3 there are none."""
-    if destination.is_local:
-        for path in destination.folder.glob("part-*.parquet.*.part"):
-            path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from sid_ray.data.offline import FASHION_COUNT
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.errors import UserError
+from sid_ray.store import Store
 from tests.data.sources import edm_members, edm_name, encoded, moments, npy, pixels, write_zip
 
 
@@ -231,6 +232,9 @@ def test_sources_that_are_none(tmp_path):
     assert "no samples" in refusal(tmp_path / "a.zip", tmp_path / "out")
     write_zip(tmp_path / "b.zip", {"a.png": GOOD, "b.npy": npy(moments(1)[0])})
     assert "--kind" in refusal(tmp_path / "b.zip", tmp_path / "out")
+    text = refusal(tmp_path / "b.zip", tmp_path / "out", kind="prompts")
+    assert "--kind" in text
+    assert "holds images" in refusal("digits", tmp_path / "out", kind="latents")
     (tmp_path / "mixed" / "cats").mkdir(parents=True)
     (tmp_path / "mixed" / "cats" / "a.png").write_bytes(GOOD)
     (tmp_path / "mixed" / "b.png").write_bytes(GOOD)
@@ -275,6 +279,16 @@ def test_any_changed_byte_is_refused_or_harmless(place, value, tmp_path_factory)
         assert not (folder / "out").exists()
 
 
+def test_a_bad_picture_leaves_nothing_in_s3_either(bucket, tmp_path):
+    members = edm_members(pixels(8)) | {edm_name(5): GOOD[:-20]}
+    options = PrepareOptions(
+        str(write_zip(tmp_path / "a.zip", members)), f"{bucket}/out", workers=0
+    )
+    with pytest.raises(UserError, match="it is cut"):
+        prepare_data(options)
+    assert Store.at(bucket).files() == {}
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.binary(max_size=200))
 def test_any_bytes_for_a_picture_are_refused_in_one_line(data, tmp_path_factory):
@@ -290,7 +304,7 @@ def test_any_bytes_for_a_picture_are_refused_in_one_line(data, tmp_path_factory)
     [
         (["data"], "prepare or show is expected"),
         (["data", "prepair", "a", "b"], "prepare or show is expected"),
-        (["data", "prepare", "a"], "A new or empty folder"),
+        (["data", "prepare", "a"], "DST"),
         (["data", "prepare", "a", "b", "--grey", "--rgb"], "contradict"),
         (["data", "prepare", "a", "b", "--resolution", "-1"], "--resolution -1"),
         (["data", "prepare", "/nowhere", "b"], "/nowhere does not exist"),

@@ -12,7 +12,7 @@ import pytest
 from sid_ray.data.check import check_data
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
-from sid_ray.data.write import PROGRESS
+from sid_ray.data.progress import PROGRESS
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from tests.data.sources import edm_members, edm_name, pixels, write_zip
