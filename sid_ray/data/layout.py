@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import ceil, prod
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -162,28 +163,25 @@ def probe(
 ) -> tuple[int, float]:
     """About what a sample takes in a file, and how long it takes to make without encoders."""
     size = 2 * prod(text.shape) if text else 0
-    seconds = 0.0
     spread = np.linspace(0, samples.count - 1, min(samples.count, PROBED)).astype(int).tolist()
     if samples.prompts is not None:
         size += sum(len(samples.prompts[i].encode()) for i in spread) // len(spread)
-    if rules is not None:
-        found = []
+    sizes, times = [0], [0.0]
+    for index in spread if samples.reader is not None else ():
         began = time.perf_counter()
-        for index in spread:
-            with suppress(UserError):  # its turn will come, with those before it
-                found.append(len(prepare_picture(samples.read(index), rules)[0]))
-        if kind == "images":
-            size += sum(found) // max(len(found), 1)
-        seconds = (time.perf_counter() - began) / len(spread)
-    if samples.kind == "latents":
-        began = time.perf_counter()
-        for index in spread:
-            with suppress(UserError):
-                samples.read(index)
-        seconds = 2 * (time.perf_counter() - began) / len(spread)
+        with suppress(UserError):  # its turn will come, with those before it
+            data = samples.read(index)
+            if rules is not None:
+                sizes.append(len(prepare_picture(data, rules)[0]))
+            elif isinstance(data, bytes):
+                read_moments(data)
+        times.append(time.perf_counter() - began)
+    if kind == "images":
+        size += sum(sizes) // max(len(sizes) - 1, 1)
     if kind == "latents":
         size += 4 * prod(shape)
-    return max(size, 8), seconds
+    # Not the mean: the first ones load libraries, and other work may come between.
+    return max(size, 8), median(times)
 
 
 def cut(count: int, size: int, group_bytes: int, shard_rows: int) -> list[tuple[int, ...]]:

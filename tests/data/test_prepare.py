@@ -14,14 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sid_ray.data import write
+from sid_ray.data import command, write
 from sid_ray.data.check import check_data
 from sid_ray.data.layout import LEAST_GROUPS, MAX_ROWS, SHARD_BYTES, cut
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
+from sid_ray.data.sheet import draw_sheet
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.store import FullStoreError, Store
 from tests.data.sources import (
     edm_members,
     edm_name,
@@ -257,6 +258,25 @@ def test_the_same_bytes_after_any_interruption(count, seed, stop, tmp_path_facto
     assert prepare_data(options).resumed == count
 
 
+def test_storage_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr("sid_ray.data.layout.SHARD_ROWS", 4)
+    source = write_zip(tmp_path / "a.zip", edm_members(pixels(40)))
+    options = PrepareOptions(str(source), str(tmp_path / "out"), workers=0)
+    real = write.build
+
+    def build(unit, work):
+        if unit.index == 3:
+            raise FullStoreError("s3://x/y: no space left")
+        return real(unit, work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write, "build", build)
+        with pytest.raises(UserError, match="no space left; what is finished stays"):
+            command.prepare(options)
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
+    assert prepare_data(options).resumed == 3 * 4
+
+
 @given(
     count=st.integers(1, 3_000_000),
     size=st.integers(1, 1 << 24),
@@ -323,6 +343,9 @@ def test_encoders_make_latents_and_embeddings(tmp_path):
         torch.tensor(found["text"]).reshape(10, 77, TEXT_WIDTH).double(), embedded, rtol=0, atol=0
     )
     assert found["prompt"] == texts
+    for decode in (teacher, ""):
+        shown = draw_sheet(Store.at(tmp_path / "out"), manifest, tmp_path / "x.png", decode)
+        assert shown == 10 and Image.open(tmp_path / "x.png").width > 500
     other = prepare(source, tmp_path / "sd", encode=teacher, convention="sd")
     assert other.fingerprint != replace(manifest, text=None).fingerprint
 
