@@ -71,6 +71,8 @@ def prepare(options: PrepareOptions) -> int:
             outcome = prepare_data(options, meter.tell)
     except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; what is finished stays, the same command goes on") from None
+    except BrokenPipeError:  # nobody reads the output
+        raise
     except OSError as error:
         raise UserError(f"{options.destination}: {error.strerror or error}") from None
     except KeyboardInterrupt:
@@ -103,6 +105,8 @@ def show(options: ShowOptions) -> int:
             count = draw_sheet(store, manifest, out, options.decode)
             print(f"{count} samples in {out}")
         findings = check_data(store, deep=True) if verify else []
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{place}: {error}") from None
     for line in findings:

@@ -109,6 +109,9 @@ def plan_work(
     )
     values = [SCHEMA, kind, shape, columns, samples.label_dim, samples.class_names, layout]
     values += [asdict(plan) if plan else None for plan in (rules, vae, text)]
+    device = "cuda" if options.gpus else "cpu"
+    if encoded:
+        values.append(device)  # it rounds in its own way
     work = Work(
         destination,
         fingerprint(values, samples),
@@ -118,7 +121,7 @@ def plan_work(
         rules,
         vae,
         text,
-        device="cuda" if options.gpus else "cpu",
+        device=device,
         threads=8 if samples.remote or options.gpus else 1,
         sample_s=seconds,
     )
