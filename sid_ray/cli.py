@@ -17,6 +17,7 @@ import tyro
 
 from sid_ray import __version__
 from sid_ray.config import DistillConfig, flatten, unknown_field
+from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
@@ -47,6 +48,8 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
   sid-ray weights convert SRC DST.safetensors          published weights to safetensors
+  sid-ray data prepare SRC DST                         images, latents, labels, prompts
+  sid-ray data show DST [--out sheet.png] [--verify]   what a prepared data set holds
 
 Each command has --help."""
 
@@ -55,6 +58,12 @@ WEIGHTS_USAGE = """usage: sid-ray weights inspect SRC [--part PART]
 
 SRC is a path, builtin:NAME, https://, s3:// or hf://owner/repo/path[@revision]; #sha256=HEX behind
 it asks for exactly that file. Each has --help."""
+
+DATA_USAGE = """usage: sid-ray data prepare SRC DST [--resolution N] [--encode TEACHER] [...]
+       sid-ray data show DST [--out sheet.png] [--verify]
+
+SRC is a zip, a folder of images, labels (dataset.json), prompts (.txt), or digits, emoji or
+fashion-mnist[:FOLDER]; SRC and DST are paths or s3://BUCKET/PREFIX. Each has --help."""
 
 
 def field_flags() -> set[str]:
@@ -272,12 +281,52 @@ def weights(args: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class PrepareArgs(PrepareOptions):
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """A zip or folder of images or latents, dataset.json with labels, a .txt with a prompt a line,
+    digits, emoji or fashion-mnist[:FOLDER]; a path or s3://."""
+    destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """A new or empty folder, or s3://BUCKET/PREFIX."""
+
+    __doc__ = PrepareOptions.__doc__
+
+
+@dataclass(frozen=True)
+class ShowArgs(ShowOptions):
+    place: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Its folder, or s3://BUCKET/PREFIX."""
+
+    __doc__ = ShowOptions.__doc__
+
+
+def data(args: Sequence[str]) -> int:
+    """sid-ray data prepare|show"""
+    if not args or args[0] not in ("prepare", "show"):
+        if args and args[0] in ("-h", "--help"):
+            print(DATA_USAGE)
+            return 0
+        raise UserError(f"data {args[0] if args else ''}: prepare or show is expected")
+    prog = f"sid-ray data {args[0]}"
+    if args[0] == "show":
+        wanted = parse(ShowArgs, args[1:], prog)
+        from sid_ray.data.command import show
+
+        return show(wanted)
+    order = parse(PrepareArgs, args[1:], prog)
+    order.check()
+    from sid_ray.data.command import prepare
+
+    return prepare(order)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
     "plan": plan,
     "generate": generate,
     "recipes": recipes,
     "weights": weights,
+    "data": data,
 }
 
 

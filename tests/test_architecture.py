@@ -17,7 +17,7 @@ LEVELS = {
     "errors": 0, "types": 0, "groups": 0, "config": 0, "sections": 0, "recipes": 0,
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
-    "memory": 0,
+    "memory": 0, "ray_environment": 0,
     "store": 1, "local_copies": 1, "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
     "known_networks": 2,
@@ -31,11 +31,11 @@ LEVELS = {
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
-    "ray": ("actors",),
+    "ray": ("actors", "data/pipeline"),
     "mlflow": ("actors/tracker",),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion",),
-    "rich": ("console", "distill", "plan", "weights"),
+    "rich": ("console", "distill", "plan", "weights", "data/command"),
     "tyro": ("cli", "weights/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

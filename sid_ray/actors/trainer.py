@@ -39,6 +39,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
+from sid_ray.ray_environment import set_ray_environment
 from sid_ray.run_folder import LOG, RunFolder, RunRecord, default_tracking_uri, write_record
 from sid_ray.store import Store, StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole
@@ -47,22 +48,6 @@ POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
-# Set before Ray starts; a value that the user has set wins.
-RAY_ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # 2 by default: how soon a dead worker is seen
-    # How long a placement may wait for its nodes (60 by default) before the group is made smaller.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # 5 by default
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # 600 by default: a worker that hangs
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray starts its workers at niceness 15: beside any other work they would get 3 % of a core, and
-    # minutes to start. Holds for a Ray that is started here, not for a cluster that is joined.
-    "RAY_worker_niceness": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +91,7 @@ class TrainingFailedError(Exception):
 
 def start_ray(config: DistillConfig) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this run alone."""
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_ray_environment()
     # Compiled operators stay inside the project's environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if os.environ.get("RAY_ADDRESS"):

@@ -1,0 +1,116 @@
+"""``sid-ray data prepare`` and ``sid-ray data show``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from sid_ray.data.check import check_data
+from sid_ray.data.manifest import read_manifest
+from sid_ray.data.options import PrepareOptions, ShowOptions
+from sid_ray.data.prepare import prepare_data
+from sid_ray.data.progress import StoppedError
+from sid_ray.data.show import describe
+from sid_ray.errors import UserError
+from sid_ray.store import Store, StoreError, set_endpoint
+
+PLAIN_INTERVAL_S = 10.0  # between two lines where the output is not a terminal
+
+
+class Meter:
+    """Samples done, their rate and the time left: a live line on a terminal, else lines."""
+
+    def __init__(self, console: Console):
+        self.console, self.live = console, console.is_terminal
+        self.began = self.printed = time.monotonic()
+        self.before = self.calls = 0
+        self.bar = Progress(
+            TextColumn("preparing"), BarColumn(bar_width=24), TextColumn("{task.fields[info]}"),
+            console=console, transient=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=None, info="looking at the source")
+
+    def __enter__(self) -> Meter:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done and self.calls == 0:
+            self.console.print(f"going on: {done:,} of {total:,} samples are there")
+        self.calls += 1
+        if self.calls <= 2:  # the start of processes and the first file are no measure of the rate
+            self.before, self.began = done, now
+        rate = (done - self.before) / max(now - self.began, 1e-3)
+        info = f"{done:,}/{total:,} samples"
+        if rate > 0:
+            left = timedelta(seconds=round((total - done) / rate))
+            info += f"  {rate:,.0f}/s  {left} left"
+        if self.live:
+            self.bar.update(self.task, completed=done, total=total, info=info)
+        elif now - self.printed >= PLAIN_INTERVAL_S:
+            self.console.print(f"preparing: {info}")
+            self.printed = now
+
+
+def prepare(options: PrepareOptions) -> int:
+    """Prepares a set and says what was made. Raises UserError."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+    began = time.monotonic()
+    try:
+        with Meter(console) as meter:
+            outcome = prepare_data(options, meter.tell)
+    except (StoreError, StoppedError) as error:
+        raise UserError(f"{error}; what is finished stays, the same command goes on") from None
+    except BrokenPipeError:  # nobody reads the output
+        raise
+    except OSError as error:
+        raise UserError(f"{options.destination}: {error.strerror or error}") from None
+    except KeyboardInterrupt:
+        console.print("interrupted: what is finished stays, the same command goes on")
+        raise
+    manifest = outcome.manifest
+    if outcome.resumed == manifest.count:
+        console.print(f"{options.destination} is prepared already")
+    seconds = time.monotonic() - began
+    new = manifest.count - outcome.resumed
+    console.print(
+        f"{manifest.count:,} samples ({manifest.kind}) in {options.destination}: {new:,} made in "
+        f"{seconds:.1f} s; sid-ray data show {options.destination}"
+    )
+    return 0
+
+
+def show(options: ShowOptions) -> int:
+    """Prints what a set holds, draws it, checks it; 1 where something is damaged."""
+    set_endpoint(options.endpoint_url, options.region)
+    place, out, verify = options.place, options.out, options.verify
+    store = Store.at(place)
+    try:
+        manifest = read_manifest(store)
+        for line in describe(manifest, place):
+            print(line)
+        if out is not None:
+            from sid_ray.data.sheet import draw_sheet
+
+            count = draw_sheet(store, manifest, out, options.decode)
+            print(f"{count} samples in {out}")
+        findings = check_data(store, deep=True) if verify else []
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{place}: {error}") from None
+    for line in findings:
+        print(line)
+    if verify and not findings:
+        print("verified: every file, row group and sample is as the manifest says")
+    return 1 if findings else 0

@@ -1,0 +1,163 @@
+"""The networks of preparation: a VAE's encoder for images, a text encoder for prompts.
+
+What a sample becomes depends on the samples it is encoded with only through rounding, and these
+are always the same: batches begin where row groups do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sid_ray.data.latent_files import MAX_HALF, to_half
+from sid_ray.errors import UserError
+
+BATCH = 8  # images an encoder call
+CONVENTIONS = ("edm2", "sd")
+
+
+def component_folder(source: str, part: str) -> Path:
+    """The folder with a component of a pipeline: SOURCE/part, or SOURCE where it is one itself.
+
+    Raises UserError where there is none.
+    """
+    plain = "://" not in source and not source.startswith("builtin:")
+    if plain:
+        folder = Path(source).expanduser().absolute()
+    else:
+        from sid_ray.weights.sources import resolve_source
+
+        folder = resolve_source(source)
+    found = folder / part if (folder / part).is_dir() else folder
+    if not (found / "config.json").is_file():
+        raise UserError(
+            f"no {part} at {source}: a diffusers folder with {part}/config.json is needed"
+        )
+    return found
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 of a component's weights: of its file, or of all its files one after the other."""
+    stems = ("model", "diffusion_pytorch_model", "pytorch_model")
+    for end in ("safetensors", "bin"):
+        for stem in stems:
+            files = [folder / f"{stem}.{end}"]
+            index = folder / f"{stem}.{end}.index.json"
+            if index.is_file():
+                names = json.loads(index.read_text())["weight_map"].values()
+                files = [folder / name for name in sorted(set(names))]
+            if all(file.is_file() for file in files):
+                return files_sha256(files)
+    raise UserError(f"no weights in {folder}: model.safetensors is missing")
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class VAEPlan:
+    """Which VAE, and what it makes of a square image: (C, h, w)."""
+
+    source: str
+    convention: str
+    sha256: str
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """Which text encoder, and the shape (T, D) of a prompt's embedding."""
+
+    source: str
+    sha256: str
+    shape: tuple[int, int]
+
+
+def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
+    """Reads the VAE's config. Raises UserError where the resolution does not suit it."""
+    folder = component_folder(source, "vae")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        channels = int(config["latent_channels"])
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        inputs = int(config.get("in_channels", 3))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} is not a VAE's config ({error})") from None
+    if inputs != 3:
+        raise UserError(f"{source}: the VAE takes {inputs} channels, 3 are expected")
+    if resolution % factor:
+        raise UserError(
+            f"{resolution}x{resolution} images do not suit {source}, which divides sizes by "
+            f"{factor}: --resolution {max(factor, resolution // factor * factor)}"
+        )
+    size = resolution // factor
+    return VAEPlan(source, convention, weights_sha256(folder), (channels, size, size))
+
+
+def plan_text(source: str) -> TextPlan:
+    folder = component_folder(source, "text_encoder")
+    tokens, width = open_text(source, "cpu").null().shape
+    return TextPlan(source, weights_sha256(folder), (int(tokens), int(width)))
+
+
+@cache
+def open_vae(source: str, convention: str, device: str) -> Any:
+    """The codec around a folder's VAE; loaded once a process."""
+    from sid_ray.denoisers.codecs import edm2_codec, stable_diffusion_codec
+    from sid_ray.denoisers.stable_diffusion import load_vae
+
+    settle(device)
+    folder = component_folder(source, "vae")
+    make = edm2_codec if convention == "edm2" else stable_diffusion_codec
+    return make(load_vae(folder.parent if folder.name == "vae" else folder).to(device), BATCH)
+
+
+@cache
+def open_text(source: str, device: str) -> Any:
+    from sid_ray.denoisers.spec import spec_of
+
+    settle(device)
+    folder = component_folder(source, "text_encoder").parent
+    load = spec_of("stable-diffusion").load_text
+    assert load is not None
+    return load(folder, device)
+
+
+def settle(device: str) -> None:
+    """The same rounding in every process: results of matrix products depend on the threads."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+
+
+def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
+    """Pixels [N, H, W, 3] uint8 -> mean and std [N, 2C, h, w] float16. Raises UserError."""
+    codec = open_vae(plan.source, plan.convention, device)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    found = codec.encode_moments(images).float().cpu().numpy()
+    if found.shape[1:] != (2 * plan.shape[0], *plan.shape[1:]):
+        raise UserError(
+            f"{plan.source}: made {list(found.shape[1:])} of an image, not {plan.shape}"
+        )
+    return to_half(found)
+
+
+def encode_prompts(plan: TextPlan, prompts: Sequence[str], device: str) -> np.ndarray:
+    """Prompts -> [N, T D] float16. Raises UserError where a number does not fit."""
+    found = open_text(plan.source, device).embed(prompts).float().cpu().numpy()
+    if not np.isfinite(found).all() or float(np.abs(found).max()) > MAX_HALF:
+        raise UserError(f"{plan.source}: an embedding is not finite or beyond float16")
+    return found.reshape(len(found), -1).astype(np.float16)

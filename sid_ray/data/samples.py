@@ -1,0 +1,118 @@
+"""The samples of a source before they are prepared: what each is called and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
+from sid_ray.errors import UserError
+
+
+class Reader(Protocol):
+    """Opens samples in whatever process it is unpickled in; may be shared by threads."""
+
+    def read(self, name: str, place: Any) -> bytes | np.ndarray:
+        """A file's bytes, or pixels [H, W, C] uint8. Raises UserError, StoreError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A source's samples in their order; a column each, and None where it has none.
+
+    Args:
+        kind: images, latents, labels or prompts.
+        source: the address, as the person wrote it.
+        count: samples.
+        reader: opens images and latents by ``names`` and ``places``.
+        names: [count], or empty where samples have none of their own.
+        places: [count] what ``reader`` needs; part of the plan's fingerprint.
+        labels, prompts: [count].
+        label_dim, class_names: of the whole source.
+        first: place of the first one here among all, for messages.
+        remote: reading waits for a network.
+        notes: for the manifest's ``source``.
+    """
+
+    kind: str
+    source: str
+    count: int
+    reader: Reader | None = None
+    names: Sequence[str] = ()
+    places: Sequence[Any] = ()
+    labels: Sequence[int] | None = None
+    prompts: Sequence[str] | None = None
+    label_dim: int = 0
+    class_names: tuple[str, ...] = ()
+    first: int = 0
+    remote: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, chosen: Sequence[int], first: int = 0) -> Samples:
+        """Some of them, in the order given."""
+
+        def column(values: Sequence[Any]) -> list[Any]:
+            return [values[index] for index in chosen] if len(values) else []
+
+        return replace(
+            self,
+            count=len(chosen),
+            names=column(self.names),
+            places=column(self.places),
+            labels=None if self.labels is None else column(self.labels),
+            prompts=None if self.prompts is None else column(self.prompts),
+            first=first,
+        )
+
+    def part(self, start: int, stop: int) -> Samples:
+        return self.take(range(start, stop), self.first + start)
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        """A sample's file or pixels. Raises UserError that names it."""
+        assert self.reader is not None
+        try:
+            return self.reader.read(self.name(index), self.places[index])
+        except UserError as error:
+            raise self.wrong(index, str(error)) from None
+        except FileNotFoundError:
+            raise self.wrong(index, "is gone since the source was listed") from None
+
+    def name(self, index: int) -> str:
+        return self.names[index] if len(self.names) else ""
+
+    def wrong(self, index: int, what: str) -> UserError:
+        """An error that names the source, the file and the sample's number."""
+        named = f": {self.name(index)}" if self.name(index) else ""
+        return UserError(f"{self.source}{named} (sample {self.first + index}): {what}")
+
+
+def first_line(error: Exception, length: int = 120) -> str:
+    """What a library says, in one short line."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def checked_label(value: Any, where: str) -> int:
+    """A class number. Raises UserError for anything else, with ``where`` it stands."""
+    if isinstance(value, list):
+        raise UserError(
+            f"{where}: the label is a list of {len(value)} numbers; classes are expected, whole "
+            "numbers from 0"
+        )
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: label {value!r:.40} is not a whole number from 0")
+    if not 0 <= value < MAX_CLASSES:
+        raise UserError(f"{where}: label {value!s:.40} is not in 0 to {MAX_CLASSES - 1}")
+    return value
+
+
+def checked_prompt(value: Any, where: str) -> str:
+    """A prompt. Raises UserError where it is no text or too long."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: expected a text, found {value!r:.40}")
+    if len(value) > MAX_PROMPT:
+        raise UserError(f"{where}: {len(value):,} characters, at most {MAX_PROMPT:,} are taken")
+    return value
