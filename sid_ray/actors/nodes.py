@@ -53,14 +53,15 @@ def look_at_cluster(reach: Callable[[], object]) -> list[NodeFacts]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(logging_level="error", log_to_driver=False)
     try:
-        asked = {
-            node["NodeManagerHostname"]: look.options(
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        answers = [
+            look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(node["Resources"], reach)
-            for node in ray.nodes()
-            if node["Alive"]
-        }
-        return [found_of(name, answer) for name, answer in asked.items()]
+            for node in nodes
+        ]
+        pairs = zip(nodes, answers, strict=True)
+        return [found_of(node["NodeManagerHostname"], answer) for node, answer in pairs]
     finally:
         ray.shutdown()
 
