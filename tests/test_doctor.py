@@ -11,7 +11,7 @@ from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.store import Store
 
-Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(autouse=True)
