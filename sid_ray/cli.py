@@ -44,6 +44,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
+  sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
@@ -166,6 +167,25 @@ def plan(args: Sequence[str]) -> int:
     asked, rest = own_flags(args[1:])
     prog = f"sid-ray plan {args[0]}"
     return run_plan(parse(DistillConfig, expand_aliases(rest), prog, default=defaults), asked)
+
+
+def doctor(args: Sequence[str]) -> int:
+    """sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]"""
+    from sid_ray.distill import runs_folder
+    from sid_ray.doctor import USAGE as DOCTOR_USAGE
+    from sid_ray.doctor import own_flags, run_doctor
+
+    if args and args[0] in ("-h", "--help"):
+        print(DOCTOR_USAGE)
+        return 0
+    deep, rest = own_flags(args)
+    named = bool(rest) and not rest[0].startswith("-")
+    prog = f"sid-ray doctor{f' {rest[0]}' if named else ''}"
+    default = recipe(rest[0]) if named else DistillConfig()
+    config = parse(DistillConfig, expand_aliases(rest[named:]), prog, default=default)
+    if named:
+        check_supplied(config.check())
+    return run_doctor(config if named else None, str(runs_folder(config)), deep)
 
 
 @dataclass
@@ -323,6 +343,7 @@ def data(args: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
     "plan": plan,
+    "doctor": doctor,
     "generate": generate,
     "recipes": recipes,
     "weights": weights,

@@ -1,0 +1,78 @@
+"""What each node of a joined cluster is and can reach: for `sid-ray doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sid_ray.errors import UserError
+
+LOOK_S = 60.0
+SAME = ("sid_ray", "torch", "ray", "deepspeed")
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """One node. ``trouble`` says why it cannot work on the run, empty for nothing."""
+
+    name: str
+    versions: dict[str, str]
+    cpus: float
+    gpus: float
+    gpu_memory_gib: float
+    trouble: str
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def look(resources: dict[str, float], reach: Callable[[], object]) -> NodeFacts:
+    """Runs on the node that it describes. ``reach`` does what a worker will have to do there."""
+    trouble = ""
+    try:
+        reach()
+    except (UserError, OSError) as error:
+        trouble = str(error)
+    found = {name: version(name) for name in SAME} | {"Python": platform.python_version()}
+    gpus = resources.get("GPU", 0)
+    memory = 0.0
+    if gpus and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return NodeFacts(socket.gethostname(), found, resources.get("CPU", 0), gpus, memory, trouble)
+
+
+def look_at_cluster(reach: Callable[[], object]) -> list[NodeFacts]:
+    """Every node of the cluster of RAY_ADDRESS. Raises OSError where it cannot be joined."""
+    # A GPU node's driver library is asked though no GPU is reserved: none may be free.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(logging_level="error", log_to_driver=False)
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        answers = [
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(node["Resources"], reach)
+            for node in nodes
+        ]
+        pairs = zip(nodes, answers, strict=True)
+        return [found_of(node["NodeManagerHostname"], answer) for node, answer in pairs]
+    finally:
+        ray.shutdown()
+
+
+def found_of(name: str, answer: ray.ObjectRef) -> NodeFacts:
+    """A node's answer, or why there is none."""
+    try:
+        return ray.get(answer, timeout=LOOK_S)
+    except ray.exceptions.GetTimeoutError:
+        why = f"no answer within {LOOK_S:.0f} s: see its raylet's log"
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        why = f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+    return NodeFacts(name, {}, 0, 0, 0.0, why)

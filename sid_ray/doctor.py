@@ -1,0 +1,325 @@
+"""`sid-ray doctor`: everything that a run will need, looked at before it starts.
+
+Each check answers with a line; one that fails says what to do next. Checks stand for themselves:
+one that cannot be made because of another's failure says so.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sid_ray.config import DistillConfig
+from sid_ray.errors import UserError
+from sid_ray.store import Store, endpoint, is_s3
+
+USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
+
+Checks versions, the machine, storage, and with a RECIPE its teacher, its data against their
+manifest, and memory and disk against the plan. A remote teacher is fetched, as the run would.
+Exit code 0 when nothing fails, 1 otherwise.
+
+  --deep    read every sample of a prepared data set, not only its files' sizes and footers"""
+
+OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
+STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red", SKIPPED: "dim"}
+SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "s3fs", "mlflow")
+GIB = 1 << 30
+SPARE_GIB = 1.0
+MAX_LINES = 10  # findings of one check
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer of one check."""
+
+    state: str
+    text: str
+
+
+@dataclass
+class Patient:
+    """What is examined; later checks use what earlier ones found."""
+
+    config: DistillConfig | None
+    runs: str  # the folder of all runs
+    deep: bool = False
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[Patient], Iterator[Finding]]
+
+
+def check_versions(patient: Patient) -> Iterator[Finding]:
+    """Installed libraries against what this version of sid_ray asks for."""
+    from packaging.requirements import Requirement
+
+    wrong = False
+    for line in requires("sid_ray") or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            has = version(wanted.name)
+        except PackageNotFoundError:
+            has = ""
+        if not has or not wanted.specifier.contains(has, prereleases=True):
+            wrong = True
+            yield Finding(
+                FAILED,
+                f"{wanted.name} {has or 'is missing'}, needed {wanted.specifier}: "
+                f"pip install '{wanted.name}{wanted.specifier}'",
+            )
+    if not wrong:
+        listed = ", ".join(f"{name} {version(name)}" for name in SHOWN)
+        yield Finding(OK, f"Python {platform.python_version()}, {listed}")
+
+
+def check_machine(patient: Patient) -> Iterator[Finding]:
+    """Processors, memory and GPUs of this machine against what the run asks for."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    gpus = torch.cuda.device_count()
+    shown = f"{cores} CPUs, {memory:.0f} GiB memory, "
+    shown += f"{gpus} GPUs ({torch.cuda.get_device_name(0)})" if gpus else "no GPU"
+    yield Finding(OK, shown)
+    config = patient.config
+    if config is None or os.environ.get("RAY_ADDRESS"):
+        return  # the workers are elsewhere
+    resources = config.resources
+    kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cores)
+    if resources.use_gpu and not gpus:
+        yield Finding(
+            FAILED,
+            "resources.use_gpu is set and torch sees no GPU: check nvidia-smi and that torch is a "
+            f"CUDA build (this is {torch.__version__}), or join a cluster with RAY_ADDRESS",
+        )
+    elif resources.num_workers > there:
+        state = FAILED if resources.use_gpu else WARNING
+        yield Finding(
+            state,
+            f"{resources.num_workers} workers on {there} {kind}: lower --resources.num-workers",
+        )
+
+
+def check_cluster(patient: Patient) -> Iterator[Finding]:
+    """Every node of a joined cluster: its libraries, its way to storage, its processors."""
+    from sid_ray.actors.nodes import look_at_cluster
+
+    if not os.environ.get("RAY_ADDRESS"):
+        yield Finding(SKIPPED, "RAY_ADDRESS is not set: the run starts a Ray of its own here")
+        return
+    nodes = look_at_cluster(partial(probe, Store.at(patient.runs)))
+    expected = {name: version(name) for name in nodes[0].versions if name != "Python"}
+    expected["Python"] = platform.python_version()
+    for node in nodes:
+        differing = [
+            f"{name} {node.versions[name]} where this machine has {expected[name]}"
+            for name in node.versions
+            if node.versions[name] != expected[name]
+        ]
+        if differing:
+            yield Finding(FAILED, f"{node.name}: {', '.join(differing)}: install the same there")
+        if node.trouble:
+            yield Finding(FAILED, f"{node.name}: {node.trouble}")
+    gpus = sum(node.gpus for node in nodes)
+    memory = [node.gpu_memory_gib for node in nodes if node.gpu_memory_gib]
+    patient.found["gpu_memory_gib"] = min(memory, default=0.0)
+    cpus = sum(node.cpus for node in nodes)
+    yield Finding(OK, f"{len(nodes)} nodes, {cpus:.0f} CPUs, {gpus:.0f} GPUs")
+    if patient.config is not None:
+        resources = patient.config.resources
+        kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cpus)
+        if there < resources.min_workers:
+            yield Finding(
+                WARNING,
+                f"{resources.min_workers} workers at least on {there:.0f} {kind}: the run will "
+                "wait for nodes",
+            )
+
+
+def probe(store: Store) -> float:
+    """Writes, reads back, replaces and removes a small file; seconds that it took.
+
+    Raises StoreError, on a disk OSError, UserError where another text came back.
+    """
+    began, name = time.monotonic(), f".probe-{uuid.uuid4().hex[:8]}"
+    store.create()
+    try:
+        for text in ("written", "replaced"):
+            store.write(name, text)
+            found = store.read_text(name)
+            if found != text:
+                raise UserError(f"{store}: wrote {text!r} and read {found!r}: not a store to trust")
+    finally:
+        store.remove(name)
+    return time.monotonic() - began
+
+
+def check_storage(patient: Patient) -> Iterator[Finding]:
+    """The folder of all runs: written, read back, replaced; its space where it is a disk."""
+    store = Store.at(patient.runs)
+    seconds = probe(store)
+    server = f" at {endpoint()}" if is_s3(store.url) and endpoint() else ""
+    yield Finding(OK, f"{store}{server}: written, read back, replaced, removed in {seconds:.2f} s")
+
+
+def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
+    """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
+    assert patient.config is not None
+    from sid_ray.assemble import find_start
+    from sid_ray.denoisers.spec import spec_of
+
+    start = find_start(patient.config)
+    patient.found["teacher"] = start.description
+    spec, network = spec_of(start.description.family), start.description.network
+    channels, height, width = spec.shape(network)
+    classes = spec.label_dim(network)
+    text = ", reads text" if spec.load_text else ""
+    yield Finding(
+        OK,
+        f"{patient.config.teacher.source}: {start.description.family}, {channels}x{height}x{width}"
+        f", {classes or 'no'} classes{text}: fits the recipe and its data",
+    )
+
+
+def check_data_set(patient: Patient) -> Iterator[Finding]:
+    """A prepared data set against its manifest; others by name."""
+    assert patient.config is not None
+    from sid_ray.data.check import check_data
+    from sid_ray.data.manifest import read_manifest
+    from sid_ray.data.source import is_prepared
+
+    data = patient.config.data
+    if not is_prepared(data):
+        yield Finding(OK, f"{data.name}: ships, or gives labels or prompts alone")
+        return
+    store = Store.at(data.source)
+    manifest = read_manifest(store)
+    wrong = check_data(store, patient.deep)
+    for line in wrong[:MAX_LINES]:
+        yield Finding(FAILED, line)
+    if len(wrong) > MAX_LINES:
+        yield Finding(FAILED, f"and {len(wrong) - MAX_LINES} more")
+    if not wrong:
+        how = "every sample read" if patient.deep else "sizes and footers; --deep reads samples"
+        yield Finding(
+            OK, f"{store}: {manifest.count:,} samples in {len(manifest.shards)} files ({how})"
+        )
+
+
+def check_memory(patient: Patient) -> Iterator[Finding]:
+    """The fullest moment of the run against the smallest GPU of the cluster, or of here."""
+    assert patient.config is not None
+    import torch
+
+    from sid_ray.fit import GIB as UNIT
+    from sid_ray.fit import check_fits
+    from sid_ray.known_networks import teacher_of, text_bytes
+
+    config = patient.config
+    if not config.resources.use_gpu:
+        yield Finding(SKIPPED, "no GPU is asked for (resources.use_gpu)")
+        return
+    there = patient.found.get("gpu_memory_gib", 0.0)
+    if not there and torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory / UNIT
+    if not there:
+        yield Finding(SKIPPED, f"no GPU here to measure: sid-ray plan {config.recipe} counts")
+        return
+    description = patient.found.get("teacher") or teacher_of(config)
+    moment = check_fits(
+        config,
+        description,
+        config.resources.num_workers,
+        there,
+        text_bytes(config),
+    )
+    yield Finding(OK, f"{moment.total / UNIT:.1f} of {there:.0f} GiB a GPU, in the {moment.name}")
+
+
+def check_disk(patient: Patient) -> Iterator[Finding]:
+    """Space for the checkpoints: two on each node's disk, one more than are kept in storage."""
+    assert patient.config is not None
+    from sid_ray.fit import Planner
+    from sid_ray.known_networks import teacher_of
+
+    config = patient.config
+    description = patient.found.get("teacher") or teacher_of(config)
+    size = Planner(description).checkpoint(config) / GIB
+    places = {"local": (Path(config.output.local_folder or tempfile.gettempdir()), 2)}
+    if not is_s3(patient.runs):
+        places["storage"] = Path(patient.runs), config.output.keep_checkpoints + 1
+    enough = True
+    for name, (path, count) in places.items():
+        while not path.exists():
+            path = path.parent
+        free, needed = shutil.disk_usage(path).free / GIB, count * size
+        if free < needed + SPARE_GIB:
+            enough = False
+            field_name = "output.local_folder" if name == "local" else "output.folder"
+            yield Finding(
+                FAILED,
+                f"{path} has {free:.1f} GiB free; {count} checkpoints of {size:.1f} GiB need "
+                f"{needed:.1f} and {SPARE_GIB:g} spare: set {field_name} to another disk, or free "
+                "some",
+            )
+    if enough:
+        yield Finding(OK, f"checkpoints of {size:.2f} GiB: enough space on this machine")
+
+
+GENERAL: dict[str, Check] = {
+    "versions": check_versions,
+    "machine": check_machine,
+    "storage": check_storage,
+    "cluster": check_cluster,
+}
+OF_A_RECIPE: dict[str, Check] = {
+    "teacher": check_teacher_fits,
+    "data": check_data_set,
+    "memory": check_memory,
+    "disk": check_disk,
+}
+
+
+def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
+    """Every check's findings as they come; no check raises."""
+    checks = GENERAL | (OF_A_RECIPE if patient.config is not None else {})
+    for name, check in checks.items():
+        try:
+            for finding in check(patient):
+                yield name, finding
+        except (UserError, OSError) as error:
+            yield name, Finding(FAILED, str(error))
+
+
+def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:
+    """Prints every finding; 0 when none failed, else 1."""
+    console = Console(highlight=False, soft_wrap=True)
+    failed = 0
+    for name, finding in examine(Patient(config, runs, deep)):
+        failed += finding.state == FAILED
+        line = Text(f"{finding.state:8}", STYLES[finding.state])
+        console.print(line + Text(f" {name:9} {finding.text}"))
+    console.print(f"{failed} found wrong" if failed else "nothing found wrong")
+    return int(failed > 0)
+
+
+def own_flags(args: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether --deep is among the arguments, and the others."""
+    return "--deep" in args, [arg for arg in args if arg != "--deep"]

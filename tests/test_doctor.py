@@ -1,0 +1,118 @@
+"""`sid-ray doctor`: what is wrong is named with the next step, and the other checks go on."""
+
+from collections import namedtuple
+
+import pytest
+
+from sid_ray import doctor
+from sid_ray.config import replace
+from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, probe, run_doctor
+from sid_ray.errors import UserError
+from sid_ray.recipes import recipe
+from sid_ray.store import Store
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def findings(runs, config=None, **found) -> dict[str, list]:
+    """Check -> [(state, text)]."""
+    answers: dict[str, list] = {}
+    for name, finding in examine(Patient(config, str(runs), found=found)):
+        answers.setdefault(name, []).append((finding.state, finding.text))
+    return answers
+
+
+def failures(answers: dict[str, list]) -> dict[str, str]:
+    return {n: t for n, found in answers.items() for state, t in found if state == FAILED}
+
+
+def test_a_machine_that_is_well(tmp_path, capsys):
+    assert run_doctor(recipe("digits-sid"), str(tmp_path / "runs"), deep=False) == 0
+    text = capsys.readouterr().out
+    assert "nothing found wrong" in text and "1x8x8, 10 classes" in text
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_library_of_another_version(tmp_path, monkeypatch):
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "ray" else real(name))
+    found = failures(findings(tmp_path))
+    assert list(found) == ["versions"]
+    assert "ray 0.1, needed" in found["versions"] and "pip install 'ray" in found["versions"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "access denied"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "no answer at http://127.0.0.1:9"),
+    ],
+)
+def test_storage_that_cannot_be_used(bucket, monkeypatch, name, value, what):
+    assert failures(findings(f"{bucket}/runs")) == {}
+    monkeypatch.setenv(name, value)
+    found = failures(findings(f"{bucket}/runs"))
+    assert list(found) == ["storage"] and what in found["storage"]
+    assert "check AWS_" in found["storage"] and "\n" not in found["storage"]
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    assert "create it first" in failures(findings("s3://none-such/runs"))["storage"]
+
+
+def test_a_store_that_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "read_text", lambda self, name: "written")
+    with pytest.raises(UserError, match="wrote 'replaced' and read 'written'"):
+        probe(Store.at(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_of_other_images(tmp_path):
+    config = replace(recipe("digits-sid"), data__name="cifar10")
+    answers = findings(tmp_path, config)
+    assert "choose a teacher of this data" in failures(answers)["teacher"]
+    assert "disk" in answers  # the others went on
+
+
+def test_a_gpu_that_is_too_small(tmp_path):
+    config = replace(recipe("digits-sid"), resources__use_gpu=True, resources__num_workers=1)
+    answers = findings(tmp_path, config, gpu_memory_gib=4.0)
+    assert answers["memory"][0][0] == FAILED and "does not fit" in answers["memory"][0][1]
+    answers = findings(tmp_path, config, gpu_memory_gib=80.0)
+    assert answers["memory"][0][0] == OK
+    assert findings(tmp_path, recipe("digits-sid"))["memory"][0][0] == SKIPPED
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    config = replace(recipe("digits-sid"), resources__use_gpu=True)
+    assert "nvidia-smi" in failures(findings(tmp_path, config))["machine"]
+
+
+def test_more_workers_than_processors(tmp_path):
+    config = replace(recipe("digits-sid"), resources__num_workers=1000)
+    assert any(state == WARNING for state, _ in findings(tmp_path, config)["machine"])
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(10, 10, 1000))
+    found = failures(findings(tmp_path, recipe("digits-sid")))
+    assert list(found) == ["disk"] and "set output.folder to another disk" in found["disk"]
+
+
+@pytest.mark.slow
+def test_every_node_of_a_cluster_is_asked(tmp_path, monkeypatch):
+    from benchmarks.local_cluster import LocalCluster
+
+    with LocalCluster(tmp_path) as cluster:
+        cluster.add()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        answers = findings(tmp_path / "runs")
+        assert answers["cluster"] == [(OK, "2 nodes, 1 CPUs, 0 GPUs")]
+        (tmp_path / "file").write_text("")
+        found = findings(tmp_path / "file" / "runs")
+        assert len([s for s, t in found["cluster"] if s == FAILED]) == 2  # on each node
