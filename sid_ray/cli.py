@@ -171,9 +171,10 @@ def plan(args: Sequence[str]) -> int:
 
 def doctor(args: Sequence[str]) -> int:
     """sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]"""
-    from sid_ray.distill import runs_folder
     from sid_ray.doctor import USAGE as DOCTOR_USAGE
     from sid_ray.doctor import own_flags, run_doctor
+    from sid_ray.run_folder import runs_folder
+    from sid_ray.store import set_endpoint
 
     if args and args[0] in ("-h", "--help"):
         print(DOCTOR_USAGE)
@@ -185,7 +186,8 @@ def doctor(args: Sequence[str]) -> int:
     config = parse(DistillConfig, expand_aliases(rest[named:]), prog, default=default)
     if named:
         check_supplied(config.check())
-    return run_doctor(config if named else None, str(runs_folder(config)), deep)
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    return run_doctor(config if named else None, runs_folder(config.output.folder), deep)
 
 
 @dataclass

@@ -10,8 +10,6 @@ import os
 import platform
 import shutil
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +22,7 @@ from rich.text import Text
 
 from sid_ray.config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.store import Store, endpoint, is_s3
+from sid_ray.store import Store, endpoint, is_s3, probe
 
 USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
 
@@ -151,24 +149,6 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
                 f"{resources.min_workers} workers at least on {there:.0f} {kind}: the run will "
                 "wait for nodes",
             )
-
-
-def probe(store: Store) -> float:
-    """Writes, reads back, replaces and removes a small file; seconds that it took.
-
-    Raises StoreError, on a disk OSError, UserError where another text came back.
-    """
-    began, name = time.monotonic(), f".probe-{uuid.uuid4().hex[:8]}"
-    store.create()
-    try:
-        for text in ("written", "replaced"):
-            store.write(name, text)
-            found = store.read_text(name)
-            if found != text:
-                raise UserError(f"{store}: wrote {text!r} and read {found!r}: not a store to trust")
-    finally:
-        store.remove(name)
-    return time.monotonic() - began
 
 
 def check_storage(patient: Patient) -> Iterator[Finding]:

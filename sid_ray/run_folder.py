@@ -26,10 +26,9 @@ from sid_ray.config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.lease import only_lease
 from sid_ray.local_copies import folder_of
-from sid_ray.store import S3, Store, StoreError, is_s3
+from sid_ray.store import S3, Store, StoreError, is_s3, probe
 
 IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
-PROBE = ".probe"
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
 LOG_EVERY = 3  # beats of the lease between two uploads of the log
 
@@ -90,17 +89,12 @@ class RunFolder:
                 self.store.put(self.local / name, name)
 
     def check(self) -> None:
-        """Makes the folder, writes, reads and removes a file. Raises UserError in one line."""
-        name = f"{PROBE}-{uuid.uuid4().hex[:8]}"
+        """Makes the folder; tries a store that is no disk. Raises UserError in one line."""
         with told_to_user():
-            self.store.create()
             if self.store.is_local:
-                return
-            self.store.write(name, name)
-            found = self.store.read_text(name)
-            self.store.remove(name)
-        if found != name:
-            raise UserError(f"{self.store}: what is written is not what is read back")
+                self.store.create()
+            else:
+                probe(self.store)
 
 
 @contextmanager

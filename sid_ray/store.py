@@ -368,6 +368,24 @@ def store_error(what: str, error: OSError) -> StoreError:
     )
 
 
+def probe(store: Store) -> float:
+    """Writes, reads back, replaces and removes a small file; seconds that it took.
+
+    Raises StoreError, on a disk OSError, UserError where another text came back.
+    """
+    began, name = time.monotonic(), f".probe-{uuid.uuid4().hex[:8]}"
+    store.create()
+    try:
+        for text in ("written", "replaced"):
+            store.write(name, text)
+            found = store.read_text(name)
+            if found != text:
+                raise UserError(f"{store}: wrote {text!r} and read {found!r}: not a store to trust")
+    finally:
+        store.remove(name)
+    return time.monotonic() - began
+
+
 def pause_s(tries: int) -> float:
     """How long to wait after so many tries that failed."""
     return RETRY_S[min(tries, len(RETRY_S) - 1)]

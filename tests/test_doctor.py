@@ -6,10 +6,10 @@ import pytest
 
 from sid_ray import doctor
 from sid_ray.config import replace
-from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, probe, run_doctor
+from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
-from sid_ray.store import Store
+from sid_ray.store import Store, probe
 
 Usage = namedtuple("Usage", "total used free")
 
