@@ -22,7 +22,7 @@ from rich.text import Text
 
 from sid_ray.config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.store import Store, endpoint, is_s3, probe
+from sid_ray.store import Store, endpoint, is_s3, probe, set_endpoint
 
 USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
 
@@ -122,7 +122,8 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
     if not os.environ.get("RAY_ADDRESS"):
         yield Finding(SKIPPED, "RAY_ADDRESS is not set: the run starts a Ray of its own here")
         return
-    nodes = look_at_cluster(partial(probe, Store.at(patient.runs)))
+    server = (patient.config or DistillConfig()).storage
+    nodes = look_at_cluster(partial(reach, patient.runs, server.endpoint_url, server.region))
     expected = {name: version(name) for name in nodes[0].versions if name != "Python"}
     expected["Python"] = platform.python_version()
     for node in nodes:
@@ -149,6 +150,12 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
                 f"{resources.min_workers} workers at least on {there:.0f} {kind}: the run will "
                 "wait for nodes",
             )
+
+
+def reach(runs: str, endpoint_url: str, region: str) -> None:
+    """What a worker's node must be able to do. Raises StoreError, OSError, UserError."""
+    set_endpoint(endpoint_url, region)
+    probe(Store.at(runs))
 
 
 def check_storage(patient: Patient) -> Iterator[Finding]:
