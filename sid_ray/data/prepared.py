@@ -271,8 +271,9 @@ def find_manifest(data: DataConfig, tell: Callable[[str], None] | None = None) -
             manifest = retrying(partial(read_manifest, store), tell)
         else:
             manifest = read_manifest(store)
-    except StoreError as error:
-        raise UserError(f"data.source: {error}") from None
+    except OSError as error:  # a StoreError, or a file where a folder should be
+        what = str(error) if isinstance(error, StoreError) else f"no prepared data set at {store}"
+        raise UserError(f"data.source: {what}; sid-ray data prepare SRC DST makes one") from None
     if data.name in LABELS_ONLY:
         size, label_dim = LABELS_ONLY[data.name]
         found = manifest.shape or size, manifest.label_dim
