@@ -7,6 +7,7 @@ Symbols
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,10 @@ def gather(
     ``mirrored`` [B] bool: images to flip left to right. Raises DamagedDataError that names file,
     row group and row.
     """
+
+    def damaged(row_group: int, row: int, what: str) -> DamagedDataError:
+        return DamagedDataError(f"{where(row_group, row)}: {what}: prepare the set again")
+
     parts: dict[str, np.ndarray] = {}
     groups, places = np.unique(located.row_group, return_inverse=True)
     for column in columns:
@@ -58,10 +63,15 @@ def gather(
             chosen = np.nonzero(places == number)[0]
             rows = located.row[chosen]
             try:
-                found[chosen] = _READERS[column](tables[group].column(column), rows, manifest)
+                _READERS[column](tables[group].column(column), rows, found, chosen)
             except _DamagedRowError as error:
-                what = f"{where(group, error.row)}: {error}: prepare the set again"
-                raise DamagedDataError(what) from None
+                raise damaged(group, error.row, str(error)) from None
+        if column == "label":
+            wrong = np.nonzero((found < 0) | (found >= manifest.label_dim))[0]
+            if len(wrong):
+                group, row = (int(part[wrong[0]]) for part in located)
+                what = f"label {found[wrong[0]]} of {manifest.label_dim} classes"
+                raise damaged(group, row, what)
         parts[column] = found
     if mirrored is not None and "image" in parts:
         parts["image"][mirrored] = parts["image"][mirrored, :, :, ::-1]
@@ -86,64 +96,61 @@ def _empty(column: str, count: int, manifest: DataManifest) -> np.ndarray:
     return np.empty(count, np.int64 if column == "label" else object)
 
 
-def _images(column: Any, rows: np.ndarray, manifest: DataManifest) -> np.ndarray:
+def stored_bytes(column: Any) -> Callable[[int], memoryview]:
+    """Row -> its bytes in the column's own buffer: no copy, no Arrow object a row."""
+    whole = column.combine_chunks()
+    kind = np.int64 if "large" in str(whole.type) else np.int32
+    _, ends, data = whole.buffers()
+    ends = np.frombuffer(ends, kind)[whole.offset : whole.offset + len(whole) + 1].tolist()
+    values = memoryview(data or b"")
+    return lambda row: values[ends[row] : ends[row + 1]]
+
+
+def _images(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
     from PIL import Image
 
-    channels, height, width = manifest.shape
-    found = np.empty((len(rows), height, width, channels), np.uint8)
+    channels, height, width = out.shape[1:]
     expected = (height, width) if channels == 1 else (height, width, channels)
-    for place, row in enumerate(rows.tolist()):
+    value = stored_bytes(column)
+    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
         try:
-            with Image.open(io.BytesIO(column[row].as_buffer())) as image:
+            with Image.open(io.BytesIO(value(row)), formats=("PNG",)) as image:
                 pixels = np.asarray(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise _DamagedRowError(row, f"not a whole image ({error})") from None
+            what = re.sub(r" <.*>", "", str(error))
+            raise _DamagedRowError(row, f"not a whole PNG image ({what})") from None
         if pixels.shape != expected or pixels.dtype != np.uint8:
             raise _DamagedRowError(
                 row, f"an image of shape {list(pixels.shape)}, expected {list(expected)}"
             )
-        found[place] = pixels.reshape(height, width, channels)
-    return found.transpose(0, 3, 1, 2)
+        out[place] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _numbers(column: Any, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows of a column of fixed-size lists, without a Python object a row."""
-    size = int(np.prod(shape))
+def _numbers(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+    """Rows of a column of fixed-size lists: one copy each, no Python number."""
+    size = out[0].size
     if getattr(column.type, "list_size", -1) != size:
         raise _DamagedRowError(int(rows[0]), f"{column.type}, expected lists of {size}")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)
-    return flat.reshape(-1, *shape)[rows]
+    flat = flat.reshape(-1, *out.shape[1:])
+    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+        out[place] = flat[row]
 
 
-def _latents(column: Any, rows: np.ndarray, manifest: DataManifest) -> np.ndarray:
-    channels, height, width = manifest.shape
-    return _numbers(column, rows, (2 * channels, height, width))
+def _labels(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+    out[places] = column.combine_chunks().to_numpy(zero_copy_only=False)[rows]
 
 
-def _text(column: Any, rows: np.ndarray, manifest: DataManifest) -> np.ndarray:
-    assert manifest.text is not None
-    return _numbers(column, rows, manifest.text.shape)
+def _prompts(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+    value = stored_bytes(column)
+    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+        out[place] = str(value(row), "utf-8")
 
 
-def _labels(column: Any, rows: np.ndarray, manifest: DataManifest) -> np.ndarray:
-    labels = column.combine_chunks().to_numpy(zero_copy_only=False)[rows]
-    wrong = (labels < 0) | (labels >= manifest.label_dim)
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise _DamagedRowError(
-            int(rows[first]), f"label {labels[first]} of {manifest.label_dim} classes"
-        )
-    return labels
-
-
-def _prompts(column: Any, rows: np.ndarray, manifest: DataManifest) -> np.ndarray:
-    return np.array([column[row].as_py() for row in rows.tolist()], object)
-
-
-_READERS: dict[str, Callable[[Any, np.ndarray, DataManifest], np.ndarray]] = {
+_READERS: dict[str, Callable[[Any, np.ndarray, np.ndarray, np.ndarray], None]] = {
     "image": _images,
-    "latent": _latents,
+    "latent": _numbers,
     "label": _labels,
     "prompt": _prompts,
-    "text": _text,
+    "text": _numbers,
 }

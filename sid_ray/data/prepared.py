@@ -108,25 +108,26 @@ class PreparedSource(Source):
     def text(self, index: Tensor) -> Tensor | None:
         """Samples [B], in the order of the files -> embeddings [B, T, D]; reads their row groups.
 
-        None where no text is read.
+        None where no text is read. Raises UserError where they cannot be read now.
         """
         if self.embed is None:
             return None
-        rows = RowGroups(self.store, self.manifest, give_up_s=PATIENCE_S)
+        rows, column = RowGroups(self.store, self.manifest, give_up_s=PATIENCE_S), self._text_column
         groups = np.searchsorted(rows.starts, index.numpy(), side="right") - 1
-        located = Located(groups, index.numpy() - rows.starts[groups])
-        found = Decoded()
-        column = self._text_column
         parts: list[Any] = [None] * len(groups)
-        for group in np.unique(groups).tolist():
+        for group in np.unique(groups).tolist():  # one in memory at a time
             chosen = np.nonzero(groups == group)[0]
-            here = Located(groups[chosen], located.row[chosen])
-            table = {group: rows.read(group, (column,))}
+            here = Located(groups[chosen], index.numpy()[chosen] - rows.starts[group])
+            try:
+                table = {group: rows.read(group, (column,))}
+            except StoreError as error:
+                raise UserError(f"data.source: {error}") from None
             found = gather(table, here, (column,), self.manifest, rows.where)
             for place, value in zip(chosen.tolist(), getattr(found, column), strict=True):
                 parts[place] = value
         rows.close()
-        return self._embedded(Decoded(**{column: np.array(parts, getattr(found, column).dtype)}))
+        values = np.stack(parts) if self.own_text else np.array(parts, object)
+        return self._embedded(Decoded(**{column: values}))
 
     @property
     def _text_column(self) -> str:

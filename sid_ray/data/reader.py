@@ -146,6 +146,15 @@ class Reader:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        """Whatever goes wrong ends up where a step waits, not in a thread that nobody sees."""
+        try:
+            self._decode_all()
+        except Exception as error:
+            with self._changed:
+                self._error = -1, error
+                self._changed.notify_all()
+
+    def _decode_all(self) -> None:
         """Decodes the next iterations until it is closed."""
         while True:
             with self._changed:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.manifest import DataManifest, Shard
+from sid_ray.errors import UserError
 from sid_ray.store import Store, StoreError, UnreachableStoreError, retrying, store_error
 
 OPEN_FILES = 32
 
 
-class DamagedDataError(Exception):
-    """A prepared set's files are not what its manifest says; one line names the place."""
+class DamagedDataError(UserError):
+    """A prepared set's files are not what its manifest says; the text names the place."""
 
 
 class Outage:

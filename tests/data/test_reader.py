@@ -205,8 +205,8 @@ def test_bytes_that_were_changed_in_a_footer_are_named(opened, store):
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (b"no picture", "not a whole image"),
-        ("cut", "not a whole image"),
+        (b"no picture", "not a whole PNG image"),
+        ("cut", "not a whole PNG image"),
         (png(numbered_images(1, (3, 9, 8))[0]), r"shape \[9, 8, 3\], expected \[8, 8, 3\]"),
         (png(numbered_images(1, (1, 8, 8))[0]), r"shape \[8, 8\]"),
     ],
