@@ -33,8 +33,8 @@ class Decoded(NamedTuple):
     prompt: np.ndarray | None = None
     text: np.ndarray | None = None
 
-    def take(self, index: np.ndarray) -> Decoded:
-        """These samples, in this order."""
+    def take(self, index: np.ndarray | slice) -> Decoded:
+        """These samples, in this order; a slice is a view."""
         return Decoded(*(None if part is None else part[index] for part in self))
 
 
@@ -96,14 +96,19 @@ def _empty(column: str, count: int, manifest: DataManifest) -> np.ndarray:
     return np.empty(count, np.int64 if column == "label" else object)
 
 
-def stored_bytes(column: Any) -> Callable[[int], memoryview]:
-    """Row -> its bytes in the column's own buffer: no copy, no Arrow object a row."""
-    whole = column.combine_chunks()
-    kind = np.int64 if "large" in str(whole.type) else np.int32
+def _whole(column: Any) -> Any:
+    """A column as one array; without a copy where it is one."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def stored_bytes(column: Any, rows: np.ndarray) -> list[memoryview]:
+    """The rows' bytes in the column's own buffer: no copy, no Arrow object a row."""
+    whole = _whole(column)
     _, ends, data = whole.buffers()
-    ends = np.frombuffer(ends, kind)[whole.offset : whole.offset + len(whole) + 1].tolist()
-    values = memoryview(data or b"")
-    return lambda row: values[ends[row] : ends[row + 1]]
+    kind = np.int64 if "large" in str(whole.type) else np.int32
+    ends = np.frombuffer(ends, kind)[whole.offset :]
+    values, begins, ends = memoryview(data or b""), ends[rows].tolist(), ends[rows + 1].tolist()
+    return [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
 
 
 def _images(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -111,10 +116,10 @@ def _images(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) 
 
     channels, height, width = out.shape[1:]
     expected = (height, width) if channels == 1 else (height, width, channels)
-    value = stored_bytes(column)
-    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+    stored = stored_bytes(column, rows)
+    for place, row, data in zip(places.tolist(), rows.tolist(), stored, strict=True):
         try:
-            with Image.open(io.BytesIO(value(row)), formats=("PNG",)) as image:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 pixels = np.asarray(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             what = re.sub(r" <.*>", "", str(error))
@@ -131,20 +136,19 @@ def _numbers(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray)
     size = out[0].size
     if getattr(column.type, "list_size", -1) != size:
         raise _DamagedRowError(int(rows[0]), f"{column.type}, expected lists of {size}")
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)
-    flat = flat.reshape(-1, *out.shape[1:])
+    whole = _whole(column)
+    flat = whole.values.to_numpy(zero_copy_only=True).reshape(-1, *out.shape[1:])[whole.offset :]
     for place, row in zip(places.tolist(), rows.tolist(), strict=True):
         out[place] = flat[row]
 
 
 def _labels(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-    out[places] = column.combine_chunks().to_numpy(zero_copy_only=False)[rows]
+    out[places] = _whole(column).to_numpy(zero_copy_only=False)[rows]
 
 
 def _prompts(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-    value = stored_bytes(column)
-    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-        out[place] = str(value(row), "utf-8")
+    for place, data in zip(places.tolist(), stored_bytes(column, rows), strict=True):
+        out[place] = str(data, "utf-8")
 
 
 _READERS: dict[str, Callable[[Any, np.ndarray, np.ndarray, np.ndarray], None]] = {

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +72,7 @@ class Reader:
         self._now = -1  # images seen by the step that asks
         self._needs: dict[int, Need] = {}
         self._held: dict[int, Future[Any]] = {}  # in the order of their last use
+        self._sizes: dict[int, int] = {}
         self._ready: dict[int, Decoded] = {}
         self._error: tuple[int, BaseException] | None = None
         self._closed = False
@@ -114,6 +114,9 @@ class Reader:
         index = np.searchsorted(mine, positions)
         if not np.array_equal(mine[np.minimum(index, len(mine) - 1)], positions):
             raise ValueError(f"positions that are not this rank's at {images_seen:,} images")
+        first = int(index[0]) if len(index) else 0
+        if np.array_equal(index, np.arange(first, first + len(index))):  # as a rule: no copy
+            return found.take(slice(first, first + len(index)))
         return found.take(index)
 
     def close(self) -> None:
@@ -200,7 +203,7 @@ class Reader:
         """A row group that is held, or from now on being read; the last of those held."""
         future = self._held.pop(row_group, None)
         if future is None or (future.done() and future.exception() is not None):
-            future = self._pool.submit(partial(self.row_groups.read, row_group, self.columns))
+            future = self._pool.submit(self._read, row_group)
         self._held[row_group] = future
         return future
 
@@ -239,10 +242,15 @@ class Reader:
             total += size
 
     def _bytes(self, row_group: int) -> int:
-        future = self._held.get(row_group)
-        if future is not None and future.done() and future.exception() is None:
-            return future.result().nbytes
-        return self.row_groups.expected_bytes(row_group, self.columns)
+        """What a row group takes: expected, and known once it was read."""
+        if row_group not in self._sizes:
+            self._sizes[row_group] = self.row_groups.expected_bytes(row_group, self.columns)
+        return self._sizes[row_group]
+
+    def _read(self, row_group: int) -> Any:
+        table = self.row_groups.read(row_group, self.columns)
+        self._sizes[row_group] = table.nbytes
+        return table
 
     def _check_bound(self, needed: Mapping[int, Any]) -> None:
         """Tells, once, where one iteration needs more memory than it may."""
