@@ -2,8 +2,8 @@
 
     python -m benchmarks.data [--folder DIR] [--repeats 5] [--s3] [--seconds 60]
 
-The data is made up: 2,048 latents of an ImageNet-512 VAE (8x64x64 float16), PNGs of 32 and 64
-pixels. Reader and rival run in turns over the same files, which the page cache holds; medians.
+The data is made up: latents like an ImageNet-512 VAE's (8x64x64 float16), PNGs of 32 and 64 pixels.
+Reader and rival run in turns over the same files, which the page cache holds; medians.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from tests.data.writer import layout, write_set
 from tests.s3_server import s3_server
 
 LATENTS, PICTURES = 2048, 8192
+WAITED = 16_384  # latents that are waited for: 1 GiB ...
+WAITED_ROWS, WAITED_GIB = 32, 0.625  # ... of which a worker keeps less: it must read on and on
 XS_IMAGES_S = 373  # EDM2-XS on one H100, SiDA at 64 images a pass (docs/results.md)
 
 
@@ -57,9 +59,10 @@ class SomeNumbers:
 
 
 def make_latents(store: Store, count: int, rows: int) -> None:
-    values = np.random.default_rng(0).standard_normal((count, 8, 64, 64)).astype(np.float16)
+    bits = np.random.default_rng(0).integers(0, 2**14, (count, 8, 64, 64), np.uint16)
     labels = np.arange(count) % 1000
-    write_set(store, "latents", layout(count, rows, 4), 1000, latent=values, label=labels)
+    shards = layout(count, rows, 16)
+    write_set(store, "latents", shards, 1000, latent=bits.view(np.float16), label=labels)
 
 
 def make_pictures(store: Store, size: int) -> None:
@@ -211,7 +214,7 @@ def stalls(store: Store, group: int, seconds: float) -> list[float]:
     """Seconds that each step waits for its data, at EDM2-XS's rate."""
     plan = GroupPlan(2048, group, group, 1)
     data = DataConfig(name="prepared", source=store.url)
-    reading = Reading(plan, pixels=True)
+    reading = Reading(plan, pixels=True, cache_gib=WAITED_GIB)
     source = open_prepared(data, (4, 64, 64), reading=reading)
     found, images_seen, began = [], 0, time.monotonic()
     while time.monotonic() - began < seconds:
@@ -230,7 +233,10 @@ def stalls(store: Store, group: int, seconds: float) -> list[float]:
 
 
 def table_of_stalls(places: dict[str, Store], seconds: float) -> None:
-    print(f"\nWaiting for 2,048 latents a step at {XS_IMAGES_S} images/s, for {seconds:.0f} s.\n")
+    print(
+        f"\nWaiting for 2,048 latents a step at {XS_IMAGES_S} images/s, for {seconds:.0f} s: a set "
+        f"of 1 GiB, of which {WAITED_GIB} GiB are kept.\n"
+    )
     print("| from | group | steps | first step waits, s | all others, s |")
     print("|---|---:|---:|---:|---:|")
     for name, store in places.items():
@@ -260,17 +266,22 @@ def main() -> None:
         if args.repeats:
             table_of_scans(stores, args.repeats)
             table_of_loaders(stores, folder, args.repeats)
-        if not args.seconds:
-            return
-        places = {"local disk": stores["latents 4x64x64"]}
-        if not args.s3:
-            table_of_stalls(places, args.seconds)
-            return
-        with s3_server(folder / "s3") as server:
-            os.environ.update(server.environment)
-            places["S3"] = Store.at(f"{server.make_bucket('data')}/latents")
-            make_latents(places["S3"], LATENTS, 64)
-            table_of_stalls(places, args.seconds)
+        if args.seconds:
+            measure_stalls(folder, args.seconds, args.s3)
+
+
+def measure_stalls(folder: Path, seconds: float, with_s3: bool) -> None:
+    places = {"local disk": Store.at(folder / "waited")}
+    make_latents(places["local disk"], WAITED, WAITED_ROWS)
+    if not with_s3:
+        table_of_stalls(places, seconds)
+        return
+    with s3_server(folder / "s3") as server:
+        os.environ.update(server.environment)
+        places["S3"] = Store.at(f"{server.make_bucket('data')}/latents")
+        for path in sorted(places["local disk"].folder.iterdir()):
+            places["S3"].put(path, path.name)
+        table_of_stalls(places, seconds)
 
 
 if __name__ == "__main__":

@@ -170,24 +170,30 @@ class Reader:
                 futures = {group: self._ask(group) for group in need.row_groups}
                 self._check_bound(futures)
                 self._read_ahead(target)
+            found: Decoded | BaseException
             try:
-                samples = self.gather({g: f.result() for g, f in futures.items()}, need.located)
+                found = self.gather({g: f.result() for g, f in futures.items()}, need.located)
             except (Exception, CancelledError) as error:
-                with self._changed:
-                    self._error = target, error
-                    self._changed.notify_all()
-                continue
+                found = error
             with self._changed:
-                if self._now <= target <= self._now + READY * self.batch_size:
-                    self._ready[target] = samples
+                if target not in self._ahead():
+                    continue  # training has jumped meanwhile
+                if isinstance(found, BaseException):
+                    self._error = target, found
+                else:
+                    self._ready[target] = found
                 self._changed.notify_all()
+
+    def _ahead(self) -> range:
+        """The iterations to decode: where training is, and the next."""
+        return range(self._now, self._now + READY * self.batch_size + 1, self.batch_size)
 
     def _next(self) -> int | None:
         """The iteration to decode next; None while there is nothing to do."""
         if self._now < 0 or self._error is not None:
             return None
-        ahead = range(self._now, self._now + READY * self.batch_size + 1, self.batch_size)
-        return next((n for n in ahead if n not in self._ready and n < self.until), None)
+        missing = (n for n in self._ahead() if n not in self._ready and n < self.until)
+        return next(missing, None)
 
     def _need(self, images_seen: int) -> Need:
         if images_seen not in self._needs:

@@ -163,6 +163,26 @@ def test_a_jump_begins_anew(opened):
         assert np.array_equal(numbers_of(found.image), expected[images_seen : images_seen + 16])
 
 
+def test_trouble_of_a_place_that_training_has_left_is_forgotten(opened):
+    reader, left, entered = opened(GroupPlan(16, 4, 4, 1)), threading.Event(), threading.Event()
+    put = reader.gather
+
+    def gather_or_fail(tables, located):
+        if not left.is_set():
+            entered.set()
+            left.wait(10)
+            raise DamagedDataError("of the place before")
+        return put(tables, located)
+
+    reader.gather = gather_or_fail
+    assert not reader.wait(0, 0.0)
+    assert entered.wait(10)
+    reader.go_to(320)
+    left.set()
+    assert reader.wait(320, 10)
+    assert reader.wait(0, 10)
+
+
 def test_other_ranks_positions_are_refused(opened):
     reader = opened(GroupPlan(16, 4, 4, 2), rank=0)
     with pytest.raises(ValueError, match="not this rank's"):
