@@ -42,7 +42,7 @@ from tests.s3_server import s3_server
 LATENTS, PICTURES = 2048, 8192
 WAITED = 16_384  # latents that are waited for: 1 GiB ...
 WAITED_ROWS, WAITED_GIB = 32, 0.625  # ... of which a worker keeps less: it must read on and on
-XS_IMAGES_S = 373  # EDM2-XS on one H100, SiDA at 64 images a pass (docs/results.md)
+XS_IMAGES_S = 373  # what one H100 trains of EDM2-XS with SiDA
 
 
 class SomeNumbers:

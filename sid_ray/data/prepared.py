@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from sid_ray.data.decode import Decoded, gather
 from sid_ray.data.manifest import SHAPED, DataManifest, read_manifest
 from sid_ray.data.order import Located, Order
-from sid_ray.data.reader import GIB, Reader
+from sid_ray.data.reader import GIB, THREADS, Reader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.data.source import LABELS_ONLY, Embed, Source
 from sid_ray.denoisers.codecs import Standard, from_moments
@@ -113,18 +114,24 @@ class PreparedSource(Source):
         if self.embed is None:
             return None
         rows, column = RowGroups(self.store, self.manifest, give_up_s=PATIENCE_S), self._text_column
-        groups = np.searchsorted(rows.starts, index.numpy(), side="right") - 1
-        parts: list[Any] = [None] * len(groups)
-        for group in np.unique(groups).tolist():  # one in memory at a time
+        places = index.numpy()
+        groups = np.searchsorted(rows.starts, places, side="right") - 1
+
+        def part(group: int) -> tuple[np.ndarray, np.ndarray]:
             chosen = np.nonzero(groups == group)[0]
-            here = Located(groups[chosen], index.numpy()[chosen] - rows.starts[group])
-            try:
-                table = {group: rows.read(group, (column,))}
-            except StoreError as error:
-                raise UserError(f"data.source: {error}") from None
+            here = Located(groups[chosen], places[chosen] - rows.starts[group])
+            table = {group: rows.read(group, (column,))}
             found = gather(table, here, (column,), self.manifest, rows.where)
-            for place, value in zip(chosen.tolist(), getattr(found, column), strict=True):
-                parts[place] = value
+            return chosen, getattr(found, column)
+
+        parts: list[Any] = [None] * len(groups)
+        try:
+            with ThreadPoolExecutor(THREADS) as pool:
+                for chosen, found in pool.map(part, np.unique(groups).tolist()):
+                    for place, value in zip(chosen.tolist(), found, strict=True):
+                        parts[place] = value
+        except StoreError as error:
+            raise UserError(f"data.source: {error}") from None
         rows.close()
         values = np.stack(parts) if self.own_text else np.array(parts, object)
         return self._embedded(Decoded(**{column: values}))

@@ -192,8 +192,8 @@ class Reader:
         """The iteration to decode next; None while there is nothing to do."""
         if self._now < 0 or self._error is not None:
             return None
-        missing = (n for n in self._ahead() if n not in self._ready and n < self.until)
-        return next(missing, None)
+        wanted = (n for n in self._ahead() if n < self.until or n == self._now)
+        return next((n for n in wanted if n not in self._ready), None)
 
     def _need(self, images_seen: int) -> Need:
         if images_seen not in self._needs:

@@ -152,6 +152,7 @@ def test_nothing_is_read_beyond_the_end_of_the_run(opened):
     time.sleep(0.05)
     assert len(set(reader.row_groups.asked)) <= 2
     assert HORIZON > 2
+    assert reader.wait(8, 10), "but for what is asked for all the same"
 
 
 def test_a_jump_begins_anew(opened):
