@@ -26,7 +26,7 @@ from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
 from sid_ray.snapshot import take_snapshot, write_snapshot
 from sid_ray.step import StepSettings, Sums, draws_of, step
-from sid_ray.types import Batch
+from sid_ray.types import Batch, Pick
 
 ROUNDS = 5
 
@@ -36,7 +36,7 @@ class NoData:
 
     shape = (3, 32, 32)
 
-    def batch(self, uniform: torch.Tensor) -> Batch:
+    def batch(self, pick: Pick) -> Batch:
         return Batch(None, None, None)
 
 

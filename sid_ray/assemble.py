@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from sid_ray.augment import AugmentPipe
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import Source, open_source
+from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
+from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
 from sid_ray.denoisers.spec import leave_weight, spec_of
+from sid_ray.denoisers.text import encoder_sha256
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
@@ -119,14 +122,40 @@ def data_of(
     teacher: ModelDescription,
     teacher_folder: Path,
     device: torch.device | str = "cpu",
+    world_size: int = 1,
+    rank: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Data:
-    """Opens the data set, and the teacher's text encoder where it reads text."""
+    """Opens the data set, and the teacher's text encoder where it reads text.
+
+    A prepared set is read for this rank of ``world_size``; ``tell`` hears of its storage.
+    """
     spec = spec_of(teacher.family)
-    shape = spec.shape(teacher.network)
-    if spec.load_text is None:
-        return Data(open_source(config.data, shape))
-    text = spec.load_text(teacher_folder, device)
-    return Data(open_source(config.data, shape, text.embed), text.null())
+    text = None if spec.load_text is None else spec.load_text(teacher_folder, device)
+    embed, null_text = (None, None) if text is None else (text.embed, text.null())
+    shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
+    if not is_prepared(config.data):
+        return Data(unlabelled(open_source(config.data, shape, embed), label_dim), null_text)
+    reading = Reading(
+        config.group_plan(world_size),
+        rank,
+        config.training.seed,
+        config.objective.name == "sida",
+        config.data.window,
+        config.data.xflip,
+        config.resources.data_cache_gib,
+        config.training.images,
+        tell,
+    )
+    encoder = partial(encoder_sha256, teacher_folder)
+    standard = None if spec.standard is None else partial(spec.standard, teacher_folder)
+    source = open_prepared(config.data, shape, embed, encoder, standard, reading)
+    return Data(unlabelled(source, label_dim), null_text)
+
+
+def unlabelled(source: Source, label_dim: int) -> Source:
+    """The source as a teacher of so many classes sees it: one without any is told no labels."""
+    return source if label_dim else dataclasses.replace(source, label_dim=0)
 
 
 @dataclass(frozen=True)
@@ -204,31 +233,56 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
 
 def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
     """Raises UserError where the teacher has other images, classes or text than the data set."""
-    spec = spec_of(teacher.family)
-    shape = spec.shape(teacher.network)
-    source = open_source(config.data, shape)
+    spec, data = spec_of(teacher.family), config.data
+    shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
+    prepared = is_prepared(data)
+    if data.xflip and not prepared:
+        raise UserError(
+            f"data.xflip is for prepared sets of images; data set {data.name!r} is none here"
+        )
+    opened = open_prepared(data, shape) if prepared else open_source(data, shape)
+    source = unlabelled(opened, label_dim)
     channels, resolution, _ = source.shape
     found: dict[str, tuple[int, int]] = {
         "channels": (shape[0], channels),
         "pixels a side": (shape[1], resolution),
-        "classes": (spec.label_dim(teacher.network), source.label_dim),
+        "classes": (label_dim, source.label_dim),
     }
     for what, (own, needed) in found.items():
         if own != needed:
             raise UserError(
                 f"teacher {config.teacher.source} has {own} {what}, data set "
-                f"{config.data.name!r} has {needed}: choose a teacher of this data"
+                f"{data.name!r} has {needed}: choose a teacher of this data"
             )
-    if (spec.load_text is None) != (source.prompts is None):
-        reads = "reads text" if spec.load_text else "reads no text"
-        has = "has prompts" if source.prompts is not None else "has none"
+    if spec.load_text is None and data.name in ("prompts", "emoji"):
         raise UserError(
-            f"teacher {config.teacher.source} {reads}, data set {config.data.name!r} {has}"
+            f"teacher {config.teacher.source} reads no text, data set {data.name!r} has prompts"
         )
-    if config.objective.name == "sida" and source.images is None:
+    if spec.load_text is not None and not source.has_prompts:
         raise UserError(
-            f"objective sida needs real images; data set {config.data.name!r} gives none here: "
-            "use objective.name sid, or a data set with images (digits, emoji)"
+            f"teacher {config.teacher.source} reads text, data set {data.name!r} has none"
+        )
+    if config.objective.name == "sida":
+        check_pixels(config, teacher, source)
+
+
+def check_pixels(config: DistillConfig, teacher: ModelDescription, source: Source) -> None:
+    """Raises UserError where an adversarial run gets no images that its networks can read."""
+    data = config.data
+    if not source.has_images:
+        how = "use objective.name sid, or a data set with images (digits, emoji)"
+        if data.name in (*LABELS_ONLY, "prepared"):
+            how = (
+                "sid-ray data prepare SRC DST prepares them, and --data.source DST reads them; "
+                "or use objective.name sid"
+            )
+        raise UserError(
+            f"objective sida needs real images; data set {data.name!r} gives none here: {how}"
+        )
+    latents = isinstance(source, PreparedSource) and source.manifest.kind == "latents"
+    if latents and spec_of(teacher.family).standard is None:
+        raise UserError(
+            f"data.source {data.source} holds latents; teacher {config.teacher.source} is of pixels"
         )
 
 

@@ -1,8 +1,8 @@
 """The configuration of a run: frozen dataclasses, validated, JSON in and out.
 
-The fields are in sections.py. The sections ``teacher``, ``objective``, ``schedule``, ``data`` and
-``training`` (but for its length) decide what is computed: they are a run's identity. The others
-decide where and how often, and may change between two starts of one run.
+The fields are in sections.py. The sections ``teacher``, ``objective``, ``schedule``, ``data`` (but
+for where it lies) and ``training`` (but for its length) decide what is computed: they are a run's
+identity. The others decide where and how often, and may change between two starts of one run.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DistillConfig:
 
 
 IDENTITY_SECTIONS = ("teacher", "objective", "schedule", "data", "training")
-MAY_CHANGE = ("training.images",)
+MAY_CHANGE = ("training.images", "data.source")
 POSITIVE = (
     "training.fake_score_lr",
     "training.generator_lr",
@@ -135,6 +135,7 @@ POSITIVE = (
     "schedule.p_std",
     "schedule.rho",
     "schedule.t_max",
+    "resources.data_cache_gib",
 )
 SHARES = (
     "training.fake_score_beta1",
@@ -149,6 +150,7 @@ MINIMUM = {
     "objective.discriminator_weight": 0,
     "objective.generator_start": 0,
     "objective.adversarial_start": 0,
+    "data.window": 1,
     "training.images": 1,
     "training.clip_value": 0,
     "training.batch_size": 1,

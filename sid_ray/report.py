@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,12 +95,11 @@ def teacher_sampler(
 
 def sheet_samples(source: Source) -> tuple[int, Tensor]:
     """(columns, samples) of the contact sheet: a column a class, or as many texts."""
-    columns = source.label_dim or TEXT_COLUMNS
     if source.label_dim:
-        classes = source.labels(torch.arange(len(source)))
-        first = torch.stack([(classes == c).nonzero()[0, 0] for c in range(columns)])
-        return columns, first.repeat(SHEET_ROWS)
-    return columns, source.index(seeded_uniform(range(SHEET_ROWS * columns)))
+        classes = source.labels(torch.arange(len(source))).numpy()
+        first = torch.from_numpy(np.unique(classes, return_index=True)[1])
+        return len(first), first.repeat(SHEET_ROWS)
+    return TEXT_COLUMNS, source.index(seeded_uniform(range(SHEET_ROWS * TEXT_COLUMNS)))
 
 
 def final_report(

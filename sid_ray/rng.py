@@ -21,11 +21,13 @@ FAKE_SCORE = 1
 GENERATOR = 2
 EVALUATION = 3
 TEACHER = 4
+DATA = 5
 
 # Draws of a group that only some objectives need; numbers as permanent as the streams'.
 STEPS = 1
 TEXT = 2
 AUGMENT = 3
+POSTERIOR = 4
 
 PLAIN = DrawSpec()
 
@@ -80,3 +82,11 @@ def draw_group(
         raw = draw_augment(2 * group_size, more(AUGMENT))
         draw = draw._replace(augment=raw.reshape(group_size, 2, -1))
     return draw, data
+
+
+def posterior_noise(
+    seed: int, stream: int, images_seen: int, group: int, group_size: int, shape: Sequence[int]
+) -> torch.Tensor:
+    """N(0,1) [group_size, *shape] that makes samples of stored means and deviations."""
+    rng = generator_for(seed, stream, images_seen, group, POSTERIOR)
+    return torch.randn(group_size, *shape, generator=rng)

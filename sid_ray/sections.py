@@ -121,8 +121,9 @@ class ScheduleConfig:
 
 
 DATA_SETS = Literal[
-    "digits", "emoji", "prompts", "cifar10", "imagenet-64", "ffhq-64", "afhqv2-64", "imagenet-512"
-]
+    "digits", "emoji", "prompts", "prepared",
+    "cifar10", "imagenet-64", "ffhq-64", "afhqv2-64", "imagenet-512",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +132,17 @@ class DataConfig:
 
     name: DATA_SETS = "digits"
     """digits (scikit-learn's) and emoji (16x16, with captions) ship; prompts is a text file, a
-    prompt a line; the others give labels to data-free runs.
+    prompt a line, or a prepared set of them; prepared is any prepared set; the others give labels
+    to data-free runs, or are prepared sets of that shape.
     """
     source: str = ""
-    """Path of the file, for prompts."""
+    """Where the set lies: a text file, or what sid-ray data prepare has made (a path or
+    s3://BUCKET/PREFIX). It may move between two starts of a run; its samples must be the same.
+    """
+    window: int = 4
+    """Row groups of a prepared set whose samples are shuffled together."""
+    xflip: bool = False
+    """Twice as many images: each one mirrored too. For prepared sets of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +228,8 @@ class ResourcesConfig:
     """CPU threads a worker."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
+    data_cache_gib: float = 4.0
+    """Memory of a worker for what it has read of a prepared set, and reads ahead."""
     max_failures: int = 3
     """Worker failures in a row, without a new checkpoint between, after which the run gives up."""
 

@@ -28,6 +28,7 @@ from sid_ray.types import (
     Loss,
     Networks,
     Objective,
+    Pick,
     Scope,
     SumsOf,
 )
@@ -64,8 +65,8 @@ class Source(Protocol):
     def shape(self) -> Sequence[int]:
         """Shape of one sample, (C, H, W)."""
 
-    def batch(self, uniform: Tensor) -> Batch:
-        """Labels, prompts and images of samples drawn by uniform numbers [B]."""
+    def batch(self, pick: Pick) -> Batch:
+        """Labels, prompts and images of these samples."""
 
 
 Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_seen, micro-step)
@@ -122,6 +123,7 @@ def draws_of(
     source: Source, plan: GroupPlan, seed: int, device: torch.device, spec: DrawSpec = PLAIN
 ) -> Draws:
     """Keyed draws for micro-steps: whole groups joined, or a part of one group cut out."""
+    inside = torch.arange(plan.group_size)
 
     def draws(stream: int, images_seen: int, micro_step: MicroStep) -> tuple[Draw, Batch]:
         groups = [
@@ -136,7 +138,11 @@ def draws_of(
 
         fields = zip(*(draw for draw, _ in groups), strict=True)
         draw = Draw(*(joined(parts) for parts in fields))  # type: ignore[arg-type]
-        batch = source.batch(torch.cat([data[cut] for _, data in groups]))
+        uniform = torch.cat([data[cut] for _, data in groups])
+        positions = torch.cat(
+            [images_seen + group * plan.group_size + inside[cut] for group in micro_step.groups]
+        )
+        batch = source.batch(Pick(uniform, positions, stream, images_seen))
         return draw, Batch(*(None if part is None else part.to(device) for part in batch))
 
     return draws

@@ -79,6 +79,20 @@ class Batch(NamedTuple):
     text: Tensor | None = None
 
 
+class Pick(NamedTuple):
+    """Which samples a micro-step asks of the data set, in two ways.
+
+    ``uniform`` [B] in [0, 1): independent draws. ``positions`` [B] int64: places in a stream that
+    holds every sample once an epoch; the iteration at ``images_seen`` takes those from images_seen
+    on, and each of the two phases (``stream``) has an order of its own.
+    """
+
+    uniform: Tensor
+    positions: Tensor | None = None
+    stream: int = 0
+    images_seen: int = 0
+
+
 class Draw(NamedTuple):
     """Every random number of one phase of one logical group (or several, one after another).
 

@@ -11,7 +11,7 @@ import torch
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.spec import from_official, spec_of
-from sid_ray.types import Batch, Condition, Draw, Level, Prediction, Want
+from sid_ray.types import Batch, Condition, Draw, Level, Pick, Prediction, Want
 
 TINY = EDMNetwork(
     img_resolution=8,
@@ -83,8 +83,8 @@ class UniformLabels:
 
     shape = (1, 8, 8)
 
-    def batch(self, uniform: torch.Tensor) -> Batch:
-        return Batch(torch.eye(10)[(uniform * 10).long()])
+    def batch(self, pick: Pick) -> Batch:
+        return Batch(torch.eye(10)[(pick.uniform * 10).long()])
 
 
 class LabelledNoise(UniformLabels):
@@ -93,8 +93,8 @@ class LabelledNoise(UniformLabels):
     def __init__(self) -> None:
         self.images = torch.randn(100, *self.shape, generator=torch.Generator().manual_seed(0))
 
-    def batch(self, uniform: torch.Tensor) -> Batch:
-        return Batch(super().batch(uniform).labels, self.images[(uniform * 100).long()])
+    def batch(self, pick: Pick) -> Batch:
+        return Batch(super().batch(pick).labels, self.images[(pick.uniform * 100).long()])
 
 
 def widened(values):

@@ -80,8 +80,16 @@ def test_what_fits_is_accepted(teacher, changes, prompts):
         (TEXT, {"schedule__prediction_type": "v_prediction"}, "says 'epsilon'"),
         (TEXT, {"schedule__beta_schedule": "linear"}, "says 'scaled_linear'"),
         (TEXT, {"objective__name": "sida"}, "sida needs real images"),
-        (TEXT, {"data__name": "imagenet-512"}, r"16 pixels a side, data set 'imagenet-512' has 64"),
-        (EDM, {"data__name": "cifar10"}, "1 channels, data set 'cifar10' has 3"),
+        (
+            TEXT,
+            {"data__name": "imagenet-512", "data__source": ""},
+            r"16 pixels a side, data set 'imagenet-512' has 64",
+        ),
+        (
+            EDM,
+            {"data__name": "cifar10", "data__source": ""},
+            "1 channels, data set 'cifar10' has 3",
+        ),
         (EDM, {"data__name": "prompts"}, "10 classes, data set 'prompts' has 0"),
         (EDM, {"objective__augment": 0.1}, r"objective\.augment is 0\.1, .* augmentation labels"),
     ],

@@ -8,6 +8,7 @@ import torch
 from sid_ray.data.source import LABELS_ONLY, Source, open_source, read_prompts
 from sid_ray.errors import UserError
 from sid_ray.sections import DataConfig
+from sid_ray.types import Pick
 
 SHAPE = (4, 16, 16)
 
@@ -24,7 +25,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
     assert source.prompts == ("a cat", "two dogs", "a naïve café")
     assert source.shape == SHAPE
     assert len(source) == 3
-    batch = source.batch(torch.tensor([0.0, 0.5, 0.99]))
+    batch = source.batch(Pick(torch.tensor([0.0, 0.5, 0.99])))
     assert batch.text.shape == (3, 2, 3)
     assert batch.text[:, 0, 0].tolist() == [5, 8, 12]
     assert batch.labels is None
@@ -69,7 +70,7 @@ def test_sets_of_labels_alone_draw_classes_evenly(name):
     shape, label_dim = LABELS_ONLY[name]
     assert source.shape == shape, "the set's own, not the teacher's"
     count = 2 * max(label_dim, 1)
-    batch = source.batch((torch.arange(count) + 0.5) / count)
+    batch = source.batch(Pick((torch.arange(count) + 0.5) / count))
     assert batch.images is None
     assert batch.text is None
     if not label_dim:
@@ -83,7 +84,7 @@ def test_sets_of_labels_alone_draw_classes_evenly(name):
 def test_digits_give_each_image_its_own_label():
     source = open_source(DataConfig(name="digits"), SHAPE)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(0))
-    batch = source.batch(uniform)
+    batch = source.batch(Pick(uniform))
     index = source.index(uniform)
     assert batch.images.shape == (200, 1, 8, 8)
     assert torch.equal(batch.images, source.images[index])
@@ -102,4 +103,4 @@ def test_every_sample_can_be_drawn_and_none_beyond():
 def test_prompts_without_an_encoder_give_no_text():
     """What is enough to check a teacher against."""
     source = Source(SHAPE, prompts=("a", "b"))
-    assert source.batch(torch.tensor([0.1])) == (None, None, None)
+    assert source.batch(Pick(torch.tensor([0.1]))) == (None, None, None)

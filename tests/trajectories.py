@@ -29,7 +29,7 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.roles import AdamSettings, TorchRole, UpdateRules
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
-from sid_ray.types import Batch
+from sid_ray.types import Batch, Pick
 from tests.conftest import relative_error
 from tests.networks import tiny_network
 
@@ -54,7 +54,8 @@ class LabelledImages:
     def __init__(self, shape: tuple[int, int, int]):
         self.shape = shape
 
-    def batch(self, uniform: Tensor) -> Batch:
+    def batch(self, pick: Pick) -> Batch:
+        uniform = pick.uniform
         grid = torch.arange(torch.Size(self.shape).numel()).reshape(self.shape)
         images = torch.sin(uniform.float()[:, None, None, None] * 6 + grid * 0.7)
         return Batch(torch.eye(10)[(uniform * 10).long()], images)

@@ -21,6 +21,7 @@ from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, Paused
 from sid_ray.assemble import data_of, generator_description, objective_of
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
+from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.engine import DeepSpeedRole, init_deepspeed
 from sid_ray.fragments import gathered, whole_state, world
 from sid_ray.health import Health
@@ -30,6 +31,8 @@ from sid_ray.spool import Spool
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import ModelDescription
 
+THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
+LOOK_S = 1.0  # how long a rank waits for its data before all look around
 PATIENCE_S = (1, 5, 30, 60)  # between tries to write the last state of a run
 
 
@@ -63,6 +66,7 @@ class Worker:
     heartbeat: Heartbeat | None  # on rank 0
     sums: Sums = field(default_factory=Sums)
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
+    data_stalled_s: float = 0.0  # waited for any rank's data since then
 
     @property
     def finished(self) -> bool:
@@ -175,11 +179,13 @@ class Worker:
         findings = self.health.see(metrics, updates, self.trainee.images_seen)
         self.sums = Sums()
         stalled_s, self.stalled_s = self.stalled_s, 0.0
+        data_stalled_s, self.data_stalled_s = self.data_stalled_s, 0.0
         if self.rank == 0:
             metrics |= {
                 "images_per_s": images / spent_s,
                 "workers": self.world_size,
                 "checkpoint_stall_s": stalled_s,
+                "data_stall_s": data_stalled_s,
             }
             self.settings.tracker.log.remote(metrics, self.trainee.images_seen)
         for finding in findings:
@@ -248,7 +254,17 @@ class Loop:
         config, self.worker = worker.config, worker
         training, plan = config.training, config.group_plan(worker.world_size)
         self.settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
-        data = data_of(config, worker.teacher, Path(worker.settings.teacher_folder), worker.device)
+        tracker = worker.settings.tracker
+        data = data_of(
+            config,
+            worker.teacher,
+            Path(worker.settings.teacher_folder),
+            worker.device,
+            worker.world_size,
+            worker.rank,
+            tell=lambda text: tracker.event.remote(text),
+        )
+        self.source = data.source
         self.objective = objective_of(config, data.null_text)
         self.draws = draws_of(
             data.source, plan, training.seed, worker.device, self.objective.draw_spec
@@ -259,6 +275,7 @@ class Loop:
         """One step, and what is due after it."""
         worker, trainee, output = self.worker, self.worker.trainee, self.worker.config.output
         before = trainee.images_seen
+        self.await_data()
         step(trainee, self.objective, self.settings, self.draws, worker.sums)
         after, finished = trainee.images_seen, worker.finished
         if worker.heartbeat:
@@ -275,14 +292,46 @@ class Loop:
             worker.checkpoint()
         worker.heed()
 
+    def await_data(self) -> None:
+        """Returns when every rank has what its next step needs. A collective, where files are read.
+
+        So no rank waits for another's storage inside a step. Raises DamagedDataError on all ranks
+        alike, after the state before it is in storage.
+        """
+        if not self.source.reads:
+            return
+        began, waited, damage = time.monotonic(), False, None
+        while True:
+            state = THERE
+            try:
+                patience_s = LOOK_S if waited else 0.0
+                if not self.source.wait(self.worker.trainee.images_seen, patience_s):
+                    state = COMING
+            except DamagedDataError as error:
+                state, damage = DAMAGED, error
+            state = self.worker.spool.poll(state)
+            if state != COMING:
+                break
+            waited = True
+            self.worker.heed()
+        if waited:
+            self.worker.data_stalled_s += time.monotonic() - began
+        if state == DAMAGED:
+            if self.worker.trainee.images_seen:
+                self.worker.secure()
+            raise damage or DamagedDataError("")
+
 
 def train(worker: Worker) -> None:
     """Steps until the run has seen its images."""
     loop = Loop(worker)
-    if worker.trainee.images_seen == 0 and worker.config.evaluation.every:
-        worker.evaluate()
-    while not worker.finished:
-        loop.iterate()
+    try:
+        if worker.trainee.images_seen == 0 and worker.config.evaluation.every:
+            worker.evaluate()
+        while not worker.finished:
+            loop.iterate()
+    finally:
+        loop.source.close()
     worker.secure()
     worker.spool.forget()
 
@@ -303,9 +352,10 @@ def train_loop(settings: Mapping[str, Any]) -> None:
         worker.heartbeat.start()
     try:
         train_with_second_chance(worker)
-    except DivergedError as error:
+    except (DivergedError, DamagedDataError) as error:
         # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
-        ray.get(tracker.give_up.remote(str(error)))
+        if str(error):  # what is damaged, only one rank may know
+            ray.get(tracker.give_up.remote(str(error)))
     except PausedError:
         if not worker.settings.own_scaling:
             wait_for_the_end()

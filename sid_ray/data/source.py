@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sid_ray.data import digits, emoji
+from sid_ray.data.manifest import read_manifest
 from sid_ray.errors import UserError
 from sid_ray.sections import DataConfig
-from sid_ray.types import Batch
+from sid_ray.store import Store, is_s3
+from sid_ray.types import Batch, Pick
 
 Embed = Callable[[Sequence[str]], Tensor]  # prompts -> [B, T, D]
 
@@ -53,6 +56,26 @@ class Source:
                 return len(column)
         return max(self.label_dim, 1)
 
+    @property
+    def has_images(self) -> bool:
+        return self.images is not None
+
+    @property
+    def has_prompts(self) -> bool:
+        return self.prompts is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether ``batch`` may have to wait for files."""
+        return False
+
+    def wait(self, images_seen: int, timeout_s: float | None = None) -> bool:
+        """Whether all that this rank needs for an iteration is there."""
+        return True
+
+    def close(self) -> None:
+        """Ends what reads files in the background."""
+
     def index(self, uniform: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) [B] -> samples [B] int64."""
         return (uniform.double() * len(self)).long().clamp_max(len(self) - 1)
@@ -73,14 +96,34 @@ class Source:
             return None
         return self.embed([self.prompts[i] for i in index.tolist()])
 
-    def batch(self, uniform: Tensor) -> Batch:
-        index = self.index(uniform)
+    def batch(self, pick: Pick) -> Batch:
+        """Samples by independent draws: all are in memory."""
+        index = self.index(pick.uniform)
         images = None if self.images is None else self.images[index]
         return Batch(self.one_hot(self.labels(index)), images, self.text(index))
 
 
+def is_prepared(data: DataConfig) -> bool:
+    """Whether the config's set is one that sid-ray data prepare has made."""
+    if data.name == "prompts":
+        return is_s3(data.source) or (bool(data.source) and Path(data.source).expanduser().is_dir())
+    return data.name == "prepared" or (data.name in LABELS_ONLY and bool(data.source))
+
+
+def data_fingerprint(data: DataConfig) -> str:
+    """The same for the same samples, wherever they lie; empty for sets that ship.
+
+    Raises UserError, StoreError.
+    """
+    if is_prepared(data):
+        return read_manifest(Store.at(data.source)).fingerprint
+    if data.name == "prompts" and data.source:
+        return hashlib.sha256(Path(data.source).expanduser().read_bytes()).hexdigest()
+    return ""
+
+
 def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = None) -> Source:
-    """A data set by its name.
+    """A data set by its name, but for prepared ones.
 
     ``shape`` is the teacher's, for data sets of prompts alone; ``embed`` its text encoder. Raises
     UserError when a file is missing or empty.

@@ -9,7 +9,7 @@ Symbols
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,32 @@ from sid_ray.errors import UserError
 EDM2_RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_RAW_STD = (4.17, 4.62, 3.71, 3.28)
 EDM2_FINAL_STD = 0.5  # sigma_data
+
+
+class Standard(NamedTuple):
+    """What standardises latents, z = scale * x + bias: one number, or one a channel."""
+
+    scale: tuple[float, ...]
+    bias: tuple[float, ...] = (0.0,)
+
+
+def edm2_standard() -> Standard:
+    """A channel each to mean 0 and standard deviation 0.5."""
+    scale = tuple(EDM2_FINAL_STD / std for std in EDM2_RAW_STD)
+    bias = tuple(-mean * factor for mean, factor in zip(EDM2_RAW_MEAN, scale, strict=True))
+    return Standard(scale, bias)
+
+
+def from_moments(moments: Tensor, noise: Tensor | None, standard: Standard) -> Tensor:
+    """m and s [B, 2C, h, w] and N(0,1) noise [B, C, h, w] -> latents; no noise: the mean."""
+    mean, std = moments.chunk(2, dim=1)
+    sample = mean if noise is None else mean + std * noise.to(std)
+    return sample * channels(standard.scale, sample) + channels(standard.bias, sample)
+
+
+def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers of the channels, in the shape that multiplies latents."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
 
 
 class Codec(Protocol):
@@ -76,9 +102,7 @@ class VAECodec:
 
     def from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """m and s [B, 2C, h, w] and N(0,1) noise [B, C, h, w] -> latents; no noise: the mean."""
-        mean, std = moments.chunk(2, dim=1)
-        sample = mean if noise is None else mean + std * noise.to(std)
-        return sample * self._channels(self.scale, sample) + self._channels(self.bias, sample)
+        return from_moments(moments, noise, Standard(self.scale, self.bias))
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.from_moments(self.encode_moments(images), noise)
@@ -88,7 +112,7 @@ class VAECodec:
         """Latents -> the decoder's pixels [B, 3, H, W], not clipped, in the VAE's own range."""
         parts = []
         for chunk in latents.split(self.batch):
-            raw = (chunk - self._channels(self.bias, chunk)) / self._channels(self.scale, chunk)
+            raw = (chunk - channels(self.bias, chunk)) / channels(self.scale, chunk)
             parts.append(self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample)
         return torch.cat(parts)
 
@@ -105,10 +129,6 @@ class VAECodec:
         pixels = self._pixels(latents).float()
         scaled = pixels * 255 if self.unit_pixels else pixels * 127.5 + 128
         return scaled.clip(0, 255).to(torch.uint8)
-
-    @staticmethod
-    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
 
 
 def stable_diffusion_codec(vae: Any, batch: int = 8) -> VAECodec:
@@ -127,6 +147,4 @@ def edm2_codec(vae: Any, batch: int = 8) -> VAECodec:
 
     The VAE's scaling_factor is not used. Source: EDM2's published statistics.
     """
-    scale = tuple(EDM2_FINAL_STD / std for std in EDM2_RAW_STD)
-    bias = tuple(-mean * factor for mean, factor in zip(EDM2_RAW_MEAN, scale, strict=True))
-    return VAECodec(vae, scale, bias, unit_pixels=True, batch=batch)
+    return VAECodec(vae, *edm2_standard(), unit_pixels=True, batch=batch)

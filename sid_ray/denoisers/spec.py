@@ -5,6 +5,7 @@ A new family is one object here; nothing else in the project branches on a famil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sid_ray.denoisers.codecs import Standard, edm2_standard
 from sid_ray.denoisers.edm import SONG_ONLY, EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network, forced_normalize, normalize_weights
 from sid_ray.denoisers.text import TextEmbeddings
@@ -58,8 +60,9 @@ class ModelSpec:
     denoiser holds the network that other programs' files name without it. Of the network's
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
     whether there is a log-variance head. ``load_text`` opens the text encoder that lies beside the
-    network in its folder; None for families that read no text. ``schedule`` is the kind of noise
-    levels in the config.
+    network in its folder; None for families that read no text. ``standard`` is how a folder's
+    network wants latents of its auto-encoder; None for families of pixels. ``schedule`` is the kind
+    of noise levels in the config.
     """
 
     family: str
@@ -71,6 +74,7 @@ class ModelSpec:
     label_dim: Callable[[Mapping[str, Any]], int] = _edm_label_dim
     logvar: Callable[[Mapping[str, Any]], bool] = _no_logvar
     load_text: Callable[..., TextEmbeddings] | None = None
+    standard: Callable[[Path], Standard] | None = None
     schedule: str = "edm"
 
 
@@ -109,9 +113,29 @@ def _load_text(folder: Path, device: Any = "cpu") -> TextEmbeddings:
     return load_text(folder, device)
 
 
+def _edm2_standard(folder: Path) -> Standard:
+    return edm2_standard()
+
+
+def _scaling_factor(folder: Path) -> Standard:
+    """Stable Diffusion's: one number, of its auto-encoder's config."""
+    path = folder / "vae" / "config.json"
+    try:
+        return Standard((float(json.loads(path.read_text()).get("scaling_factor", 0.18215)),))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: no scaling factor of latents ({error})") from None
+
+
 _FAMILIES = (
     ModelSpec("edm", _build_edm),
-    ModelSpec("edm2", _build_edm2, normalize_weights, forced_normalize, logvar=_edm2_logvar),
+    ModelSpec(
+        "edm2",
+        _build_edm2,
+        normalize_weights,
+        forced_normalize,
+        logvar=_edm2_logvar,
+        standard=_edm2_standard,
+    ),
     ModelSpec(
         "stable-diffusion",
         _build_stable_diffusion,
@@ -119,6 +143,7 @@ _FAMILIES = (
         shape=_unet_shape,
         label_dim=_no_labels,
         load_text=_load_text,
+        standard=_scaling_factor,
         schedule="vp",
     ),
 )

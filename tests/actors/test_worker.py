@@ -1,9 +1,20 @@
 """What a worker does when its updates are not finite any more; Ray's part is faked."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sid_ray.actors import worker as module
-from sid_ray.actors.worker import DivergedError, crossed, train_with_second_chance
+from sid_ray.actors.worker import (
+    COMING,
+    DAMAGED,
+    THERE,
+    DivergedError,
+    Loop,
+    crossed,
+    train_with_second_chance,
+)
+from sid_ray.data.row_groups import DamagedDataError
 
 
 class FakeWorker:
@@ -82,3 +93,56 @@ def test_multiples_are_crossed_once():
     assert not crossed(100, 100, 190)
     assert crossed(100, 190, 410)
     assert not crossed(0, 0, 10**9)
+
+
+# Waiting for data -------------------------------------------------------------------------------
+
+
+class FakeSource:
+    """Gives these answers to ``wait``, one a call."""
+
+    reads = True
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def wait(self, images_seen, timeout_s):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def waiting(source, others) -> tuple[Loop, list[str]]:
+    """A loop beside another rank whose states are ``others``, one a poll; what the worker did."""
+    done: list[str] = []
+    worker = SimpleNamespace(
+        trainee=SimpleNamespace(images_seen=64),
+        spool=SimpleNamespace(poll=lambda state: max(state, others.pop(0))),
+        heed=lambda: done.append("heed"),
+        secure=lambda: done.append("secure"),
+        data_stalled_s=0.0,
+    )
+    loop = object.__new__(Loop)
+    loop.worker, loop.source = worker, source
+    return loop, done
+
+
+def test_no_step_begins_before_all_ranks_have_their_data():
+    loop, done = waiting(FakeSource(True, True, True), [COMING, COMING, THERE])
+    loop.await_data()
+    assert done == ["heed", "heed"], "a rank that waits still hears what is asked of it"
+    assert loop.worker.data_stalled_s > 0
+    loop, done = waiting(FakeSource(True), [THERE])
+    loop.await_data()
+    assert (done, loop.worker.data_stalled_s) == ([], 0.0)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "another rank's"])
+def test_damage_stops_all_ranks_alike_after_their_state_is_kept(own):
+    error = DamagedDataError("part-00001.parquet, row group 3, row 1: not a whole image")
+    loop, done = waiting(FakeSource(error if own else True), [THERE if own else DAMAGED])
+    with pytest.raises(DamagedDataError) as raised:
+        loop.await_data()
+    assert str(raised.value) == (str(error) if own else "")
+    assert done == ["secure"]

@@ -8,6 +8,7 @@ from sid_ray.data.emoji import SHAPE, load_emoji
 from sid_ray.data.source import open_source
 from sid_ray.rng import generator_for
 from sid_ray.sections import DataConfig
+from sid_ray.types import Pick
 
 
 def category_of(caption: str) -> str:
@@ -51,7 +52,7 @@ def test_a_source_draws_a_picture_with_its_own_caption():
         return torch.zeros(len(prompts), 2, 3)
 
     source = open_source(DataConfig(name="emoji"), SHAPE, embed)
-    batch = source.batch(torch.rand(5, generator=generator_for(0, 0)))
+    batch = source.batch(Pick(torch.rand(5, generator=generator_for(0, 0))))
     for image, caption in zip(batch.images, asked, strict=True):
         assert torch.equal(image, emoji.images[emoji.captions.index(caption)])
     assert batch.labels is None

@@ -8,7 +8,7 @@ import torch
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.schedules import EDMSchedule
-from sid_ray.types import Batch, Draw, Networks
+from sid_ray.types import Batch, Draw, Networks, Pick
 from tests.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
 
 BAD, GOOD = 2, [0, 1, 3]
@@ -30,7 +30,7 @@ def part(values, index: list[int]):
 
 def images_and_inputs() -> tuple[torch.Tensor, Draw, Batch]:
     draw = widened(some_draw(4))
-    batch = widened(LabelledNoise().batch(torch.linspace(0, 0.9, 4)))
+    batch = widened(LabelledNoise().batch(Pick(torch.linspace(0, 0.9, 4))))
     return draw.latents.flip(0), draw, batch
 
 

@@ -12,7 +12,7 @@ from sid_ray.objectives import functional, sida
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.schedules import EDMSchedule
-from sid_ray.types import Batch, Draw, Networks, Scope
+from sid_ray.types import Batch, Draw, Networks, Pick, Scope
 from tests.conftest import Reference, relative_error
 from tests.denoisers.official import weights_from_seeds
 from tests.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
@@ -133,7 +133,7 @@ def tiny_case(family: str) -> tuple[SiDA, Networks, Draw, Batch]:
     torch.manual_seed(0)
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     objective = SiDA(EDMSchedule(), alpha=1.0, logvar=family == "edm2", adversarial_weight=1.0)
-    batch = LabelledNoise().batch(torch.rand(4))
+    batch = LabelledNoise().batch(Pick(torch.rand(4)))
     return objective, Networks(teacher, fake, Fixed(images)), widened(some_draw(4)), widened(batch)
 
 

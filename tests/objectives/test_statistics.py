@@ -12,7 +12,7 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.statistics import discriminator_statistics, sample_statistics
 from sid_ray.objectives.vsd import VSD
 from sid_ray.schedules import EDMSchedule
-from sid_ray.types import Networks, Scope
+from sid_ray.types import Networks, Pick, Scope
 from tests.networks import Fixed, LabelledNoise, some_draw, tiny_network
 
 SAMPLES = {"sample_mean", "sample_std", "sample_spread", "saturated_values"}
@@ -100,7 +100,11 @@ def test_objectives_report_them_without_gradients(kind):
     torch.manual_seed(0)
     images = torch.randn(4, 1, 8, 8, requires_grad=True)
     nets = Networks(tiny_network(0), tiny_network(1), Fixed(images))
-    objective, draw, batch = kind(EDMSchedule()), some_draw(4), LabelledNoise().batch(torch.rand(4))
+    objective, draw, batch = (
+        kind(EDMSchedule()),
+        some_draw(4),
+        LabelledNoise().batch(Pick(torch.rand(4))),
+    )
     scope = Scope(group_size=4)
     fake = objective.fake_loss(nets, batch, draw, scope).metrics
     generator = objective.generator_loss(nets, batch, draw, scope).metrics
