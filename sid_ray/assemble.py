@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sid_ray.augment import AugmentPipe
 from sid_ray.config import DistillConfig
+from sid_ray.data.encode import text_encoder_sha256
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
 from sid_ray.denoisers.spec import leave_weight, spec_of
-from sid_ray.denoisers.text import encoder_sha256
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
@@ -147,7 +147,7 @@ def data_of(
         config.training.images,
         tell,
     )
-    encoder = partial(encoder_sha256, teacher_folder)
+    encoder = partial(text_encoder_sha256, teacher_folder)
     standard = None if spec.standard is None else partial(spec.standard, teacher_folder)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)
     return Data(unlabelled(source, label_dim), null_text)

@@ -59,6 +59,11 @@ def weights_sha256(folder: Path) -> str:
     raise UserError(f"no weights in {folder}: model.safetensors is missing")
 
 
+def text_encoder_sha256(pipeline: Path) -> str:
+    """What names the text encoder of a pipeline's folder in a manifest. Raises UserError."""
+    return weights_sha256(component_folder(str(pipeline), "text_encoder"))
+
+
 def files_sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:

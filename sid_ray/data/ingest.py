@@ -16,6 +16,8 @@ from sid_ray.data.samples import Samples, checked_prompt
 from sid_ray.errors import UserError, nearest
 from sid_ray.store import Store
 
+RUN = 16  # samples that stay together in a large source
+MANY = 1024  # runs, at least, before that
 KNOWN = ".zip, .json, .txt, .csv, .parquet, a folder, " + ", ".join(OFFLINE)
 
 
@@ -29,10 +31,23 @@ def open_samples(options: PrepareOptions) -> Samples:
         raise UserError(f"--kind {options.kind}: {options.source} holds {samples.kind}")
     if samples.count < 1:
         raise UserError(f"{options.source} is empty")
-    if not 0 < options.max_images < samples.count:
+    if 0 < options.max_images < samples.count:
+        drawn = random.Random(options.seed).sample(range(samples.count), options.max_images)
+        samples = samples.take(sorted(drawn))
+    if not options.shuffle or samples.kind == "labels":  # of labels only the histogram is read
         return samples
-    drawn = random.Random(options.seed).sample(range(samples.count), options.max_images)
-    return samples.take(sorted(drawn))
+    return samples.take(mixed(samples.count, options.seed))
+
+
+def mixed(count: int, seed: int) -> list[int]:
+    """A permutation of samples that keeps short runs of a large source together.
+
+    A run is read at once, from an archive or over a network; a row group has many of them.
+    """
+    run = min(max(count // MANY, 1), RUN)
+    starts = list(range(0, count, run))
+    random.Random(seed).shuffle(starts)
+    return [index for start in starts for index in range(start, min(start + run, count))]
 
 
 def all_samples(options: PrepareOptions) -> Samples:

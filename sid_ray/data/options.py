@@ -53,8 +53,12 @@ class PrepareOptions:
     """Which part of fashion-mnist."""
     max_images: int = 0
     """Take only so many samples, drawn with --seed; 0 takes all."""
+    shuffle: bool = True
+    """Store samples in an order of their own, not the source's, which often goes class by class:
+    training reads some row groups at a time.
+    """
     seed: int = 0
-    """Of --max-images."""
+    """Of --max-images and --shuffle."""
     row_group_mib: int = 16
     """Size of a row group, which is read, cached and shuffled as one."""
     workers: int = -1

@@ -30,7 +30,7 @@ from sid_ray.store import Store, set_endpoint
 SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
 RECORDED = (
     "resolution", "crop", "grey", "rgb", "encode", "convention", "encode_text", "split",
-    "max_images", "seed", "row_group_mib",
+    "max_images", "shuffle", "seed", "row_group_mib",
 )  # fmt: skip
 Tell = Callable[[int, int], None]  # samples done, samples in all
 

@@ -33,7 +33,7 @@ class Samples:
         places: [count] what ``reader`` needs; part of the plan's fingerprint.
         labels, prompts: [count].
         label_dim, class_names: of the whole source.
-        first: place of the first one here among all, for messages.
+        numbers: [count] of each in its source, for messages; empty for 0, 1, 2 ...
         remote: reading waits for a network.
         notes: for the manifest's ``source``.
     """
@@ -48,11 +48,11 @@ class Samples:
     prompts: Sequence[str] | None = None
     label_dim: int = 0
     class_names: tuple[str, ...] = ()
-    first: int = 0
+    numbers: Sequence[int] = ()
     remote: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, chosen: Sequence[int], first: int = 0) -> Samples:
+    def take(self, chosen: Sequence[int]) -> Samples:
         """Some of them, in the order given."""
 
         def column(values: Sequence[Any]) -> list[Any]:
@@ -65,11 +65,11 @@ class Samples:
             places=column(self.places),
             labels=None if self.labels is None else column(self.labels),
             prompts=None if self.prompts is None else column(self.prompts),
-            first=first,
+            numbers=column(self.numbers) or list(chosen),
         )
 
     def part(self, start: int, stop: int) -> Samples:
-        return self.take(range(start, stop), self.first + start)
+        return self.take(range(start, stop))
 
     def read(self, index: int) -> bytes | np.ndarray:
         """A sample's file or pixels. Raises UserError that names it."""
@@ -84,10 +84,13 @@ class Samples:
     def name(self, index: int) -> str:
         return self.names[index] if len(self.names) else ""
 
+    def number(self, index: int) -> int:
+        return self.numbers[index] if len(self.numbers) else index
+
     def wrong(self, index: int, what: str) -> UserError:
         """An error that names the source, the file and the sample's number."""
         named = f": {self.name(index)}" if self.name(index) else ""
-        return UserError(f"{self.source}{named} (sample {self.first + index}): {what}")
+        return UserError(f"{self.source}{named} (sample {self.number(index)}): {what}")
 
 
 def first_line(error: Exception, length: int = 120) -> str:

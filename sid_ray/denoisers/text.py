@@ -6,34 +6,14 @@ Symbols
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sid_ray.errors import UserError
-
 Tokenize = Callable[[Sequence[str]], Tensor]  # prompts -> token ids [B, T], padded and truncated
 Encode = Callable[[Tensor], Tensor]  # token ids [B, T] -> embeddings [B, T, D]
-
-
-def encoder_sha256(folder: Path) -> str:
-    """sha256 of a text encoder's weights in a pipeline folder: of all its files, one after the
-    other. Raises UserError where there are none.
-    """
-    found = sorted((folder / "text_encoder").glob("*.safetensors"))
-    found = found or sorted((folder / "text_encoder").glob("*.bin"))
-    if not found:
-        raise UserError(f"no weights in {folder / 'text_encoder'}: model.safetensors is missing")
-    whole = hashlib.sha256()
-    for path in found:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                whole.update(chunk)
-    return whole.hexdigest()
 
 
 class TextEmbeddings:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from sid_ray.data import command, write
 from sid_ray.data.check import check_data
+from sid_ray.data.ingest import mixed
 from sid_ray.data.layout import LEAST_GROUPS, MAX_ROWS, SHARD_BYTES, cut
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions
@@ -35,8 +37,9 @@ from tests.data.sources import (
 
 
 def prepare(source, destination, **options):
-    """The manifest of a set that is whole."""
-    done = prepare_data(PrepareOptions(str(source), str(destination), workers=0, **options))
+    """The manifest of a set that is whole; its samples stay in the source's order."""
+    options = {"workers": 0, "shuffle": False} | options
+    done = prepare_data(PrepareOptions(str(source), str(destination), **options))
     store = Store.at(str(destination))
     assert done.manifest == read_manifest(store)
     assert check_data(store, deep=True) == []
@@ -229,7 +232,7 @@ def test_the_same_bytes_after_any_interruption(count, seed, stop, tmp_path_facto
     folder = tmp_path_factory.mktemp("resume")
     labels = [n % 2 for n in range(count)]
     source = write_zip(folder / "a.zip", edm_members(pixels(count, 4, seed=seed), labels))
-    prepare(source, folder / "whole")
+    prepare(source, folder / "whole", shuffle=True)
     expected = digests(folder / "whole")
 
     class Killed(BaseException):
@@ -253,7 +256,7 @@ def test_the_same_bytes_after_any_interruption(count, seed, stop, tmp_path_facto
             if done:
                 first = folder / "cut" / "part-00000.parquet"
                 first.write_bytes(first.read_bytes()[:-1])
-    prepare(source, folder / "cut")
+    prepare(source, folder / "cut", shuffle=True)
     assert digests(folder / "cut") == expected
     assert prepare_data(options).resumed == count
 
@@ -363,3 +366,31 @@ def test_it_refuses_what_does_not_suit_the_encoders(tmp_path):
     with pytest.raises(UserError, match="no vae"):
         prepare(odd, tmp_path / "out", encode=str(tmp_path))
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_are_mixed_and_keep_what_is_theirs(tmp_path):
+    source = tmp_path / "edm.zip"
+    labels = [index // 20 for index in range(200)]  # class by class, as folders are
+    write_zip(source, edm_members(pixels(200), labels))
+    prepare(source, tmp_path / "plain")
+    prepare(source, tmp_path / "mixed", shuffle=True)
+    prepare(source, tmp_path / "again", shuffle=True)
+    prepare(source, tmp_path / "other", shuffle=True, seed=1)
+    plain, mixed, other = (rows(tmp_path / name) for name in ("plain", "mixed", "other"))
+    assert digests(tmp_path / "mixed") == digests(tmp_path / "again")
+    assert mixed != other and mixed != plain
+
+    def samples(columns):
+        return sorted(zip(columns["image"], columns["label"], strict=True))
+
+    assert samples(plain) == samples(mixed) == samples(other)
+    assert all(len(set(mixed["label"][start : start + 50])) == 10 for start in range(0, 200, 50))
+
+
+@given(count=st.integers(1, 40_000), seed=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_mixing_is_a_permutation_of_short_runs(count, seed):
+    order = mixed(count, seed)
+    assert sorted(order) == list(range(count))
+    breaks = sum(after != before + 1 for before, after in itertools.pairwise(order))
+    assert breaks < -(-count // min(max(count // 1024, 1), 16))

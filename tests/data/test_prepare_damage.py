@@ -24,8 +24,9 @@ from tests.data.sources import edm_members, edm_name, encoded, moments, npy, pix
 
 def refusal(source, destination, **options) -> str:
     """The one line of a preparation that fails, and leaves nothing."""
+    options = {"workers": 0, "shuffle": False} | options  # the first is known
     with pytest.raises(UserError) as caught:
-        prepare_data(PrepareOptions(str(source), str(destination), workers=0, **options))
+        prepare_data(PrepareOptions(str(source), str(destination), **options))
     assert not destination.exists()
     text = str(caught.value)
     assert "\n" not in text
