@@ -328,7 +328,7 @@ def data(args: Sequence[str]) -> int:
         if args and args[0] in ("-h", "--help"):
             print(DATA_USAGE)
             return 0
-        raise UserError(f"data {args[0] if args else ''}: prepare or show is expected")
+        raise UserError(f"data {args[0] if args else 'WHAT'}: prepare or show is expected")
     prog = f"sid-ray data {args[0]}"
     if args[0] == "show":
         wanted = parse(ShowArgs, args[1:], prog)

@@ -20,6 +20,7 @@ from rich.table import Table
 from sid_ray.assemble import Start, find_start
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
+from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
@@ -28,6 +29,7 @@ from sid_ray.run_folder import (
     SUMMARY,
     RunFolder,
     RunRecord,
+    check_same_data,
     check_same_run,
     only_driver,
     read_record,
@@ -61,10 +63,10 @@ def run_distillation(config: DistillConfig) -> int:
     start = find_start(config)
     with only_driver(run):
         with told_to_user():
-            earlier = check_same_run(run.store, config)
-        record = RunRecord(config.to_json())
-        if earlier is not None:
-            record = dataclasses.replace(earlier, config=config.to_json())
+            fingerprint = data_fingerprint(config.data)
+            record = check_same_run(run.store, config) or RunRecord("")
+            check_same_data(record, fingerprint)
+        record = dataclasses.replace(record, config=config.to_json(), data=fingerprint)
         log = run.local / LOG
         with quiet_output(log) as console:
             console.print(

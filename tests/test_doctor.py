@@ -81,7 +81,7 @@ def test_a_teacher_of_other_images(tmp_path):
 
 def test_a_gpu_that_is_too_small(tmp_path):
     config = replace(recipe("digits-sid"), resources__use_gpu=True, resources__num_workers=1)
-    answers = findings(tmp_path, config, gpu_memory_gib=4.0)
+    answers = findings(tmp_path, config, gpu_memory_gib=1.0)
     assert answers["memory"][0][0] == FAILED and "does not fit" in answers["memory"][0][1]
     answers = findings(tmp_path, config, gpu_memory_gib=80.0)
     assert answers["memory"][0][0] == OK

@@ -1,4 +1,6 @@
-"""A run whose teacher, checkpoints and artifacts are in S3, which then goes away: `make slow`.
+"""A run whose data, teacher, checkpoints and artifacts are in S3, which then goes away.
+
+`make slow`. SiDA, which reads real images all the time, on the digits as a prepared set.
 
 The real command on a Ray of its own, two workers, against a real server that is killed under it.
 """
@@ -17,6 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.local_cluster import LocalCluster
+from sid_ray.data.options import PrepareOptions
+from sid_ray.data.prepare import prepare_data
 from sid_ray.run_folder import default_tracking_uri
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
@@ -39,6 +43,8 @@ class Place:
         for name in ("model.json", "model.safetensors"):
             source = ASSETS / "digits-teacher" / name
             (Store.at(self.bucket) / "teacher").put(source, name)
+        self.data = f"{self.bucket}/digits"
+        prepare_data(PrepareOptions("digits", self.data))
         self.runs = f"{self.bucket}/runs"
 
     def on_machine(self, name):
@@ -59,7 +65,8 @@ class Command:
 
     def __init__(self, place, name, more, environment):
         arguments = [
-            sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid", "--run", name,
+            sys.executable, "-m", "sid_ray.cli", "distill", "digits-sida", "--run", name,
+            "--data.name", "prepared", "--data.source", place.data,
             "--output.folder", place.runs, "--teacher.source", f"{place.bucket}/teacher",
             "--images", str(IMAGES), "--output.checkpoint-every", str(EVERY), "--workers", "2",
             "--output.report-every", "64", "--evaluation.every", "0",
@@ -174,6 +181,14 @@ def test_the_report_is_among_mlflows_artifacts_in_s3(place, undisturbed, monkeyp
     assert not any("devsecret" in value for value in run.data.params.values())
 
 
+def test_another_set_is_not_gone_on_with(place, undisturbed):
+    other = f"{place.bucket}/others"
+    prepare_data(PrepareOptions("digits", other, seed=1, max_images=900))
+    again = place.start("undisturbed", "--data.source", other)
+    assert again.finish() == 2
+    assert "the data set is not the one that this run began with" in again.output
+
+
 def test_a_generator_of_s3_makes_pictures(place, undisturbed):
     environment = os.environ | place.server.environment | {"SID_RAY_CACHE": str(place.cache)}
     arguments = ["generate", str(place.run("undisturbed")), "--seeds", "0-3", "--out", "samples"]
@@ -216,6 +231,21 @@ def test_a_server_that_goes_for_ten_seconds_costs_nothing(place, undisturbed, tm
     assert "storage is back after" in run.output
     assert json.loads(place.run("outage").read_text("summary.json"))["interruptions"] == []
     assert_same_bits(place, "outage", "undisturbed", tmp_path)
+    print(run.output)
+
+
+def test_a_run_waits_for_images_that_are_not_there(place, undisturbed, tmp_path):
+    """With memory for a few row groups only, they are read again and again."""
+    run = place.start("waiting", "--resources.data-cache-gib", "0.00002")
+    past(run, place.run("waiting"), EVERY)
+    place.server.kill()
+    run.wait_until_said("/digits/part-00000.parquet: no answer")
+    time.sleep(5)
+    place.server.start()
+    assert run.finish() == 0, run.output
+    assert "storage is back after" in run.output
+    assert json.loads(place.run("waiting").read_text("summary.json"))["interruptions"] == []
+    assert_same_bits(place, "waiting", "undisturbed", tmp_path)
     print(run.output)
 
 
