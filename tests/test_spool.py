@@ -89,8 +89,10 @@ def settle(spool, condition):
 
 
 def test_a_saved_checkpoint_is_whole_in_storage_and_older_ones_go(bench):
-    names = [bench.save(seen) for seen in (64, 128, 192)]
-    bench.spool.flush()
+    names = []
+    for seen in (64, 128, 192):
+        names.append(bench.save(seen))
+        bench.spool.flush()  # else only the newest is uploaded next
     bench.spool._uploader.submit(int).result()  # what was queued before it is done
     assert bench.spool.stored == 192
     assert sorted(path.name for path in bench.storage.iterdir()) == names[1:]
