@@ -25,6 +25,7 @@ from sid_ray.store import Store, StoreError
 FIRST_WINDOW, WINDOW = MIB // 16, 4 * MIB  # bytes read at once: at a new place, going on
 HEADER = struct.Struct("<4s22xHH")  # of a member: magic, lengths of its name and its extra field
 MAGIC = b"PK\x03\x04"
+EMPTY = b"PK\x05\x06"  # how an archive without members begins
 LISTS = (".json", ".jsonl", ".csv")  # labels and captions
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -113,6 +114,8 @@ def list_zip(store: Store, file_name: str, source: str) -> dict[str, Member]:
     """
     with store.open(file_name) as file:
         length = store.size(file_name) or 0
+        if file.read(len(EMPTY)) == EMPTY:
+            raise UserError(f"{source} is an empty archive")
         try:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()

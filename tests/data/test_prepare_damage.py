@@ -229,6 +229,8 @@ def test_sources_that_are_none(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none", tmp_path / "out")
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     assert "not a source that is known" in refusal(tmp_path / "a.pdf", tmp_path / "out")
+    write_zip(tmp_path / "none.zip", {})
+    assert "is an empty archive" in refusal(tmp_path / "none.zip", tmp_path / "out")
     write_zip(tmp_path / "a.zip", {"readme": "x"})
     assert "no samples" in refusal(tmp_path / "a.zip", tmp_path / "out")
     write_zip(tmp_path / "b.zip", {"a.png": GOOD, "b.npy": npy(moments(1)[0])})
