@@ -26,7 +26,7 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
 from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
-from sid_ray.store import is_s3
+from sid_ray.store_errors import is_s3
 from sid_ray.stored import find_generator
 from sid_ray.types import Objective
 from sid_ray.weights.folder import ModelDescription

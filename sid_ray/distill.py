@@ -36,7 +36,8 @@ from sid_ray.run_folder import (
     runs_folder,
     told_to_user,
 )
-from sid_ray.store import StoreError, is_s3, set_endpoint
+from sid_ray.store import set_endpoint
+from sid_ray.store_errors import StoreError, is_s3
 from sid_ray.stored import find_generator, newest_listed
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from sid_ray.config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.store import Store, endpoint, is_s3, probe, set_endpoint
+from sid_ray.store import Store, probe, set_endpoint
+from sid_ray.store_errors import endpoint, is_s3
 
 USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sid_ray.store import Store, retrying
+from sid_ray.store import Store
+from sid_ray.store_errors import retrying
 
 KEY_DIGITS = 12
 

@@ -33,7 +33,7 @@ from sid_ray.checkpoint import (
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError
 from sid_ray.spool import Spool, write_manifest
-from sid_ray.store import StoreError, UnreachableStoreError, pause_s, retrying
+from sid_ray.store_errors import StoreError, UnreachableStoreError, pause_s, retrying
 
 STORAGE_PATIENCE_S = 3.0  # before local disks are looked at instead
 

@@ -26,7 +26,8 @@ from sid_ray.config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.lease import only_lease
 from sid_ray.local_copies import folder_of
-from sid_ray.store import S3, Store, StoreError, is_s3, probe
+from sid_ray.store import Store, probe
+from sid_ray.store_errors import S3, StoreError, is_s3
 
 IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end

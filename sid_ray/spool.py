@@ -35,7 +35,8 @@ from sid_ray.checkpoint import MANIFEST, Manifest, manifest_of
 from sid_ray.fragments import gathered, world
 from sid_ray.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.storage import Storage, Tell, remove
-from sid_ray.store import Store, moved_into_place, pause_s, retrying
+from sid_ray.store import Store, moved_into_place
+from sid_ray.store_errors import pause_s, retrying
 
 PENDING, DONE, FAILED = 0, 1, 2
 POLL_S = 0.05

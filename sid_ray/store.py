@@ -11,65 +11,28 @@ person who reads it; UnreachableStoreError is the one that waiting may mend.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
+from sid_ray.store_errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
 
-T = TypeVar("T")
-
-S3 = "s3://"
 PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20
 STREAMS = 8  # ranges of a large file that are fetched at once
 CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 3  # pyarrow's own, within a second or two; longer waiting is ``retrying``
-RETRY_S = (0.5, 1, 2, 5, 10, 30)  # between tries of a store that fails; the last one repeats
-ENDPOINT, REGION = "AWS_ENDPOINT_URL", "AWS_REGION"
-DENIED = "ACCESS_DENIED|SIGNATURE|ACCESS_KEY|TOKEN|CREDENTIAL|UNAUTHORIZED|FORBIDDEN|403"
-FULL = "STORAGE.?FULL|QUOTA|INSUFFICIENT|NO SPACE|507"
-
-
-class StoreError(OSError):
-    """A store could not do what was asked; the text says which and why."""
-
-
-class MissingFileError(StoreError, FileNotFoundError):
-    """There is no such file, or no such bucket."""
-
-
-class DeniedStoreError(StoreError):
-    """The store knows the credentials and refuses, or there are none."""
-
-
-class UnreachableStoreError(StoreError):
-    """The store did not answer, or not now."""
-
-
-class FullStoreError(StoreError):
-    """There is no space left."""
-
-
-def is_s3(url: str) -> bool:
-    return url.startswith(S3)
-
-
-def endpoint() -> str:
-    """The S3-compatible server of the environment, empty for Amazon's."""
-    return os.environ.get(f"{ENDPOINT}_S3") or os.environ.get(ENDPOINT, "")
+REGION = "AWS_REGION"
 
 
 def set_endpoint(url: str, region: str = "") -> None:
@@ -326,48 +289,6 @@ def moved_into_place(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def at_server() -> str:
-    return f" at {endpoint()}" if endpoint() else ""
-
-
-@contextmanager
-def named(url: str, name: str = "") -> Iterator[None]:
-    """pyarrow's S3 errors as StoreErrors that say which file, what is wrong and what to check."""
-    if not is_s3(url):
-        yield
-        return
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise store_error(f"{url}/{name}" if name else url, error) from None
-
-
-def store_error(what: str, error: OSError) -> StoreError:
-    """What pyarrow 25 says in the words of the AWS SDK, by its error code."""
-    text = str(error)
-    match = re.search(r"AWS Error (\w+)", text)
-    code = (match[1] if match else "").upper()
-    short = re.sub(r"\s+|; Details:.*", " ", text.rsplit("operation: ", 1)[-1]).strip()[:160]
-    short += ")" * (short.count("(") - short.count(")"))
-    if isinstance(error, FileNotFoundError) or code == "NO_SUCH_KEY":
-        return MissingFileError(f"{what} does not exist{at_server()}")
-    if code == "NO_SUCH_BUCKET":
-        return MissingFileError(f"{what}: the bucket does not exist{at_server()}: create it first")
-    if re.search(FULL, text.upper()):
-        return FullStoreError(errno.ENOSPC, f"{what}: no space left in the store ({short})")
-    if re.search(DENIED, code):
-        return DeniedStoreError(
-            f"{what}: access denied{at_server()} ({code.lower().replace('_', ' ')}): check "
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and the bucket's policy"
-        )
-    return UnreachableStoreError(
-        f"{what}: no answer{at_server() or ' from S3'} ({short}): check AWS_ENDPOINT_URL, "
-        "AWS_REGION and the network"
-    )
-
-
 def probe(store: Store) -> float:
     """Writes, reads back, replaces and removes a small file; seconds that it took.
 
@@ -384,39 +305,3 @@ def probe(store: Store) -> float:
     finally:
         store.remove(name)
     return time.monotonic() - began
-
-
-def pause_s(tries: int) -> float:
-    """How long to wait after so many tries that failed."""
-    return RETRY_S[min(tries, len(RETRY_S) - 1)]
-
-
-def retrying(
-    action: Callable[[], T],
-    tell: Callable[[str], None] = lambda text: None,
-    give_up_s: float = float("inf"),
-    closing: threading.Event | None = None,
-) -> T:
-    """Does it again and again while the store cannot be reached; says so, and when it is back.
-
-    Raises the last UnreachableStoreError after ``give_up_s`` or when ``closing`` is set.
-    """
-    began, tries = time.monotonic(), 0
-    while True:
-        try:
-            found = action()
-        except UnreachableStoreError as error:
-            wait_s = pause_s(tries)
-            if time.monotonic() - began + wait_s > give_up_s:
-                raise
-            if tries == 0:
-                tell(f"{error}; trying again")
-            tries += 1
-            if closing is None:
-                time.sleep(wait_s)
-            elif closing.wait(wait_s):
-                raise
-        else:
-            if tries:
-                tell(f"storage is back after {time.monotonic() - began:.0f} s")
-            return found

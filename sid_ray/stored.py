@@ -20,7 +20,8 @@ from sid_ray.checkpoint import (
 )
 from sid_ray.errors import UserError
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
-from sid_ray.store import Store, StoreError, is_s3
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, is_s3
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS
 from sid_ray.weights.sources import resolve_source
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sid_ray import store as store_module
+from sid_ray import store_errors
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.recovery import Search
 from sid_ray.snapshot import StatefulRole, take_snapshot
@@ -37,7 +37,7 @@ class Node:
             real(storage, source, name, file)
 
         Storage.put = put  # type: ignore[method-assign]
-        store_module.RETRY_S = (0.01,)
+        store_errors.RETRY_S = (0.01,)
 
     def start(self, disk: str) -> None:
         """As a new process on the node with this disk."""

@@ -13,7 +13,8 @@ from sid_ray import lease as module
 from sid_ray.errors import UserError
 from sid_ray.lease import LEASE, only_lease, read_lease
 from sid_ray.run_folder import LOG, RunFolder, only_driver
-from sid_ray.store import Store, UnreachableStoreError
+from sid_ray.store import Store
+from sid_ray.store_errors import UnreachableStoreError
 
 
 @pytest.fixture

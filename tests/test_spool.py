@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sid_ray import spool as spool_module
-from sid_ray import store as store_module
+from sid_ray import store_errors
 from sid_ray.checkpoint import MANIFEST, checkpoint_name, load_files, newest_whole, verify
 from sid_ray.recovery import Search
 from sid_ray.snapshot import take_snapshot
@@ -75,7 +75,7 @@ def cut(monkeypatch, error=errno.EIO):
         real(self, source, name, file)
 
     monkeypatch.setattr(Storage, "put", put)
-    monkeypatch.setattr(store_module, "RETRY_S", (0.01,))
+    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
     return down.clear
 
 
@@ -200,7 +200,7 @@ def test_other_disks_are_copied_to(bench, monkeypatch):
     def no_link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(store_module.os, "link", no_link)
+    monkeypatch.setattr(store_errors.os, "link", no_link)
     name = bench.save(64)
     bench.spool.flush()
     shutil.rmtree(bench.local)

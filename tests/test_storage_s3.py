@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from sid_ray import store as store_module
+from sid_ray import store_errors
 from sid_ray.assemble import find_start
 from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest
 from sid_ray.config import replace
@@ -18,13 +18,8 @@ from sid_ray.recipes import recipe
 from sid_ray.recovery import Search
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.spool import Spool, Storage
-from sid_ray.store import (
-    DeniedStoreError,
-    MissingFileError,
-    Store,
-    UnreachableStoreError,
-    set_endpoint,
-)
+from sid_ray.store import Store, set_endpoint
+from sid_ray.store_errors import DeniedStoreError, MissingFileError, UnreachableStoreError
 from sid_ray.stored import find_generator, newest_listed, newest_whole
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import ASSETS
@@ -94,7 +89,7 @@ def away(monkeypatch):
             return real(self, *args, **options)
 
         monkeypatch.setattr(Store, method, failing)
-    monkeypatch.setattr(store_module, "RETRY_S", (0.01,))
+    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
     monkeypatch.setattr("sid_ray.recovery.STORAGE_PATIENCE_S", 0.05)
     return cut
 

@@ -8,14 +8,13 @@ import threading
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.store import (
+from sid_ray.store import Store, set_endpoint
+from sid_ray.store_errors import (
     DeniedStoreError,
     FullStoreError,
     MissingFileError,
-    Store,
     UnreachableStoreError,
     retrying,
-    set_endpoint,
     store_error,
 )
 

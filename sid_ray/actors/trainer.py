@@ -41,7 +41,8 @@ from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
 from sid_ray.ray_environment import set_ray_environment
 from sid_ray.run_folder import LOG, RunFolder, RunRecord, default_tracking_uri, write_record
-from sid_ray.store import Store, StoreError, retrying
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole
 
 POLL_S = 0.5

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
-from sid_ray.store import Store, StoreError
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError
 
 FIRST_WINDOW, WINDOW = MIB // 16, 4 * MIB  # bytes read at once: at a new place, going on
 HEADER = struct.Struct("<4s22xHH")  # of a member: magic, lengths of its name and its extra field

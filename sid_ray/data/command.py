@@ -16,7 +16,8 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import StoppedError
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
-from sid_ray.store import Store, StoreError, set_endpoint
+from sid_ray.store import Store, set_endpoint
+from sid_ray.store_errors import StoreError
 
 PLAIN_INTERVAL_S = 10.0  # between two lines where the output is not a terminal
 

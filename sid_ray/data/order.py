@@ -29,7 +29,7 @@ import torch
 from sid_ray.rng import DATA, generator_for
 
 KEPT_EPOCHS = 3
-# The most lanes: 192 is divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 and 96 ranks. EDM2-XXL
+# The most lanes: divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 and 96 ranks. EDM2-XXL
 # has 1,024 groups of 2 samples: with as many lanes all ranks would keep 64 GiB of latents.
 LANES = 192
 

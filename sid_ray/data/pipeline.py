@@ -18,7 +18,7 @@ from sid_ray.data.progress import Report, StoppedError
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.store import StoreError
+from sid_ray.store_errors import StoreError
 
 
 class Builder:

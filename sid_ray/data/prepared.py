@@ -29,7 +29,8 @@ from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.rng import FAKE_SCORE, GENERATOR, posterior_noise
 from sid_ray.sections import DataConfig
-from sid_ray.store import Store, StoreError, retrying
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, retrying
 from sid_ray.types import Batch, Pick
 
 STREAMS = (FAKE_SCORE, GENERATOR)

@@ -12,7 +12,8 @@ import numpy as np
 
 from sid_ray.data.manifest import DataManifest, Shard
 from sid_ray.errors import UserError
-from sid_ray.store import Store, StoreError, UnreachableStoreError, retrying, store_error
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, UnreachableStoreError, retrying, store_error
 
 OPEN_FILES = 32
 

@@ -14,7 +14,8 @@ from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
 from sid_ray.errors import UserError
 from sid_ray.sections import DataConfig
-from sid_ray.store import Store, is_s3
+from sid_ray.store import Store
+from sid_ray.store_errors import is_s3
 from sid_ray.types import Batch, Pick
 
 Embed = Callable[[Sequence[str]], Tensor]  # prompts -> [B, T, D]
