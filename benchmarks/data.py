@@ -20,12 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from sid_ray.data.decode import Decoded, gather
+from sid_ray.data.decode import Decoded, gather, stored_bytes
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.order import Order
 from sid_ray.data.prepared import Reading, open_prepared
@@ -95,11 +94,11 @@ def scan(store: Store, columns: tuple[str, ...]) -> int:
 
 
 def bytes_alone(tables, located) -> Decoded:
-    """What comes before decoding: each sample's stored bytes, copied out of its row group."""
+    """What the reader does before decoding: finds each sample's stored bytes in its row group."""
     size = 0
     for group in np.unique(located.row_group).tolist():
         rows = located.row[located.row_group == group]
-        size += tables[group].column("image").take(pa.array(rows)).nbytes
+        size += sum(map(len, stored_bytes(tables[group].column("image"), rows)))
     return Decoded(label=np.full(len(located.row), size))
 
 
