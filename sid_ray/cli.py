@@ -280,15 +280,25 @@ class ConvertArgs:
     """Replace what is there."""
 
 
+def one_of(args: Sequence[str], group: str, names: Sequence[str], usage: str) -> str:
+    """The command of a group that is meant; empty after its usage was asked for and printed."""
+    first = args[0] if args else ""
+    if first in ("-h", "--help"):
+        print(usage)
+        return ""
+    if first not in names:
+        found = f"no command {group} {first!r}" if first else f"{group} needs a command"
+        raise UserError(f"{found}: {' or '.join(names)} is expected")
+    return first
+
+
 def weights(args: Sequence[str]) -> int:
     """sid-ray weights inspect|convert"""
-    if not args or args[0] not in ("inspect", "convert"):
-        if args and args[0] in ("-h", "--help"):
-            print(WEIGHTS_USAGE)
-            return 0
-        raise UserError(f"weights {args[0] if args else ''}: inspect or convert is expected")
-    prog = f"sid-ray weights {args[0]}"
-    if args[0] == "inspect":
+    chosen = one_of(args, "weights", ("inspect", "convert"), WEIGHTS_USAGE)
+    if not chosen:
+        return 0
+    prog = f"sid-ray weights {chosen}"
+    if chosen == "inspect":
         wanted = parse(InspectArgs, args[1:], prog)
         from sid_ray.weights.command import inspect
 
@@ -324,13 +334,11 @@ class ShowArgs(ShowOptions):
 
 def data(args: Sequence[str]) -> int:
     """sid-ray data prepare|show"""
-    if not args or args[0] not in ("prepare", "show"):
-        if args and args[0] in ("-h", "--help"):
-            print(DATA_USAGE)
-            return 0
-        raise UserError(f"data {args[0] if args else 'WHAT'}: prepare or show is expected")
-    prog = f"sid-ray data {args[0]}"
-    if args[0] == "show":
+    chosen = one_of(args, "data", ("prepare", "show"), DATA_USAGE)
+    if not chosen:
+        return 0
+    prog = f"sid-ray data {chosen}"
+    if chosen == "show":
         wanted = parse(ShowArgs, args[1:], prog)
         from sid_ray.data.command import show
 
