@@ -264,6 +264,6 @@ class Reader:
         if total > self._bound and not self._told:
             self._told = True
             self._tell(
-                f"the data cache takes {total / GIB:.2f} GiB: one iteration needs {len(needed)} "
-                f"row groups at once; resources.data_cache_gib leaves {self._bound / GIB:.2f}"
+                f"the data cache takes {total / GIB:.3g} GiB: one iteration needs {len(needed)} "
+                f"row groups at once; resources.data_cache_gib leaves {self._bound / GIB:.3g}"
             )
