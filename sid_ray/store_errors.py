@@ -80,8 +80,9 @@ def store_error(what: str, error: OSError) -> StoreError:
     if re.search(FULL, text.upper()):
         return FullStoreError(errno.ENOSPC, f"{what}: no space left in the store ({short})")
     if re.search(DENIED, code):
+        why = "" if code == "ACCESS_DENIED" else f" ({code.lower().replace('_', ' ')})"
         return DeniedStoreError(
-            f"{what}: access denied{at_server()} ({code.lower().replace('_', ' ')}): check "
+            f"{what}: access denied{at_server()}{why}: check "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and the bucket's policy"
         )
     return UnreachableStoreError(
