@@ -3,42 +3,28 @@ imported before the arguments are known to be right."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
 from sid_ray import __version__
-from sid_ray.config import DistillConfig, flatten, unknown_field
+from sid_ray.config import DistillConfig
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
+from sid_ray.parsing import ALIASES, expand_aliases, number_list, one_of, parse
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
     GUIDANCE,
     RECIPES,
     check_supplied,
-    guidance_strategy,
     recipe,
     recipe_entry,
 )
-
-T = TypeVar("T")
-
-ALIASES = {
-    "--run": "--output.run",
-    "--images": "--training.images",
-    "--seed": "--training.seed",
-    "--workers": "--resources.num-workers",
-    "--alpha": "--objective.alpha",
-    "--compat": "--objective.compat",
-}
 
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
@@ -65,69 +51,6 @@ DATA_USAGE = """usage: sid-ray data prepare SRC DST [--resolution N] [--encode T
 
 SRC is a zip, a folder of images, labels (dataset.json), prompts (.txt), or digits, emoji or
 fashion-mnist[:FOLDER]; SRC and DST are paths or s3://BUCKET/PREFIX. Each has --help."""
-
-
-def field_flags() -> set[str]:
-    """Every --section.field of the config, in both spellings."""
-    names = flatten(DistillConfig())
-    return {f"--{spelt}" for name in names for spelt in (name, name.replace("_", "-"))}
-
-
-def expand_aliases(args: Sequence[str]) -> list[str]:
-    """Short flags to full ones, and an error for a flag that no field has.
-
-    tyro would refuse it too, with a page; a person needs the nearest name in one line.
-    """
-    known = field_flags() | {"--help", "-h"} | {f"--no-{flag[2:]}" for flag in field_flags()}
-    known |= {re.sub(r"\.(?=[^.]*$)", ".no-", flag) for flag in field_flags()}
-    expanded: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        flag, equals, value = arg.partition("=")
-        if flag == "--guidance":
-            expanded += guidance_flags(value if equals else next(rest, ""))
-            continue
-        flag = ALIASES.get(flag, flag)
-        if flag.startswith("--") and flag not in known:
-            raise unknown_field(flag[2:].replace("-", "_"))
-        expanded.append(flag + equals + value)
-    return expanded
-
-
-def guidance_flags(text: str) -> list[str]:
-    """'long-short:2' to the flags of its four kappas."""
-    name, colon, number = text.partition(":")
-    try:
-        kappa = float(number) if colon else None
-    except ValueError:
-        raise UserError(
-            f"--guidance {text!r}: expected STRATEGY:NUMBER, like long-short:2, or zero"
-        ) from None
-    kappas = guidance_strategy(name, kappa)
-    return [f"--objective.{name}={value}" for name, value in kappas.items()]
-
-
-def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """Arguments by tyro; its complaint as one UserError line instead of a page."""
-    page = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(page):
-            if default is None:
-                return tyro.cli(kind, args=list(args), prog=prog)
-            return tyro.cli(kind, args=list(args), prog=prog, default=default)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(f"{complaint(page.getvalue())}; {prog} --help lists them all") from None
-
-
-def complaint(page: str) -> str:
-    """The one sentence of tyro's framed page of error and help."""
-    lines = [line.strip(" │|+-─╭╮╰╯") for line in page.splitlines()]
-    text = " ".join(line for line in lines[1:] if line)
-    text = re.split(r"Argument helptext|For full help|\(required\)", text)[0]
-    text = text.removeprefix("Error parsing ").strip(" .:")
-    return text or lines[0] or "arguments not understood"
 
 
 def distill(args: Sequence[str]) -> int:
@@ -211,19 +134,6 @@ class GenerateArgs:
     """Images made at once."""
 
 
-def number_list(text: str, what: str) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(
-                f"--{what} {text!r}: expected numbers and ranges like 0-63 or 1,5,10-19"
-            )
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return numbers
-
-
 def generate(args: Sequence[str]) -> int:
     """sid-ray generate RUN_OR_CHECKPOINT"""
     parsed = parse(GenerateArgs, args, "sid-ray generate")
@@ -278,18 +188,6 @@ class ConvertArgs:
     """A source with the same network, where this one records none (SiDA's training states)."""
     force: bool = False
     """Replace what is there."""
-
-
-def one_of(args: Sequence[str], group: str, names: Sequence[str], usage: str) -> str:
-    """The command of a group that is meant; empty after its usage was asked for and printed."""
-    first = args[0] if args else ""
-    if first in ("-h", "--help"):
-        print(usage)
-        return ""
-    if first not in names:
-        found = f"no command {group} {first!r}" if first else f"{group} needs a command"
-        raise UserError(f"{found}: {' or '.join(names)} is expected")
-    return first
 
 
 def weights(args: Sequence[str]) -> int:

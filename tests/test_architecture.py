@@ -28,7 +28,7 @@ LEVELS = {
     "trace_memory": 3, "fit": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
-    "distill": 5, "plan": 5, "doctor": 5, "cli": 5,
+    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
@@ -37,7 +37,7 @@ HOMES = {
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion",),
     "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),
-    "tyro": ("cli", "weights/command"),
+    "tyro": ("cli", "parsing", "weights/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
