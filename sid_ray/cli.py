@@ -32,6 +32,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
+  sid-ray compare RUN [RUN ...] [--out compare.html]   runs side by side on one page
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
   sid-ray weights convert SRC DST.safetensors          published weights to safetensors
@@ -153,6 +154,33 @@ def generate(args: Sequence[str]) -> int:
     return 0
 
 
+@dataclass
+class CompareArgs:
+    """Writes a page with runs side by side: scores, cost, settings, pictures of the same seeds."""
+
+    runs: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folders of runs: paths or s3://."""
+    out: Path = Path("compare.html")
+    """The page; nothing else belongs to it."""
+    seeds: str = "0-15"
+    """Seeds of the pictures."""
+    prompt: str = ""
+    """Text for text-to-image generators; | stands between several."""
+
+
+def compare(args: Sequence[str]) -> int:
+    """sid-ray compare RUN [RUN ...]"""
+    parsed = parse(CompareArgs, args, "sid-ray compare")
+    if not parsed.runs:
+        raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
+    from sid_ray.compare import write_comparison
+
+    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
+    write_comparison(parsed.runs, parsed.out, number_list(parsed.seeds, "seeds"), prompts)
+    print(f"{len(parsed.runs)} runs in {parsed.out}")
+    return 0
+
+
 def recipes(args: Sequence[str]) -> int:
     """sid-ray recipes [NAME or its beginning]"""
     wanted = "" if not args or args[0] in ("-h", "--help") else args[0]
@@ -253,6 +281,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan,
     "doctor": doctor,
     "generate": generate,
+    "compare": compare,
     "recipes": recipes,
     "weights": weights,
     "data": data,

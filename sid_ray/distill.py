@@ -35,6 +35,7 @@ from sid_ray.run_folder import (
     read_record,
     runs_folder,
     told_to_user,
+    tracking_uri,
 )
 from sid_ray.store import set_endpoint
 from sid_ray.store_errors import StoreError, is_s3
@@ -215,7 +216,6 @@ def upload(console: Console, run: RunFolder) -> None:
 def track_report(console: Console, config: DistillConfig, run: RunFolder, summary: dict) -> None:
     """Puts the final report into the run's MLflow record; a store that fails costs a warning."""
     from sid_ray.actors.tracker import log_report
-    from sid_ray.actors.trainer import tracking_uri
 
     names = ("teacher_fd", "teacher_one_step_fd", "generator_fd")
     files = [str(run.local / GRID), str(run.local / SUMMARY)]
@@ -240,7 +240,6 @@ def program(name: str) -> str:
 
 def show_next(console: Console, config: DistillConfig, run: RunFolder, rows: list[Row]) -> None:
     """The commands to go on with, ready to paste."""
-    from sid_ray.actors.trainer import tracking_uri
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
     server = config.storage.endpoint_url

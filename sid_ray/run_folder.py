@@ -59,6 +59,12 @@ def default_tracking_uri(folder: str) -> str:
     return f"sqlite:///{runs_folder('runs')}/mlflow-{name}.db"
 
 
+def tracking_uri(config: DistillConfig) -> str:
+    """The config's MLflow store, MLFLOW_TRACKING_URI, or the default of its folder of runs."""
+    named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named or default_tracking_uri(config.output.folder)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run lies.

@@ -26,14 +26,14 @@ LEVELS = {
     "snapshot": 3, "spool": 3, "storage": 3, "recovery": 3, "stored": 3, "lease": 3,
     "fragments": 3, "roles": 3, "shards": 3, "engine": 3,
     "trace_memory": 3, "fit": 3,
-    "run_folder": 3, "report": 3, "generate": 3, "console": 3,
+    "run_folder": 3, "history": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
-    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "cli": 5,
+    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
     "ray": ("actors", "data/pipeline"),
-    "mlflow": ("actors/tracker",),
+    "mlflow": ("actors/tracker", "history"),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion",),
     "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),

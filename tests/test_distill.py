@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint import newest_whole, read_manifest, verify
+from sid_ray.cli import main
 
 IMAGES, CHECKPOINT_EVERY = 1920, 320
 PATIENCE_S = 280
@@ -187,6 +188,20 @@ def test_both_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
         assert found == [point for point in whole if point[0] not in missing], metric
         assert all(step <= disturbed["killed"]["seen"] for step in missing), metric
     assert [step for step, _ in history("undisturbed", "frechet_distance")] == [0, 960, 1920]
+
+
+def test_runs_are_compared_on_one_page(folder, undisturbed, disturbed, capsys):
+    moved = folder.rename(folder.with_name(f"{folder.name}-moved"))
+    try:
+        names = [str(moved / "undisturbed"), str(moved / "disturbed")]
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *names, "--seeds", "0-3", "--out", str(moved / "compare.html")])
+        assert ended.value.code == 0
+        text = (moved / "compare.html").read_text()
+    finally:
+        moved.rename(folder)
+    assert text.count('src="data:image/png;base64,') == 8
+    assert text.count("<svg") == 5
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, folder):

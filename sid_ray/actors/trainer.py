@@ -40,7 +40,7 @@ from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
 from sid_ray.ray_environment import set_ray_environment
-from sid_ray.run_folder import LOG, RunFolder, RunRecord, default_tracking_uri, write_record
+from sid_ray.run_folder import LOG, RunFolder, RunRecord, tracking_uri, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole
@@ -151,12 +151,6 @@ def workers_of(config: DistillConfig) -> tuple[int, int]:
     if not os.environ.get("RAY_ADDRESS"):
         return resources.num_workers, resources.num_workers
     return resources.min_workers, resources.num_workers
-
-
-def tracking_uri(config: DistillConfig) -> str:
-    """The config's store, MLFLOW_TRACKING_URI, or sqlite beside the runs."""
-    named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or default_tracking_uri(config.output.folder)
 
 
 def here() -> NodeAffinitySchedulingStrategy:

@@ -1,0 +1,277 @@
+"""`sid-ray compare`: runs side by side on one page that needs nothing beside it.
+
+Curves of the scores over images seen and over time, what each run cost, the settings in which they
+differ, and pictures of the same seeds.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.console import duration
+from sid_ray.errors import UserError
+from sid_ray.history import History, Point, read_history
+from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError
+
+COLOURS = ("#0b6fa4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0f766e", "#475569")
+CURVES = {
+    "frechet_distance": "Frechet distance of the averaged generator",
+    "fake_loss": "fake-score loss",
+    "generator_loss": "generator loss",
+    "images_per_s": "images a second",
+}
+LOGARITHMIC = ("frechet_distance",)
+IDLE_S = 60.0  # a longer gap between two reports is an interruption, not work
+NOT_SETTINGS = ("recipe", "output.", "data.source")  # where and what it is called, not what it is
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of the page. ``pictures`` are PNGs, one a seed."""
+
+    name: str
+    address: str
+    config: DistillConfig
+    history: History
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Sequence[bytes] = ()
+    trouble: str = ""
+
+    @property
+    def scores(self) -> list[Point]:
+        return self.history.get("frechet_distance", [])
+
+    @property
+    def images_seen(self) -> int:
+        return max((points[-1].images_seen for points in self.history.values()), default=0)
+
+
+def find_run(place: str) -> Compared:
+    """A run by its folder, a path or s3://. Raises UserError, also where it is none."""
+    store = Store.at(place)
+    try:
+        record = read_record(store)
+        if record is None:
+            raise UserError(f"{place} is no run: run.json is missing; name a run's folder")
+        try:
+            summary = json.loads(store.read_text(SUMMARY))
+        except (FileNotFoundError, ValueError):
+            summary = {}  # it has not ended
+    except StoreError as error:
+        raise UserError(str(error)) from None
+    config = DistillConfig.from_json(record.config, f"{place}/run.json")
+    if record.tracker_run_id is None:
+        raise UserError(f"{place} has no MLflow run yet: start it first")
+    # Where it lies now: a folder of runs may have been moved since.
+    moved = replace(config, output__folder=runs_folder(store.url.rpartition("/")[0]))
+    history = read_history(tracking_uri(moved), record.tracker_run_id)
+    return Compared(store.name, store.url, config, history, summary)
+
+
+def work_seconds(history: History) -> float:
+    """Seconds between reports, without long gaps."""
+    times = sorted({point.at for points in history.values() for point in points})
+    return sum(b - a for a, b in pairwise(times) if b - a <= IDLE_S)
+
+
+def worker_seconds(history: History) -> float:
+    """Seconds times workers: what a run cost, whatever number of workers it had when."""
+    reports = history.get("workers", [])
+    return sum((b.at - a.at) * b.value for a, b in pairwise(reports) if 0 <= b.at - a.at <= IDLE_S)
+
+
+def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
+    """A PNG a seed of the newest checkpoint. Raises UserError."""
+    from sid_ray.generate import generate_pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        generate_pictures(run.address, seeds, None, prompts, out, len(seeds))
+        return [(out / f"seed{seed:06d}.png").read_bytes() for seed in seeds]
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = False) -> str:
+    """One metric of all runs as SVG; empty where none has it."""
+    from matplotlib.figure import Figure
+
+    with_it = [
+        (run, colour) for run, colour in coloured(runs) if len(run.history.get(metric, ())) > 1
+    ]
+    if not with_it:
+        return ""
+    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    axes = figure.subplots()
+    for run, colour in with_it:
+        points = run.history[metric]
+        at = [p.at - points[0].at if over_time else p.images_seen for p in points]
+        axes.plot(at, [p.value for p in points], color=colour, label=run.name, linewidth=1.6)
+        if metric in LOGARITHMIC:
+            best = min(points, key=lambda p: p.value)
+            when = best.at - points[0].at if over_time else best.images_seen
+            axes.plot([when], [best.value], "o", color=colour, markersize=5)
+    if metric in LOGARITHMIC:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("seconds since its first report" if over_time else "images seen", fontsize=9)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(labelsize=8, which="both")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not over_time and len(with_it) < len(COLOURS):
+        axes.legend(fontsize=8, frameon=False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return f"<figure>{text.getvalue()[text.getvalue().index('<svg') :]}</figure>"
+
+
+def coloured(runs: Sequence[Compared]) -> list[tuple[Compared, str]]:
+    return [(run, COLOURS[index % len(COLOURS)]) for index, run in enumerate(runs)]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def shown_name(run: Compared, colour: str) -> str:
+    return f'<span class="mark" style="background:{colour}"></span>{escape(run.name)}'
+
+
+def results_table(runs: Sequence[Compared]) -> str:
+    """What each run reached, and what it took."""
+    head = ("run", "objective", "images seen", "best score", "at images", "last score",
+            "time at work", "worker-hours", "images/s", "interruptions")  # fmt: skip
+    rows = []
+    for run, colour in coloured(runs):
+        speeds = sorted(point.value for point in run.history.get("images_per_s", []))
+        best = min(run.scores, key=lambda point: point.value) if run.scores else None
+        rows.append(
+            [
+                shown_name(run, colour),
+                escape(run.config.objective.name),
+                f"{run.images_seen:,}",
+                f"<b>{best.value:.3f}</b>" if best else "-",
+                f"{best.images_seen:,}" if best else "-",
+                f"{run.scores[-1].value:.3f}" if run.scores else "-",
+                duration(work_seconds(run.history)),
+                f"{worker_seconds(run.history) / 3600:.3f}",
+                f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "-",
+                str(len(run.summary.get("interruptions", ()))) if run.summary else "running",
+            ]
+        )
+    return table(head, rows)
+
+
+def differences_table(runs: Sequence[Compared]) -> str:
+    """Fields of the config in which not all runs agree."""
+    flat = [flatten(run.config) for run in runs]
+    names = [
+        name
+        for name in flat[0]
+        if not name.startswith(NOT_SETTINGS) and len({str(f[name]) for f in flat}) > 1
+    ]
+    if not names:
+        return "<p>None: the same settings.</p>"
+    head = ["", *(shown_name(run, colour) for run, colour in coloured(runs))]
+    rows = [
+        [f"<code>{escape(name)}</code>", *(escape(str(values[name])) for values in flat)]
+        for name in names
+    ]
+    return table(head, rows)
+
+
+def pictures_table(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
+    """A row a run, a column a seed."""
+    rows = []
+    for run, colour in coloured(runs):
+        images = [
+            f'<img alt="seed {seed}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for seed, png in zip(seeds, run.pictures, strict=False)
+        ]
+        rows.append([shown_name(run, colour), *(images or [escape(run.trouble)])])
+    return table(["", *(str(seed) for seed in seeds)], rows)
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 78rem;
+       padding: 0 1rem; }
+h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin-top: 2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
+        overflow-x: auto }
+th, td { padding: .3rem .55rem; border-bottom: 1px solid #e5e7eb; text-align: right;
+         white-space: nowrap }
+th { font-weight: 600; color: #4b5563 } th:first-child, td:first-child { text-align: left }
+.mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: .5rem }
+figure { margin: 0 } figure svg { width: 100%; height: auto }
+.pictures td { padding: 1px; border: 0 } .pictures td:first-child { padding-right: .8rem }
+.pictures img { width: 3.9rem; image-rendering: pixelated; display: block }
+</style></head><body>
+<h1>$title</h1>
+$results
+<p>Scores are the averaged generator's while it was trained; the dot is the best. Time at work
+leaves out gaps of more than a minute between reports.</p>
+<h2>Curves</h2><div class="curves">$curves</div>
+<h2>Settings that differ</h2>$differences
+<h2>The same seeds, newest checkpoint</h2><div class="pictures">$pictures</div>
+</body></html>
+""")
+
+
+def page(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
+    """The whole page, pictures and curves in it."""
+    drawn = [curve(runs, metric, title) for metric, title in CURVES.items()]
+    score = CURVES["frechet_distance"]
+    drawn.insert(1, curve(runs, "frechet_distance", f"{score}, over time", over_time=True))
+    return PAGE.substitute(
+        title=escape("sid_ray: " + ", ".join(run.name for run in runs)),
+        results=results_table(runs),
+        curves="".join(drawn),
+        differences=differences_table(runs),
+        pictures=pictures_table(runs, seeds),
+    )
+
+
+def write_comparison(
+    places: Sequence[str],
+    out: Path,
+    seeds: Sequence[int],
+    prompts: Sequence[str] = (),
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Writes the page of these runs. Raises UserError."""
+    runs = []
+    for place in places:
+        run = find_run(place)
+        try:
+            pictures = pictures_of(run, seeds, prompts)
+            run = Compared(**vars(run) | {"pictures": pictures})
+        except UserError as error:
+            tell(f"{place}: no pictures: {error}")
+            run = Compared(**vars(run) | {"trouble": str(error)})
+        runs.append(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(runs, seeds), encoding="utf-8")
