@@ -32,6 +32,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
+  sid-ray ui [FOLDER]                                  MLflow's pages on a folder of runs
   sid-ray compare RUN [RUN ...] [--out compare.html]   runs side by side on one page
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
   sid-ray weights inspect SRC                          what a weights file holds and would run
@@ -181,6 +182,26 @@ def compare(args: Sequence[str]) -> int:
     return 0
 
 
+@dataclass
+class UiArgs:
+    """Opens MLflow's pages on a folder of runs."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "runs"
+    """The folder of all runs, a path or s3://."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Whoever reaches it may change what is stored."""
+    port: int = 5000
+    """Port to listen on."""
+
+
+def ui(args: Sequence[str]) -> int:
+    """sid-ray ui [FOLDER]"""
+    parsed = parse(UiArgs, args, "sid-ray ui")
+    from sid_ray.ui import run_ui
+
+    return run_ui(parsed.folder, parsed.host, parsed.port)
+
+
 def recipes(args: Sequence[str]) -> int:
     """sid-ray recipes [NAME or its beginning]"""
     wanted = "" if not args or args[0] in ("-h", "--help") else args[0]
@@ -282,6 +303,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor,
     "generate": generate,
     "compare": compare,
+    "ui": ui,
     "recipes": recipes,
     "weights": weights,
     "data": data,

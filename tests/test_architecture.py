@@ -28,7 +28,7 @@ LEVELS = {
     "trace_memory": 3, "fit": 3,
     "run_folder": 3, "history": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
-    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "cli": 5,
+    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),

@@ -1,0 +1,86 @@
+"""`sid-ray ui`: MLflow's pages on the store of a folder of runs."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from sid_ray.config import DistillConfig, replace
+from sid_ray.errors import UserError
+from sid_ray.run_folder import runs_folder, tracking_uri
+
+READY_S = 120.0
+
+
+def store_of(folder: str) -> str:
+    """The MLflow store of a folder of runs. Raises UserError where there is none yet."""
+    uri = tracking_uri(replace(DistillConfig(), output__folder=runs_folder(folder)))
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not path.is_file():
+        raise UserError(
+            f"no runs in {folder}: {path} is missing; name the folder of all runs, or the store "
+            "with MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises UserError where something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            what = f"port {port} of {host}: {error.strerror}"
+            raise UserError(f"{what}; choose another --port") from None
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2):
+            return True
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def run_ui(folder: str, host: str, port: int, tell: Callable[[str], None] = print) -> int:
+    """Serves until Ctrl-C; returns the exit code. Raises UserError."""
+    uri = store_of(folder)
+    if uri.startswith(("http://", "https://")):
+        tell(f"{uri}: a server of its own keeps these runs; open it")
+        return 0
+    check_free(host, port)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=said, stderr=said) as it,
+    ):
+        try:
+            if not starts(it, f"http://{host}:{port}"):
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines() or ["no answer"]
+                raise UserError(f"MLflow did not start on {uri}: {lines[-1]:.300}")
+            tell(f"http://{host}:{port}   (Ctrl-C ends it)")
+            return it.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            it.terminate()
+
+
+def starts(server: subprocess.Popen, address: str) -> bool:
+    """Whether a server answers, after some time."""
+    until = time.monotonic() + READY_S
+    while not answers(address):
+        if server.poll() is not None or time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
