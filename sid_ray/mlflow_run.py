@@ -21,6 +21,7 @@ BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 GONE = "RESOURCE_DOES_NOT_EXIST"
+CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connection reset)"
 # MLflow's own tries take minutes; a server that is away shall be noticed within seconds.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 
@@ -213,6 +214,7 @@ def shown_uri(uri: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's first line, short and without passwords."""
-    text = str(error).strip() or type(error).__name__
-    return shown_uri(text.splitlines()[0])[:200]
+    """An error's first line, short and without passwords; of a network's error the cause."""
+    text = shown_uri(str(error).strip() or type(error).__name__)
+    cause = re.search(CAUSE, text) if "HTTP" in text else None
+    return cause[0] if cause else text.splitlines()[0][:200]

@@ -87,8 +87,11 @@ class Tracking:
         """RUNNING, FINISHED, FAILED or KILLED."""
         self._add("status", status=status)
 
-    def finish(self, timeout_s: float = TIMEOUT_S) -> str:
-        """Waits until all is sent, for a limited time. Returns '' or what is left, and why."""
+    def finish(self, timeout_s: float = TIMEOUT_S, close: bool = True) -> str:
+        """Waits until all is sent, for a limited time. Returns '' or what is left, and why.
+
+        Without ``close`` records may follow: workers that are about to be stopped still tell some.
+        """
         began = time.monotonic()
         with self._changed:
             self._failures = min(self._failures, TOLD_AFTER)
@@ -98,13 +101,12 @@ class Tracking:
                 if waited_s > (min(AWAY_PATIENCE_S, timeout_s) if self.trouble else timeout_s):
                     break
                 self._changed.wait(0.1)
-            self._closed = True
+            left, self._closed = self.left, close
             self._changed.notify_all()
             self._hurry.set()
-            left = self.left
-        self._journal.close()
+        if close:
+            self._journal.close()
         if not left:
-            self._sender.join(timeout_s)
             return ""
         kept = self._journal.trouble
         where = f"could not be kept ({kept})" if kept else f"are kept in {self._folder}"

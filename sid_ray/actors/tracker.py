@@ -146,4 +146,4 @@ class Tracker:
     def finish(self, status: str, timeout_s: float = TIMEOUT_S) -> str:
         """Ends the MLflow run when all is sent, for a limited time; '' or what is left, and why."""
         self._tracking.status(status)
-        return self._tracking.finish(timeout_s)
+        return self._tracking.finish(timeout_s, close=status == "FINISHED")

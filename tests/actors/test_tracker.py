@@ -28,8 +28,19 @@ def test_the_best_score_of_all_starts_counts(tmp_path):
         for number, score in enumerate(scores):
             tracker.log_score({"fd": score}, 10 * (2 * start + number))
         assert tracker.board().metrics["best_fd"] == min(scores)
-        assert tracker.finish("KILLED") == ""
+        assert tracker.finish("FINISHED") == ""
     client = mlflow.MlflowClient(target(tmp_path).uri)
     history = client.get_metric_history(tracker.board().run_id, "best_fd")
     assert [(point.step, point.value) for point in history] == [(0, 5), (10, 3), (20, 3), (30, 2)]
-    assert client.get_run(tracker.board().run_id).info.status == "KILLED"
+    assert client.get_run(tracker.board().run_id).info.status == "FINISHED"
+
+
+def test_what_workers_tell_after_ctrl_c_is_kept_too(tmp_path):
+    tracker = Tracker.__ray_metadata__.modified_class(target(tmp_path), str(tmp_path))
+    tracker.log({"loss": 1.0}, 64)
+    assert tracker.finish("KILLED") == ""
+    tracker.log({"loss": 2.0}, 128)
+    tracker.finish("FINISHED")
+    client = mlflow.MlflowClient(target(tmp_path).uri)
+    history = client.get_metric_history(tracker.board().run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(64, 1.0), (128, 2.0)]
