@@ -57,4 +57,4 @@ def test_a_server_that_is_killed_for_a_while_misses_nothing(tmp_path):
         assert len(client.list_artifacts(kept.run_id, "images")) == 2
     assert [line.split(" ")[:2] for line in told] == [["MLflow", "does"], ["MLflow", "is"]]
     print(f"{step} records, longest call {longest:.3f} s", *told, sep="\n")
-    assert longest < 0.5
+    assert longest < 2

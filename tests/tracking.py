@@ -1,14 +1,29 @@
 """What tests of tracking share."""
 
+import functools
+import tempfile
 from collections import Counter
 from pathlib import Path
+
+import mlflow
 
 from sid_ray.mlflow_run import Target
 
 
+@functools.cache
+def empty_store() -> bytes:
+    """An sqlite store without runs: MLflow takes a second to make one."""
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 def target(folder: Path, key: str = "key", uri: str = "", name: str = "run") -> Target:
     """A run in a sqlite store of the folder."""
-    uri = uri or f"sqlite:///{folder}/mlflow.db"
+    store = folder / "mlflow.db"
+    if not uri and not store.exists():
+        store.write_bytes(empty_store())
+    uri = uri or f"sqlite:///{store}"
     return Target(uri, "tests", name, key, {"a": 1}, {"b": "c"}, f"{folder}/artifacts")
 
 
