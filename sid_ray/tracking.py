@@ -70,10 +70,9 @@ class Tracking:
     def better(self, scores: Mapping[str, float]) -> dict[str, float]:
         """best_NAME of each score, these among them; smaller is better."""
         with self._changed:
-            for name, value in scores.items():
-                best = f"best_{name}"
-                self.best[best] = min(value, self.best.get(best, value))
-            return {f"best_{name}": self.best[f"best_{name}"] for name in scores}
+            found = {f"best_{name}": value for name, value in scores.items()}
+            lower(self.best, found)
+            return {name: self.best[name] for name in found if name in self.best}
 
     def image(self, key: str, file: Path, images_seen: int) -> None:
         """An image file as MLflow's image ``key`` at a step. The file must stay until the end."""
@@ -129,9 +128,8 @@ class Tracking:
         """The best scores of earlier starts, whether MLflow has them yet or not."""
         best: dict[str, float] = {}
         for record in self._journal.records(0):
-            for name, value in record.values.get("metrics", {}).items():
-                if name.startswith("best_"):
-                    best[name] = min(value, best.get(name, value))
+            told = record.values.get("metrics", {})
+            lower(best, {name: value for name, value in told.items() if name.startswith("best_")})
         return best
 
     def _send_all(self) -> None:
@@ -185,8 +183,7 @@ class Tracking:
             self._open, self.run_id = True, run_id
             if journal.sent_to and journal.sent_to != run_id:
                 self._pending = deque(journal.records(0))
-            for name, value in self._run.best.items():
-                self.best[name] = min(value, self.best.get(name, value))
+            lower(self.best, self._run.best)
         journal.confirm(self._pending[0].number - 1, run_id)
 
     def _batch(self) -> list[Record]:
@@ -229,6 +226,13 @@ class Tracking:
             away_s = time.monotonic() - self._away_since
             self._tell(f"MLflow is back after {away_s:.0f} s: {self.left} records are left to send")
         self._failures, self.trouble = 0, ""
+
+
+def lower(best: dict[str, float], values: Mapping[str, float]) -> None:
+    """Takes over what is smaller; what is not a number never is."""
+    for name, value in values.items():
+        if value < best.get(name, float("inf")):
+            best[name] = value
 
 
 def send_report(

@@ -23,15 +23,17 @@ def test_a_line_of_several_ranks_is_said_once_whatever_seconds_they_measured(tra
 
 def test_the_best_score_of_all_starts_counts(tmp_path):
     kind = Tracker.__ray_metadata__.modified_class
-    for start, scores in enumerate(([5.0, 3.0], [4.0, 2.0])):
+    starts = (([5.0, 3.0, float("nan")], 3.0), ([4.0, 2.0], 2.0))
+    for start, (scores, best) in enumerate(starts):
         tracker = kind(target(tmp_path), str(tmp_path))
         for number, score in enumerate(scores):
-            tracker.log_score({"fd": score}, 10 * (2 * start + number))
-        assert tracker.board().metrics["best_fd"] == min(scores)
+            tracker.log_score({"fd": score}, 10 * (3 * start + number))
+        assert tracker.board().metrics["best_fd"] == best
         assert tracker.finish("FINISHED") == ""
     client = mlflow.MlflowClient(target(tmp_path).uri)
     history = client.get_metric_history(tracker.board().run_id, "best_fd")
-    assert [(point.step, point.value) for point in history] == [(0, 5), (10, 3), (20, 3), (30, 2)]
+    found = [(point.step, point.value) for point in history]
+    assert found == [(0, 5), (10, 3), (20, 3), (30, 3), (40, 2)]
     assert client.get_run(tracker.board().run_id).info.status == "FINISHED"
 
 
