@@ -36,6 +36,7 @@ from sid_ray.run_folder import (
     runs_folder,
     told_to_user,
     tracking_uri,
+    write_record,
 )
 from sid_ray.store import set_endpoint
 from sid_ray.store_errors import StoreError, is_s3
@@ -214,19 +215,29 @@ def upload(console: Console, run: RunFolder) -> None:
 
 
 def track_report(console: Console, config: DistillConfig, run: RunFolder, summary: dict) -> None:
-    """Puts the final report into the run's MLflow record; a store that fails costs a warning."""
-    from sid_ray.actors.tracker import log_report
+    """Puts the final report, and what was left of the run, into its MLflow record.
+
+    A store that fails costs a warning; the next start of the run sends what is left.
+    """
+    from sid_ray.actors.trainer import tracking_target
+    from sid_ray.tracking import send_report
 
     names = ("teacher_fd", "teacher_one_step_fd", "generator_fd")
-    files = [str(run.local / GRID), str(run.local / SUMMARY)]
+    reported = summary["grid"] is not None
+    metrics = {name: summary[name] for name in names if reported}
+    files = [run.local / name for name in (GRID, SUMMARY) if reported]
     try:
         record = read_record(run.store)
-        if record is None or record.tracker_run_id is None or summary["grid"] is None:
+        if record is None:
             return
-        metrics = {name: summary[name] for name in names}
-        log_report(tracking_uri(config), record.tracker_run_id, metrics, files)
-    except Exception as error:  # any store, any trouble: the report itself is on disk already
-        console.print(f"warning: the report is not in MLflow: {error}", markup=False)
+        target = tracking_target(config, record)
+        run_id, left = send_report(target, run.local, metrics, files, summary["images_seen"])
+        if run_id and run_id != record.tracker_run_id:
+            write_record(run.store, dataclasses.replace(record, tracker_run_id=run_id))
+    except (OSError, UserError) as error:  # the report itself is on disk already
+        left = str(error)
+    if left:
+        console.print(f"warning: the report is not in MLflow: {left}", markup=False)
 
 
 def program(name: str) -> str:

@@ -39,6 +39,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
+from sid_ray.mlflow_run import Target
 from sid_ray.ray_environment import set_ray_environment
 from sid_ray.run_folder import LOG, RunFolder, RunRecord, tracking_uri, write_record
 from sid_ray.store import Store
@@ -158,20 +159,28 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
-    """``began``: when this driver was started, in seconds since the epoch."""
+def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
+    """Where in MLflow a run is told of."""
     uri = tracking_uri(config)
     if uri.startswith("sqlite:////"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
-    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
+    return Target(
         uri,
         config.output.experiment,
         config.run_name,
+        record.key,
         flatten(config),
-        tags,
+        {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"},
         f"{config.output.folder}/mlartifacts",
         record.tracker_run_id,
+    )
+
+
+def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
+    """``began``: when this driver was started, in seconds since the epoch."""
+    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
+        tracking_target(config, record),
+        str(RunFolder.of(config).local),
         config.training.batch_size,
         began,
     )
@@ -379,5 +388,8 @@ def run_actors(
         status = "KILLED"
         raise
     finally:
-        trouble += ray.get(tracker.finish.remote(status))
+        left = ray.get(tracker.finish.remote(status))
+        if left and status != "FINISHED":  # else the outcome tells
+            show.update("", {}, [f"warning: {left}"])
+        trouble += left
     return trouble, board.interruptions

@@ -1,0 +1,220 @@
+"""One run in MLflow: found or begun, and told each record once.
+
+The only module that talks to MLflow. It does one try; ``tracking.py`` tries again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sid_ray.journal import Record
+
+PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
+BATCH = 100  # params MLflow takes at once
+KEY_TAG = "sid_ray.run_key"
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+GONE = "RESOURCE_DOES_NOT_EXIST"
+CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connection reset)"
+# MLflow's own tries take minutes; a server that is away shall be noticed within seconds.
+BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+
+
+class RefusedError(Exception):
+    """MLflow, or the record itself, is such that trying again is no use; says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which run of which store.
+
+    Args:
+        uri: of the tracking store.
+        key: of the run (RunRecord.key), by which it is found again where its id is not known.
+        artifacts: where a new experiment keeps artifacts; a server decides that itself.
+        run_id: MLflow's id of the run, None where there was none yet.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    key: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    artifacts: str
+    run_id: str | None = None
+
+
+class MlflowRun:
+    """Writes records to MLflow. All methods but ``__init__`` raise what MLflow raises."""
+
+    def __init__(self, target: Target, folder: Path, tell: Callable[[str], None]):
+        self._target, self._folder, self._tell = target, folder, tell
+        self._client: Any = None
+        self._there: dict[str, set[int]] = {}
+        self.run_id = target.run_id or ""
+        self.best: dict[str, float] = {}
+
+    def open(self) -> None:
+        """Finds the run, by its id or its key, or begins it."""
+        for name, value in BOUNDS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+
+        uri = self._target.uri
+        mlflow.set_tracking_uri(uri)
+        self._client = mlflow.MlflowClient(uri)
+        self._there.clear()  # what an earlier failure left half done is not known
+        run = self._known() or self._found()
+        if run is None:
+            run = self._begun()
+        self.run_id = run.info.run_id
+        self._describe(run)
+        self.best = {
+            name: value for name, value in run.data.metrics.items() if name.startswith("best_")
+        }
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Records of kind ``metrics``, or one other. What MLflow has is not written again.
+
+        Raises RefusedError.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            for record in records:
+                if record.kind != "metrics":
+                    getattr(self, f"_write_{record.kind}")(**record.values)
+            self._write_metrics([r.values for r in records if r.kind == "metrics"])
+        except MlflowException as error:
+            if error.error_code in REFUSED:
+                raise RefusedError(one_line(error)) from error
+            raise
+
+    def _known(self) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        if not self.run_id:
+            return None
+        try:
+            run = self._client.get_run(self.run_id)
+            if run.info.lifecycle_stage == "active":
+                return run
+        except MlflowException as error:
+            if error.error_code != GONE:
+                raise
+        shown = shown_uri(self._target.uri)
+        self._tell(f"MLflow run {self.run_id} is not in {shown}: all is sent to a new one")
+        return None
+
+    def _experiment(self) -> str:
+        target = self._target
+        found = self._client.get_experiment_by_name(target.experiment)
+        if found:
+            return found.experiment_id
+        location = None if target.uri.startswith("http") else target.artifacts
+        return self._client.create_experiment(target.experiment, artifact_location=location)
+
+    def _found(self) -> Any:
+        """The run that was begun, though its begin was not confirmed or noted."""
+        text = f"tags.`{KEY_TAG}` = '{self._target.key}'"
+        runs = self._client.search_runs([self._experiment()], text, max_results=1)
+        return runs[0] if runs else None
+
+    def _begun(self) -> Any:
+        tags = {**self._target.tags, KEY_TAG: self._target.key}
+        return self._client.create_run(
+            self._experiment(), run_name=self._target.run_name, tags=tags
+        )
+
+    def _describe(self, run: Any) -> None:
+        """Logs params that are not there yet; those that changed since the begin stay."""
+        from mlflow.entities import Param
+
+        params = [
+            Param(name, str(value)[:PARAM_LIMIT])
+            for name, value in self._target.params.items()
+            if name not in run.data.params
+        ]
+        for first in range(0, len(params), BATCH):
+            self._client.log_batch(run.info.run_id, params=params[first : first + BATCH])
+
+    def _steps(self, name: str) -> set[int]:
+        """The steps at which MLflow has a value of a metric."""
+        if name not in self._there:
+            history = self._client.get_metric_history(self.run_id, name)
+            self._there[name] = {point.step for point in history}
+        return self._there[name]
+
+    def _write_metrics(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """The first value of a metric at a step counts.
+
+        Draws are keyed by images seen, so a resumed run repeats the same numbers between its
+        checkpoint and the moment it was cut.
+        """
+        from mlflow.entities import Metric
+
+        new = {
+            (name, told["step"]): Metric(name, value, told["stamp"], told["step"])
+            for told in reversed(values)
+            for name, value in told["metrics"].items()
+            if told["step"] not in self._steps(name)
+        }
+        if new:
+            self._client.log_batch(self.run_id, metrics=list(reversed(new.values())))
+        for name, step in new:
+            self._there[name].add(step)
+
+    def _write_status(self, status: str) -> None:
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status=status)
+        else:
+            self._client.set_terminated(self.run_id, status=status)
+
+    def _write_file(self, file: str, folder: str) -> None:
+        self._client.log_artifact(self.run_id, str(self._existing(file)), folder or None)
+
+    def _write_image(self, key: str, file: str, step: int, stamp: int) -> None:
+        """An image that MLflow's pages show by key and step.
+
+        ``MlflowClient.log_image`` draws a new file name at each try; here a second try replaces
+        what the first one left. Source of the names: MLflow 3.17, tracking/client.py.
+        """
+        from mlflow.tracking.multimedia import compress_image_size
+        from PIL import Image
+
+        with Image.open(self._existing(file)) as opened:
+            image = opened.convert("RGB")
+        unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._target.key}/{key}/{step}")
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{stamp}+{unique}"
+        with tempfile.TemporaryDirectory() as folder:
+            whole, small = Path(folder, f"{name}.png"), Path(folder, f"{name}+compressed.webp")
+            image.save(whole)
+            compress_image_size(image).save(small)
+            for path in (whole, small):
+                self._client.log_artifact(self.run_id, str(path), "images")
+        self._client.set_tag(self.run_id, "mlflow.loggedImages", "True")
+
+    def _existing(self, file: str) -> Path:
+        path = self._folder / file  # an absolute one stays
+        if not path.is_file():
+            raise RefusedError(f"{path} is not there any more")
+        return path
+
+
+def shown_uri(uri: str) -> str:
+    """An address without what may be a password in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line, short and without passwords; of a network's error the cause."""
+    text = shown_uri(str(error).strip() or type(error).__name__)
+    cause = re.search(CAUSE, text) if "HTTP" in text else None
+    return cause[0] if cause else text.splitlines()[0][:200]

@@ -1,0 +1,256 @@
+"""Records on their way to MLflow: written to the journal first, sent by a thread, in order.
+
+A store that fails is tried again for as long as the process lives; its callers never wait for it.
+What is left at the end is sent by the next start of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from sid_ray.journal import Journal, Record
+from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.store_errors import pause_s
+
+VALUES = 900  # metrics in one request; MLflow takes 1000
+TOLD_AFTER = 2  # failures in a row before a line says so: two writers of one sqlite may collide
+TIMEOUT_S = 60.0  # for what is left at the end, while it is being sent
+AWAY_PATIENCE_S = 10.0  # the same where MLflow does not answer
+
+
+class Tracking:
+    """Keeps records and sends them.
+
+    Args:
+        target: MLflow's run.
+        folder: the run's, on the driver's disk.
+        tell: takes lines for a person.
+        run: what talks to MLflow; another one in tests.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        folder: Path,
+        tell: Callable[[str], None] = lambda text: None,
+        run: Any = None,
+    ):
+        self._folder, self._tell, self._uri = folder, tell, shown_uri(target.uri)
+        self._journal = Journal(folder, target.key, tell)
+        if run is None and target.run_id is None and self._journal.sent_to:
+            # Killed before it was noted in run.json.
+            target = dataclasses.replace(target, run_id=self._journal.sent_to)
+        self._run = run or MlflowRun(target, folder, tell)
+        self._open, self._closed = False, False
+        self._changed, self._hurry = threading.Condition(), threading.Event()
+        self._pending = deque(self._journal.records(self._journal.sent))
+        self._failures, self._away_since, self._stamp = 0, 0.0, 0
+        self.trouble = ""  # why MLflow does not answer now
+        self.run_id = ""  # MLflow's id of the run, once it is open
+        self.best = self._best_told()
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
+        self._sender.start()
+
+    @property
+    def left(self) -> int:
+        """Records that MLflow has not confirmed."""
+        return len(self._pending)
+
+    def metrics(self, metrics: Mapping[str, float], images_seen: int) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._add("metrics", metrics=values, step=images_seen, stamp=True)
+
+    def better(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """best_NAME of each score, these among them; smaller is better."""
+        with self._changed:
+            found = {f"best_{name}": value for name, value in scores.items()}
+            lower(self.best, found)
+            return {name: self.best[name] for name in found if name in self.best}
+
+    def image(self, key: str, file: Path, images_seen: int) -> None:
+        """An image file as MLflow's image ``key`` at a step. The file must stay until the end."""
+        self._add("image", key=key, file=self._short(file), step=images_seen, stamp=True)
+
+    def file(self, file: Path, folder: str = "") -> None:
+        """A file as an artifact in ``folder`` there. It must stay until the end of the run."""
+        self._add("file", file=self._short(file), folder=folder)
+
+    def status(self, status: str) -> None:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        self._add("status", status=status)
+
+    def finish(self, timeout_s: float = TIMEOUT_S, close: bool = True) -> str:
+        """Waits until all is sent, for a limited time. Returns '' or what is left, and why.
+
+        Without ``close`` records may follow: workers that are about to be stopped still tell some.
+        """
+        began = time.monotonic()
+        with self._changed:
+            self._failures = min(self._failures, TOLD_AFTER)
+            self._hurry.set()
+            while self._pending:
+                waited_s = time.monotonic() - began
+                if waited_s > (min(AWAY_PATIENCE_S, timeout_s) if self.trouble else timeout_s):
+                    break
+                self._changed.wait(0.1)
+            left, self._closed = self.left, close
+            self._changed.notify_all()
+            self._hurry.set()
+        if close:
+            self._journal.close()
+        if not left:
+            return ""
+        kept = self._journal.trouble
+        where = f"could not be kept ({kept})" if kept else f"are kept in {self._folder}"
+        why = self.trouble or f"not written within {timeout_s:.0f} s"
+        then = "" if kept else ": the same command sends them"
+        return f"{left} records are not in MLflow ({why}), they {where}{then}"
+
+    def _short(self, file: Path) -> str:
+        inside = file.is_relative_to(self._folder)
+        return str(file.relative_to(self._folder) if inside else file.absolute())
+
+    def _add(self, kind: str, **values: Any) -> None:
+        with self._changed:
+            if "stamp" in values:  # MLflow orders a metric's values by it; clocks may go back
+                self._stamp = values["stamp"] = max(self._stamp, int(time.time() * 1000))
+            self._pending.append(self._journal.append(kind, values))
+            self._changed.notify_all()
+
+    def _best_told(self) -> dict[str, float]:
+        """The best scores of earlier starts, whether MLflow has them yet or not."""
+        best: dict[str, float] = {}
+        for record in self._journal.records(0):
+            told = record.values.get("metrics", {})
+            lower(best, {name: value for name, value in told.items() if name.startswith("best_")})
+        return best
+
+    def _send_all(self) -> None:
+        while self._wait():
+            try:
+                self._send()
+            except Exception as error:  # any store, any trouble
+                self._failed(error)
+            else:
+                self._works()
+
+    def _wait(self) -> bool:
+        """Until there is something to send and the time to do it; False at the end."""
+        if self._failures:
+            self._hurry.wait(pause_s(self._failures - 1))
+        with self._changed:
+            self._hurry.clear()
+            self._changed.wait_for(lambda: self._pending or self._closed)
+            return bool(self._pending) and not self._closed
+
+    def _send(self) -> None:
+        """One try of the next records. Raises what MLflow raises."""
+        if not self._open:
+            self._run.open()
+            self._is_open()
+        batch = self._batch()
+        try:
+            self._run.write(batch)
+        except RefusedError as error:
+            if len(batch) > 1:  # which of them is to be found out
+                for record in batch:
+                    self._send_one(record)
+                return
+            self._refused(batch[0], error)
+        self._confirm(batch)
+
+    def _send_one(self, record: Record) -> None:
+        try:
+            self._run.write([record])
+        except RefusedError as error:
+            self._refused(record, error)
+        self._confirm([record])
+
+    def _refused(self, record: Record, error: RefusedError) -> None:
+        self._tell(f"warning: record {record.number} ({record.kind}) is not in MLflow: {error}")
+
+    def _is_open(self) -> None:
+        """A run that is another one than before gets all that was ever told."""
+        journal, run_id = self._journal, self._run.run_id
+        with self._changed:
+            self._open, self.run_id = True, run_id
+            if journal.sent_to and journal.sent_to != run_id:
+                self._pending = deque(journal.records(0))
+            lower(self.best, self._run.best)
+        journal.confirm(self._pending[0].number - 1, run_id)
+
+    def _batch(self) -> list[Record]:
+        """The next record, with the metrics that follow where it is metrics."""
+        with self._changed:
+            if self._pending[0].kind != "metrics":
+                return [self._pending[0]]
+            batch: list[Record] = []
+            values = 0
+            for record in takewhile(lambda record: record.kind == "metrics", self._pending):
+                values += len(record.values["metrics"])
+                if batch and values > VALUES:
+                    break
+                batch.append(record)
+            return batch
+
+    def _confirm(self, batch: Sequence[Record]) -> None:
+        with self._changed:
+            for _ in batch:
+                self._pending.popleft()
+            self._journal.confirm(batch[-1].number, self._run.run_id)
+            self._changed.notify_all()
+
+    def _failed(self, error: Exception) -> None:
+        self._open = False
+        self._failures += 1
+        if self._failures == 1:
+            self._away_since = time.monotonic()
+        if self._failures < TOLD_AFTER:
+            return
+        if not self.trouble:
+            self._tell(
+                f"MLflow does not answer at {self._uri} ({one_line(error)}): numbers are kept and "
+                "sent later"
+            )
+        self.trouble = one_line(error)
+
+    def _works(self) -> None:
+        if self.trouble:
+            away_s = time.monotonic() - self._away_since
+            self._tell(f"MLflow is back after {away_s:.0f} s: {self.left} records are left to send")
+        self._failures, self.trouble = 0, ""
+
+
+def lower(best: dict[str, float], values: Mapping[str, float]) -> None:
+    """Takes over what is smaller; what is not a number never is."""
+    for name, value in values.items():
+        if value < best.get(name, float("inf")):
+            best[name] = value
+
+
+def send_report(
+    target: Target,
+    folder: Path,
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+    images_seen: int,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[str, str]:
+    """Sends what is left of a run that has ended, and its report.
+
+    Returns MLflow's id of the run where it was opened, and '' or what is left, and why.
+    """
+    tracking = Tracking(target, folder)
+    if metrics:
+        tracking.metrics(metrics, images_seen)
+    for file in files:
+        tracking.file(file)
+    left = tracking.finish(timeout_s)
+    return tracking.run_id, left
