@@ -36,6 +36,7 @@ HOMES = {
     "mlflow": ("actors/tracker",),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion",),
+    "efficientnet_lite_pytorch": ("metrics/lite0",),
     "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),
     "tyro": ("cli", "weights/command"),
 }
