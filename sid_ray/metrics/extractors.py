@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sid_ray.errors import UserError, nearest
 from sid_ray.local_copies import digest_of_file
+from sid_ray.metrics.dinov2 import load_dinov2
 from sid_ray.metrics.features import ASSETS, FILE, SPACES, Classifier, load_feature_space
 from sid_ray.metrics.inception import load_inception
 from sid_ray.metrics.lite0 import LITE0, load_lite0
@@ -76,7 +77,7 @@ class Small:
         return features, self.network.classes(features)
 
 
-NAMES = (*SPACES, *LITE0, "inception")
+NAMES = (*SPACES, *LITE0, "inception", "dinov2")
 
 
 def load_extractor(
@@ -84,8 +85,9 @@ def load_extractor(
 ) -> Extractor:
     """An extractor by name, on a device.
 
-    ``weights`` and ``sha256`` are for "inception": the TorchScript file and its checksum. Raises
-    UserError for an unknown name, and for files or packages that are missing or not the expected.
+    ``weights`` is for "inception", the TorchScript file, whose checksum ``sha256`` is, and for
+    "dinov2", a folder. Raises UserError for an unknown name, and for files or packages that are
+    missing or not the expected ones.
     """
     where = torch.device(device)
     if name in SPACES:
@@ -94,6 +96,8 @@ def load_extractor(
         return load_lite0(name, where)
     if name == "inception":
         return load_inception(weights, sha256, where)
+    if name == "dinov2":
+        return load_dinov2(weights, where)
     known = ", ".join(NAMES)
     raise UserError(f"unknown feature extractor {name!r}; known: {known}.{nearest(name, NAMES)}")
 

@@ -27,10 +27,13 @@ LITE0 = {"lite0": ("Lite0", 1280), "lite0-320": ("Lite0-320", 320)}
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images [B, C, H, W] as float32 [B, C, size, size], 0 to 255, antialiased where smaller."""
+def resized(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """Images [B, C, H, W] as float32 [B, C, size, size], antialiased where that is smaller.
+
+    ``mode`` is bilinear (values stay within 0 to 255) or bicubic (they may leave it a little).
+    """
     return F.interpolate(
-        images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+        images.float(), (size, size), mode=mode, antialias=True, align_corners=False
     )
 
 

@@ -62,7 +62,7 @@ def test_images_that_do_not_fit_are_refused(lite0):
 def test_an_unknown_one_is_refused():
     with pytest.raises(UserError, match=r"unknown feature extractor 'lite'.*lite0"):
         load_extractor("lite")
-    assert {"digits-cnn", "emoji-cnn", "lite0", "lite0-320", "inception"} == set(NAMES)
+    assert {"digits-cnn", "emoji-cnn", "lite0", "lite0-320", "inception", "dinov2"} == set(NAMES)
 
 
 @pytest.mark.parametrize("size", [60, 224, 300])
