@@ -35,7 +35,7 @@ HOMES = {
     "ray": ("actors", "data/pipeline"),
     "mlflow": ("actors/tracker",),
     "diffusers": ("denoisers/stable_diffusion",),
-    "transformers": ("denoisers/stable_diffusion", "metrics/dinov2"),
+    "transformers": ("denoisers/stable_diffusion", "metrics/dinov2", "metrics/clip"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),
     "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),
     "tyro": ("cli", "weights/command"),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sid_ray.errors import UserError
 from sid_ray.local_copies import cache_folder, locked
+from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.weights.archives import read_pickled
 from sid_ray.weights.inert import NumpyArray, as_mapping
@@ -125,15 +126,15 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
     written.replace(path)
 
 
-def cached_path(fingerprint: str, identity: str) -> Path:
-    """Where this machine keeps the statistics of a data set under an extractor.
+def cached_path(fingerprint: str, identity: str, ending: str = "npz") -> Path:
+    """Where this machine keeps what an extractor saw in a data set: statistics (npz), features.
 
     Args:
         fingerprint: of the data set's content, and of what is done to its images if anything is.
         identity: of the extractor: its name and the digest of its weights.
     """
     key = hashlib.sha256(f"{MAKING}\n{fingerprint}\n{identity}".encode()).hexdigest()[:24]
-    return cache_folder() / "statistics" / f"{identity}-{key}.npz"
+    return cache_folder() / "statistics" / f"{identity}-{key}.{ending}"
 
 
 def cached_statistics(
@@ -142,11 +143,9 @@ def cached_statistics(
     """The statistics of a data set, made once on this machine however many processes ask.
 
     ``make`` gives the sums over the whole set. A kept file that cannot be read is made again.
-    Raises UserError without a fingerprint: what the data is could not be told later.
+    Raises UserError without a fingerprint.
     """
-    if not fingerprint:
-        raise UserError("statistics of a data set without a fingerprint cannot be kept: prepare it")
-    path = cached_path(fingerprint, identity)
+    path = cached_path(known(fingerprint), identity)
     with locked(path):
         if path.is_file():
             try:
@@ -159,3 +158,39 @@ def cached_statistics(
         made = Statistics.of(make(), identity)
         save_statistics(path, made)
     return made
+
+
+def known(fingerprint: str) -> str:
+    """The fingerprint, or a UserError: without one, what the data was could not be told later."""
+    if not fingerprint:
+        raise UserError(
+            "what was seen in a data set without a fingerprint cannot be kept: prepare the data "
+            "set with sid-ray data prepare"
+        )
+    return fingerprint
+
+
+def cached_features(
+    fingerprint: str, identity: str, make: Callable[[], FeatureBlocks]
+) -> FeatureBlocks:
+    """Features of a data set, made once on this machine as its statistics are.
+
+    Raises UserError without a fingerprint.
+    """
+    path = cached_path(known(fingerprint), identity, "npy")
+    with locked(path):
+        if not path.is_file() or not readable(path):
+            written = path.with_name(path.name + ".written")
+            with written.open("wb") as file:
+                np.save(file, make().array())
+            written.replace(path)
+        return FeatureBlocks.of(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def readable(path: Path) -> bool:
+    """Whether a file is a whole npy of float32 features [N, D]."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        return False
+    return found.ndim == 2 and found.dtype == np.float32 and len(found) > 0

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from sid_ray.errors import UserError
+from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.reference import (
     Statistics,
+    cached_features,
     cached_path,
     cached_statistics,
     read_statistics,
@@ -106,3 +108,23 @@ def test_a_data_set_is_looked_at_once():
     assert len(made) == 4
     with pytest.raises(UserError, match="without a fingerprint"):
         cached_statistics("", "lite0-1", make)
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None])
+def test_features_are_made_once(damage):
+    x = np.random.default_rng(0).normal(size=(700, 3)).astype(np.float32)
+    made = []
+
+    def make() -> FeatureBlocks:
+        made.append(1)
+        return FeatureBlocks.of(x)
+
+    for _ in range(2):
+        assert cached_features("data", "lite0-1", make).array().tobytes() == x.tobytes()
+    assert len(made) == 1
+    path = cached_path("data", "lite0-1", "npy")
+    path.write_bytes(path.read_bytes()[:-4] if damage is None else damage)
+    assert cached_features("data", "lite0-1", make).array().tobytes() == x.tobytes()
+    assert len(made) == 2
+    with pytest.raises(UserError, match="without a fingerprint"):
+        cached_features("", "lite0-1", make)
