@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and 2.1-base teachers: diffusers' networks behind this project's types.
 
-The only file that imports diffusers and transformers, and only inside functions.
+The only file that imports diffusers, and only inside functions; transformers too.
 
 Symbols
     epsilon, v   what the U-Net predicts ("raw"): the noise, or alpha * noise - sigma * x_0

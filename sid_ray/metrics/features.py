@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.metrics.frechet import FeatureStatistics, frechet_distance
+from sid_ray.metrics.frechet import frechet_distance
+from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -91,13 +92,12 @@ class FeatureSpace:
     covariance: NDArray[np.float64]
 
     @torch.no_grad()
-    def statistics(self, images: Tensor, batch: int = 512) -> FeatureStatistics:
-        """Feature sums of images [N, C, H, W] in [-1, 1]."""
-        parts = [
-            FeatureStatistics.of(self.network.features(chunk.float()).double().numpy())
-            for chunk in images.split(batch)
-        ]
-        return sum(parts[1:], start=parts[0])
+    def statistics(self, images: Tensor) -> FeatureSums:
+        """Feature sums of images [N, C, H, W] in [-1, 1], all samples in order."""
+        return merged(
+            FeatureSums.of_block(self.network.features(chunk.float()).numpy(), block)
+            for block, chunk in enumerate(images.split(BLOCK))
+        )
 
     def frechet_distance(self, images: Tensor) -> float:
         """Distance of images [N, C, H, W] in [-1, 1] to the reference set."""
@@ -114,7 +114,7 @@ class FeatureSpace:
 def save_feature_space(folder: Path, name: str, network: Classifier, real: Tensor) -> None:
     """Writes a feature space with the statistics of its reference images [N, C, H, W]."""
     with torch.no_grad():
-        stats = FeatureStatistics.of(network.features(real).double().numpy())
+        stats = FeatureSums.of(network.features(real).numpy())
     reference = {
         "reference.mean": torch.from_numpy(stats.mean),
         "reference.covariance": torch.from_numpy(stats.covariance),

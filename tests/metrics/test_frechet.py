@@ -1,10 +1,12 @@
-"""The Frechet distance against known Gaussians, and sums that merge."""
+"""The Frechet distance against known Gaussians."""
 
 import numpy as np
 import pytest
 import scipy.linalg
 
-from sid_ray.metrics.frechet import FeatureStatistics, frechet_distance
+from sid_ray.errors import UserError
+from sid_ray.metrics.frechet import dead_features, frechet_distance
+from sid_ray.metrics.sums import FeatureSums
 
 
 def random_covariance(rng, size: int) -> np.ndarray:
@@ -32,13 +34,24 @@ def test_equals_the_matrix_square_root():
 
 def test_dead_features_do_no_harm():
     sigma = np.diag([1.0, 0.0])
-    assert frechet_distance(np.zeros(2), sigma, np.zeros(2), sigma) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(np.zeros(2), sigma, np.zeros(2), sigma) == pytest.approx(0, abs=1e-15)
+    assert dead_features(np.zeros(2), sigma) == 1
+    assert dead_features(np.array([0.0, 5.0]), np.diag([1.0, 1e-13])) == 1
+    assert dead_features(np.ones(2), np.eye(2)) == 0
 
 
-def test_merged_sums_equal_one_pass():
-    features = np.random.default_rng(0).normal(size=(100, 5)) + 3
-    parts = [FeatureStatistics.of(features[i::3]) for i in range(3)]
-    merged = parts[0] + parts[1] + parts[2]
-    assert merged.count == 100
-    np.testing.assert_allclose(merged.mean, features.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(merged.covariance, np.cov(features.T), rtol=1e-9)
+def test_fewer_samples_than_features_are_exact():
+    """A singular covariance: to itself the distance is zero, and moved and scaled it is known."""
+    sums = FeatureSums.of(np.random.default_rng(0).normal(size=(10, 40)))
+    mean, sigma = sums.mean, sums.covariance
+    assert frechet_distance(mean, sigma, mean, sigma) == pytest.approx(0, abs=1e-11)
+    # sigma and 9 sigma: tr sigma + 9 tr sigma - 2 * 3 tr sigma
+    expected = 40 * 0.25 + 4 * np.trace(sigma)
+    assert frechet_distance(mean, sigma, mean + 0.5, 9 * sigma) == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+def test_statistics_of_other_features_are_refused():
+    with pytest.raises(UserError, match="2 and 3 features"):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
