@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on_from_s3_on_another_machine(place, undisturbed, tmp
     place.on_machine("two")
     second = place.start("killed")
     assert second.finish() == 0, second.output
-    assert "is not in sqlite:" in second.output and "a new one is begun" in second.output
+    assert "is not in sqlite:" in second.output and "is sent to a new one" in second.output
     assert "resumed at 1," in second.output or "resumed at 2," in second.output
     assert_same_bits(place, "killed", "undisturbed", tmp_path)
     print(second.output)
