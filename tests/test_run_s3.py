@@ -37,7 +37,7 @@ class Place:
     """A server, and a folder to run commands in; ``cache`` is a machine's disk."""
 
     def __init__(self, server, folder):
-        self.server, self.folder = server, folder
+        self.server, self.folder, self.started = server, folder, []
         self.on_machine("one")
         self.bucket = server.make_bucket("sid-ray")
         for name in ("model.json", "model.safetensors"):
@@ -57,7 +57,8 @@ class Place:
         return Store.at(f"{self.runs}/{name}")
 
     def start(self, name, *more, **environment):
-        return Command(self, name, more, environment)
+        self.started.append(Command(self, name, more, environment))
+        return self.started[-1]
 
 
 class Command:
@@ -115,6 +116,17 @@ def place(tmp_path_factory):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield Place(server, folder)
+
+
+@pytest.fixture(autouse=True)
+def no_test_leaves_a_mess_to_the_next(place):
+    yield
+    for run in place.started:
+        if run.process.poll() is None:
+            run.kill()
+    place.started.clear()
+    if place.server.process is None:
+        place.server.start()
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +251,7 @@ def test_a_run_waits_for_images_that_are_not_there(place, undisturbed, tmp_path)
     run = place.start("waiting", "--resources.data-cache-gib", "0.00002")
     past(run, place.run("waiting"), EVERY)
     place.server.kill()
-    run.wait_until_said("/digits/part-00000.parquet: no answer")
+    run.wait_until_said("/digits/part-00000.parquet, row group")
     time.sleep(5)
     place.server.start()
     assert run.finish() == 0, run.output
