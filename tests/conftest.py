@@ -40,6 +40,13 @@ REFERENCE = Path(__file__).parent / "reference"
 
 
 @pytest.fixture(autouse=True)
+def no_store_is_left():
+    """mlflow.set_tracking_uri puts its store into the environment: not for the tests behind."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     """The same threads whatever ran before: results of convolutions depend on it."""
     torch.set_num_threads(1)
