@@ -31,6 +31,7 @@ from sid_ray.checkpoint_parts import (
 )
 from sid_ray.errors import UserError
 from sid_ray.fragments import KINDS, gathered, world
+from sid_ray.local_copies import file_sha256
 from sid_ray.snapshot import (
     EMA_FOLDER,
     Part,
@@ -82,11 +83,6 @@ class Manifest:
 def digest_of(values: Mapping[str, Any]) -> str:
     """sha256 of a manifest's fields, in the order of the file."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_name(images_seen: int, attempt: str) -> str:
@@ -181,7 +177,7 @@ def damage_of(path: Path, expected: str) -> str:
     """What is wrong with a file whose sha256 should be this; empty for nothing."""
     if not path.is_file():
         return "is missing"
-    return "" if sha256(path) == expected else "does not match its checksum"
+    return "" if file_sha256(path) == expected else "does not match its checksum"
 
 
 def candidates(run_folder: Path) -> Iterator[Path]:

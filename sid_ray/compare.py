@@ -139,7 +139,8 @@ def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = F
         axes.legend(fontsize=8, frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    return f"<figure>{text.getvalue()[text.getvalue().index('<svg') :]}</figure>"
+    svg = text.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
 
 def coloured(runs: Sequence[Compared]) -> list[tuple[Compared, str]]:

@@ -37,7 +37,8 @@ def folder_of(store: Store, kind: str) -> Path:
     return cache_folder() / kind / key / store.name
 
 
-def digest_of_file(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -67,13 +68,13 @@ def fetch_checked(
     """
     with locked(target):
         if target.is_file() and (
-            target.stat().st_size == size if size is not None else digest_of_file(target) == sha256
+            target.stat().st_size == size if size is not None else file_sha256(target) == sha256
         ):
             return target
         arrived = target.with_name(target.name + ".fetched")
         try:
             retrying(lambda: store.fetch(name, arrived), tell)
-            if digest_of_file(arrived) != sha256:
+            if file_sha256(arrived) != sha256:
                 raise DamagedFileError(f"{store}/{name} does not match its checksum")
             arrived.replace(target)
         finally:

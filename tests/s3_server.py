@@ -32,6 +32,14 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+def kill_group(process: subprocess.Popen | None) -> None:
+    """kill -9 of a process that leads a session, with all that it has started."""
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 class S3Server:
     """One server with its data in ``folder``; ``kill`` and ``start`` again keep what was stored."""
 
@@ -88,11 +96,8 @@ class S3Server:
 
     def kill(self) -> None:
         """As a machine that loses its power."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        kill_group(self.process)
+        self.process = None
 
     def make_bucket(self, name: str) -> str:
         """s3:// address of a new bucket."""

@@ -36,7 +36,7 @@ HOMES = {
     "ray": ("actors", "data/pipeline"),
     "mlflow": ("mlflow_run", "history"),
     "diffusers": ("denoisers/stable_diffusion",),
-    "transformers": ("denoisers/stable_diffusion", "metrics/dinov2", "metrics/clip"),
+    "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),
     "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),
     "tyro": ("cli", "parsing", "weights/command"),

@@ -232,32 +232,32 @@ def test_a_killed_run_goes_on_from_s3_on_another_machine(place, undisturbed, tmp
     print(second.output)
 
 
-def test_a_server_that_goes_for_ten_seconds_costs_nothing(place, undisturbed, tmp_path):
-    run = place.start("outage", "--output.keep-checkpoints", "20")
-    past(run, place.run("outage"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "more", "said", "away_s"),
+    [
+        ("outage", ("--output.keep-checkpoints", "20"), "storage cannot be written", 10),
+        # With memory for a few row groups only, they are read again and again.
+        (
+            "waiting",
+            ("--resources.data-cache-gib", "0.00002"),
+            "/digits/part-00000.parquet, row group",
+            5,
+        ),
+    ],
+)
+def test_a_server_that_goes_away_costs_nothing(
+    place, undisturbed, tmp_path, name, more, said, away_s
+):
+    run = place.start(name, *more)
+    past(run, place.run(name), EVERY)
     place.server.kill()
-    run.wait_until_said("storage cannot be written")
-    time.sleep(10)
+    run.wait_until_said(said)
+    time.sleep(away_s)
     place.server.start()
     assert run.finish() == 0, run.output
     assert "storage is back after" in run.output
-    assert json.loads(place.run("outage").read_text("summary.json"))["interruptions"] == []
-    assert_same_bits(place, "outage", "undisturbed", tmp_path)
-    print(run.output)
-
-
-def test_a_run_waits_for_images_that_are_not_there(place, undisturbed, tmp_path):
-    """With memory for a few row groups only, they are read again and again."""
-    run = place.start("waiting", "--resources.data-cache-gib", "0.00002")
-    past(run, place.run("waiting"), EVERY)
-    place.server.kill()
-    run.wait_until_said("/digits/part-00000.parquet, row group")
-    time.sleep(5)
-    place.server.start()
-    assert run.finish() == 0, run.output
-    assert "storage is back after" in run.output
-    assert json.loads(place.run("waiting").read_text("summary.json"))["interruptions"] == []
-    assert_same_bits(place, "waiting", "undisturbed", tmp_path)
+    assert json.loads(place.run(name).read_text("summary.json"))["interruptions"] == []
+    assert_same_bits(place, name, "undisturbed", tmp_path)
     print(run.output)
 
 

@@ -13,7 +13,7 @@ from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest
 from sid_ray.config import replace
 from sid_ray.distill import show_next
 from sid_ray.errors import UserError
-from sid_ray.local_copies import DamagedFileError, digest_of_file, fetch_checked
+from sid_ray.local_copies import DamagedFileError, fetch_checked, file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.recovery import Search
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
@@ -284,13 +284,13 @@ def test_a_generator_may_start_from_a_run_in_s3(bucket, tmp_path, monkeypatch):
     files = {f"generator_ema/{p.name}": p for p in teacher.glob("model.*")}
     for file, path in files.items():
         run.put(path, f"{name}/{file}")
-    digests = {file: digest_of_file(path) for file, path in files.items()}
+    digests = {file: file_sha256(path) for file, path in files.items()}
     run.write(f"{name}/{MANIFEST}", Manifest(SCHEMA, 64, "{}", {}, digests).to_json())
     for place in (run, run / name, run / name / "generator_ema"):
         config = replace(recipe("digits-sid"), teacher__initial_generator=str(place))
         found = find_start(config).generator
         assert found.is_relative_to(tmp_path)
-        assert digest_of_file(found / "model.safetensors") == digest_of_file(
+        assert file_sha256(found / "model.safetensors") == file_sha256(
             teacher / "model.safetensors"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
 from sid_ray.errors import UserError
+from sid_ray.local_copies import file_sha256
 from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.store_errors import is_s3
@@ -119,7 +119,7 @@ def data_fingerprint(data: DataConfig) -> str:
     if is_prepared(data):
         return read_manifest(Store.at(data.source)).fingerprint
     if data.name == "prompts" and data.source:
-        return hashlib.sha256(Path(data.source).expanduser().read_bytes()).hexdigest()
+        return file_sha256(Path(data.source).expanduser())
     return ""
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from sid_ray.denoisers.stable_diffusion import load_tokenizer
 from sid_ray.errors import UserError
-from sid_ray.local_copies import digest_of_file
+from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.sums import FeatureSums
+from sid_ray.metrics.transformers_folder import load_network
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WEIGHTS = "model.safetensors"
@@ -70,19 +71,8 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
             f"{folder} has no config.json and model.safetensors: the CLIP score needs a CLIP "
             "network in Transformers' layout; fetch one first"
         )
-    try:
-        from transformers import AutoConfig, CLIPModel
-    except ImportError:
-        raise UserError(
-            "the CLIP score needs transformers: pip install 'sid_ray[diffusers]'"
-        ) from None
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if kind != "clip":
-        raise UserError(f"{folder} holds a {kind} network, expected clip: give another folder")
-    network = CLIPModel.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
-    digest = digest_of_file(folder / WEIGHTS)
+    network = load_network(folder, "clip", "CLIPModel", "the CLIP score")
+    digest = file_sha256(folder / WEIGHTS)
     return Clip(network, load_tokenizer(folder), digest, torch.device(device))
 
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import digest_of_file
+from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.lite0 import DEVIATION, MEAN, resized
+from sid_ray.metrics.transformers_folder import load_network
 
 SIZE, OFFSET = 224, 0.1
 WEIGHTS = "model.safetensors"
@@ -69,16 +70,5 @@ def load_dinov2(folder: Path | None, device: torch.device) -> DINOv2:
             "the extractor dinov2 needs a folder with config.json and model.safetensors of "
             f"facebook/dinov2-large; {folder or 'none given'} is none: fetch it first"
         )
-    try:
-        from transformers import AutoConfig, Dinov2Model
-    except ImportError:
-        raise UserError(
-            "the extractor dinov2 needs transformers: pip install 'sid_ray[diffusers]'"
-        ) from None
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if kind != "dinov2":
-        raise UserError(f"{folder} holds a {kind} network, expected dinov2: give another folder")
-    network = Dinov2Model.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
-    return DINOv2(network, digest_of_file(folder / WEIGHTS), device)
+    network = load_network(folder, "dinov2", "Dinov2Model", "the extractor dinov2")
+    return DINOv2(network, file_sha256(folder / WEIGHTS), device)

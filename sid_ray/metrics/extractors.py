@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.local_copies import digest_of_file
+from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.dinov2 import load_dinov2
 from sid_ray.metrics.features import ASSETS, FILE, SPACES, Classifier, load_feature_space
 from sid_ray.metrics.inception import load_inception
@@ -69,7 +69,7 @@ class Small:
         self.name = self.space = name
         self.device = device
         self.network: Classifier = load_feature_space(name).network.to(device)
-        self.identity = f"{name}-{digest_of_file(ASSETS / name / FILE)[:12]}"
+        self.identity = f"{name}-{file_sha256(ASSETS / name / FILE)[:12]}"
         self.shape = {"digits-cnn": (1, 8, 8), "emoji-cnn": (3, 16, 16)}[name]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

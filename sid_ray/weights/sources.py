@@ -15,10 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sid_ray.errors import UserError, nearest
+from sid_ray.local_copies import file_sha256
 from sid_ray.weights.address import (
     Source,
     check_sha256,
-    file_sha256,
     parse_source,
     source_label,
 )
