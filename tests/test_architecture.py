@@ -29,12 +29,13 @@ LEVELS = {
     "mlflow_run": 3, "tracking": 3, "history": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
-    "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
+    "sweep": 5, "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
-    "ray": ("actors", "data/pipeline"),
+    "ray": ("actors", "data/pipeline", "sweep"),
     "mlflow": ("mlflow_run", "history"),
+    "optuna": ("sweep",),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),

@@ -1,0 +1,192 @@
+"""A search space: which fields of a config vary, over what, on what condition, and for how long.
+
+space_file.py reads one from YAML, space_check.py holds it against a recipe, sampling.py draws from
+it. Nothing here knows of Ray: a point is a mapping of dotted fields to values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.errors import UserError
+from sid_ray.recipes import guidance_strategy
+
+Value = bool | int | float | str
+Scheduler = Literal["none", "asha", "pbt", "pb2"]
+Searcher = Literal["random", "optuna", "grid"]
+
+# Not fields of a config but short for four of them: recipes.guidance_strategy.
+STRATEGY, SCALE = "guidance.strategy", "guidance.scale"
+KAPPAS = tuple(f"objective.kappa{number}" for number in range(1, 5))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Every number from low to high, both included; evenly, or evenly in the logarithm.
+
+    Args:
+        step: distance of the values that are possible, counted from low; 0 for no grid.
+        integer: whole numbers only.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float = 0.0
+    integer: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies within."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def clamped(self, value: float) -> float:
+        """The nearest value that the range allows."""
+        inside = min(max(value, self.low), self.high)
+        if self.step:
+            steps = round((inside - self.low) / self.step)
+            last = int((self.high - self.low) / self.step + 1e-9)
+            inside = self.low + min(steps, last) * self.step
+        return round(inside) if self.integer else inside
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, each as likely; ``grid`` asks for all of them."""
+
+    values: tuple[Value, ...]
+    grid: bool = False
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values
+
+    def clamped(self, value: Value) -> Value:
+        """Itself where it is one of the values, else the first."""
+        return value if value in self.values else self.values[0]
+
+
+Domain = Range | Choice
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds where a field has one of some values."""
+
+    name: str
+    values: tuple[Value, ...]
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        return values.get(self.name) in self.values
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What is drawn for a field, on all of its conditions.
+
+    ``key`` is the field's name; where a field has several cases, the later ones are NAME[1],
+    NAME[2], ...: the first whose conditions hold counts.
+    """
+
+    key: str
+    name: str
+    domain: Domain
+    when: tuple[Condition, ...] = ()
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score by its name, and which way is better."""
+
+    name: str
+    direction: Literal["min", "max"]
+
+    @property
+    def sign(self) -> float:
+        """What a score is multiplied with so that more is better."""
+        return -1.0 if self.direction == "min" else 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long trials may be; all in images seen.
+
+    Args:
+        images: of a trial that is never stopped.
+        grace: asha: no trial is judged before it has seen so many. pbt, pb2: none is changed.
+        reduction: asha: of the trials at a rung, one in so many goes on.
+        interval: pbt, pb2: between two looks at the population.
+        total: of all trials together, after which no new one begins; 0 for no limit.
+    """
+
+    images: int
+    grace: int = 0
+    reduction: float = 2.0
+    interval: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Space:
+    """A whole search space.
+
+    ``seeds``: the first is that of all trials; best trial and recipe are repeated with each.
+    ``lines`` are those of the file, by field and by top-level name.
+    """
+
+    source: str
+    metrics: tuple[Metric, ...]
+    budget: Budget
+    parameters: tuple[Parameter, ...]
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    scheduler: Scheduler = "none"
+    searcher: Searcher = "random"
+    trials: int = 16
+    seeds: tuple[int, ...] = (0,)
+    recipe: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that vary, each once, in the order of the file."""
+        return tuple(dict.fromkeys(parameter.name for parameter in self.parameters))
+
+    def error(self, name: str, text: str) -> UserError:
+        """The error at a field or top-level name of the file."""
+        line = self.lines.get(name, 0)
+        return UserError(f"{self.source}{f':{line}' if line else ''}: {text}")
+
+
+def known_values(space: Space, base: DistillConfig) -> dict[str, Any]:
+    """What fields have before anything is drawn."""
+    return {**flatten(base), **space.fixed}
+
+
+def walk(space: Space, base: DistillConfig, draw: Callable[[Parameter], Value]) -> dict[str, Value]:
+    """A point: the fields that vary and are active, in order, with what ``draw`` gives for each.
+
+    ``draw`` is asked only for what is active, so searchers never see the rest. A condition sees
+    earlier fields of this point, fixed values and the base.
+    """
+    seen, point = known_values(space, base), dict[str, Value]()
+    for parameter in space.parameters:
+        if parameter.name in point or not all(one.holds(seen) for one in parameter.when):
+            continue
+        point[parameter.name] = seen[parameter.name] = draw(parameter)
+    return point
+
+
+def config_of(space: Space, base: DistillConfig, point: Mapping[str, Value]) -> DistillConfig:
+    """The config of a trial: recipe, fixed values, the point, the trial's images and seed.
+
+    Raises UserError where the config refuses the combination.
+    """
+    values: dict[str, Any] = {**space.fixed, **point}
+    strategy, scale = values.pop(STRATEGY, None), values.pop(SCALE, None)
+    if strategy is not None:
+        kappas = guidance_strategy(strategy, scale)
+        values |= {f"objective.{name}": kappa for name, kappa in kappas.items()}
+    values |= {"training.images": space.budget.images, "training.seed": space.seeds[0]}
+    return replace(base, **{name.replace(".", "__"): v for name, v in values.items()}).check()
