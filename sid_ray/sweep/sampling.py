@@ -22,6 +22,7 @@ from sid_ray.sweep.space import (
     Range,
     Space,
     Value,
+    chosen,
     config_of,
     known_values,
     walk,
@@ -66,7 +67,7 @@ def grid_points(space: Space, base: DistillConfig) -> list[dict[str, Value]]:
     found: dict[tuple, dict[str, Value]] = {}
     for combination in itertools.product(*values):
         drawn = dict(zip(keys, combination, strict=True))
-        point = walk(space, base, lambda parameter, drawn=drawn: drawn[parameter.key])
+        point = chosen(space, base, drawn)
         found.setdefault(tuple(point.items()), point)
     return list(found.values())
 

@@ -178,6 +178,11 @@ def walk(space: Space, base: DistillConfig, draw: Callable[[Parameter], Value]) 
     return point
 
 
+def chosen(space: Space, base: DistillConfig, drawn: Mapping[str, Value]) -> dict[str, Value]:
+    """The point of values that were drawn for every parameter, key -> value."""
+    return walk(space, base, lambda parameter: drawn[parameter.key])
+
+
 def config_of(space: Space, base: DistillConfig, point: Mapping[str, Value]) -> DistillConfig:
     """The config of a trial: recipe, fixed values, the point, the trial's images and seed.
 

@@ -17,9 +17,9 @@ from sid_ray.sweep.space import (
     Range,
     Space,
     Value,
+    chosen,
     config_of,
     known_values,
-    walk,
 )
 
 
@@ -155,7 +155,7 @@ def check_corners(space: Space, base: DistillConfig) -> None:
     """Raises UserError for a combination of two fields' ends or choices that no run could have."""
     seen = set()
     for corner in corners(space):
-        point = walk(space, base, lambda parameter, corner=corner: corner[parameter.key])
+        point = chosen(space, base, corner)
         if (which := tuple(point.items())) in seen:
             continue
         seen.add(which)
@@ -186,7 +186,12 @@ def corners(space: Space) -> Iterator[Mapping[str, Value]]:
 
 def named_in(space: Space, text: str) -> str:
     """The field of the space that a refusal speaks of; 'fields' where none is named."""
-    lines = (*space.names, *space.fixed)
-    spoken = [name for name in lines if name in text]
-    loosely = [name for name in lines if name.split(".")[1].replace("_", " ") in text]
-    return next(iter(spoken or loosely), "fields")
+    names = (*space.names, *space.fixed)
+    spoken = next((name for name in names if name in text), "")
+
+    def words(name: str) -> int:
+        return sum(word in text for word in name.split(".")[1].split("_"))
+
+    likely = max(names, key=words)
+    fallback = STRATEGY if STRATEGY in names and "guidance" in text else "fields"
+    return spoken or (likely if words(likely) else fallback)
