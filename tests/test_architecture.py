@@ -26,7 +26,8 @@ LEVELS = {
     "snapshot": 3, "spool": 3, "storage": 3, "recovery": 3, "stored": 3, "lease": 3,
     "fragments": 3, "roles": 3, "shards": 3, "engine": 3,
     "trace_memory": 3, "fit": 3,
-    "mlflow_run": 3, "tracking": 3, "history": 3,
+    "mlflow_run": 3, "mlflow_artifacts": 3, "best": 3, "tracking": 3, "history": 3,
+    "model_card": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
     "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
@@ -34,7 +35,7 @@ LEVELS = {
 HOMES = {
     "deepspeed": ("engine",),
     "ray": ("actors", "data/pipeline"),
-    "mlflow": ("mlflow_run", "history"),
+    "mlflow": ("mlflow_run", "mlflow_artifacts", "history"),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),
