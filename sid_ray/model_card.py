@@ -84,12 +84,12 @@ def what_it_is(config: DistillConfig, description: ModelDescription) -> str:
 def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
     """What decides the weights, by its name."""
     objective, data = config.objective, config.data
-    remote = "://" in data.source
+    source = source_label(data.source)
     settings = {
         "recipe": f"`{config.recipe}`",
         "objective": OBJECTIVES[objective.name],
         "teacher": f"`{teacher_label(config)}`",
-        "data": f"`{data.source}`" if remote else f"`{data.name}`",
+        "data": f"`{source}`" if "://" in source else f"`{data.name}`",
         "images seen": f"{images_seen:,}",
         "alpha": f"{objective.alpha:g}",
     }
