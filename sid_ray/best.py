@@ -1,60 +1,48 @@
-"""The averaged generator with the best score so far, kept in its run's folder.
-
-    runs/NAME/best_000000012800/model.safetensors, model.json    the network
-    runs/NAME/best_000000012800/score.json                       its scores; written last
-
-``RUN/best`` names it, whatever its number.
-"""
+"""The best value of each score, and after how many images it was."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping
 
-from sid_ray.store import Store
-from sid_ray.store_errors import retrying
-from sid_ray.weights.description import (
-    DESCRIPTION,
-    WEIGHTS,
-    safetensors_description,
-)
+from sid_ray.metrics.names import BEST, is_better, is_score
 
-PREFIX, SCORE, ALIAS = "best_", "score.json", "best"
-PATIENCE_S = 600.0  # for storage that does not answer
+Values = Mapping[str, tuple[float, int]]
+"""Score's name: (value, images seen)."""
 
 
-def keep_best(
-    run: Store, weights: Path, result: Mapping[str, Any], tell: Callable[[str], None]
-) -> None:
-    """Puts a generator's self-describing safetensors file in the place of the best so far.
+class BestScores:
+    """Over all starts of a run, each score in its own direction."""
 
-    A crash leaves the one before. Waits while storage does not answer, and says so. Raises
-    StoreError where it stays away.
-    """
-    name = f"{PREFIX}{result['images_seen']:012d}"
-    description = safetensors_description(weights)
-    assert description is not None
-    texts = {
-        DESCRIPTION: description.to_json(),
-        SCORE: json.dumps(result, indent=2) + "\n",
-    }
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[float, int]] = {}
 
-    def put() -> None:
-        run.put(weights, f"{name}/{WEIGHTS}")
-        for leaf, text in texts.items():
-            run.write(f"{name}/{leaf}", text)
-        for other in run.folders():
-            if other.startswith(PREFIX) and other != name:
-                run.remove(f"{other}/{SCORE}")  # first: it must not look whole
-                run.remove_tree(other)
+    def see(self, scores: Mapping[str, float], images_seen: int) -> frozenset[str]:
+        """Takes scores in. Returns the names of those whose best value is the one at images_seen.
 
-    retrying(put, tell, PATIENCE_S)
+        What a resumed run repeats gets the answer of the first time, unless a better one came
+        after it; a tie with another number of images is not a best one.
+        """
+        for name, value in scores.items():
+            if is_score(name) and is_better(name, value, self._value(name)):
+                self._found[name] = value, images_seen
+        return frozenset(
+            name
+            for name, value in scores.items()
+            if math.isfinite(value) and self._found.get(name, (0.0, -1))[1] == images_seen
+        )
 
+    def learn(self, best: Values) -> None:
+        """Takes in best values of elsewhere; of two equal ones the earlier counts."""
+        for name, (value, images_seen) in best.items():
+            there = self._found.get(name)
+            earlier = there is not None and there[0] == value and images_seen < there[1]
+            if earlier or is_better(name, value, self._value(name)):
+                self._found[name] = value, images_seen
 
-def find_best(run: Store) -> str | None:
-    """The name of its folder, None where none was kept. Raises StoreError."""
-    names = sorted(name for name in run.folders() if name.startswith(PREFIX))
-    whole = [name for name in names if run.size(f"{name}/{SCORE}") is not None]
-    return whole[-1] if whole else None
+    def told(self) -> dict[str, float]:
+        """best/NAME of each score that has a finite value."""
+        return {BEST + name: value for name, (value, _) in self._found.items()}
+
+    def _value(self, name: str) -> float | None:
+        return self._found[name][0] if name in self._found else None

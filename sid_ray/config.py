@@ -80,6 +80,11 @@ class DistillConfig:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
             raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        model = self.output.register_model
+        if set(model) & set("/:'"):  # in a run's last minute it would be too late to hear it
+            raise UserError(f"output.register_model is {model!r}; it may not contain / : '")
+        if model and not self.output.log_model:
+            raise UserError("output.register_model needs the weights in MLflow: --output.log-model")
         for role in ("fake_score", "generator"):
             if self.resources.offload_optimizer and self.resources.stage_of(role) == 0:
                 raise UserError(

@@ -22,7 +22,7 @@ from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
-from sid_ray.metrics.names import plain_scores
+from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     EVALUATIONS,
@@ -120,7 +120,7 @@ def distil_with(
         report = measure(config, start.teacher, run, outcome, display)
     show_table(console, report)
     total_s = time.monotonic() - began
-    summary = write_summary(config, run, outcome, report, total_s)
+    write_summary(config, run, outcome, report, total_s)
     upload(console, run)
     track_report(console, config, run, report, outcome.images_seen)
     console.print(
@@ -183,24 +183,24 @@ def measure(
 def show_table(console: Console, report: Report) -> None:
     if not report.rows:
         return
-    table = Table()
-    table.add_column("")
     names = list(plain_scores(report.rows[0].scores))
+    table = Table(title=f"in {report.protocol['feature_space']}", title_style="")
+    table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name.partition("-")[0], justify="right")
     table.add_column("ms per image", justify="right")
     for row in report.rows:
-        shown = [f"{row.scores[name]:.{2 if name == report.primary else 4}g}" for name in names]
-        table.add_row(row.name, *shown, f"{row.milliseconds:.2f}")
+        numbers = [shown_score(name, row.scores[name]) for name in names]
+        table.add_row(row.name, *numbers, f"{row.milliseconds:.2f}")
     console.print(table)
 
 
 def write_summary(
     config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report, total_s: float
-) -> dict:
+) -> None:
     """summary.json: the end of the run for programs."""
     rows = report.rows
-    firsts = [round(row.scores[report.primary], 4) for row in rows]
+    firsts: list[float | None] = [round(row.scores[report.primary], 4) for row in rows]
     summary = {
         "score": report.primary or None,
         **dict(zip(MEASURED, firsts or [None] * 3, strict=True)),
@@ -219,7 +219,6 @@ def write_summary(
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
 
 
 def upload(console: Console, run: RunFolder) -> None:

@@ -108,7 +108,9 @@ def final_report(
     generator = load_model(generator_folder)[0]
     data = data_of(config, description, teacher_folder, device)
     codec = codec_of(description, teacher_folder, config.evaluation.vae, device)
-    judge = Judge(config.evaluation, data.source, codec, config.objective.num_steps, device, progress)
+    judge = Judge(
+        config.evaluation, data.source, codec, config.objective.num_steps, device, progress
+    )
     columns, chosen = sheet_samples(data.source, judge.resolution)
     rows, panels = [], []
     networks = teacher.to(device), generator.to(device)

@@ -361,3 +361,7 @@ class OutputConfig:
     """
     experiment: str = "sid_ray"
     """MLflow experiment."""
+    log_model: bool = True
+    """At the end, put the generator and its model card among the MLflow run's artifacts."""
+    register_model: str = ""
+    """Name of the registered model in MLflow that gets a version of it; empty for none."""

@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from sid_ray import checkpoint
-from sid_ray.best import ALIAS, find_best
+from sid_ray.best_weights import ALIAS, find_best
 from sid_ray.checkpoint import (
     EMA_FOLDER,
     MANIFEST,

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from sid_ray.assemble import data_of, generator_description, schedule_of
-from sid_ray.best import keep_best
+from sid_ray.best_weights import keep_best
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.evaluation import Judge, blocks, codec_of
-from sid_ray.local_copies import file_sha256
+from sid_ray.local_copies import cache_folder, file_sha256
 from sid_ray.metrics.names import plain_scores
 from sid_ray.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.sampling import generator_sampler
@@ -37,7 +37,7 @@ class EvaluatorSettings:
     """Args:
     config: of the run, as JSON.
     teacher, teacher_folder: whose network the generator has.
-    run: address of the run's folder.
+    run: address of the run's folder. run_key: RunRecord.key.
     waiting: where weights wait for their turn, on this node's disk; empty for one of the run's key.
     tracker: actor that is told.
     """
@@ -46,6 +46,7 @@ class EvaluatorSettings:
     teacher: ModelDescription
     teacher_folder: str
     run: str
+    run_key: str
     waiting: str
     tracker: Any
 
@@ -114,7 +115,8 @@ class Evaluator:
             torch.set_num_threads(1)
         set_endpoint(config.storage.endpoint_url, config.storage.region)
         self._description = generator_description(config, settings.teacher)
-        self._folder = Path(settings.waiting)
+        own = cache_folder() / "evaluations" / settings.run_key
+        self._folder = Path(settings.waiting) if settings.waiting else own
         self._folder.mkdir(parents=True, exist_ok=True)
         for cut in self._folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
             cut.unlink(missing_ok=True)
