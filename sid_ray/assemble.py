@@ -153,6 +153,17 @@ def data_of(
     return Data(unlabelled(source, label_dim), null_text)
 
 
+def bare_source(config: DistillConfig, teacher: ModelDescription) -> Source:
+    """The data set to be looked at: without a text encoder, and nothing is read ahead.
+
+    Raises UserError.
+    """
+    spec, data = spec_of(teacher.family), config.data
+    shape = spec.shape(teacher.network)
+    opened = open_prepared(data, shape) if is_prepared(data) else open_source(data, shape)
+    return unlabelled(opened, spec.label_dim(teacher.network))
+
+
 def unlabelled(source: Source, label_dim: int) -> Source:
     """The source as a teacher of so many classes sees it: one without any is told no labels."""
     return source if label_dim else dataclasses.replace(source, label_dim=0)
@@ -235,13 +246,11 @@ def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
     """Raises UserError where the teacher has other images, classes or text than the data set."""
     spec, data = spec_of(teacher.family), config.data
     shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
-    prepared = is_prepared(data)
-    if data.xflip and not prepared:
+    if data.xflip and not is_prepared(data):
         raise UserError(
             f"data.xflip is for prepared sets of images; data set {data.name!r} is none here"
         )
-    opened = open_prepared(data, shape) if prepared else open_source(data, shape)
-    source = unlabelled(opened, label_dim)
+    source = bare_source(config, teacher)
     channels, resolution, _ = source.shape
     found: dict[str, tuple[int, int]] = {
         "channels": (shape[0], channels),

@@ -62,7 +62,7 @@ def distill(args: Sequence[str]) -> int:
         print(
             "usage: sid-ray distill RECIPE [--section.field VALUE ...]\n\n"
             f"recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them\n"
-            f"short forms: {shortcuts}\n"
+            f"short forms: {shortcuts}, --eval.X = --evaluation.X\n"
             f"--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: {', '.join(GUIDANCE)}\n"
             "sid-ray distill RECIPE --help explains every field with the recipe's value"
         )

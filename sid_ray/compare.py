@@ -22,18 +22,17 @@ from sid_ray.config import DistillConfig, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.history import History, Point, read_history
+from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
 
 COLOURS = ("#0b6fa4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0f766e", "#475569")
 CURVES = {
-    "frechet_distance": "Frechet distance of the averaged generator",
     "fake_loss": "fake-score loss",
     "generator_loss": "generator loss",
     "images_per_s": "images a second",
 }
-LOGARITHMIC = ("frechet_distance",)
 IDLE_S = 60.0  # a longer gap between two reports is an interruption, not work
 NOT_SETTINGS = ("recipe", "output.", "data.source")  # where and what it is called, not what it is
 
@@ -49,10 +48,6 @@ class Compared:
     summary: Mapping[str, Any] = field(default_factory=dict)
     pictures: Sequence[bytes] = ()
     trouble: str = ""
-
-    @property
-    def scores(self) -> list[Point]:
-        return self.history.get("frechet_distance", [])
 
     @property
     def images_seen(self) -> int:
@@ -103,6 +98,21 @@ def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> 
         return [(out / f"seed{seed:06d}.png").read_bytes() for seed in seeds]
 
 
+def scores_of(runs: Sequence[Compared]) -> list[str]:
+    """Every score, eval/NAME, that a run has: Frechet distances first."""
+    names = {name for run in runs for name in run.history}
+    return in_order(name for name in names if name.startswith(EVAL) and is_score(name))
+
+
+def best_of(metric: str, points: Sequence[Point]) -> Point | None:
+    """The best value of a score, in its direction; None where none is a number."""
+    best: Point | None = None
+    for point in points:
+        if is_better(metric, point.value, best.value if best else None):
+            best = point
+    return best
+
+
 # The page -----------------------------------------------------------------------------------------
 
 
@@ -121,11 +131,11 @@ def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = F
         points = run.history[metric]
         at = [p.at - points[0].at if over_time else p.images_seen for p in points]
         axes.plot(at, [p.value for p in points], color=colour, label=run.name, linewidth=1.6)
-        if metric in LOGARITHMIC:
-            best = min(points, key=lambda p: p.value)
+        best = best_of(metric, points) if metric.startswith(EVAL) else None
+        if best:
             when = best.at - points[0].at if over_time else best.images_seen
             axes.plot([when], [best.value], "o", color=colour, markersize=5)
-    if metric in LOGARITHMIC:
+    if is_logarithmic(metric, [p.value for run, _ in with_it for p in run.history[metric]]):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -141,6 +151,12 @@ def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = F
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def is_logarithmic(metric: str, values: Sequence[float]) -> bool:
+    """For distances; an unbiased estimate of one may be below 0, and has no logarithm."""
+    distance = metric.startswith(EVAL) and not larger_is_better(metric)
+    return distance and not any(value <= 0 for value in values)
 
 
 def coloured(runs: Sequence[Compared]) -> list[tuple[Compared, str]]:
@@ -159,13 +175,16 @@ def shown_name(run: Compared, colour: str) -> str:
 
 
 def results_table(runs: Sequence[Compared]) -> str:
-    """What each run reached, and what it took."""
-    head = ("run", "objective", "images seen", "best score", "at images", "last score",
+    """What each run reached, in the first score that there is, and what it took."""
+    score = next(iter(scores_of(runs)), "")
+    name = escape(bare(score)) or "score"
+    head = ("run", "objective", "images seen", f"best {name}", "at images", f"last {name}",
             "time at work", "worker-hours", "images/s", "interruptions")  # fmt: skip
     rows = []
     for run, colour in coloured(runs):
         speeds = sorted(point.value for point in run.history.get("images_per_s", []))
-        best = min(run.scores, key=lambda point: point.value) if run.scores else None
+        points = run.history.get(score, [])
+        best = best_of(score, points)
         rows.append(
             [
                 shown_name(run, colour),
@@ -173,7 +192,7 @@ def results_table(runs: Sequence[Compared]) -> str:
                 f"{run.images_seen:,}",
                 f"<b>{best.value:.3f}</b>" if best else "-",
                 f"{best.images_seen:,}" if best else "-",
-                f"{run.scores[-1].value:.3f}" if run.scores else "-",
+                f"{points[-1].value:.3f}" if points else "-",
                 duration(work_seconds(run.history)),
                 f"{worker_seconds(run.history) / 3600:.3f}",
                 f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "-",
@@ -242,11 +261,18 @@ leaves out gaps of more than a minute between reports.</p>
 """)
 
 
+def title_of(score: str) -> str:
+    better = "larger" if larger_is_better(score) else "smaller"
+    return f"{bare(score)} of the averaged generator ({better} is better)"
+
+
 def page(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
     """The whole page, pictures and curves in it."""
-    drawn = [curve(runs, metric, title) for metric, title in CURVES.items()]
-    score = CURVES["frechet_distance"]
-    drawn.insert(1, curve(runs, "frechet_distance", f"{score}, over time", over_time=True))
+    scores = scores_of(runs)
+    drawn = [curve(runs, score, title_of(score)) for score in scores]
+    for score in scores[:1]:
+        drawn.insert(1, curve(runs, score, f"{bare(score)} over time", over_time=True))
+    drawn += [curve(runs, metric, title) for metric, title in CURVES.items()]
     return PAGE.substitute(
         title=escape("sid_ray: " + ", ".join(run.name for run in runs)),
         results=results_table(runs),

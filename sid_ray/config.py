@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sid_ray.errors import UserError, closest, did_you_mean
+from sid_ray.errors import UserError, closest, did_you_mean, nearest
 from sid_ray.groups import GroupPlan
 from sid_ray.sections import (
+    METRICS,
     DataConfig,
     EvaluationConfig,
     HealthConfig,
@@ -79,6 +80,11 @@ class DistillConfig:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
             raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        model = self.output.register_model
+        if set(model) & set("/:'"):  # in a run's last minute it would be too late to hear it
+            raise UserError(f"output.register_model is {model!r}; it may not contain / : '")
+        if model and not self.output.log_model:
+            raise UserError("output.register_model needs the weights in MLflow: --output.log-model")
         for role in ("fake_score", "generator"):
             if self.resources.offload_optimizer and self.resources.stage_of(role) == 0:
                 raise UserError(
@@ -91,6 +97,8 @@ class DistillConfig:
                 "evaluation.feature_space is empty; name one, or set evaluation.every to 0 and "
                 "--evaluation.no-final-report"
             )
+        asked_metrics(evaluation.metrics)
+        ray_resources(evaluation.resources)
         resources = self.resources
         if resources.min_workers > resources.num_workers:
             raise UserError(
@@ -166,6 +174,7 @@ MINIMUM = {
     "evaluation.every": 0,
     "evaluation.num_images": 65,
     "evaluation.teacher_steps": 1,
+    "evaluation.batch_size": 1,
     "health.reports": 1,
     "health.skipped_share": 0,
     "health.nonfinite_share": 0,
@@ -179,6 +188,35 @@ MINIMUM = {
     "output.keep_checkpoints": 1,
     "output.report_every": 1,
 }
+
+
+def asked_metrics(text: str) -> tuple[str, ...]:
+    """'fd,pr' as names, in their order. Raises UserError for one that is unknown."""
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in METRICS:
+            hint = nearest(name, METRICS)
+            raise UserError(f"unknown metric {name!r}; known: {', '.join(METRICS)}.{hint}")
+    if not names:
+        raise UserError(f"evaluation.metrics is empty; name some of {', '.join(METRICS)}")
+    return names
+
+
+def ray_resources(text: str) -> dict[str, float]:
+    """'GPU=1,evaluator=0.5' as Ray's resources. Raises UserError for anything else."""
+    found: dict[str, float] = {}
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            found[name.strip()] = -1
+        if not name.strip() or not 0 < found[name.strip()] < float("inf"):
+            raise UserError(
+                f"evaluation.resources holds {part!r}; expected NAME=NUMBER, like GPU=1 or "
+                "CPU=4,evaluator=1"
+            )
+    return found
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from sid_ray.metrics.names import EVAL, bare, is_frechet
+
 PLAIN_INTERVAL_S = 10.0  # seconds between two progress lines where the output is not a terminal
 
 
@@ -96,13 +98,13 @@ class Display:
             return ""
         seen, speed = int(metrics["images_seen"]), metrics.get("images_per_s", 0.0)
         parts = [f"{seen:,}/{self.total:,} images", f"{speed:.0f}/s"]
-        for name, key, form in (
-            ("fake", "fake_loss", ".2f"),
-            ("gen", "generator_loss", ".2f"),
-            ("FD", "frechet_distance", ".2f"),
-        ):
+        for name, key in (("fake", "fake_loss"), ("gen", "generator_loss")):
             if key in metrics:
-                parts.append(f"{name} {metrics[key]:{form}}")
+                parts.append(f"{name} {metrics[key]:.2f}")
+        for key in metrics:
+            if key.startswith(EVAL) and is_frechet(key):  # one of several is enough here
+                parts.append(f"{bare(key).partition('-')[0]} {metrics[key]:.2f}")
+                break
         if metrics.get("skipped_updates"):
             parts.append(f"{metrics['skipped_updates']:.0f} updates skipped")
         if speed > 0 and seen < self.total:

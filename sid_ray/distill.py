@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sid_ray.assemble import Start, find_start
+from sid_ray.assemble import Start, bare_source, find_start
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
+from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
+    EVALUATIONS,
     GRID,
     LOG,
     SUMMARY,
@@ -44,9 +46,10 @@ from sid_ray.stored import find_generator, newest_listed
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
-    from sid_ray.report import Row
+    from sid_ray.report import Report
 
 STOPPED, FAILED = 130, 1
+MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
 
 
 def run_distillation(config: DistillConfig) -> int:
@@ -64,6 +67,7 @@ def run_distillation(config: DistillConfig) -> int:
     if not run.store.is_local:  # before anything is fetched or built
         run.check()
     start = find_start(config)
+    check_evaluation(config, start)
     with only_driver(run):
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
@@ -77,6 +81,17 @@ def run_distillation(config: DistillConfig) -> int:
                 f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
             )
             return distil_with(config, start, run, record, console, began)
+
+
+def check_evaluation(config: DistillConfig, start: Start) -> None:
+    """Raises UserError where what scores images, or what they are compared with, is missing."""
+    evaluation = config.evaluation
+    if not (evaluation.every or evaluation.final_report):
+        return
+    from sid_ray.evaluation import Judge, codec_of
+
+    codec = codec_of(start.description, start.teacher, evaluation.vae)
+    Judge(evaluation, bare_source(config, start.description), codec).check()
 
 
 def distil_with(
@@ -102,17 +117,17 @@ def distil_with(
             return FAILED
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
-        rows = measure(config, start.teacher, run, outcome, display)
-    show_table(console, config, rows)
+        report = measure(config, start.teacher, run, outcome, display)
+    show_table(console, report)
     total_s = time.monotonic() - began
-    summary = write_summary(config, run, outcome, rows, total_s)
+    write_summary(config, run, outcome, report, total_s)
     upload(console, run)
-    track_report(console, config, run, summary)
+    track_report(console, config, run, report, outcome.images_seen)
     console.print(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, rows)
+    show_next(console, config, run, report)
     return 0
 
 
@@ -140,19 +155,20 @@ def state_of(run: RunFolder) -> str:
 
 def measure(
     config: DistillConfig, teacher: Path, run: RunFolder, outcome: Outcome, display: Display
-) -> list[Row]:
+) -> Report:
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
-    if not config.evaluation.final_report:
-        return []
     import torch
 
-    from sid_ray.report import final_report
+    from sid_ray.report import Report, final_report
+
+    if not config.evaluation.final_report:
+        return Report()
 
     try:
         generator = find_generator(outcome.checkpoint.url)
     except UserError as error:  # its storage is away: the training is done all the same
         display.update("", {}, [f"warning: no final report: {error}"])
-        return []
+        return Report()
     # Two threads on two cores were no faster here than one, and far slower beside other work.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     return final_report(
@@ -164,29 +180,32 @@ def measure(
     )
 
 
-def show_table(console: Console, config: DistillConfig, rows: list[Row]) -> None:
-    if not rows:
+def show_table(console: Console, report: Report) -> None:
+    if not report.rows:
         return
-    table = Table()
-    table.add_column("")
-    table.add_column(f"Frechet distance\n({config.evaluation.feature_space})", justify="right")
+    names = list(plain_scores(report.rows[0].scores))
+    table = Table(title=f"in {report.protocol['feature_space']}", title_style="")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name.partition("-")[0], justify="right")
     table.add_column("ms per image", justify="right")
-    for row in rows:
-        table.add_row(row.name, f"{row.frechet_distance:.2f}", f"{row.milliseconds:.2f}")
+    for row in report.rows:
+        numbers = [shown_score(name, row.scores[name]) for name in names]
+        table.add_row(row.name, *numbers, f"{row.milliseconds:.2f}")
     console.print(table)
 
 
 def write_summary(
-    config: DistillConfig, run: RunFolder, outcome: Outcome, rows: list[Row], total_s: float
-) -> dict:
+    config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report, total_s: float
+) -> None:
     """summary.json: the end of the run for programs."""
-    distances: list[float | None] = [round(row.frechet_distance, 4) for row in rows]
-    distances = distances or [None] * 3
+    rows = report.rows
+    firsts: list[float | None] = [round(row.scores[report.primary], 4) for row in rows]
     summary = {
-        "teacher_fd": distances[0],
-        "teacher_one_step_fd": distances[1],
-        "generator_fd": distances[2],
-        "feature_space": config.evaluation.feature_space,
+        "score": report.primary or None,
+        **dict(zip(MEASURED, firsts or [None] * 3, strict=True)),
+        "scores": {row.name: dict(row.scores) for row in rows},
+        "protocol": dict(report.protocol),
         "images_seen": outcome.images_seen,
         "trained_images": outcome.trained_images,
         "train_seconds": round(outcome.train_seconds, 1),
@@ -200,13 +219,12 @@ def write_summary(
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
 
 
 def upload(console: Console, run: RunFolder) -> None:
     """Brings the report to the run's storage; storage that fails costs a warning."""
     try:
-        run.upload(SUMMARY, GRID)
+        run.upload(SUMMARY, GRID, EVALUATIONS)
     except StoreError as error:
         console.print(
             f"warning: the report is not in {run.store} but in {shown(run.local)}: {error}",
@@ -214,7 +232,9 @@ def upload(console: Console, run: RunFolder) -> None:
         )
 
 
-def track_report(console: Console, config: DistillConfig, run: RunFolder, summary: dict) -> None:
+def track_report(
+    console: Console, config: DistillConfig, run: RunFolder, report: Report, images_seen: int
+) -> None:
     """Puts the final report, and what was left of the run, into its MLflow record.
 
     A store that fails costs a warning; the next start of the run sends what is left.
@@ -222,16 +242,19 @@ def track_report(console: Console, config: DistillConfig, run: RunFolder, summar
     from sid_ray.actors.trainer import tracking_target
     from sid_ray.tracking import send_report
 
-    names = ("teacher_fd", "teacher_one_step_fd", "generator_fd")
-    reported = summary["grid"] is not None
-    metrics = {name: summary[name] for name in names if reported}
-    files = [run.local / name for name in (GRID, SUMMARY) if reported]
+    metrics = {
+        f"final/{who}_{name}": value
+        for who, row in zip(MEASURED, report.rows, strict=False)
+        for name, value in plain_scores(row.scores).items()
+    }
+    names = (GRID, SUMMARY, EVALUATIONS) if report.rows else (EVALUATIONS,)
+    files = [run.local / name for name in names if (run.local / name).is_file()]
     try:
         record = read_record(run.store)
         if record is None:
             return
         target = tracking_target(config, record)
-        run_id, left = send_report(target, run.local, metrics, files, summary["images_seen"])
+        run_id, left = send_report(target, run.local, metrics, files, images_seen)
         if run_id and run_id != record.tracker_run_id:
             write_record(run.store, dataclasses.replace(record, tracker_run_id=run_id))
     except (OSError, UserError) as error:  # the report itself is on disk already
@@ -249,7 +272,7 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
-def show_next(console: Console, config: DistillConfig, run: RunFolder, rows: list[Row]) -> None:
+def show_next(console: Console, config: DistillConfig, run: RunFolder, report: Report) -> None:
     """The commands to go on with, ready to paste."""
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
@@ -259,7 +282,7 @@ def show_next(console: Console, config: DistillConfig, run: RunFolder, rows: lis
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
-    sheet = {"contact sheet": shown(run.local / GRID)} if rows else {}
+    sheet = {"contact sheet": shown(run.local / GRID)} if report.rows else {}
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",

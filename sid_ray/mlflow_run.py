@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sid_ray.journal import Record
+from sid_ray.metrics.names import BEST, larger_is_better
+from sid_ray.mlflow_artifacts import Artifacts
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 BATCH = 100  # params MLflow takes at once
@@ -59,7 +59,8 @@ class MlflowRun:
         self._client: Any = None
         self._there: dict[str, set[int]] = {}
         self.run_id = target.run_id or ""
-        self.best: dict[str, float] = {}
+        self.best: dict[str, tuple[float, int]] = {}  # of each score: value, images seen by then
+        self._artifacts: Artifacts
 
     def open(self) -> None:
         """Finds the run, by its id or its key, or begins it."""
@@ -76,9 +77,11 @@ class MlflowRun:
             run = self._begun()
         self.run_id = run.info.run_id
         self._describe(run)
-        self.best = {
-            name: value for name, value in run.data.metrics.items() if name.startswith("best_")
-        }
+        self._artifacts = Artifacts(
+            self._client, self.run_id, run.info.artifact_uri, self._target.key
+        )
+        if not self.best:
+            self.best = self._best(run)
 
     def write(self, records: Sequence[Record]) -> None:
         """Records of kind ``metrics``, or one other. What MLflow has is not written again.
@@ -96,6 +99,15 @@ class MlflowRun:
             if error.error_code in REFUSED:
                 raise RefusedError(one_line(error)) from error
             raise
+
+    def _best(self, run: Any) -> dict[str, tuple[float, int]]:
+        found = {}
+        for name in (name for name in run.data.metrics if name.startswith(BEST)):
+            sign = -1 if larger_is_better(name) else 1
+            told = self._client.get_metric_history(self.run_id, name)
+            value, step = min((sign * point.value, point.step) for point in told)
+            found[name.removeprefix(BEST)] = sign * value, step
+        return found
 
     def _known(self) -> Any:
         from mlflow.exceptions import MlflowException
@@ -178,28 +190,16 @@ class MlflowRun:
             self._client.set_terminated(self.run_id, status=status)
 
     def _write_file(self, file: str, folder: str) -> None:
-        self._client.log_artifact(self.run_id, str(self._existing(file)), folder or None)
+        self._artifacts.file(self._existing(file), folder)
 
     def _write_image(self, key: str, file: str, step: int, stamp: int) -> None:
-        """An image that MLflow's pages show by key and step.
+        self._artifacts.image(key, self._existing(file), step, stamp)
 
-        ``MlflowClient.log_image`` draws a new file name at each try; here a second try replaces
-        what the first one left. Source of the names: MLflow 3.17, tracking/client.py.
-        """
-        from mlflow.tracking.multimedia import compress_image_size
-        from PIL import Image
-
-        with Image.open(self._existing(file)) as opened:
-            image = opened.convert("RGB")
-        unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._target.key}/{key}/{step}")
-        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{stamp}+{unique}"
-        with tempfile.TemporaryDirectory() as folder:
-            whole, small = Path(folder, f"{name}.png"), Path(folder, f"{name}+compressed.webp")
-            image.save(whole)
-            compress_image_size(image).save(small)
-            for path in (whole, small):
-                self._client.log_artifact(self.run_id, str(path), "images")
-        self._client.set_tag(self.run_id, "mlflow.loggedImages", "True")
+    def _write_model(
+        self, folder: str, name: str, step: int, description: str, scores: Mapping[str, float]
+    ) -> None:
+        weights = self._existing(f"{folder}/model.safetensors")
+        self._artifacts.model(weights.parent, step, name, description, scores)
 
     def _existing(self, file: str) -> Path:
         path = self._folder / file  # an absolute one stays

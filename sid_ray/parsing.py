@@ -48,6 +48,8 @@ def expand_aliases(args: Sequence[str]) -> list[str]:
             expanded += guidance_flags(value if equals else next(rest, ""))
             continue
         flag = ALIASES.get(flag, flag)
+        if flag.startswith("--eval."):
+            flag = f"--evaluation.{flag.removeprefix('--eval.')}"
         if flag.startswith("--") and flag not in known:
             raise unknown_field(flag[2:].replace("-", "_"))
         expanded.append(flag + equals + value)

@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sid_ray.sampling import to_uint8
+from sid_ray.data.source import Source
+from sid_ray.sampling import seeded_uniform, to_uint8
 
+SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 8, 10, 2048
 MARGIN, CAPTION_HEIGHT = 8, 22
 BACKGROUND, INK = "white", "black"
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """One image [C, H, W] in [-1, 1] as a grey or RGB picture."""
-    array = to_uint8(image).permute(1, 2, 0).numpy()
+    """One image [C, H, W], in [-1, 1] or uint8, as a grey or RGB picture."""
+    pixels = image if image.dtype == torch.uint8 else to_uint8(image)
+    array = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
 
 
@@ -35,6 +39,21 @@ def tile(images: Tensor, columns: int, scale: int) -> Image.Image:
 def pixel_scale(resolution: int, target: int = 40) -> int:
     """Enlargement that makes small images about ``target`` pixels wide; 1 for large ones."""
     return max(1, target // resolution)
+
+
+def sheet_samples(source: Source, resolution: int) -> tuple[int, Tensor]:
+    """(columns, samples) of a contact sheet: a column a class, or as many texts.
+
+    Of many classes ten are shown, evenly apart; of large images fewer.
+    """
+    columns = max(2, min(SHEET_COLUMNS, SHEET_PIXELS // resolution))
+    rows = max(2, min(SHEET_ROWS, SHEET_PIXELS // resolution))
+    if not source.label_dim:
+        return columns, source.index(seeded_uniform(range(rows * columns)))
+    classes = source.labels(torch.arange(len(source))).numpy()
+    first = torch.from_numpy(np.unique(classes, return_index=True)[1])
+    apart = torch.linspace(0, len(first) - 1, min(columns, len(first))).round().long()
+    return len(apart), first[apart].repeat(rows)
 
 
 def contact_sheet(panels: Sequence[tuple[str, Tensor]], columns: int) -> Image.Image:

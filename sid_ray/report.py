@@ -3,55 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sid_ray.assemble import data_of, schedule_of
 from sid_ray.config import DistillConfig
-from sid_ray.data.source import Source
 from sid_ray.denoisers.guidance import Guided
-from sid_ray.metrics.features import load_feature_space
-from sid_ray.pictures import contact_sheet, save_picture
-from sid_ray.sampling import (
-    Inputs,
-    Sampler,
-    ddim,
-    generator_sampler,
-    heun,
-    inputs_of,
-    sample_in_batches,
-    seeded_inputs,
-    seeded_uniform,
-)
+from sid_ray.evaluation import Judge, blocks, codec_of
+from sid_ray.pictures import contact_sheet, save_picture, sheet_samples
+from sid_ray.sampling import Inputs, Sampler, ddim, generator_sampler, heun, seeded_inputs
 from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Denoiser
 from sid_ray.weights.folder import load_model
 
-SHEET_ROWS, TEXT_COLUMNS, TIMED_BATCH = 8, 10, 64
+TIMED_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to make images: its Frechet distance and its cost."""
+    """One way to make images: its scores and its cost."""
 
     name: str
     evaluations: int
-    frechet_distance: float
+    scores: Mapping[str, float]
     milliseconds: float  # per image, batches of 64, this machine
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and what the numbers mean: ``primary`` is the score that counts first."""
+
+    rows: Sequence[Row] = ()
+    primary: str = ""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
 def milliseconds_per_image(sampler: Sampler, inputs: Inputs) -> float:
     """Wall milliseconds an image of one batch, the second of two runs."""
-    spent, batch = 0.0, inputs.take(torch.arange(TIMED_BATCH))
+    spent = 0.0
     with torch.no_grad():
         for _ in range(2):
             start = time.perf_counter()
-            sampler(batch)
+            sampler(inputs).sum().item()  # waits for a GPU
             spent = time.perf_counter() - start
     return 1000 * spent / TIMED_BATCH
 
@@ -93,40 +91,35 @@ def teacher_sampler(
     )
 
 
-def sheet_samples(source: Source) -> tuple[int, Tensor]:
-    """(columns, samples) of the contact sheet: a column a class, or as many texts."""
-    if source.label_dim:
-        classes = source.labels(torch.arange(len(source))).numpy()
-        first = torch.from_numpy(np.unique(classes, return_index=True)[1])
-        return len(first), first.repeat(SHEET_ROWS)
-    return TEXT_COLUMNS, source.index(seeded_uniform(range(SHEET_ROWS * TEXT_COLUMNS)))
-
-
 def final_report(
     config: DistillConfig,
     teacher_folder: Path,
     generator_folder: Path,
     picture: Path,
     progress: Callable[[str], None],
-) -> list[Row]:
+) -> Report:
     """Measures and draws: the rows in the order of samplers(), the contact sheet at ``picture``.
 
     All three make the same seeds and conditions. Evaluation streams only, so the numbers are those
     that the training's own evaluations gave.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, description = load_model(teacher_folder)
     generator = load_model(generator_folder)[0]
-    data = data_of(config, description, teacher_folder)
-    space = load_feature_space(config.evaluation.feature_space)
-    num_steps = config.objective.num_steps
-    inputs = seeded_inputs(data.source, range(config.evaluation.num_images), num_steps)
-    columns, chosen = sheet_samples(data.source)
-    sheet = inputs_of(data.source, range(len(chosen)), chosen, num_steps)
+    data = data_of(config, description, teacher_folder, device)
+    codec = codec_of(description, teacher_folder, config.evaluation.vae, device)
+    judge = Judge(
+        config.evaluation, data.source, codec, config.objective.num_steps, device, progress
+    )
+    columns, chosen = sheet_samples(data.source, judge.resolution)
     rows, panels = [], []
-    for name, evaluations, sampler in samplers(config, teacher, generator, data.null_text):
+    networks = teacher.to(device), generator.to(device)
+    for name, evaluations, sampler in samplers(config, *networks, data.null_text):
         progress(f"measuring: {name}")
-        distance = space.frechet_distance(sample_in_batches(sampler, inputs))
-        rows.append(Row(name, evaluations, distance, milliseconds_per_image(sampler, inputs)))
-        panels.append((name, sample_in_batches(sampler, sheet)))
+        looks = [judge.look(sampler, seeds) for seeds in blocks(judge.seeds)]
+        inputs = seeded_inputs(data.source, range(TIMED_BATCH), judge.num_steps)
+        spent = milliseconds_per_image(sampler, inputs.to(device))
+        rows.append(Row(name, evaluations, judge.scores(looks), spent))
+        panels.append((name, judge.images(sampler, range(len(chosen)), chosen)))
     save_picture(contact_sheet(panels, columns), picture)
-    return rows
+    return Report(rows, judge.primary, judge.protocol(judge.seeds))

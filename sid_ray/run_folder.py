@@ -3,6 +3,8 @@
 runs/NAME/run.json      config and MLflow run of the run; written once it exists
 runs/NAME/log.txt       everything that libraries print
 runs/NAME/checkpoint_*  checkpoints
+runs/NAME/best_*        the averaged generator with the best score
+runs/NAME/evaluations.jsonl   a line a score: whose weights, of which images, against what
 runs/NAME/summary.json, grid.png   the final report
 
 It is on a disk or in S3 (``--output.folder s3://BUCKET/runs``). With S3 the driver has a folder of
@@ -30,6 +32,7 @@ from sid_ray.store import Store, probe
 from sid_ray.store_errors import S3, StoreError, is_s3
 
 IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
+EVALUATIONS = "evaluations.jsonl"
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
 LOG_EVERY = 3  # beats of the lease between two uploads of the log
 

@@ -40,6 +40,15 @@ class Inputs(NamedTuple):
         cond = Condition(*(part(value) for value in self.cond))
         return Inputs(self.latents[index], cond, part(self.more_noise))
 
+    def to(self, device: torch.device) -> Inputs:
+        """The same on another device."""
+
+        def part(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        cond = Condition(*(part(value) for value in self.cond))
+        return Inputs(self.latents.to(device), cond, part(self.more_noise))
+
 
 Sampler = Callable[[Inputs], Tensor]  # -> images [N, C, H, W]
 
@@ -158,7 +167,12 @@ def seeded_noises(seeds: Sequence[int], shape: Sequence[int], num_steps: int) ->
 
 def seeded_inputs(source: Source, seeds: Sequence[int], num_steps: int = 1) -> Inputs:
     """Inputs of seeds with conditions drawn from the data set, each of its seed alone."""
-    return inputs_of(source, seeds, source.index(seeded_uniform(seeds)), num_steps)
+    return inputs_of(source, seeds, index_of(source, seeds), num_steps)
+
+
+def index_of(source: Source, seeds: Sequence[int]) -> Tensor:
+    """The data set's samples whose conditions seeds have: [N], each drawn by its seed alone."""
+    return source.index(seeded_uniform(seeds))
 
 
 def inputs_of(source: Source, seeds: Sequence[int], index: Tensor, num_steps: int = 1) -> Inputs:

@@ -239,12 +239,34 @@ class ResourcesConfig:
         return self.zero_stage if own < 0 else own
 
 
+METRICS = ("fd", "kid", "is", "pr", "clip")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Scores while training, by an actor of its own. Never changes the training."""
 
+    metrics: str = "fd"
+    """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt). The best weights
+    are kept by the first.
+    """
     feature_space: str = "digits-cnn"
-    """Named feature space of the Frechet distance: digits-cnn or emoji-cnn; empty for no scores."""
+    """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
+    the Frechet distance is the FID) or dinov2; empty for no scores.
+    """
+    feature_weights: str = ""
+    """inception: NVIDIA's inception-2015-12-05.pt, with #sha256=HEX behind it; dinov2: a folder in
+    Transformers' layout.
+    """
+    clip_weights: str = ""
+    """clip: a CLIP network's folder in Transformers' layout."""
+    reference: str = ""
+    """Real images to compare with: a prepared data set, or statistics (NVIDIA's .npz or .pkl; for
+    fd alone). Empty for the run's own images; digits-cnn and emoji-cnn know their data sets.
+    """
+    vae: str = ""
+    """Diffusers folder whose vae turns latents into images; empty for the teacher's own folder."""
     teacher_steps: int = 18
     """Steps of the teacher in the final report: Heun for EDM and EDM2 (two evaluations a step, one
     in the last), DDIM for Stable Diffusion.
@@ -254,7 +276,15 @@ class EvaluationConfig:
     every: int = 1_000_000
     """Images between two evaluations of the averaged generator; 0 for none."""
     num_images: int = 2048
-    """Generated images an evaluation."""
+    """Generated images an evaluation: published FIDs are of 50,000."""
+    batch_size: int = 64
+    """Images made at once by an evaluation."""
+    resources: str = ""
+    """Ray resources that an evaluation while training takes, like GPU=1 or CPU=4,evaluator=1 (a
+    resource of one's own keeps it on nodes that offer it). Empty: on the driver's machine, beside.
+    """
+    keep_best: bool = True
+    """Keep the averaged generator with the best score so far in the run's folder, as best."""
     final_report: bool = True
     """At the end, measure teacher and generator side by side and draw the contact sheet."""
 
@@ -331,3 +361,7 @@ class OutputConfig:
     """
     experiment: str = "sid_ray"
     """MLflow experiment."""
+    log_model: bool = True
+    """At the end, put the generator and its model card among the MLflow run's artifacts."""
+    register_model: str = ""
+    """Name of the registered model in MLflow that gets a version of it; empty for none."""

@@ -10,6 +10,7 @@ import contextlib
 from pathlib import Path
 
 from sid_ray import checkpoint
+from sid_ray.best_weights import ALIAS, find_best
 from sid_ray.checkpoint import (
     EMA_FOLDER,
     MANIFEST,
@@ -74,8 +75,11 @@ def manifest_of(run: Store, name: str) -> Manifest:
 def find_generator(source: str | Path) -> Path:
     """The network folder behind a run, a checkpoint or a network folder, on this machine's disk.
 
-    Raises UserError when there is none, or when its store fails.
+    RUN/best is the run's best so far by its score. Raises UserError when there is none, or when its
+    store fails.
     """
+    if best := best_of(str(source)):
+        return resolve_source(best)
     if not is_s3(str(source)):
         return checkpoint.find_generator(Path(source).expanduser())
     store = Store.at(source)
@@ -83,6 +87,26 @@ def find_generator(source: str | Path) -> Path:
         return _find_in_s3(store)
     except StoreError as error:
         raise UserError(str(error)) from None
+
+
+def best_of(source: str) -> str:
+    """The address of the network behind RUN/best; empty where the source is not that.
+
+    Raises UserError where the run has none.
+    """
+    above, _, last = source.rstrip("/").rpartition("/")
+    if last != ALIAS or not above:
+        return ""
+    run = Store.at(above)
+    if run.is_local and (run.folder / ALIAS).exists():  # a folder of that very name
+        return ""
+    try:
+        name = find_best(run)
+    except StoreError as error:
+        raise UserError(str(error)) from None
+    if name is None:
+        raise UserError(f"{above} has no best generator: none of its weights was scored yet")
+    return (run / name).url
 
 
 def _find_in_s3(store: Store) -> Path:

@@ -15,7 +15,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sid_ray.best import BestScores
 from sid_ray.journal import Journal, Record
+from sid_ray.metrics.names import BEST, EVAL
+from sid_ray.mlflow_artifacts import SLOWEST, model_files
 from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
 from sid_ray.store_errors import pause_s
 
@@ -54,7 +57,7 @@ class Tracking:
         self._failures, self._away_since, self._stamp = 0, 0.0, 0
         self.trouble = ""  # why MLflow does not answer now
         self.run_id = ""  # MLflow's id of the run, once it is open
-        self.best = self._best_told()
+        self._best = self._best_told()
         self._sender = threading.Thread(target=self._send_all, daemon=True)
         self._sender.start()
 
@@ -67,12 +70,25 @@ class Tracking:
         values = {name: float(value) for name, value in metrics.items()}
         self._add("metrics", metrics=values, step=images_seen, stamp=True)
 
-    def better(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """best_NAME of each score, these among them; smaller is better."""
+    @property
+    def best(self) -> dict[str, float]:
+        """best/NAME of each score, over all starts of the run."""
+        return self._best.told()
+
+    def scores(
+        self, scores: Mapping[str, float], images_seen: int
+    ) -> tuple[dict[str, float], frozenset[str]]:
+        """Scores of the weights at images_seen, by name.
+
+        Returns what is told of them, eval/NAME and best/NAME, and the names of those scores whose
+        best value is this one.
+        """
         with self._changed:
-            found = {f"best_{name}": value for name, value in scores.items()}
-            lower(self.best, found)
-            return {name: self.best[name] for name in found if name in self.best}
+            new, best = self._best.see(scores, images_seen), self._best.told()
+        told = {EVAL + name: float(value) for name, value in scores.items()}
+        told |= {BEST + name: best[BEST + name] for name in scores if BEST + name in best}
+        self.metrics(told, images_seen)
+        return told, new
 
     def image(self, key: str, file: Path, images_seen: int) -> None:
         """An image file as MLflow's image ``key`` at a step. The file must stay until the end."""
@@ -81,6 +97,31 @@ class Tracking:
     def file(self, file: Path, folder: str = "") -> None:
         """A file as an artifact in ``folder`` there. It must stay until the end of the run."""
         self._add("file", file=self._short(file), folder=folder)
+
+    def model(
+        self,
+        folder: Path,
+        name: str,
+        images_seen: int,
+        description: str,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """A network's folder (model.safetensors, model.json, README.md) as artifacts of the run.
+
+        Args:
+            folder: must stay until the end of the run.
+            name: of the registered model that gets a version of it; empty for none.
+            scores: tags of the version; None for those told at images_seen.
+        """
+        tags = self._scores_at(images_seen) if scores is None else dict(scores)
+        self._add(
+            "model",
+            folder=self._short(folder),
+            name=name,
+            step=images_seen,
+            description=description,
+            scores=tags,
+        )
 
     def status(self, status: str) -> None:
         """RUNNING, FINISHED, FAILED or KILLED."""
@@ -92,6 +133,7 @@ class Tracking:
         Without ``close`` records may follow: workers that are about to be stopped still tell some.
         """
         began = time.monotonic()
+        timeout_s += self._weights_s()
         with self._changed:
             self._failures = min(self._failures, TOLD_AFTER)
             self._hurry.set()
@@ -124,13 +166,29 @@ class Tracking:
             self._pending.append(self._journal.append(kind, values))
             self._changed.notify_all()
 
-    def _best_told(self) -> dict[str, float]:
+    def _best_told(self) -> BestScores:
         """The best scores of earlier starts, whether MLflow has them yet or not."""
-        best: dict[str, float] = {}
+        best = BestScores()
         for record in self._journal.records(0):
-            told = record.values.get("metrics", {})
-            lower(best, {name: value for name, value in told.items() if name.startswith("best_")})
+            told, step = record.values.get("metrics", {}), record.values.get("step", 0)
+            best.see(without(EVAL, told), step)
+            best.learn({name: (value, step) for name, value in without(BEST, told).items()})
         return best
+
+    def _scores_at(self, images_seen: int) -> dict[str, float]:
+        """What was told of the weights at images_seen, the first time."""
+        found: dict[str, float] = {}
+        for record in self._journal.records(0):
+            if record.kind == "metrics" and record.values["step"] == images_seen:
+                found = without(EVAL, record.values["metrics"]) | found
+        return found
+
+    def _weights_s(self) -> float:
+        """Seconds that weights on their way may take."""
+        with self._changed:
+            folders = [r.values["folder"] for r in self._pending if r.kind == "model"]
+        files = [file for folder in folders for file in model_files(self._folder / folder)]
+        return sum(file.stat().st_size for file in files) / SLOWEST
 
     def _send_all(self) -> None:
         while self._wait():
@@ -183,7 +241,7 @@ class Tracking:
             self._open, self.run_id = True, run_id
             if journal.sent_to and journal.sent_to != run_id:
                 self._pending = deque(journal.records(0))
-            lower(self.best, self._run.best)
+            self._best.learn(self._run.best)
         journal.confirm(self._pending[0].number - 1, run_id)
 
     def _batch(self) -> list[Record]:
@@ -228,11 +286,24 @@ class Tracking:
         self._failures, self.trouble = 0, ""
 
 
-def lower(best: dict[str, float], values: Mapping[str, float]) -> None:
-    """Takes over what is smaller; what is not a number never is."""
-    for name, value in values.items():
-        if value < best.get(name, float("inf")):
-            best[name] = value
+def without(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those metrics whose name begins with it, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Arguments of ``Tracking.model``."""
+
+    folder: Path
+    name: str
+    images_seen: int
+    description: str
+    scores: Mapping[str, float] | None = None
 
 
 def send_report(
@@ -242,8 +313,9 @@ def send_report(
     files: Sequence[Path],
     images_seen: int,
     timeout_s: float = TIMEOUT_S,
+    model: Model | None = None,
 ) -> tuple[str, str]:
-    """Sends what is left of a run that has ended, and its report.
+    """Sends what is left of a run that has ended, its report and its generator.
 
     Returns MLflow's id of the run where it was opened, and '' or what is left, and why.
     """
@@ -252,5 +324,7 @@ def send_report(
         tracking.metrics(metrics, images_seen)
     for file in files:
         tracking.file(file)
+    if model is not None:
+        tracking.model(model.folder, model.name, model.images_seen, model.description, model.scores)
     left = tracking.finish(timeout_s)
     return tracking.run_id, left

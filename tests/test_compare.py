@@ -7,11 +7,14 @@ import pytest
 
 from sid_ray.compare import (
     Compared,
+    best_of,
     curve,
     differences_table,
     find_run,
+    is_logarithmic,
     page,
     results_table,
+    scores_of,
     work_seconds,
     worker_seconds,
 )
@@ -29,7 +32,7 @@ def history(scores, workers=2.0, step=64, every_s=10.0):
     """Scores, and reports of as many workers, one every ten seconds."""
     at = [(step * (i + 1), every_s * i) for i in range(len(scores))]
     return {
-        "frechet_distance": [Point(n, v, t) for (n, t), v in zip(at, scores, strict=True)],
+        "eval/FD-x": [Point(n, v, t) for (n, t), v in zip(at, scores, strict=True)],
         "workers": [Point(n, workers, t) for n, t in at],
         "images_per_s": [Point(n, 100.0 + i, t) for i, (n, t) in enumerate(at)],
     }
@@ -99,7 +102,26 @@ def test_gaps_are_no_work_and_cost_nothing():
 
 def test_a_metric_that_no_run_has_is_left_out(runs):
     assert curve(runs, "fake_loss", "x") == ""
-    assert "<svg" in curve(runs, "frechet_distance", "x")
+    assert "<svg" in curve(runs, "eval/FD-x", "x")
+
+
+def test_every_score_has_a_curve_and_its_own_direction(runs):
+    for run, values in zip(runs, ([0.2, 0.5, 0.4], [0.1, 0.1, float("nan")]), strict=True):
+        points = [Point(64 * i, value, 10.0 * i) for i, value in enumerate(values)]
+        run.history["eval/precision-x"] = run.history["eval/CLIP"] = points
+        run.history["eval/KD-x_deviation"] = points
+    assert scores_of(runs) == ["eval/FD-x", "eval/CLIP", "eval/precision-x"]
+    assert Tags(page(runs, [0])).tags.count("svg") == 5
+    assert best_of("eval/CLIP", runs[0].history["eval/CLIP"]).value == 0.5
+    assert best_of("eval/CLIP", runs[1].history["eval/CLIP"]).images_seen == 0
+    assert best_of("eval/FD-x", [Point(0, float("nan"), 0.0)]) is None
+    assert "best FD-x" in results_table(runs)
+
+
+def test_only_distances_have_logarithms():
+    assert is_logarithmic("eval/FD-x", [3.0, 1.0])
+    assert not is_logarithmic("eval/KD-x", [3.0, -0.1])
+    assert not is_logarithmic("eval/IS-x", [3.0]) and not is_logarithmic("fake_loss", [3.0])
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -47,12 +47,22 @@ def test_lines_are_few_where_there_is_no_terminal():
         display.update("training", metrics, ["resumed at 50 images"])
         for seen in range(101, 200):
             display.update("training", metrics | {"images_seen": seen}, [])
-        display.update("training", metrics | {"images_seen": 1000, "frechet_distance": 3.5}, [])
+        display.update("training", metrics | {"images_seen": 1000, "eval/FD-digits-cnn": 3.5}, [])
     assert page.getvalue().splitlines() == [
         "resumed at 50 images",
         "training: 100/1,000 images  50/s  fake 1.23  gen -2.50  0:18 left",
         "training: 1,000/1,000 images  50/s  fake 1.23  gen -2.50  FD 3.50",
     ]
+
+
+def test_one_frechet_distance_is_shown_by_its_name():
+    display = Display(Console(file=io.StringIO()), total_images=1)
+    for scores, shown in (
+        ({"eval/IS": 9.0, "eval/FID": 2.31, "eval/FD-Lite0": 8.0}, "1/1 images  0/s  FID 2.31"),
+        ({"best/FD-Lite0": 8.0, "eval/IS": 9.0}, "1/1 images  0/s"),
+        ({"eval/FD-Lite0": 9.806}, "1/1 images  0/s  FD 9.81"),
+    ):
+        assert display.describe({"images_seen": 1, **scores}) == shown
 
 
 def test_brackets_of_an_error_are_not_markup():

@@ -2,49 +2,158 @@
 
 from __future__ import annotations
 
+import io
+import os
+import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 from torch import Tensor
 
-from sid_ray.assemble import data_of, schedule_of
+from sid_ray.assemble import data_of, generator_description, schedule_of
+from sid_ray.best_weights import keep_best
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.metrics.features import load_feature_space
-from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
-from sid_ray.store import set_endpoint
-from sid_ray.weights.folder import ModelDescription
+from sid_ray.evaluation import Judge, blocks, codec_of
+from sid_ray.local_copies import cache_folder, file_sha256
+from sid_ray.metrics.names import plain_scores
+from sid_ray.pictures import pixel_scale, sheet_samples, tile
+from sid_ray.sampling import generator_sampler
+from sid_ray.store import PART, Store, moved_into_place, set_endpoint
+from sid_ray.weights.description import save_weights
+from sid_ray.weights.folder import ModelDescription, load_weights
+
+SUFFIX = ".safetensors"
+NICE = 10  # without resources of its own it takes what the training leaves of this machine
 
 
-@ray.remote(num_cpus=0)
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """Args:
+    config: of the run, as JSON.
+    teacher, teacher_folder: whose network the generator has.
+    run: address of the run's folder. run_key: RunRecord.key.
+    waiting: where weights wait for their turn, on this node's disk; empty for one of the run's key.
+    tracker: actor that is told.
+    """
+
+    config: str
+    teacher: ModelDescription
+    teacher_folder: str
+    run: str
+    run_key: str
+    waiting: str
+    tracker: Any
+
+
+class Examiner:
+    """What the actor does with weights: scores, a contact sheet, the best ones kept."""
+
+    def __init__(self, settings: EvaluatorSettings, device: torch.device):
+        config = DistillConfig.from_json(settings.config)
+        teacher, folder = settings.teacher, Path(settings.teacher_folder)
+        self.config, self.run, self.tracker = config, Store.at(settings.run), settings.tracker
+        net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        self.net = net.to(device)
+        num_steps = config.objective.num_steps
+        self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
+        source = data_of(config, teacher, folder, device).source
+        codec = codec_of(teacher, folder, config.evaluation.vae, device)
+        self.judge = Judge(config.evaluation, source, codec, num_steps, device)
+
+    def examine(self, weights: Path, images_seen: int) -> None:
+        """Scores the weights of a file; tells the tracker, with all that belongs to the scores."""
+        began = time.monotonic()
+        load_weights(self.net, weights)
+        looks = [self.judge.look(self.sampler, seeds) for seeds in blocks(self.judge.seeds)]
+        scores = self.judge.scores(looks)
+        result = {
+            "images_seen": images_seen,
+            "weights_sha256": file_sha256(weights),
+            "scores": scores,
+            **self.judge.protocol(self.judge.seeds),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        told = plain_scores(scores)
+        best = ray.get(self.tracker.log_score.remote(told, images_seen))
+        ray.get(self.tracker.log_evaluation.remote(result))
+        ray.get(self.tracker.log_picture.remote("samples", self.sheet(), images_seen))
+        if self.judge.primary in best and self.config.evaluation.keep_best:
+            keep_best(self.run, weights, result, self.tell)
+
+    def sheet(self) -> bytes:
+        """The contact sheet of fixed seeds as a PNG."""
+        held = io.BytesIO()
+        columns, index = sheet_samples(self.judge.source, self.judge.resolution)
+        images = self.judge.images(self.sampler, range(len(index)), index)
+        tile(images, columns, pixel_scale(images.shape[-1])).save(held, "PNG")
+        return held.getvalue()
+
+    def tell(self, text: str) -> None:
+        self.tracker.event.remote(text)
+
+
+@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1, max_task_retries=-1)
 class Evaluator:
-    """Scores weights in the order they come. Training hands them over and goes on.
+    """Takes weights at once, scores them in the order they came. Training goes on meanwhile.
 
+    What waits is on this node's disk: neither a worker that goes nor a killed driver loses it.
     Evaluation draws from its own streams, so its cadence never changes the training.
     """
 
-    def __init__(
-        self, config: DistillConfig, teacher: ModelDescription, teacher_folder: str, tracker
-    ):
-        torch.set_num_threads(1)
+    def __init__(self, settings: EvaluatorSettings):
+        config = DistillConfig.from_json(settings.config)
+        on_gpu = bool(ray.get_gpu_ids())
+        if not config.evaluation.resources:
+            os.nice(NICE)
+        if not on_gpu:
+            torch.set_num_threads(1)
         set_endpoint(config.storage.endpoint_url, config.storage.region)
-        self.net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
-        num_steps = config.objective.num_steps
-        self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
-        self.space = load_feature_space(config.evaluation.feature_space)
-        source = data_of(config, teacher, Path(teacher_folder)).source
-        self.inputs = seeded_inputs(source, range(config.evaluation.num_images), num_steps)
-        self.tracker = tracker
+        self._description = generator_description(config, settings.teacher)
+        own = cache_folder() / "evaluations" / settings.run_key
+        self._folder = Path(settings.waiting) if settings.waiting else own
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for cut in self._folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
+            cut.unlink(missing_ok=True)
+        self._settings, self._device = settings, torch.device("cuda" if on_gpu else "cpu")
+        self._changed, self._trouble = threading.Condition(), ""
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
-    def score(self, weights: Mapping[str, Tensor], images_seen: int) -> float:
-        """Frechet distance of the generator with these weights; told to the tracker."""
-        self.net.load_state_dict(weights)
-        images = sample_in_batches(self.sampler, self.inputs)
-        distance = self.space.frechet_distance(images)
-        ray.get(self.tracker.log_score.remote({"frechet_distance": distance}, images_seen))
-        return distance
+    def take(self, weights: Mapping[str, Tensor], images_seen: int) -> None:
+        """Keeps weights until it is their turn."""
+        target = self._folder / f"{images_seen:012d}{SUFFIX}"
+        with moved_into_place(target) as written:
+            save_weights(written, weights, self._description)
+        with self._changed:
+            self._changed.notify_all()
 
-    def drain(self) -> None:
-        """Returns once every score asked for before is done."""
+    def drain(self) -> str:
+        """Returns once all that was taken is scored: '' or what went wrong."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting())
+            return self._trouble
+
+    def _waiting(self) -> list[Path]:
+        return sorted(self._folder.glob(f"*{SUFFIX}"))
+
+    def _work(self) -> None:
+        examiner = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._waiting)
+                weights = self._waiting()[0]
+            try:
+                examiner = examiner or Examiner(self._settings, self._device)
+                examiner.examine(weights, int(weights.stem))
+            except Exception as error:  # the training goes on without this score
+                self._trouble = f"the evaluation at {int(weights.stem):,} images failed: {error}"
+                self._settings.tracker.event.remote(f"warning: {self._trouble}")
+            with self._changed:
+                weights.unlink(missing_ok=True)
+                self._changed.notify_all()

@@ -7,19 +7,23 @@ end up in the same MLflow run.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.mlflow_run import Target
+from sid_ray.run_folder import EVALUATIONS
 from sid_ray.tracking import TIMEOUT_S, Tracking
 
+PICTURES = "pictures"  # in the run's folder
 SAME_S = 30.0  # a line is not said again so soon
 SECONDS = re.compile(r"\b\d+(\.\d+)? m?s\b")  # in which lines of several ranks may differ
 
@@ -50,7 +54,8 @@ class Tracker:
         self._pause, self._stored = "", -1
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._tracking = Tracking(target, Path(folder), self.event)
+        self._folder = Path(folder)
+        self._tracking = Tracking(target, self._folder, self.event)
         self._tracking.status("RUNNING")
 
     def log(self, metrics: Mapping[str, float], images_seen: int) -> None:
@@ -59,12 +64,45 @@ class Tracker:
             self._board.metrics.update(metrics, images_seen=images_seen)
         self._tracking.metrics(metrics, images_seen)
 
-    def log_score(self, scores: Mapping[str, float], images_seen: int) -> None:
-        """Scores of the weights at images_seen; the best of each is logged as best_NAME too."""
-        best = self._tracking.better(scores)  # which may tell an event: without the lock
+    def log_score(self, scores: Mapping[str, float], images_seen: int) -> frozenset[str]:
+        """Scores of the weights at images_seen, by name: eval/NAME, and the best as best/NAME.
+
+        Returns the names of those scores whose best value over all starts of the run is this one,
+        also where a resumed run tells it again.
+        """
+        told, new = self._tracking.scores(scores, images_seen)
         with self._lock:
-            self._board.metrics.update({**scores, **best})
-        self._tracking.metrics({**scores, **best}, images_seen)
+            self._board.metrics.update(told)
+        return new
+
+    def log_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Scores and all that they mean, as a line of the run's evaluations.jsonl.
+
+        What a resumed run scores again is no second line.
+        """
+        file = self._folder / EVALUATIONS
+        line = json.dumps({**result, "seconds": 0})
+        try:
+            there = file.read_text().splitlines() if file.is_file() else []
+            if line in [json.dumps({**json.loads(each), "seconds": 0}) for each in there]:
+                return
+            with file.open("a") as opened:
+                opened.write(json.dumps(dict(result)) + "\n")
+        except (OSError, ValueError) as error:
+            self.event(f"warning: {file} cannot be kept ({error})")
+
+    def log_picture(self, name: str, png: bytes, images_seen: int) -> None:
+        """A PNG as MLflow's image ``name`` at images_seen; kept in the run's folder here."""
+        file = self._folder / PICTURES / f"{name.replace('/', '~')}-{images_seen:012d}.png"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_bytes(png)
+            part.replace(file)
+        except OSError as error:
+            self.event(f"warning: {file} cannot be written ({error.strerror or error})")
+            return
+        self._tracking.image(name, file, images_seen)
 
     def log_image(self, name: str, file: str, images_seen: int) -> None:
         """An image file, on the driver's disk for as long as the run works, as MLflow's image."""

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.actors import scaling
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.evaluator import Evaluator
+from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board, Tracker
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
-from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.config import DistillConfig, flatten, ray_resources, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
@@ -49,6 +50,7 @@ from sid_ray.stored import newest_listed, newest_whole
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
+WAITING = ".evaluations"  # in a run's folder: weights that are not scored yet
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 
 
@@ -184,6 +186,51 @@ def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any
         config.training.batch_size,
         began,
     )
+
+
+def start_evaluator(
+    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, tracker: Any
+) -> Any:
+    """The evaluator, on this node or wherever its own resources are; None where nobody asks it.
+
+    On a Ray of its own, a run gets resources that the evaluator was promised only if they are here:
+    raises UserError where they are not.
+    """
+    if not config.evaluation.every:
+        return None
+    asked = ray_resources(config.evaluation.resources)
+    there = ray.cluster_resources()
+    lacking = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
+    if lacking and not os.environ.get("RAY_ADDRESS"):
+        name = lacking[0]
+        raise UserError(
+            f"evaluation.resources asks for {name}={asked[name]:g}, here are "
+            f"{there.get(name, 0):g}: ask for less, or leave it empty"
+        )
+    options: dict[str, Any] = {"scheduling_strategy": here()}
+    waiting = str(run.local / WAITING)
+    if asked:
+        options = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0)}
+        options["resources"] = asked
+        waiting = ""
+    settings = EvaluatorSettings(
+        config=config.to_json(),
+        teacher=start.description,
+        teacher_folder=str(start.teacher),
+        run=str(run.store),
+        run_key=record.key,
+        waiting=waiting,
+        tracker=tracker,
+    )
+    return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
+
+
+def drained(evaluator: Any, look: Callable[[], Any]) -> str:
+    """Waits for what the evaluator still has to score; '' or what went wrong. Raises RayError."""
+    answer = evaluator.drain.remote()
+    while not ray.wait([answer], timeout=POLL_S)[0]:
+        look()
+    return ray.get(answer)
 
 
 def own_scaling(config: DistillConfig, show: Display) -> bool:
@@ -351,11 +398,7 @@ def run_actors(
     Returns what tracking could not write, and what stopped the workers on the way.
     """
     tracker = start_tracker(config, record, time.time() - (time.monotonic() - clock.began))
-    evaluator = None
-    if config.evaluation.every:
-        evaluator = Evaluator.options(  # type: ignore[attr-defined]
-            scheduling_strategy=here()
-        ).remote(config, start.description, str(start.teacher), tracker)
+    evaluator = start_evaluator(config, start, run, record, tracker)
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(run.store),
@@ -379,7 +422,9 @@ def run_actors(
             raise TrainingFailedError(board.gave_up)
         try:
             if evaluator is not None:
-                ray.get(evaluator.drain.remote())
+                trouble = drained(
+                    evaluator, partial(follow, fit, tracker, record, run, show, clock)
+                )
         except ray.exceptions.RayError as error:
             trouble = f"the evaluation failed: {reason_of(error)}. "
         follow(fit, tracker, record, run, show, clock)

@@ -33,6 +33,7 @@ from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
 LOOK_S = 1.0  # how long a rank waits for its data before all look around
+HANDOVER_PATIENCE_S = 60.0  # for an evaluator that takes weights before these workers go
 PATIENCE_S = (1, 5, 30, 60)  # between tries to write the last state of a run
 
 
@@ -67,6 +68,7 @@ class Worker:
     sums: Sums = field(default_factory=Sums)
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
     data_stalled_s: float = 0.0  # waited for any rank's data since then
+    handed: list[Any] = field(default_factory=list)  # to the evaluator, perhaps on their way
 
     @property
     def finished(self) -> bool:
@@ -118,7 +120,14 @@ class Worker:
             if self.rank == 0:
                 weights[name] = value.cpu()
         if self.rank == 0:
-            self.settings.evaluator.score.remote(ray.put(weights), self.trainee.images_seen)
+            taken = self.settings.evaluator.take.remote(ray.put(weights), self.trainee.images_seen)
+            self.handed = [*self.unfinished_handovers(), taken]
+
+    def unfinished_handovers(self, timeout_s: float = 0.0) -> list[Any]:
+        """Weights that the evaluator has not taken yet: they go with this process."""
+        if not self.handed:
+            return []
+        return ray.wait(self.handed, num_returns=len(self.handed), timeout=timeout_s)[1]
 
     def checkpoint(self) -> None:
         """Copies the state; it is written and uploaded while training goes on. A collective."""
@@ -138,6 +147,7 @@ class Worker:
                 self.checkpoint()
             self.spool.flush()
             if self.spool.stored == self.trainee.images_seen:
+                self.unfinished_handovers(HANDOVER_PATIENCE_S)
                 return
             if wait_s is not None:
                 time.sleep(wait_s)

@@ -8,8 +8,7 @@ and reads prompts by position from their own column.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from sid_ray.data.decode import Decoded, gather
+from sid_ray.data.in_order import column_at, pictures_of
 from sid_ray.data.manifest import SHAPED, DataManifest, read_manifest
 from sid_ray.data.order import Located, Order
-from sid_ray.data.reader import GIB, THREADS, Reader
+from sid_ray.data.reader import GIB, Reader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.data.source import LABELS_ONLY, Embed, Source
 from sid_ray.denoisers.codecs import Standard, from_moments
@@ -35,7 +35,6 @@ from sid_ray.types import Batch, Pick
 
 STREAMS = (FAKE_SCORE, GENERATOR)
 AS_STORED = Standard((1.0,))
-PATIENCE_S = 60.0  # for a store, where no training waits
 
 
 def _quiet(text: str) -> None:
@@ -114,28 +113,22 @@ class PreparedSource(Source):
         """
         if self.embed is None:
             return None
-        rows, column = RowGroups(self.store, self.manifest, give_up_s=PATIENCE_S), self._text_column
-        places = index.numpy()
-        groups = np.searchsorted(rows.starts, places, side="right") - 1
-
-        def part(group: int) -> tuple[np.ndarray, np.ndarray]:
-            chosen = np.nonzero(groups == group)[0]
-            here = Located(groups[chosen], places[chosen] - rows.starts[group])
-            table = {group: rows.read(group, (column,))}
-            found = gather(table, here, (column,), self.manifest, rows.where)
-            return chosen, getattr(found, column)
-
-        parts: list[Any] = [None] * len(groups)
-        try:
-            with ThreadPoolExecutor(THREADS) as pool:
-                for chosen, found in pool.map(part, np.unique(groups).tolist()):
-                    for place, value in zip(chosen.tolist(), found, strict=True):
-                        parts[place] = value
-        except StoreError as error:
-            raise UserError(f"data.source: {error}") from None
-        rows.close()
+        column = self._text_column
+        parts = column_at(self.store, self.manifest, index.numpy(), column)
         values = np.stack(parts) if self.own_text else np.array(parts, object)
         return self._embedded(Decoded(**{column: values}))
+
+    def captions(self, index: Tensor) -> list[str] | None:
+        if "prompt" not in self.manifest.columns:
+            return None
+        return [str(each) for each in column_at(self.store, self.manifest, index.numpy(), "prompt")]
+
+    def pictures(self, tell: Callable[[str], None] = _quiet) -> Iterator[Tensor]:
+        return pictures_of(self.store, self.manifest, tell)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
 
     @property
     def _text_column(self) -> str:

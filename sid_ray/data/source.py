@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,24 @@ class Source:
         if self.prompts is None or self.embed is None:
             return None
         return self.embed([self.prompts[i] for i in index.tolist()])
+
+    def captions(self, index: Tensor) -> list[str] | None:
+        """Samples [B] -> their prompts as texts; None without prompts."""
+        return None if self.prompts is None else [self.prompts[i] for i in index.tolist()]
+
+    def pictures(self, tell: Callable[[str], None] = lambda text: None) -> Iterator[Tensor]:
+        """All images from first to last, uint8 [N, C, H, W] in parts.
+
+        ``tell`` hears of storage that does not answer. Raises UserError, StoreError.
+        """
+        assert self.images is not None
+        yield (self.images * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same images."""
+        assert self.images is not None
+        return hashlib.sha256(self.images.contiguous().numpy().tobytes()).hexdigest()
 
     def batch(self, pick: Pick) -> Batch:
         """Samples by independent draws: all are in memory."""

@@ -77,8 +77,8 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
 
 
 @torch.no_grad()
-def clip_sums(clip: Clip, images: Tensor, texts: Sequence[str], block: int) -> FeatureSums:
-    """The cosines' sums of one block: images uint8 [N <= 256, 3, H, W] and a text for each.
+def clip_cosines(clip: Clip, images: Tensor, texts: Sequence[str]) -> Tensor:
+    """Of images uint8 [N, 3, H, W] and a text for each: [N].
 
     Raises UserError for images that are not RGB bytes, or another number of texts.
     """
@@ -90,8 +90,12 @@ def clip_sums(clip: Clip, images: Tensor, texts: Sequence[str], block: int) -> F
     if len(texts) != len(images):
         raise UserError(f"{len(images)} images and {len(texts)} texts: give one text to each image")
     starts = range(0, len(images), BATCH)
-    parts = [clip.cosines(images[i : i + BATCH], texts[i : i + BATCH]) for i in starts]
-    return FeatureSums.of_block(torch.cat(parts)[:, None].numpy(), block)
+    return torch.cat([clip.cosines(images[i : i + BATCH], texts[i : i + BATCH]) for i in starts])
+
+
+def clip_sums(clip: Clip, images: Tensor, texts: Sequence[str], block: int) -> FeatureSums:
+    """The cosines' sums of one block of up to 256 images."""
+    return FeatureSums.of_block(clip_cosines(clip, images, texts)[:, None].numpy(), block)
 
 
 def clip_score(sums: FeatureSums) -> float:

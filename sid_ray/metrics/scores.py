@@ -10,14 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.metrics.blocks import FeatureBlocks, together
+from sid_ray.metrics.blocks import Array, FeatureBlocks, together
 from sid_ray.metrics.extractors import Extractor, extract
 from sid_ray.metrics.frechet import dead_features, frechet_distance
 from sid_ray.metrics.inception_score import SPLITS, inception_score, shuffled_order
 from sid_ray.metrics.kid import SUBSET_SIZE, SUBSETS, choose_subsets, kernel_distance
+from sid_ray.metrics.names import DEAD, DEVIATION
 from sid_ray.metrics.precision_recall import NEIGHBOURS, precision_recall
 from sid_ray.metrics.reference import Statistics
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
@@ -44,16 +46,27 @@ def seen_in(extractor: Extractor, images: Tensor, block: int, keep: bool = True)
     ``keep`` keeps features and logits, which all scores but the Frechet distance need: 4 (D +
     classes) bytes an image. Raises UserError for images that do not fit.
     """
+    features, logits = looked_at(extractor, images)
+    return as_seen(features, logits if keep else None, block, keep)
+
+
+def looked_at(extractor: Extractor, images: Tensor) -> tuple[Array, Array | None]:
+    """Features [N, D] and logits [N, classes], float32, of images uint8 [N, C, H, W] of one block.
+
+    Raises UserError for images that do not fit.
+    """
     found = [extract(extractor, part) for part in images.split(BATCH)]
-    features = torch.cat([each.features for each in found]).numpy()
-    sums = FeatureSums.of_block(features, block)
-    if not keep:
-        return Seen(sums)
     logits = [each.logits for each in found if each.logits is not None]
+    features = torch.cat([each.features for each in found]).numpy()
+    return features, torch.cat(logits).numpy() if logits else None
+
+
+def as_seen(features: Array, logits: Array | None, block: int, keep: bool = True) -> Seen:
+    """What was looked at in one block, ready to be combined with other blocks."""
     return Seen(
-        sums,
-        FeatureBlocks.of_block(features, block),
-        FeatureBlocks.of_block(torch.cat(logits).numpy(), block) if logits else None,
+        FeatureSums.of_block(features, block),
+        FeatureBlocks.of_block(features, block) if keep else None,
+        None if logits is None else FeatureBlocks.of_block(logits, block),
     )
 
 
@@ -68,13 +81,17 @@ def combined(parts: Iterable[Seen]) -> Seen:
 
     Raises UserError for a block that two parts have.
     """
-    every = list(parts)
-    features = [each.features for each in every if each.features is not None]
-    logits = [each.logits for each in every if each.logits is not None]
+    sums: list[FeatureSums] = []  # one at most: each may take 64 MiB
+    features, logits, count = [], [], 0
+    for each in parts:
+        sums = [merged([*sums, each.sums])]
+        features += [each.features] if each.features is not None else []
+        logits += [each.logits] if each.logits is not None else []
+        count += 1
     return Seen(
-        merged(each.sums for each in every),
-        together(features) if len(features) == len(every) else None,
-        together(logits) if len(logits) == len(every) else None,
+        sums[0],
+        together(features) if len(features) == count else None,
+        together(logits) if len(logits) == count else None,
     )
 
 
@@ -103,21 +120,29 @@ def frechet_score(space: str, made: FeatureSums, reference: Statistics) -> dict[
     mean, covariance = reference.mean, reference.covariance
     return {
         name_in(space, "FD"): frechet_distance(made.mean, made.covariance, mean, covariance),
-        name_in(space, "dead_features"): dead_features(mean, covariance),
+        name_in(space, DEAD): dead_features(mean, covariance),
     }
 
 
-def sample_scores(space: str, made: Seen, real: Seen, choice: Choice) -> dict[str, float]:
-    """Kernel distance, precision and recall. Raises UserError where features were not kept."""
+def both_features(made: Seen, real: Seen) -> tuple[NDArray, NDArray]:
+    """Raises UserError where features were not kept."""
     if made.features is None or real.features is None:
         raise UserError("kernel distance, precision and recall need the features: keep them")
-    x, y = made.features.array(), real.features.array()
+    return made.features.array(), real.features.array()
+
+
+def kernel_scores(space: str, made: Seen, real: Seen, choice: Choice) -> dict[str, float]:
+    """Kernel distance (KID). Raises UserError where features were not kept, or are too few."""
+    x, y = both_features(made, real)
     chosen = choose_subsets(len(x), len(y), choice.subsets, choice.subset_size, choice.seed)
-    distance = kernel_distance(x, y, chosen)
-    inside = precision_recall(x, y, choice.neighbours)
+    distance, name = kernel_distance(x, y, chosen), name_in(space, "KD")
+    return {name: distance.mean, f"{name}{DEVIATION}": distance.deviation}
+
+
+def neighbour_scores(space: str, made: Seen, real: Seen, choice: Choice) -> dict[str, float]:
+    """Precision and recall. Raises UserError where features were not kept, or are too few."""
+    inside = precision_recall(*both_features(made, real), choice.neighbours)
     return {
-        name_in(space, "KD"): distance.mean,
-        name_in(space, "KD") + "_deviation": distance.deviation,
         name_in(space, "precision"): inside.precision,
         name_in(space, "recall"): inside.recall,
     }
@@ -130,7 +155,7 @@ def class_scores(space: str, made: Seen, choice: Choice) -> dict[str, float]:
     logits = made.logits.array()
     found = inception_score(logits, shuffled_order(len(logits), choice.seed), choice.splits)
     name = name_in(space, "IS")
-    return {name: found.mean, f"{name}_deviation": found.deviation}
+    return {name: found.mean, f"{name}{DEVIATION}": found.deviation}
 
 
 def scores(
@@ -153,5 +178,6 @@ def scores(
     how = choice or Choice()
     found = frechet_score(space, made.sums, reference) | class_scores(space, made, how)
     if real is not None:
-        found |= sample_scores(space, made, real, how)
+        found |= kernel_scores(space, made, real, how)
+        found |= neighbour_scores(space, made, real, how)
     return found

@@ -1,0 +1,60 @@
+"""The averaged generator with the best score so far, kept in its run's folder.
+
+    runs/NAME/best_000000012800/model.safetensors, model.json    the network
+    runs/NAME/best_000000012800/score.json                       its scores; written last
+
+``RUN/best`` names it, whatever its number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sid_ray.store import Store
+from sid_ray.store_errors import retrying
+from sid_ray.weights.description import (
+    DESCRIPTION,
+    WEIGHTS,
+    safetensors_description,
+)
+
+PREFIX, SCORE, ALIAS = "best_", "score.json", "best"
+PATIENCE_S = 600.0  # for storage that does not answer
+
+
+def keep_best(
+    run: Store, weights: Path, result: Mapping[str, Any], tell: Callable[[str], None]
+) -> None:
+    """Puts a generator's self-describing safetensors file in the place of the best so far.
+
+    A crash leaves the one before. Waits while storage does not answer, and says so. Raises
+    StoreError where it stays away.
+    """
+    name = f"{PREFIX}{result['images_seen']:012d}"
+    description = safetensors_description(weights)
+    assert description is not None
+    texts = {
+        DESCRIPTION: description.to_json(),
+        SCORE: json.dumps(result, indent=2) + "\n",
+    }
+
+    def put() -> None:
+        run.put(weights, f"{name}/{WEIGHTS}")
+        for leaf, text in texts.items():
+            run.write(f"{name}/{leaf}", text)
+        for other in run.folders():
+            if other.startswith(PREFIX) and other != name:
+                run.remove(f"{other}/{SCORE}")  # first: it must not look whole
+                run.remove_tree(other)
+
+    retrying(put, tell, PATIENCE_S)
+
+
+def find_best(run: Store) -> str | None:
+    """The name of its folder, None where none was kept. Raises StoreError."""
+    names = sorted(name for name in run.folders() if name.startswith(PREFIX))
+    whole = [name for name in names if run.size(f"{name}/{SCORE}") is not None]
+    return whole[-1] if whole else None

@@ -1,0 +1,253 @@
+"""How good images are, by one protocol, whoever makes them: the evaluator beside the training, the
+final report, sid-ray evaluate.
+
+    judge = Judge(config.evaluation, source, codec)
+    looks = [judge.look(sampler, seeds) for seeds in blocks(range(50_000))]   on any actors
+    judge.scores(looks)
+
+Images are made of seeds: latents, conditions drawn from the data set, and noise are functions of
+the seed alone. They are truncated to 8 bits and looked at in blocks of 256, so that any number of
+actors gives the same numbers.
+
+Source: the protocol of EDM (arXiv:2206.00364) and SiD (arXiv:2404.04057): 50,000 images, labels of
+the training set, statistics of the real images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sid_ray.config import asked_metrics
+from sid_ray.data.encode import open_vae
+from sid_ray.data.source import Source
+from sid_ray.denoisers.codecs import Codec, IdentityCodec
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.errors import UserError
+from sid_ray.metrics.clip import Clip, clip_cosines, clip_score, load_clip
+from sid_ray.metrics.extractors import Extractor, load_extractor
+from sid_ray.metrics.reference import Statistics
+from sid_ray.metrics.scores import (
+    Choice,
+    Seen,
+    as_seen,
+    class_scores,
+    combined,
+    frechet_score,
+    kernel_scores,
+    looked_at,
+    name_in,
+    neighbour_scores,
+)
+from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from sid_ray.real_images import Real
+from sid_ray.sampling import Sampler, index_of, inputs_of, sample_in_batches
+from sid_ray.sections import EvaluationConfig
+from sid_ray.weights.address import parse_source
+from sid_ray.weights.description import ModelDescription
+from sid_ray.weights.sources import resolve_source
+
+STANDS_FOR = {"fd": "FD", "kid": "KD", "is": "IS", "pr": "precision", "clip": "CLIP"}
+"""The score that stands for a metric of the config."""
+CLIP = "CLIP"
+VAE_FACTOR = 8  # pixels a side of a latent, Stable Diffusion's auto-encoder
+
+
+class Look(NamedTuple):
+    """Of one block of images: features [N, D], logits [N, classes] and cosines [N, 1] with their
+    prompts, float32; None for what no metric needs.
+    """
+
+    features: NDArray
+    logits: NDArray | None = None
+    cosines: NDArray | None = None
+
+
+def blocks(seeds: range) -> Iterator[range]:
+    """Seeds in blocks of 256; the last one may be shorter."""
+    return (seeds[start : start + BLOCK] for start in range(0, len(seeds), BLOCK))
+
+
+def open_extractor(chosen: EvaluationConfig, device: torch.device | str = "cpu") -> Extractor:
+    """The config's feature space. Raises UserError."""
+    named = chosen.feature_weights
+    path = resolve_source(named) if named else None
+    sha256 = parse_source(named).sha256 if named else None
+    return load_extractor(chosen.feature_space, device, path, sha256 or "")
+
+
+def codec_of(
+    description: ModelDescription, folder: Path, vae: str, device: torch.device | str = "cpu"
+) -> Codec:
+    """From the space of a denoiser, whose files are in ``folder``, to pixels.
+
+    Raises UserError where latents are to be decoded and no VAE is there.
+    """
+    if spec_of(description.family).shape(description.network)[0] in (1, 3):
+        return IdentityCodec()
+    if not vae and not (folder / "vae").is_dir():
+        raise UserError(
+            "images are judged as pixels, this network makes latents: name a diffusers folder with "
+            "their vae as evaluation.vae"
+        )
+    convention = "edm2" if description.family == "edm2" else "sd"
+    return open_vae(vae or str(folder), convention, str(device))
+
+
+class Judge:
+    """What every set of images is judged by.
+
+    Args:
+        chosen: metrics, feature space, reference, number of images, batch.
+        source: the data set, whose labels or prompts images are made of.
+        codec: from the denoiser's space to pixels.
+        num_steps: evaluations of a generator an image; 1 for teachers.
+        tell: told in a line what takes long.
+
+    Raises UserError for an unknown metric, or networks that are missing.
+    """
+
+    def __init__(
+        self,
+        chosen: EvaluationConfig,
+        source: Source,
+        codec: Codec | None = None,
+        num_steps: int = 1,
+        device: torch.device | str = "cpu",
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.tell = tell
+        self.chosen, self.source, self.num_steps = chosen, source, num_steps
+        self.device = torch.device(device)
+        self.codec: Codec = codec or IdentityCodec()
+        self.metrics = asked_metrics(chosen.metrics)
+        self.extractor = open_extractor(chosen, self.device)
+        self.clip = self._clip()
+
+    def _clip(self) -> Clip | None:
+        if "clip" not in self.metrics:
+            return None
+        if not self.chosen.clip_weights:
+            raise UserError(
+                "metric clip needs evaluation.clip_weights: a CLIP network's folder in "
+                "Transformers' layout"
+            )
+        if not self.source.has_prompts:
+            raise UserError("metric clip compares images with prompts; this data set has none")
+        return load_clip(Path(self.chosen.clip_weights).expanduser(), self.device)
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side of the pictures."""
+        return self.source.shape[-1] * (1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR)
+
+    def protocol(self, seeds: range) -> dict[str, Any]:
+        """What the scores of these seeds mean: how they could be made again."""
+        return {
+            "metrics": list(self.metrics),
+            "feature_space": self.extractor.name,
+            "extractor": self.extractor.identity,
+            "num_images": len(seeds),
+            "seeds": f"{seeds.start}-{seeds.stop - 1}",
+            "batch_size": self.batch,
+            **self.real.description,
+        }
+
+    @property
+    def batch(self) -> int:
+        return min(self.chosen.batch_size, BLOCK)
+
+    @property
+    def seeds(self) -> range:
+        """Of the images of an evaluation while training, and of the first trial."""
+        return range(self.chosen.num_images)
+
+    @property
+    def primary(self) -> str:
+        """The name of the score that the best weights are kept by."""
+        first = STANDS_FOR[self.metrics[0]]
+        return CLIP if first == CLIP else name_in(self.extractor.space, first)
+
+    def images(self, sampler: Sampler, seeds: Sequence[int], index: Tensor | None = None) -> Tensor:
+        """Pictures uint8 [N, C, H, W], on the CPU.
+
+        Of the data set's samples ``index`` [N]; without it drawn from them by the seeds.
+        """
+        inputs = inputs_of(
+            self.source,
+            seeds,
+            index_of(self.source, seeds) if index is None else index,
+            self.num_steps,
+        ).to(self.device)
+        made = sample_in_batches(sampler, inputs, self.batch, pad=True)
+        return self.codec.decode_uint8(made).cpu()
+
+    def look(self, sampler: Sampler, seeds: Sequence[int]) -> Look:
+        """What the metrics need of one block of images, up to 256."""
+        images = self.images(sampler, seeds)
+        features, logits = looked_at(self.extractor, images)
+        cosines = None
+        if self.clip is not None:
+            texts = self.source.captions(index_of(self.source, seeds))
+            cosines = clip_cosines(self.clip, images, texts or [])[:, None].numpy()
+        return Look(features, logits if "is" in self.metrics else None, cosines)
+
+    @cached_property
+    def real(self) -> Real:
+        """What the made images are compared with. Raises UserError where there is nothing."""
+        return Real(self.chosen.reference, self.source, self.extractor, self.tell)
+
+    def check(self) -> None:
+        """Raises UserError where the reference cannot serve the metrics, before images are made."""
+        if "fd" in self.metrics:
+            self.real.check()
+        if self._compares_samples:
+            self.real.check(samples=True)
+
+    @property
+    def _compares_samples(self) -> bool:
+        return bool({"kid", "pr"} & set(self.metrics))
+
+    def scores(self, looks: Iterable[Look]) -> dict[str, float]:
+        """Scores by name, of the blocks in the order of the seeds.
+
+        Raises UserError for too few images.
+        """
+        held = list(looks)
+        keep = self._compares_samples
+        made = combined(
+            as_seen(each.features, each.logits, block, keep) for block, each in enumerate(held)
+        )
+        found: dict[str, float] = {}
+        for metric in self.metrics:
+            found |= self._scores_of(metric, made, held)
+        return found
+
+    def _scores_of(self, metric: str, made: Seen, looks: Sequence[Look]) -> dict[str, float]:
+        space = self.extractor.space
+        if metric == "fd":
+            return frechet_score(space, made.sums, self._statistics)
+        if metric == "is":
+            return class_scores(space, made, Choice())
+        if metric == "clip":
+            parts = (
+                FeatureSums.of_block(each.cosines, block)
+                for block, each in enumerate(looks)
+                if each.cosines is not None
+            )
+            return {CLIP: clip_score(merged(parts))}
+        real = self.real.seen
+        if metric == "pr":
+            return neighbour_scores(space, made, real, Choice())
+        size = min(Choice().subset_size, made.sums.count, real.sums.count)
+        return kernel_scores(space, made, real, Choice(subset_size=size))
+
+    @property
+    def _statistics(self) -> Statistics:
+        return self.real.statistics

@@ -1,0 +1,143 @@
+"""The README.md of a generator's folder, in the form that Hugging Face calls a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from sid_ray.config import DistillConfig
+from sid_ray.metrics.names import bare, in_order, is_score, larger_is_better, space_of
+from sid_ray.weights.address import parse_source, source_label
+from sid_ray.weights.description import WEIGHTS, ModelDescription
+
+OBJECTIVES = {
+    "sid": "Score identity Distillation (SiD), without real images",
+    "sida": "adversarial Score identity Distillation (SiDA)",
+    "lsg": "Score identity Distillation with long and short guidance (SiD-LSG)",
+    "vsd": "variational score distillation (VSD), a baseline",
+}
+
+
+def model_card(
+    config: DistillConfig,
+    description: ModelDescription,
+    images_seen: int,
+    scores: Mapping[str, float],
+    sha256: str,
+) -> str:
+    """The card as Markdown, with front matter.
+
+    Args:
+        description: of the generator, what its model.json holds.
+        images_seen: by the training of these weights.
+        scores: of these weights by name, empty where none were taken.
+        sha256: of model.safetensors.
+    """
+    parts = [
+        front_matter(config),
+        f"# {config.run_name}",
+        what_it_is(config, description),
+        "## How it was made\n\n" + bullets(making(config, images_seen)),
+        "## How to use it\n\n" + usage(config),
+        "## How good it is\n\n" + quality(config, scores),
+        "## Licence and file\n\n"
+        "The teacher's licence applies to the weights. "
+        f"SHA-256 of `{WEIGHTS}`:\n\n```\n{sha256}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def reads_text(config: DistillConfig) -> bool:
+    return config.schedule.kind == "vp"
+
+
+def teacher_label(config: DistillConfig) -> str:
+    """The teacher's source without what is a secret, or this machine's alone."""
+    label = source_label(config.teacher.source)
+    if parse_source(config.teacher.source).kind != "path":
+        return label
+    return PurePosixPath(label).name
+
+
+def front_matter(config: DistillConfig) -> str:
+    task = "text-to-image" if reads_text(config) else "unconditional-image-generation"
+    lines = ["library_name: sid_ray", f"pipeline_tag: {task}", "tags:"]
+    lines += [f"- {tag}" for tag in ("diffusion-distillation", "few-step", config.objective.name)]
+    teacher = parse_source(config.teacher.source)
+    if teacher.kind == "hf":
+        owner, _, rest = teacher.location.removeprefix("hf://").partition("/")
+        lines.append(f"base_model: {owner}/{rest.split('/')[0].split('@')[0]}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def what_it_is(config: DistillConfig, description: ModelDescription) -> str:
+    steps = config.objective.num_steps
+    count = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
+    size = description.network.get("img_resolution")
+    pixels = f" of {size}x{size}" if size else ""
+    return (
+        f"A generator of family `{description.family}`: it makes an image{pixels} from noise with "
+        f"{count}. Distilled by sid_ray from the diffusion model `{teacher_label(config)}`."
+    )
+
+
+def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
+    """What decides the weights, by its name."""
+    objective, data = config.objective, config.data
+    source = source_label(data.source)
+    settings = {
+        "recipe": f"`{config.recipe}`",
+        "objective": OBJECTIVES[objective.name],
+        "teacher": f"`{teacher_label(config)}`",
+        "data": f"`{source}`" if "://" in source else f"`{data.name}`",
+        "images seen": f"{images_seen:,}",
+        "alpha": f"{objective.alpha:g}",
+    }
+    if objective.name == "lsg":
+        scales = (objective.kappa1, objective.kappa2, objective.kappa3, objective.kappa4)
+        settings["guidance scales kappa 1 to 4"] = ", ".join(f"{scale:g}" for scale in scales)
+    if objective.name == "sida":
+        settings["adversarial weight"] = f"{objective.adversarial_weight:g}"
+        settings["discriminator weight"] = f"{objective.discriminator_weight:g}"
+    if config.training.ema_half_life:
+        settings["weights"] = f"averaged, half-life {config.training.ema_half_life:,} images"
+    return settings | {"seed": str(config.training.seed)}
+
+
+def bullets(values: Mapping[str, str]) -> str:
+    return "\n".join(f"* {name}: {value}" for name, value in values.items())
+
+
+def usage(config: DistillConfig) -> str:
+    prompt = ' --prompt "..."' if reads_text(config) else ""
+    return (
+        f"```\nsid-ray generate FOLDER --seeds 0-63{prompt} --out samples\n```\n\n"
+        f"FOLDER holds this file, `{WEIGHTS}` and `model.json`. A seed makes the same image on "
+        "every machine of the same kind."
+    )
+
+
+def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:
+    if not scores:
+        return "No scores were taken."
+    rows = [
+        f"| {bare(name)} | {scores[name]:.4g} | {space_of(name)} | {direction(name)} |"
+        for name in in_order(scores)
+    ]
+    count = config.evaluation.num_images
+    return "\n".join(
+        [
+            f"Scores of {count:,} images, seeds 0 to {count - 1:,}. They compare with others of "
+            "the same name, number of images and reference only.",
+            "",
+            "| score | value | feature space | better |",
+            "|---|---:|---|---|",
+            *rows,
+        ]
+    )
+
+
+def direction(name: str) -> str:
+    if not is_score(name):
+        return "-"
+    return "larger" if larger_is_better(name) else "smaller"

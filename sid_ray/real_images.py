@@ -1,0 +1,200 @@
+"""The real images that made ones are compared with: published statistics, or a data set's own.
+
+What an extractor saw in a data set is kept in the cache under the set's fingerprint, so it is made
+once a machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from sid_ray.data.in_order import in_blocks
+from sid_ray.data.prepared import PreparedSource, open_prepared
+from sid_ray.data.source import Source
+from sid_ray.errors import UserError
+from sid_ray.metrics.blocks import FeatureBlocks, together
+from sid_ray.metrics.extractors import Extractor
+from sid_ray.metrics.features import SPACES, load_feature_space
+from sid_ray.metrics.reference import (
+    Statistics,
+    cached_features,
+    cached_statistics,
+    read_statistics,
+)
+from sid_ray.metrics.scores import Seen, looked_at
+from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from sid_ray.sections import DataConfig
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, is_s3
+
+Tell = Callable[[str], None]
+
+STATISTICS = (".npz", ".pkl")
+SAMPLES = 200_000
+"""Real images that kernel distance, precision and recall look at, as published; prepared sets are
+stored mixed, so the first ones are a fair choice."""
+WORD_S = 10.0  # between two words about a set that is being looked at
+
+
+class Real:
+    """Real images as one extractor sees them.
+
+    Args:
+        reference: an address as in evaluation.reference; empty for the source's own images.
+        source: the run's data set.
+        extractor: may be looked through; nothing is until it is needed.
+        tell: told in a line what takes long.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        source: Source,
+        extractor: Extractor,
+        tell: Tell = lambda text: None,
+    ):
+        self.reference, self.extractor, self.tell = reference, extractor, tell
+        self.source = self._data_set(source)
+
+    def _data_set(self, own: Source) -> Source | None:
+        """The data set whose images are looked at; None where there is none."""
+        if is_statistics(self.reference):
+            return None
+        if not self.reference:
+            return own if holds_pictures(own) else None
+        data = DataConfig(name="prepared", source=self.reference)
+        found = open_prepared(data, own.shape)
+        if not holds_pictures(found):
+            raise UserError(
+                f"evaluation.reference {self.reference} holds {found.manifest.kind}; expected "
+                "images: prepare the images themselves, or name an .npz with their statistics"
+            )
+        return found
+
+    @property
+    def ships(self) -> bool:
+        """Whether the statistics are those that come with a small feature space."""
+        return not self.reference and self.extractor.name in SPACES
+
+    def check(self, samples: bool = False) -> None:
+        """Raises UserError where there are no statistics, or with ``samples`` no images."""
+        if self.source is not None:
+            return
+        if samples:
+            found = f"{self.reference} holds statistics" if self.reference else "none are at hand"
+            raise UserError(
+                f"metrics kid and pr need real images, {found}: name a prepared data set as "
+                "evaluation.reference"
+            )
+        if self.reference:
+            self.statistics  # noqa: B018  read now
+        elif not self.ships:
+            raise UserError(
+                "evaluation.reference is empty and the data set has no images: name a prepared "
+                "data set, or statistics of the real images (.npz, .pkl)"
+            )
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Raises UserError."""
+        name, identity = self.extractor.name, self.extractor.identity
+        if is_statistics(self.reference):
+            path = local_file(self.reference)
+            found = read_statistics(path, "fd_dinov2" if name == "dinov2" else "fid")
+            if found.identity not in ("", identity):
+                raise UserError(
+                    f"{self.reference} was made by {found.identity}, not by {identity}: use the "
+                    "same feature space for both"
+                )
+            return found
+        if self.ships:
+            space = load_feature_space(name)
+            return Statistics(space.mean, space.covariance, identity=identity)
+        self.check()
+        return cached_statistics(
+            self._source.fingerprint, identity, lambda: merged(self._sums_of_all())
+        )
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Sums and features of up to 200,000 of the images. Raises UserError."""
+        self.check(samples=True)
+        limit = f"{self._source.fingerprint}-first-{SAMPLES}"
+        features = cached_features(limit, self.extractor.identity, self._features)
+        return Seen(FeatureSums.of(features.array()), features)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What a result says of its reference."""
+        if self.source is None or self.ships:
+            return {"reference": self.reference or f"of {self.extractor.name}"}
+        named = self.reference or "the run's own images"
+        return {"reference": named, "reference_fingerprint": self.source.fingerprint[:16]}
+
+    @property
+    def _source(self) -> Source:
+        assert self.source is not None
+        return self.source
+
+    def _sums_of_all(self) -> Iterator[FeatureSums]:
+        for block, images in enumerate(self._pictures(len(self._source))):
+            yield FeatureSums.of_block(looked_at(self.extractor, images)[0], block)
+
+    def _features(self) -> FeatureBlocks:
+        wanted = min(SAMPLES, len(self._source))
+        parts = islice(self._pictures(wanted), -(-wanted // BLOCK))
+        return together(
+            FeatureBlocks.of_block(
+                looked_at(self.extractor, images[: wanted - block * BLOCK])[0], block
+            )
+            for block, images in enumerate(parts)
+        )
+
+    def _pictures(self, count: int) -> Iterator[Tensor]:
+        """Blocks of 256 images, with a word now and then about how long it takes."""
+        began = said = time.monotonic()
+        try:
+            for block, images in enumerate(in_blocks(self._source.pictures(self.tell), BLOCK)):
+                yield images
+                done, now = min((block + 1) * BLOCK, count), time.monotonic()
+                if now - said > WORD_S and done < count:
+                    said, left_s = now, (now - began) * (count / done - 1)
+                    self.tell(f"looking at real images: {done:,}/{count:,}, {left_s:.0f} s left")
+        except StoreError as error:
+            raise UserError(f"real images: {error}") from None
+
+
+def is_statistics(reference: str) -> bool:
+    return reference.endswith(STATISTICS)
+
+
+def holds_pictures(source: Source) -> bool:
+    """Whether it has images themselves, not latents."""
+    if isinstance(source, PreparedSource):
+        return source.manifest.kind == "images"
+    return source.has_images
+
+
+def local_file(address: str) -> Path:
+    """A file of statistics on this machine's disk. Raises UserError."""
+    if not is_s3(address):
+        return Path(address).expanduser()
+    from sid_ray.local_copies import folder_of
+
+    folder, _, name = address.rpartition("/")
+    store = Store.at(folder)
+    target = folder_of(store, "references") / name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(name, target)
+    except FileNotFoundError:
+        raise UserError(f"{address} is not there: name the statistics' file") from None
+    except StoreError as error:
+        raise UserError(str(error)) from None
+    return target
