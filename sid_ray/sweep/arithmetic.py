@@ -70,6 +70,17 @@ def next_point(points: Sequence[int], images_seen: int) -> int | None:
     return next((point for point in points if point > images_seen), None)
 
 
+def segment_end(points: Sequence[int], images_seen: int, reported: int) -> int:
+    """Where the segment ends that a trial begins, or goes on with, at ``images_seen``.
+
+    That is ``images_seen`` itself where it is a decision whose result was not ``reported`` yet: a
+    trial that was killed between the two has only to tell it.
+    """
+    if images_seen in points and images_seen > reported:
+        return images_seen
+    return next_point(points, images_seen) or points[-1]
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """numpy's linear percentile for a share of 1, NaN left out; NaN for nothing."""
     ordered = sorted(value for value in values if not math.isnan(value))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from sid_ray.config import DistillConfig
+from sid_ray.config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
+from sid_ray.metrics.names import space_of
 from sid_ray.sweep.limits import NEEDS
 from sid_ray.sweep.space import (
     KAPPAS,
@@ -21,6 +22,12 @@ from sid_ray.sweep.space import (
     config_of,
     known_values,
 )
+
+# By the first part of a score's name: what evaluation.metrics must ask for.
+MEASURES = {
+    "FD": "fd", "FID": "fd", "KD": "kid", "KID": "kid",
+    "IS": "is", "precision": "pr", "recall": "pr", "CLIP": "clip",
+}  # fmt: skip
 
 
 def check_space(space: Space, base: DistillConfig) -> Space:
@@ -141,7 +148,7 @@ def check_conditions(space: Space, base: DistillConfig) -> None:
 
 
 def check_scores(space: Space, base: DistillConfig) -> None:
-    """Raises UserError where trials would have no score."""
+    """Raises UserError where trials would not have a score."""
     known = known_values(space, base)
     if not known["evaluation.every"] or not known["evaluation.feature_space"]:
         raise space.error(
@@ -149,6 +156,23 @@ def check_scores(space: Space, base: DistillConfig) -> None:
             f"metric: trials of {base.recipe or 'this config'} have no scores: put "
             "evaluation.feature_space and evaluation.every under fields",
         )
+    measured, network = known["evaluation.metrics"], known["evaluation.feature_space"]
+    for metric in space.metrics:
+        asked = MEASURES.get(metric.name.partition("-")[0])
+        if asked is None:
+            continue
+        if asked not in asked_metrics(measured):
+            raise space.error(
+                "metric",
+                f"metric {metric.name}: evaluation.metrics is {measured}; put "
+                f"evaluation.metrics: {measured},{asked} under fields",
+            )
+        if asked != "clip" and space_of(metric.name).lower() != network:
+            raise space.error(
+                "metric",
+                f"metric {metric.name} is measured in {space_of(metric.name)}, but "
+                f"evaluation.feature_space is {network}",
+            )
 
 
 def check_corners(space: Space, base: DistillConfig) -> None:

@@ -22,17 +22,14 @@ from typing import Any, get_args
 import yaml
 
 from sid_ray.errors import UserError
+from sid_ray.metrics.names import larger_is_better
 from sid_ray.sweep.fields_file import fields_of
 from sid_ray.sweep.nodes import Nodes, line_of
 from sid_ray.sweep.space import Budget, Metric, Scheduler, Searcher, Space
 
 TOP = ("recipe", "metric", "budget", "scheduler", "searcher", "trials", "seeds", "fields")
+DISTANCES = ("FD", "FID", "KD", "KID")
 BUDGET = ("images", "grace", "reduction", "interval", "total")
-# By the first part of a score's name, up to the dash.
-DIRECTIONS = {
-    "FD": "min", "FID": "min", "KD": "min", "KID": "min", "frechet_distance": "min",
-    "IS": "max", "precision": "max", "recall": "max", "CLIP": "max", "clip_score": "max",
-}  # fmt: skip
 
 
 def read_space(path: Path) -> Space:
@@ -98,12 +95,19 @@ def metric_of(nodes: Nodes, node: yaml.Node) -> Metric:
         name = nodes.scalar(node, "metric")
     if not isinstance(name, str) or not name:
         raise nodes.error(node, f"metric: expected a score's name, like FID, found {name!r}")
-    direction = direction or DIRECTIONS.get(name.split("-")[0])
-    if direction is None:
+    direction = direction or direction_of(name)
+    if not direction:
         raise nodes.error(
             node, f"metric {name}: say which way is better: {{name: {name}, direction: min}} or max"
         )
     return Metric(name, "min" if direction == "min" else "max")
+
+
+def direction_of(name: str) -> str:
+    """Which way a known score is better; empty for any other name."""
+    if larger_is_better(name):
+        return "max"
+    return "min" if name.partition("-")[0] in DISTANCES else ""
 
 
 def budget_of(nodes: Nodes, node: yaml.Node) -> Budget:

@@ -23,6 +23,7 @@ from sid_ray.sweep.arithmetic import (
     perturbation_due,
     quantiles,
     rungs,
+    segment_end,
     spent,
     whole_interval,
     worst,
@@ -121,6 +122,13 @@ def test_trials_are_judged_at_whole_batches():
     assert decision_points(Budget(1000, interval=300), "pbt", 64) == (320, 640, 960, 1024)
     points = (1728, 5056, 15_040)
     assert [next_point(points, n) for n in (0, 1728, 5100, 15_040)] == [1728, 5056, 15_040, None]
+
+
+def test_a_segment_ends_at_the_next_decision_that_is_not_told():
+    points = (1728, 5056, 15_040)
+    cases = {(0, 0): 1728, (640, 0): 1728, (1728, 0): 1728, (1728, 1728): 5056,
+             (2560, 1728): 5056, (5056, 1728): 5056, (15_040, 15_040): 15_040}  # fmt: skip
+    assert {case: segment_end(points, *case) for case in cases} == cases
 
 
 @FEW

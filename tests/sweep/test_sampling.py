@@ -68,12 +68,12 @@ SPACES = [(CONDITIONS, DIGITS), (GUIDED, EMOJI)]
 @pytest.mark.parametrize(("fields", "base"), SPACES)
 def test_points_of_all_searchers_are_in_the_space(fields, base):
     space = space_of(fields)
-    for number in range(30):
+    for number in range(15):
         within(space, base, random_point(space, base, 7, number))
         _, drawn = next(iter(generate_variants(ray_space(space), random_state=number)))
         within(space, base, point_of(space, base, drawn))
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5))
-    for _ in range(15):
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
+    for _ in range(6):
         trial = study.ask()
         point = DefineByRun(space, base).point(trial)
         within(space, base, point)

@@ -61,7 +61,7 @@ def test_what_cannot_run_is_one_line(name, fields):
     assert "\n" not in text
 
 
-BUDGET = "metric: FID\nbudget: {images: 9000%s}\ntrials: 8\nscheduler: %s\nfields:\n"
+BUDGET = "metric: FD-digits-cnn\nbudget: {images: 9000%s}\ntrials: 8\nscheduler: %s\nfields:\n"
 WRONG_SCHEDULES = {
     (", grace: 5", "none"): "2: budget.grace: scheduler none never stops a trial",
     (", interval: 5", "asha"): "2: budget.grace: is missing",
@@ -110,6 +110,22 @@ def test_searchers_get_what_they_can_draw():
     few = POPULATION.replace("trials: 8", "trials: 3")
     with pytest.raises(UserError, match="is a population; at least 4"):
         check_space(space_of(ALPHA, few), recipe("digits-sid"))
+
+
+def test_a_score_is_measured():
+    fields, base = ALPHA, recipe("digits-sid")
+    for metric, said in {
+        "FID": "1: metric FID is measured in Inception, but evaluation.feature_space is digits-cnn",
+        "FD-Lite0": "1: metric FD-Lite0 is measured in Lite0, but",
+        "KD-digits-cnn": "1: metric KD-digits-cnn: evaluation.metrics is fd; put "
+        "evaluation.metrics: fd,kid under fields",
+        "CLIP": "1: metric CLIP: evaluation.metrics is fd; put",
+    }.items():
+        with pytest.raises(UserError) as raised:
+            check_space(space_of(fields, HEAD.replace("FD-digits-cnn", metric)), base)
+        assert str(raised.value).startswith("space.yaml:" + said)
+    own = HEAD.replace("FD-digits-cnn", "{name: my_score, direction: max}")
+    check_space(space_of(fields, own), base)
 
 
 def test_a_trials_config_is_recipe_fixed_values_and_point():
