@@ -28,6 +28,7 @@ from sid_ray.sweep.trainable import DIVERGED, IMAGES, SweepTask, TrialTrainable
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
 TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver forgets what was since
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

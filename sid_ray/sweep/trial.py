@@ -7,7 +7,8 @@ stops as after Ctrl-C. Exit codes are those of the command.
 
 from __future__ import annotations
 
-import _thread
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -17,12 +18,16 @@ from sid_ray.errors import UserError
 
 
 def end_with_parent() -> None:
-    """Interrupts the main thread when stdin ends."""
+    """Interrupts the thread that calls this, the main one, when stdin ends."""
+
+    main_thread = threading.get_ident()
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not sys.stdin: a thread that holds its lock makes Python abort when it ends.
+        while os.read(0, 1):
             pass
-        _thread.interrupt_main()
+        # A real signal to that thread: _thread.interrupt_main would not wake it from a wait.
+        signal.pthread_kill(main_thread, signal.SIGINT)
 
     threading.Thread(target=wait, daemon=True, name="parent").start()
 
