@@ -14,12 +14,14 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.run_folder import runs_folder
+from sid_ray.sweep.asha import LastingAsha
 from sid_ray.sweep.sampling import grid_points, keyed, random_point
 from sid_ray.sweep.segment import ACTORS_OWN
 from sid_ray.sweep.space import Space, Value
@@ -27,6 +29,7 @@ from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.trainable import DIVERGED, IMAGES, SweepTask, TrialTrainable
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
+LEDGER = "scores.jsonl"  # what trials told at their decisions
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver forgets what was since
@@ -145,7 +148,7 @@ def tuner_of(
         trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            scheduler=scheduler_of(space),
+            scheduler=scheduler_of(space, Path(task.folder)),
             max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -154,7 +157,7 @@ def tuner_of(
             storage_path=task.folder,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-            callbacks=[teller],
+            callbacks=[teller, JsonLoggerCallback()],  # restore wants its result.json
             verbose=0,
         ),
     )
@@ -166,19 +169,11 @@ def points_of(space: Space, base: DistillConfig) -> list[dict[str, Value]]:
     return [random_point(space, base, space.seeds[0], number) for number in range(space.trials)]
 
 
-def scheduler_of(space: Space) -> TrialScheduler:
+def scheduler_of(space: Space, folder: Path) -> TrialScheduler:
     """Ray's scheduler, which judges by the first metric."""
     if space.scheduler == "none":
         return FIFOScheduler()
-    budget, metric = space.budget, space.metrics[0]
-    return AsyncHyperBandScheduler(
-        time_attr=IMAGES,
-        metric=metric.name,
-        mode=metric.direction,
-        max_t=budget.images,
-        grace_period=budget.grace,
-        reduction_factor=budget.reduction,
-    )
+    return LastingAsha(space.budget, space.metrics[0], folder / LEDGER, IMAGES)
 
 
 class Teller(tune.Callback):

@@ -1,0 +1,73 @@
+"""Ray's ASHA whose rungs outlive the driver.
+
+Tuner.restore (Ray 2.60, ray issue 30838) takes the scheduler as it was when the sweep began: empty
+rungs, at which every trial is the first one and goes on. Here each decision is a line of a ledger
+before Tune hears of it, and a scheduler that is taken up again reads them first. A trial that was
+stopped, but whose end Tune had not noted yet, is stopped again when it tells its score again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler
+
+from sid_ray.sweep.space import Budget, Metric
+
+
+class LastingAsha(AsyncHyperBandScheduler):
+    """Successive halving with one bracket, in images seen.
+
+    Args:
+        ledger: file of lines [trial, images seen, score, decision], on the driver's disk.
+        images_name: of images seen in a result.
+    """
+
+    def __init__(self, budget: Budget, metric: Metric, ledger: Path, images_name: str):
+        super().__init__(
+            time_attr=images_name,
+            metric=metric.name,
+            mode=metric.direction,
+            max_t=budget.images,
+            grace_period=budget.grace,
+            reduction_factor=budget.reduction,
+        )
+        self.ledger = str(ledger)
+        self.told: dict[tuple[str, int], str] = {}  # (trial, images seen) -> decision
+        self.read = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if not self.read:
+            self.read_ledger()
+        super().on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        name, images_seen = trial.trial_id, result[self._time_attr]
+        if (name, images_seen) in self.told:
+            return self.told[name, images_seen]
+        decision = super().on_trial_result(tune_controller, trial, result)
+        self.told[name, images_seen] = decision
+        with Path(self.ledger).open("a") as file:
+            line = [name, images_seen, result[self._metric], decision]
+            file.write(json.dumps(line) + "\n")
+        return decision
+
+    def read_ledger(self) -> None:
+        """Fills the rungs with what was told to an earlier driver; a cut last line is left out."""
+        self.read = True
+        try:
+            text = Path(self.ledger).read_text()
+        except FileNotFoundError:
+            return
+        if text and not text.endswith("\n"):
+            text = text[: text.rfind("\n") + 1]
+            Path(self.ledger).write_text(text)
+        for line in text.splitlines():
+            name, images_seen, score, decision = json.loads(line)
+            self.told[name, images_seen] = decision
+            if images_seen < self._max_t:  # at the end a trial stops without being held to others
+                trial = SimpleNamespace(trial_id=name)
+                self._brackets[0].on_result(trial, images_seen, self._metric_op * score)
