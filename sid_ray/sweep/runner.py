@@ -85,12 +85,11 @@ def run_sweep(
             space=text,
             source=space.source,
             base=base.to_json(),
-            folder=str(folder),
-            address=ray.get_runtime_context().gcs_address,
             workers=share(base, concurrent),
             environment={key: os.environ[key] for key in ACTORS_OWN if key in os.environ},
         )
-        tuner = tuner_of(space, base, task, concurrent, Teller(space, tell))
+        task.write(folder)
+        tuner = tuner_of(space, base, folder, concurrent, Teller(space, tell))
         return results_of(space, tuner.fit(), name)
     finally:
         ray.shutdown()
@@ -131,15 +130,15 @@ def own_node() -> str:
 
 
 def tuner_of(
-    space: Space, base: DistillConfig, task: SweepTask, concurrent: int, teller: tune.Callback
+    space: Space, base: DistillConfig, folder: Path, concurrent: int, teller: tune.Callback
 ) -> tune.Tuner:
     """A new experiment, or the one that was stopped."""
     # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not.
     place = tune.PlacementGroupFactory([{own_node(): A_LITTLE}])
     trainable = tune.with_resources(TrialTrainable, place)
-    points = [{**keyed(space, base, point)} for point in points_of(space, base)]
-    param_space = {"point": tune.grid_search(points), "sweep": task.to_json()}
-    state = Path(task.folder) / STATE
+    points = [keyed(space, base, point) for point in points_of(space, base)]
+    param_space = {"point": tune.grid_search(points), "folder": str(folder)}
+    state = folder / STATE
     if tune.Tuner.can_restore(str(state)):
         return tune.Tuner.restore(
             str(state), trainable, resume_errored=True, param_space=param_space
@@ -148,13 +147,13 @@ def tuner_of(
         trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            scheduler=scheduler_of(space, Path(task.folder)),
+            scheduler=scheduler_of(space, folder),
             max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=STATE,
-            storage_path=task.folder,
+            storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
             callbacks=[teller, JsonLoggerCallback()],  # restore wants its result.json

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from sid_ray.config import DistillConfig, replace
@@ -20,16 +22,21 @@ from sid_ray.sweep.space_file import parse_space
 IMAGES, DIVERGED = "images_seen", "diverged"
 
 
+TASK = "task.json"
+
+
 @dataclass(frozen=True)
 class SweepTask:
-    """What all trials share; plain values, because Ray pickles it.
+    """What all trials share, in the sweep's folder.
+
+    A file, written anew at each start, because Tuner.restore gives trials the config that they had:
+    what the new start brought would not reach them. (Not the cluster's address either: that is
+    the one which the trial's actor is in.)
 
     Args:
         name: of the sweep; a trial's run is NAME-TRIAL.
         space: text of the space's file. source: its name.
         base: config of the recipe, as JSON.
-        folder: the sweep's own.
-        address: of the Ray cluster.
         workers: that a trial may have.
         environment: see segment.Trial.
     """
@@ -38,23 +45,26 @@ class SweepTask:
     space: str
     source: str
     base: str
-    folder: str
-    address: str
     workers: int
     environment: dict[str, str]
 
+    def write(self, folder: Path) -> None:
+        (folder / TASK).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepTask:
+        return cls(**json.loads((folder / TASK).read_text()))
+
     def parsed(self) -> tuple[Space, DistillConfig]:
         return parse_space(self.space, self.source), DistillConfig.from_json(self.base)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class TrialTrainable(tune.Trainable):
     """One trial. Between two steps it has no process and holds no resources."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        task = SweepTask(**config["sweep"])
+        folder = Path(config["folder"])
+        task = SweepTask.read(folder)
         self.space, base = task.parsed()
         drawn = config["point"]
         self.failure, self.reported = "", 0
@@ -63,9 +73,8 @@ class TrialTrainable(tune.Trainable):
         except UserError as error:  # a combination that only the config can judge
             trial, self.failure = base, str(error)
         trial = replace(trial, output__run=f"{task.name}-{self.trial_id}")
-        folder = Path(task.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.trial = Trial(trial, folder, task.address, task.environment)
+        address = ray.get_runtime_context().gcs_address
+        self.trial = Trial(trial, folder, address, task.environment)
         training = trial.training
         self.points = decision_points(self.space.budget, self.space.scheduler, training.batch_size)
         self.workers = workers_for(trial.group_plan(1), task.workers)
