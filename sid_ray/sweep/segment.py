@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -101,19 +100,17 @@ class Trial:
             self.end()
 
     def end(self) -> None:
-        """Ends a process that still runs, as Ctrl-C would, then for good."""
+        """Ends a process that still runs, as Ctrl-C would, later for good."""
         process, self.process = self.process, None
         if process is None:
             return
         if process.stdin:
-            process.stdin.close()
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.stdin.close()  # all it takes (trial.py); a second signal would cut its end short
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     @property
     def output(self) -> Path:

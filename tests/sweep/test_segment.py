@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -82,8 +81,8 @@ CHILD = """
 import time
 from sid_ray.sweep.trial import end_with_parent
 end_with_parent()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep({seconds})
 except KeyboardInterrupt:
     print("stopped", flush=True)
@@ -124,7 +123,7 @@ def test_a_process_that_ends_first_ends_well():
 
 
 def test_asking_a_process_to_end(tmp_path):
-    trial = replace(Trial(recipe("digits-sida"), tmp_path, ""))
+    trial = Trial(recipe("digits-sida"), tmp_path, "")
     trial.end()  # none there
     trial.process = process = child(60, subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"

@@ -51,8 +51,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "fields"), WRONG)
 def test_what_cannot_run_is_one_line(name, fields):
+    head = HEAD.replace("digits", name.split("-")[0]) if name == "emoji-lsg" else HEAD
     with pytest.raises(UserError) as raised:
-        check_space(space_of(fields), recipe(name))
+        check_space(space_of(fields, head), recipe(name))
     text = str(raised.value)
     wanted = WRONG[name, fields]
     line, _, said = wanted.partition(": ")
