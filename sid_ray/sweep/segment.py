@@ -105,7 +105,7 @@ class Trial:
         if process is None:
             return
         if process.stdin:
-            process.stdin.close()  # all it takes (trial.py); a second signal would cut its end short
+            process.stdin.close()  # all it takes: trial.py. A signal more would cut its end short
         try:
             process.wait(END_S)
         except subprocess.TimeoutExpired:
