@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sid_ray.denoisers.codecs import IdentityCodec
 from sid_ray.errors import UserError, nearest
 from sid_ray.metrics.frechet import frechet_distance
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
@@ -93,10 +94,11 @@ class FeatureSpace:
 
     @torch.no_grad()
     def statistics(self, images: Tensor) -> FeatureSums:
-        """Feature sums of images [N, C, H, W] in [-1, 1], all samples in order."""
+        """Feature sums of images [N, C, H, W] in [-1, 1], as 8 bits show them, in order."""
+        shown = IdentityCodec().decode_uint8(images).float() / 127.5 - 1
         return merged(
-            FeatureSums.of_block(self.network.features(chunk.float()).numpy(), block)
-            for block, chunk in enumerate(images.split(BLOCK))
+            FeatureSums.of_block(self.network.features(chunk).numpy(), block)
+            for block, chunk in enumerate(shown.split(BLOCK))
         )
 
     def frechet_distance(self, images: Tensor) -> float:
