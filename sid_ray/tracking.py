@@ -325,8 +325,6 @@ def send_report(
     for file in files:
         tracking.file(file)
     if model is not None:
-        tracking.model(
-            model.folder, model.name, model.images_seen, model.description, model.scores
-        )
+        tracking.model(model.folder, model.name, model.images_seen, model.description, model.scores)
     left = tracking.finish(timeout_s)
     return tracking.run_id, left
