@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import mlflow
 import pytest
+import requests
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import FEATURE_DISABLED, PERMISSION_DENIED
 
 from sid_ray import mlflow_artifacts, tracking
 from sid_ray.config import DistillConfig
@@ -129,6 +132,33 @@ def test_other_runs_have_versions_of_their_own(tmp_path):
         model = Model(generator, "digits", 640, key)
         assert send_report(where, tmp_path / key, {}, [], 640, model=model)[1] == ""
     assert [version.tags["run_key"] for version in versions(where)] == ["one", "two"]
+
+
+def too_large():
+    answer = requests.Response()
+    answer.status_code = 413
+    return requests.HTTPError("413 Client Error: too large", response=answer)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("create_registered_model", MlflowException("no registry", FEATURE_DISABLED)),
+        ("create_model_version", MlflowException("not yours", PERMISSION_DENIED)),
+        ("log_artifact", too_large()),
+    ],
+)
+def test_a_model_that_cannot_be_there_holds_up_nothing(tmp_path, monkeypatch, call, error):
+    def refuse(self, *arguments, **more):
+        raise error
+
+    monkeypatch.setattr(mlflow.MlflowClient, call, refuse)
+    told: list[str] = []
+    kept = Tracking(target(tmp_path), tmp_path, told.append)
+    kept.model(made(tmp_path / "generator", 1.0), "digits", 640, "")
+    kept.metrics({"loss": 1.0}, 640)
+    assert kept.finish(5.0) == ""
+    assert told == [f"warning: record 1 (model) is not in MLflow: {error}"]
 
 
 def test_a_folder_that_is_gone_is_one_line(tmp_path):

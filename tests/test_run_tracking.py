@@ -19,7 +19,7 @@ from tests.test_distill import hear_ctrl_c, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AWAY_S = float(os.environ.get("SID_RAY_TEST_AWAY_S", "60"))
-IMAGES, REPORT_EVERY, SCORE_EVERY = 16_000, 128, 3_200
+IMAGES, REPORT_EVERY, SCORE_EVERY = 28_800, 128, 3_200
 UNSET = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 
 
