@@ -20,6 +20,10 @@ PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+# Of a store without a registry of models, or one that this user may not write to: what comes behind
+# a model must not wait for that. Numbers wait, as a right may be given.
+NO_REGISTRY = ("PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+NO_UPLOAD = (400, 404, 405, 413)  # HTTP: a server that takes no artifacts, or none as large
 GONE = "RESOURCE_DOES_NOT_EXIST"
 CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connection reset)"
 # MLflow's own tries take minutes; a server that is away shall be noticed within seconds.
@@ -89,14 +93,20 @@ class MlflowRun:
         Raises RefusedError.
         """
         from mlflow.exceptions import MlflowException
+        from requests import HTTPError
 
+        models = any(record.kind == "model" for record in records)
         try:
             for record in records:
                 if record.kind != "metrics":
                     getattr(self, f"_write_{record.kind}")(**record.values)
             self._write_metrics([r.values for r in records if r.kind == "metrics"])
         except MlflowException as error:
-            if error.error_code in REFUSED:
+            if error.error_code in (*REFUSED, *(NO_REGISTRY if models else ())):
+                raise RefusedError(one_line(error)) from error
+            raise
+        except HTTPError as error:  # of artifacts alone
+            if error.response is not None and error.response.status_code in NO_UPLOAD:
                 raise RefusedError(one_line(error)) from error
             raise
 

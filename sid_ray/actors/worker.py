@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 import uuid
 import warnings
@@ -184,6 +185,7 @@ class Worker:
         """
         metrics = reduce_means(self.sums, self.spool.group)
         metrics["skipped_updates"] /= self.world_size
+        memory_gib = largest(peak_memory_gib(self.device), self.spool.group)
         phases = 1 + ("generator_loss" in metrics)
         updates = phases * images / self.config.training.batch_size
         findings = self.health.see(metrics, updates, self.trainee.images_seen)
@@ -194,6 +196,7 @@ class Worker:
             metrics |= {
                 "images_per_s": images / spent_s,
                 "workers": self.world_size,
+                "memory_gib": memory_gib,
                 "checkpoint_stall_s": stalled_s,
                 "data_stall_s": data_stalled_s,
             }
@@ -216,6 +219,21 @@ def reduce_means(sums: Sums, group: Any = None) -> dict[str, float]:
         torch.distributed.all_reduce(both, group=group)
     means = both[0] / both[1].clamp_min(1)
     return dict(zip(names, means.tolist(), strict=True))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this process has had: on the GPU where it works on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def largest(value: float, group: Any = None) -> float:
+    """The largest of all ranks' values. A collective."""
+    found = torch.tensor(value, dtype=torch.float64)
+    if world()[1] > 1:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
+    return float(found)
 
 
 def crossed(every: int, before: int, after: int) -> bool:
