@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sid_ray.actors import worker as module
+from sid_ray.actors.measures import largest, peak_memory_gib
 from sid_ray.actors.worker import (
     COMING,
     DAMAGED,
@@ -14,8 +15,6 @@ from sid_ray.actors.worker import (
     DivergedError,
     Loop,
     crossed,
-    largest,
-    peak_memory_gib,
     train_with_second_chance,
 )
 from sid_ray.data.row_groups import DamagedDataError
