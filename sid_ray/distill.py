@@ -260,7 +260,7 @@ def track_report(
 
     A store that fails costs a warning; the next start of the run sends what is left.
     """
-    from sid_ray.actors.trainer import tracking_target
+    from sid_ray.actors.beside import tracking_target
     from sid_ray.tracking import send_report
 
     metrics = {
