@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_ray.journal import Record
+from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better
 from sid_ray.mlflow_artifacts import Artifacts
 
@@ -70,6 +71,10 @@ class MlflowRun:
         """Finds the run, by its id or its key, or begins it."""
         for name, value in BOUNDS.items():
             os.environ.setdefault(name, value)
+        with only_opener(self._target.uri):
+            self._open()
+
+    def _open(self) -> None:
         import mlflow
 
         uri = self._target.uri
@@ -216,6 +221,25 @@ class MlflowRun:
         if not path.is_file():
             raise RefusedError(f"{path} is not there any more")
         return path
+
+
+@contextmanager
+def only_opener(uri: str) -> Iterator[None]:
+    """Of all processes that would open one sqlite, one at a time.
+
+    The first one makes MLflow's tables; two at once stumble over each other's, and could leave a
+    store that is half made. Raises OSError where another one takes too long.
+    """
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with Path(uri.removeprefix("sqlite:///") + ".lock").open("ab") as file:
+        try:
+            lock(file.fileno(), LOCK_S)
+        except OSError as error:
+            if error.errno is None:  # else this file system has no locks
+                raise
+        yield
 
 
 def shown_uri(uri: str) -> str:

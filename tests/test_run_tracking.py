@@ -20,6 +20,7 @@ from tests.test_distill import hear_ctrl_c, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AWAY_S = float(os.environ.get("SID_RAY_TEST_AWAY_S", "60"))
 IMAGES, REPORT_EVERY, SCORE_EVERY = 28_800, 128, 3_200
+FIRST_IMAGES = 9_600  # of the undisturbed run; a run is a function of its images seen
 UNSET = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 
 
@@ -30,7 +31,7 @@ class Run:
         arguments = [
             sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid", "--run", name,
             "--output.folder", str(folder / "runs"), "--images", str(images), "--workers", "2",
-            "--output.report-every", str(REPORT_EVERY), "--output.checkpoint-every", "8000",
+            "--output.report-every", str(REPORT_EVERY), "--output.checkpoint-every", "6400",
             "--evaluation.every", str(score_every), "--evaluation.num-images", "256",
             "--evaluation.no-final-report", "--output.tracking-uri", uri,
         ]  # fmt: skip
@@ -117,7 +118,8 @@ def started():
 
 
 def test_a_run_whose_server_is_away_for_a_while_misses_nothing(tmp_path, started):
-    undisturbed = Run(tmp_path, "undisturbed", f"sqlite:///{tmp_path}/undisturbed.db")
+    """What it has is what it told, and as far as the undisturbed one went also what that told."""
+    undisturbed = Run(tmp_path, "undisturbed", f"sqlite:///{tmp_path}/undisturbed.db", FIRST_IMAGES)
     started.append(undisturbed)
     undisturbed.finish()
     with mlflow_server(tmp_path) as server:
@@ -132,10 +134,9 @@ def test_a_run_whose_server_is_away_for_a_while_misses_nothing(tmp_path, started
         server.start()
         run.finish()
         found = assert_all_there(run, IMAGES, SCORE_EVERY)
-        expected = assert_all_there(undisturbed, IMAGES, SCORE_EVERY)
-        assert scores(found) == scores(expected)
-        for name in ("fake_loss", "generator_loss"):
-            assert found[name] == expected[name]
+        expected = assert_all_there(undisturbed, FIRST_IMAGES, SCORE_EVERY)
+        for name in (*scores(expected), "fake_loss", "generator_loss"):
+            assert found[name][: len(expected[name])] == expected[name]
     speeds = sorted(value for _, value in meanwhile)
     usual = sorted(value for _, value in expected["images_per_s"])
     print(run.output)

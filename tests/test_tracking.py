@@ -18,7 +18,14 @@ from rich.console import Console
 from sid_ray import tracking
 from sid_ray.config import replace
 from sid_ray.distill import track_report
-from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.mlflow_run import (
+    MlflowRun,
+    RefusedError,
+    Target,
+    one_line,
+    only_opener,
+    shown_uri,
+)
 from sid_ray.recipes import recipe
 from sid_ray.report import Report, Row
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
@@ -275,6 +282,21 @@ def test_a_killed_writer_and_another_one_in_the_same_store(tmp_path):
         for metric, factor in (("loss", 1 / 8), ("other", -1)):
             told = history(where, found[name].run_id, metric)
             assert told == [(step, step * factor) for step in range(250)]
+
+
+def test_a_new_sqlite_is_opened_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """MLflow makes its tables then, and two at once stumble over each other's."""
+    uri = f"sqlite:///{tmp_path}/new.db"
+    one = only_opener(uri)
+    one.__enter__()
+    monkeypatch.setattr("sid_ray.mlflow_run.LOCK_S", 0.1)
+    with pytest.raises(OSError, match="another process has had it"), only_opener(uri):
+        pass
+    with only_opener("http://127.0.0.1:1"):
+        pass
+    one.__exit__(None, None, None)
+    with only_opener(uri):
+        pass
 
 
 def test_passwords_are_not_shown():
