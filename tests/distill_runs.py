@@ -94,6 +94,7 @@ def undisturbed(folder: Path) -> dict[str, Any]:
     found = finish(command(folder, "undisturbed", IMAGES))
     if found["code"]:
         return found
+    found["summary"] = json.loads((folder / "undisturbed" / "summary.json").read_text())
     again = finish(command(folder, "undisturbed", IMAGES))
     changed = finish(command(folder, "undisturbed", IMAGES, "--alpha", "1.2", "--seed", "7"))
     return found | {"again": again, "changed": changed}
