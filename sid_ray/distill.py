@@ -129,7 +129,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, report)
+    show_next(console, config, run, report, model)
     return 0
 
 
@@ -300,7 +300,9 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
-def show_next(console: Console, config: DistillConfig, run: RunFolder, report: Report) -> None:
+def show_next(
+    console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
+) -> None:
     """The commands to go on with, ready to paste."""
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
@@ -311,6 +313,11 @@ def show_next(console: Console, config: DistillConfig, run: RunFolder, report: R
     images = 2 * config.training.images
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
     sheet = {"contact sheet": shown(run.local / GRID)} if report.rows else {}
+    if model is not None:
+        scores = model.scores or {}
+        first = next(iter(scores), "")
+        score = f"{first} {shown_score(first, scores[first])}, " if first else ""
+        sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",

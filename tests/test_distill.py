@@ -124,7 +124,7 @@ def test_both_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
             point for point in whole if point[0] <= last
         ], metric
         assert [step for step, _ in found] == reports_until(found[-1][0])
-    assert [step for step, _ in history("undisturbed", "frechet_distance")] == [0, 320, 640, 960]
+    assert [step for step, _ in history("undisturbed", "eval/FD-digits-cnn")] == [0, 320, 640, 960]
 
 
 def reports_until(last: int) -> list[int]:
