@@ -101,11 +101,14 @@ def undisturbed(folder: Path) -> dict[str, Any]:
 
 
 def disturbed(folder: Path) -> dict[str, Any]:
-    """kill -9 after a checkpoint, the same command, Ctrl-C after another checkpoint."""
+    """kill -9 after a checkpoint, the same command, Ctrl-C after another checkpoint.
+
+    Without evaluations: that its bits are the undisturbed run's shows that these change nothing.
+    """
     run, found = folder / "disturbed", {}
     for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
         before = newest_whole(run)[0]
-        process = start(command(folder, "disturbed", NEVER_REACHED))
+        process = start(command(folder, "disturbed", NEVER_REACHED, "--evaluation.every", "0"))
         wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
