@@ -49,12 +49,15 @@ if TYPE_CHECKING:
     from sid_ray.report import Report
     from sid_ray.tracking import Model
 
-STOPPED, FAILED = 130, 1
+STOPPED, FAILED, GAVE_UP = 130, 1, 3
 MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
 
 
-def run_distillation(config: DistillConfig) -> int:
+def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     """Distils, or goes on with a run of the same name. Returns the exit code.
+
+    Args:
+        began_from: address of another run's checkpoint, whose state this one begins with.
 
     Raises UserError before anything starts when the run cannot be this one.
     """
@@ -72,7 +75,7 @@ def run_distillation(config: DistillConfig) -> int:
     with only_driver(run):
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
-            record = check_same_run(run.store, config) or RunRecord("")
+            record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
             check_same_data(record, fingerprint)
         record = dataclasses.replace(record, config=config.to_json(), data=fingerprint)
         log = run.local / LOG
@@ -115,7 +118,7 @@ def distil_with(
         except (trainer.TrainingFailedError, StoreError) as error:
             console.print(f"failed: {error}", markup=False)
             console.print(f"{state_of(run)}; full log: {shown(run.local / LOG)}", markup=False)
-            return FAILED
+            return GAVE_UP if isinstance(error, trainer.GaveUpError) else FAILED
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
         report = measure(config, start.teacher, run, outcome, display)

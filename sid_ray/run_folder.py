@@ -131,6 +131,7 @@ class RunRecord:
     tracker_run_id: str | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     data: str = ""  # fingerprint of the data set, empty where it was not taken
+    began_from: str = ""  # address of another run's checkpoint, whose state this one began with
 
 
 def read_record(run: Store) -> RunRecord | None:

@@ -32,13 +32,16 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
     uri = tracking_uri(config)
     if uri.startswith("sqlite:////"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
+    if record.began_from:
+        tags["began_from"] = record.began_from
     return Target(
         uri,
         config.output.experiment,
         config.run_name,
         record.key,
         flatten(config),
-        {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"},
+        tags,
         f"{config.output.folder}/mlartifacts",
         record.tracker_run_id,
     )

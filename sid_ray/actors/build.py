@@ -41,6 +41,7 @@ class WorkerSettings:
     own_scaling: bool
     tracker: Any
     evaluator: Any
+    began_from: str = ""  # another run's checkpoint, where this run has none of its own
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
+from sid_ray.began import began_at
 from sid_ray.config import DistillConfig, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
@@ -87,6 +88,10 @@ class Clock:
 
 class TrainingFailedError(Exception):
     """The training stopped; says why, and what is left."""
+
+
+class GaveUpError(TrainingFailedError):
+    """It is not healthy, or its data is damaged: the same would happen again."""
 
 
 def start_ray(config: DistillConfig) -> None:
@@ -274,7 +279,7 @@ def train(
     checkpointed stays usable in each case.
     """
     there = newest_listed(run.store)
-    before = there[1].images_seen if there else 0
+    before = there[1].images_seen if there else began_at(record.began_from)
     if there and before >= config.training.images:
         newest, damage = newest_whole(run.store)
         if newest == there[0]:
@@ -356,6 +361,7 @@ def run_actors(
         own_scaling=own_scaling(config, show),
         tracker=tracker,
         evaluator=evaluator,
+        began_from=record.began_from,
     )
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))
@@ -366,7 +372,7 @@ def run_actors(
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
         board: Board = ray.get(tracker.board.remote())
         if board.gave_up:
-            raise TrainingFailedError(board.gave_up)
+            raise GaveUpError(board.gave_up)
         try:
             if evaluator is not None:
                 trouble = drained(

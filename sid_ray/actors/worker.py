@@ -20,6 +20,7 @@ from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
 from sid_ray.assemble import data_of, generator_description, objective_of
+from sid_ray.began import begin_from
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
@@ -89,6 +90,12 @@ class Worker:
         load_files(found.manifest, found.where, self.trainee, self.roles)
         if self.rank == 0:
             self.tell(f"{word} at {self.trainee.images_seen:,} images from {found.name}")
+
+    def begin_from(self, address: str) -> None:
+        """Takes up the state of another run's checkpoint and says so. A collective."""
+        begin_from(address, self.trainee, self.roles, self.spool.group)
+        if self.rank == 0:
+            self.tell(f"began at {self.trainee.images_seen:,} images from {address}")
 
     def roll_back(self, found: Reachable) -> None:
         """Goes on from an earlier state; newer ones are gone. A collective."""
@@ -351,6 +358,8 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     found = worker.newest()
     if found is not None:
         worker.go_on_from(found, "resumed")
+    elif worker.settings.began_from:
+        worker.begin_from(worker.settings.began_from)
     worker.mark("load")
     if worker.heartbeat:
         tracker.set_phase.remote("training")

@@ -16,6 +16,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.trainable import Spec
 
 
 class LastingAsha(AsyncHyperBandScheduler):
@@ -42,9 +43,16 @@ class LastingAsha(AsyncHyperBandScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not self.read:
             self.read_ledger()
-        super().on_trial_add(tune_controller, trial)
+        super().on_trial_add(tune_controller, named(trial))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
+        super().on_trial_complete(tune_controller, named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        trial = named(trial)
         name, images_seen = trial.trial_id, result[self._time_attr]
         if (name, images_seen) in self.told:
             return self.told[name, images_seen]
@@ -71,3 +79,8 @@ class LastingAsha(AsyncHyperBandScheduler):
             if images_seen < self._max_t:  # at the end a trial stops without being held to others
                 trial = SimpleNamespace(trial_id=name)
                 self._brackets[0].on_result(trial, images_seen, self._metric_op * score)
+
+
+def named(trial: Any) -> Any:
+    """Stands for a trial, by the sweep's name of it: Tune gives one that it forgot a new id."""
+    return SimpleNamespace(trial_id=Spec.of(trial).trial)

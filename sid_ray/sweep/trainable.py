@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -13,16 +14,34 @@ from ray import tune
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
+from sid_ray.run_folder import RunFolder
+from sid_ray.stored import newest_listed
 from sid_ray.sweep.arithmetic import decision_points, segment_end, worst
-from sid_ray.sweep.sampling import point_of
-from sid_ray.sweep.segment import Trial, TrialFailedError
-from sid_ray.sweep.space import Space, config_of
+from sid_ray.sweep.segment import (
+    Trial,
+    TrialDivergedError,
+    TrialFailedError,
+    TrialStoppedError,
+)
+from sid_ray.sweep.space import Budget, Space, Value, config_of
 from sid_ray.sweep.space_file import parse_space
 
-IMAGES, DIVERGED = "images_seen", "diverged"
-
-
+IMAGES, RUN, SECONDS = "images_seen", "run", "segment_seconds"
+ENDED, WHY = "ended", "why"  # of a trial that ends itself: diverged or failed, and the reason
 TASK = "task.json"
+SPEC, FOLDER = "spec", "folder"  # of a trial's Tune config
+
+
+class Spec(NamedTuple):
+    """What a trial's Tune config holds: its name, its present run, and the point of that."""
+
+    trial: str
+    run: str
+    point: dict[str, Value]
+
+    @classmethod
+    def of(cls, tune_trial: Any) -> Spec:
+        return cls(**tune_trial.config[SPEC])
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,7 @@ class SweepTask:
     the one which the trial's actor is in.)
 
     Args:
-        name: of the sweep; a trial's run is NAME-TRIAL.
+        name: of the sweep.
         space: text of the space's file. source: its name.
         base: config of the recipe, as JSON.
         workers: that a trial may have.
@@ -63,16 +82,18 @@ class TrialTrainable(tune.Trainable):
     """One trial. Between two steps it has no process and holds no resources."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        folder = Path(config["folder"])
+        folder = Path(config[FOLDER])
         task = SweepTask.read(folder)
         self.space, base = task.parsed()
-        drawn = config["point"]
-        self.failure, self.reported = "", 0
+        spec = Spec(**config[SPEC])
+        self.refused, self.reported = "", 0
         try:
-            trial = config_of(self.space, base, point_of(self.space, base, drawn))
+            trial = config_of(self.space, base, spec.point)
         except UserError as error:  # a combination that only the config can judge
-            trial, self.failure = base, str(error)
-        trial = replace(trial, output__run=f"{task.name}-{self.trial_id}")
+            trial, self.refused = base, str(error)
+        trial = replace(trial, output__run=spec.run)
+        if self.space.scheduler in ("pbt", "pb2"):
+            trial = keeping_for_others(trial, self.space.budget)
         address = ray.get_runtime_context().gcs_address
         self.trial = Trial(trial, folder, address, task.environment)
         training = trial.training
@@ -81,35 +102,45 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains to the next decision. A trial that cannot go on reports the worst score."""
-        if self.failure:
-            return self.given_up()
+        if self.refused:
+            return self.given_up("failed", self.refused)
+        began = time.monotonic()
         target = segment_end(self.points, self.trial.images_seen, self.reported)
+        names = [metric.name for metric in self.space.metrics]
         try:
             seen = self.trial.advance(target, self.workers)
+            scores = self.trial.scores(seen, names, self.workers)
+        except TrialDivergedError as error:
+            return self.given_up("diverged", str(error))
         except TrialFailedError as error:
-            self.failure = str(error)
-            return self.given_up()
-        scores = self.trial.scores(seen)
-        missing = [metric.name for metric in self.space.metrics if metric.name not in scores]
-        if missing:
-            self.failure = f"no score {missing[0]} at {seen:,} images, there are {sorted(scores)}"
-            return self.given_up()
+            return self.given_up("failed", str(error))
+        except TrialStoppedError:
+            while True:  # the sweep stops, and will end this actor: no result is to be judged
+                time.sleep(1)
         self.reported = seen
-        found = {metric.name: scores[metric.name] for metric in self.space.metrics}
-        return {IMAGES: seen, **found, DIVERGED: False, "done": seen >= self.points[-1]}
+        told = {IMAGES: seen, RUN: self.trial.name, SECONDS: time.monotonic() - began}
+        return {**told, **scores, ENDED: "", WHY: "", "done": seen >= self.points[-1]}
 
-    def given_up(self) -> dict[str, Any]:
+    def given_up(self, ended: str, why: str) -> dict[str, Any]:
         scores = {metric.name: worst(metric) for metric in self.space.metrics}
-        seen = self.trial.images_seen
-        return {IMAGES: seen, **scores, DIVERGED: True, "failure": self.failure, "done": True}
+        told = {IMAGES: self.trial.images_seen, RUN: self.trial.name, SECONDS: 0.0}
+        return {**told, **scores, ENDED: ended, WHY: why, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """A pointer; the checkpoint itself is the run's."""
-        return {"run": self.trial.name, IMAGES: self.reported}
+        run = RunFolder.of(self.trial.config)
+        there = newest_listed(run.store)
+        address = f"{run.store}/{there[0]}" if there else self.trial.began_from
+        return {RUN: self.trial.name, "checkpoint": address, IMAGES: self.reported}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        if checkpoint and checkpoint["run"] == self.trial.name:
-            self.reported = checkpoint[IMAGES]
+        """Goes on after its own; from another run's checkpoint its own run begins there."""
+        if not checkpoint:
+            return
+        self.reported = checkpoint[IMAGES]
+        address = checkpoint["checkpoint"]
+        if not address.startswith(f"{RunFolder.of(self.trial.config).store}/"):
+            self.trial.began_from, self.trial.began_at = address, checkpoint[IMAGES]
 
     def cleanup(self) -> None:
         self.trial.end()
@@ -118,3 +149,10 @@ class TrialTrainable(tune.Trainable):
 def workers_for(plan: GroupPlan, most: int) -> int:
     """As many as may be used: a worker needs a group of its own."""
     return max(1, min(most, plan.num_groups))
+
+
+def keeping_for_others(config: DistillConfig, budget: Budget) -> DistillConfig:
+    """With as many checkpoints kept as come in two intervals: another trial may begin from one."""
+    output = config.output
+    each = -(-budget.interval // output.checkpoint_every) + 1
+    return replace(config, output__keep_checkpoints=max(output.keep_checkpoints, 2 * each))

@@ -1,7 +1,8 @@
 """One segment of a trial: `sid-ray distill` as a process of its own, which ends with its parent.
 
-python -m sid_ray.sweep.trial CONFIG.json: the run of that config, up to its training.images. Its
-stdin is a pipe from whoever watches it. At the pipe's end, which comes however that one dies, it
+python -m sid_ray.sweep.trial CONFIG.json CHECKPOINT: the run of that config, up to its
+training.images; begun from another run's checkpoint where its address is not empty. Its stdin is a
+pipe from whoever watches it. At the pipe's end, which comes however that one dies, it
 stops as after Ctrl-C. Exit codes are those of the command.
 """
 
@@ -32,13 +33,13 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
-def main(path: str) -> int:
+def main(path: str, began_from: str = "") -> int:
     end_with_parent()
     try:
         config = DistillConfig.from_json(Path(path).read_text(), path).check()
         from sid_ray.distill import run_distillation
 
-        return run_distillation(config)
+        return run_distillation(config, began_from)
     except UserError as error:
         print(f"sid-ray: {error}", file=sys.stderr)
         return 2
@@ -47,4 +48,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Rungs that outlive the driver: a scheduler taken up again decides as one that never stopped."""
 
 import pickle
+import uuid
 from types import SimpleNamespace
 
 from hypothesis import given, settings
@@ -14,14 +15,19 @@ BUDGET, FID = Budget(900, 100, 3.0), Metric("FID", "min")
 POINTS = (100, 300, 900)
 
 
+def tune_trial(name):
+    """As Tune has one; its own id is another after each start."""
+    spec = {"trial": name, "run": f"s-{name}", "point": {}}
+    return SimpleNamespace(trial_id=uuid.uuid4().hex, config={"spec": spec})
+
+
 def decided(scheduler, name, images_seen, score):
-    trial = SimpleNamespace(trial_id=name)
-    return scheduler.on_trial_result(None, trial, {"images": images_seen, "FID": score})
+    return scheduler.on_trial_result(None, tune_trial(name), {"images": images_seen, "FID": score})
 
 
 def added(scheduler, names):
     for name in names:
-        scheduler.on_trial_add(None, SimpleNamespace(trial_id=name))
+        scheduler.on_trial_add(None, tune_trial(name))
     return scheduler
 
 

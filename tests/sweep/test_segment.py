@@ -9,9 +9,25 @@ import time
 
 import pytest
 
+from sid_ray.assemble import find_start, generator_description
+from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config import replace as with_values
+from sid_ray.distill import GAVE_UP, STOPPED
+from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
-from sid_ray.sweep.segment import REFUSED, TRIES, Trial, TrialFailedError, scores_in
+from sid_ray.sweep import segment
+from sid_ray.sweep.segment import (
+    REFUSED,
+    TRIES,
+    WAITING,
+    Trial,
+    TrialDivergedError,
+    TrialFailedError,
+    TrialStoppedError,
+    scores_in,
+)
+from sid_ray.weights.description import save_model
+from sid_ray.weights.folder import load_model
 
 
 class FakeTrial(Trial):
@@ -21,6 +37,7 @@ class FakeTrial(Trial):
         config = with_values(recipe("digits-sida"), output__folder=str(tmp_path), output__run="t")
         super().__init__(config, tmp_path, "127.0.0.1:1")
         self.ends, self.seen, self.asked = list(ends), 0, []
+        self.said, self.does = "", lambda: None
 
     @property
     def images_seen(self):
@@ -29,7 +46,8 @@ class FakeTrial(Trial):
     def run_process(self, images, workers):
         self.asked.append((images, workers))
         code, self.seen = self.ends.pop(0)
-        self.output.write_text(f"starting\n\nfailed: code {code}\n\n")
+        self.output.write_text(self.said or f"starting\n\nfailed: code {code}\nkept\n\n")
+        self.does()
         return code
 
 
@@ -42,7 +60,7 @@ def test_a_segment_goes_on_until_its_images_are_seen(tmp_path):
 
 def test_failures_in_a_row_end_a_trial(tmp_path):
     trial = FakeTrial(tmp_path, [(1, 0)] * 9)
-    with pytest.raises(TrialFailedError, match="t: failed: code 1"):
+    with pytest.raises(TrialFailedError, match="t: kept"):
         trial.advance(600, 2)
     assert len(trial.asked) == TRIES
 
@@ -59,22 +77,97 @@ def test_wrong_input_is_not_tried_again(tmp_path):
     assert len(trial.asked) == 1
 
 
-def test_scores_are_those_of_the_images_asked_for(tmp_path):
-    journal = tmp_path / "tracking.jsonl"
-    records = [
-        [1, "metrics", {"metrics": {"fake_score_loss": 3.0}, "step": 128, "stamp": 1}],
-        [2, "metrics", {"metrics": {"eval/FID": 9.0, "best/FID": 9.0}, "step": 128, "stamp": 2}],
-        [3, "metrics", {"metrics": {"eval/FID": 5.0}, "step": 256, "stamp": 3}],
-        [4, "metrics", {"metrics": {"eval/FID": 8.0, "eval/CLIP": 0.3}, "step": 128, "stamp": 4}],
-        [5, "status", {"status": "FINISHED"}],
+def test_a_run_that_gave_up_is_not_tried_again(tmp_path):
+    trial = FakeTrial(tmp_path, [(GAVE_UP, 64)] * 3)
+    with pytest.raises(TrialDivergedError, match="t: code 3"):
+        trial.advance(600, 2)
+    assert len(trial.asked) == 1
+
+
+def test_a_run_that_was_asked_to_end_is_not_started_again(tmp_path):
+    trial = FakeTrial(tmp_path, [(STOPPED, 64)] * 3)
+    with pytest.raises(TrialStoppedError):
+        trial.advance(600, 2)
+    assert len(trial.asked) == 1
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(tmp_path, monkeypatch):
+    """The driver of an actor that was killed saves its state before it goes."""
+    monkeypatch.setattr(segment, "AGAIN_S", 0.01)
+    trial = FakeTrial(tmp_path, [(REFUSED, 0), (REFUSED, 0), (0, 640)])
+    trial.said = "sid-ray: run 't' is already being worked on by process 7; wait for it"
+    assert trial.advance(600, 2) == 640
+
+
+def evaluation(images_seen, scores, sha="w", num_images=128):
+    return {
+        "images_seen": images_seen,
+        "weights_sha256": sha,
+        "num_images": num_images,
+        "scores": scores,
+    }
+
+
+def test_scores_are_those_of_the_images_and_weights_asked_for(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    told = [
+        evaluation(128, {"FID": 9.0}),
+        evaluation(256, {"FID": 5.0}),
+        evaluation(128, {"FID": 8.0, "CLIP": 0.3}),
+        evaluation(128, {"FID": 2.0}, num_images=64),
+        evaluation(128, {"FID": 1.0}, sha="of another run"),
     ]
-    lines = ['{"run": "k"}', *map(json.dumps, records), "not JSON"]
-    cut = json.dumps([6, "metrics", {"metrics": {"eval/FID": 1.0}, "step": 128}])
-    journal.write_text("\n".join([*lines, cut]))  # the last line is not whole
-    assert scores_in(journal, 128) == {"FID": 8.0, "CLIP": 0.3}
-    assert scores_in(journal, 256) == {"FID": 5.0}
-    assert scores_in(journal, 384) == {}
-    assert scores_in(tmp_path / "none", 1) == {}
+    cut = json.dumps(evaluation(128, {"FID": 0.5}))  # the last line is not whole
+    path.write_text("\n".join([*map(json.dumps, told), "not JSON", "{}", cut]))
+    assert scores_in(path, 128, 128, "w") == {"FID": 8.0, "CLIP": 0.3}
+    assert scores_in(path, 128, 128) == {"FID": 1.0, "CLIP": 0.3}
+    assert scores_in(path, 256, 128, "w") == {"FID": 5.0}
+    assert scores_in(path, 384, 128) == {}
+    assert scores_in(tmp_path / "none", 1, 128) == {}
+
+
+def test_what_waits_is_scored_by_the_run_started_again(tmp_path):
+    trial = FakeTrial(tmp_path, [(0, 640)])
+    folder = tmp_path / "t"
+    waiting = folder / WAITING / "000000000640.safetensors"
+    waiting.parent.mkdir(parents=True)
+    waiting.write_bytes(b"")
+    number = trial.config.evaluation.num_images
+    line = json.dumps(evaluation(640, {"FID": 7.0}, num_images=number)) + "\n"
+    trial.does = lambda: (folder / "evaluations.jsonl").write_text(line)
+    assert trial.scores(640, ["FID"], 2) == {"FID": 7.0}
+    assert trial.asked == [(640, 2)]
+
+
+def test_a_checkpoint_whose_score_is_missing_is_scored_here(tmp_path, monkeypatch):
+    """By the protocol of the evaluator: the same numbers as a run told."""
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    config = with_values(
+        recipe("digits-sida"),
+        output__folder=str(tmp_path),
+        output__run="t",
+        evaluation__num_images=128,
+    )
+    start = find_start(config)
+    network, description = load_model(start.teacher)
+    folder = tmp_path / "t" / checkpoint_name(640, "a1")
+    described = generator_description(config, description)
+    save_model(folder / "generator_ema", network.state_dict(), described)
+    digest = file_sha256(folder / "generator_ema" / "model.safetensors")
+    size = (folder / "generator_ema" / "model.safetensors").stat().st_size
+    name = "generator_ema/model.safetensors"
+    manifest = Manifest(SCHEMA, 640, "{}", {}, {name: digest}, sizes={name: size})
+    (folder / MANIFEST).write_text(manifest.to_json())
+    trial = Trial(config, tmp_path, "")
+    assert trial.images_seen == 640
+    found = trial.scores(640, ["FD-digits-cnn"], 1)
+    assert found["FD-digits-cnn"] > 0
+    (line,) = (tmp_path / "t" / "evaluations.jsonl").read_text().splitlines()
+    assert json.loads(line)["weights_sha256"] == digest
+    told = scores_in(tmp_path / "t" / "evaluations.jsonl", 640, 128, digest)
+    assert found.items() <= told.items()
+    with pytest.raises(TrialFailedError, match="no score FID, there are"):
+        trial.scores(640, ["FID"], 1)
 
 
 CHILD = """

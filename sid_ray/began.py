@@ -1,0 +1,67 @@
+"""A run that begins from another run's checkpoint: weights, average, images seen, Adam's moments.
+
+That is how a population's trial takes over another one's state and goes on with settings of its
+own. A learning rate is not in the state, so it is the new run's from its first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sid_ray.checkpoint import DamagedCheckpointError, Manifest, damage_of, load_files
+from sid_ray.errors import UserError
+from sid_ray.fragments import gathered, world
+from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
+from sid_ray.snapshot import StatefulRole
+from sid_ray.step import Trainee
+from sid_ray.store import Store
+from sid_ray.stored import manifest_of
+
+
+def donor_of(address: str) -> Manifest:
+    """The manifest of a checkpoint by its address. Raises UserError where it cannot be begun from.
+
+    StoreError where its storage fails.
+    """
+    run, _, name = address.rpartition("/")
+    try:
+        return manifest_of(Store.at(run), name)
+    except DamagedCheckpointError as error:
+        raise UserError(f"cannot begin from {address}: {error}") from None
+
+
+def began_at(address: str) -> int:
+    """Images seen of a checkpoint by its address; 0 for no address."""
+    return donor_of(address).images_seen if address else 0
+
+
+def begin_from(
+    address: str, trainee: Trainee, roles: Mapping[str, StatefulRole], group: Any = None
+) -> None:
+    """Sets roles, averaged generator and images_seen from another run's checkpoint. A collective.
+
+    Every byte is checked first, each file by one rank. Raises UserError on all ranks alike.
+    """
+    manifest, store = donor_of(address), Store.at(address)
+
+    def where(file: str) -> Path:
+        if store.is_local:
+            return store.folder / file
+        target = folder_of(store, "donors") / file
+        return fetch_checked(store, file, target, manifest.files[file], manifest.sizes.get(file))
+
+    rank, ranks = world()
+    damage = []
+    for index, (file, digest) in enumerate(manifest.files.items()):
+        if index % ranks == rank:
+            try:
+                wrong = damage_of(where(file), digest)
+            except (DamagedFileError, FileNotFoundError) as error:
+                wrong = str(error)
+            damage += [f"{file} {wrong}"] if wrong else []
+    found = [text for texts in gathered(damage, group) for text in texts]
+    if found:
+        raise UserError(f"cannot begin from {address}: {found[0]}")
+    load_files(manifest, where, trainee, roles)

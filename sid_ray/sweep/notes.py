@@ -1,0 +1,103 @@
+"""What the sweep's driver writes down of what Ray Tune tells it, and shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from sid_ray.sweep.ledger import End, Ledger
+from sid_ray.sweep.space import Space
+from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
+
+
+@dataclass
+class Watch:
+    """What lives only as long as one driver.
+
+    Ray Tune pickles callbacks and searchers at a sweep's first start and brings those back at every
+    later one, so that what belongs to a start must not be in them.
+
+    Args:
+        tell: takes a line for each decision.
+        show: called now and then: the ledger may have changed.
+    """
+
+    tell: Callable[[str], None] = lambda text: None
+    show: Callable[[], None] = lambda: None
+    known: set[str] = field(default_factory=set)  # trials that Tune has
+
+
+WATCHES: dict[str, Watch] = {}
+
+
+def watch_of(folder: str) -> Watch:
+    """That of the sweep in a folder, in this driver."""
+    return WATCHES.setdefault(folder, Watch())
+
+
+def note_segment(folder: str, space: Space, trial: Any, result: Mapping[str, Any]) -> None:
+    """Writes down a result, unless it says that the trial could not go on."""
+    if result.get(ENDED):
+        return
+    scores = {metric.name: result[metric.name] for metric in space.metrics}
+    name = Spec.of(trial).trial
+    Ledger(Path(folder)).segment(name, result[RUN], result[IMAGES], scores, result[SECONDS])
+
+
+def end_of(space: Space, result: Mapping[str, Any]) -> End:
+    """How a trial ended whose last result this is."""
+    if result.get(ENDED):
+        return result[ENDED]
+    return "finished" if result[IMAGES] >= space.budget.images else "stopped"
+
+
+class Notes(tune.Callback):
+    """The ledger's lines."""
+
+    def __init__(self, folder: str, space: Space):
+        self.folder, self.space = folder, space
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        watch_of(self.folder).known = {Spec.of(trial).trial for trial in trials}
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        watch_of(self.folder).show()
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        spec = Spec.of(trial)
+        Ledger(Path(self.folder)).begin(spec.trial, spec.run, spec.point)
+
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        name, tell = Spec.of(trial).trial, watch_of(self.folder).tell
+        note_segment(self.folder, self.space, trial, result)
+        if result[ENDED]:
+            tell(f"{name}: {result[ENDED]}: {result[WHY]}")
+        else:
+            scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.space.metrics)
+            tell(f"{name}: {result[IMAGES]:,} images, {scores}")
+        if result.get("done"):
+            state = end_of(self.space, result)
+            Ledger(Path(self.folder)).end(name, state, result[WHY], result[IMAGES])
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        ledger, name = Ledger(Path(self.folder)), Spec.of(trial).trial
+        known = ledger.trials().get(name)
+        why = reason_of(trial)
+        ledger.end(name, "failed", why, known.images_seen if known else 0)
+        watch_of(self.folder).tell(f"{name}: failed: {why}")
+
+
+def reason_of(trial: Any) -> str:
+    """The last line of a trial's error."""
+    try:
+        lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines()]
+    except (OSError, TypeError):
+        lines = []
+    told = [line for line in lines if line]
+    return told[-1][:500] if told else "its actor died"

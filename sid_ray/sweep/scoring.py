@@ -1,0 +1,57 @@
+"""A score that is missing, made here: the protocol of the evaluator beside the training, no Ray."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from sid_ray.actors.evaluator import EvaluatorSettings, Examiner
+from sid_ray.assemble import find_start
+from sid_ray.checkpoint import EMA_FOLDER
+from sid_ray.config import DistillConfig
+from sid_ray.run_folder import EVALUATIONS, RunFolder
+from sid_ray.store import set_endpoint
+from sid_ray.stored import fetch_generator, newest_listed
+from sid_ray.weights.description import WEIGHTS
+
+
+def score_newest(config: DistillConfig) -> dict[str, float]:
+    """Scores of the averaged generator in a run's newest checkpoint, on this process's CPU.
+
+    They are a line of its evaluations.jsonl afterwards. Raises UserError, StoreError.
+    """
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    run = RunFolder.of(config)
+    there = newest_listed(run.store)
+    if there is None:
+        return {}
+    name, manifest = there
+    folder = run.store.folder / name / EMA_FOLDER if run.store.is_local else None
+    folder = folder or fetch_generator(run.store, name)
+    examined = examiner_of(config).examine(folder / WEIGHTS, manifest.images_seen)
+    note(run, examined.result)
+    return dict(examined.result["scores"])
+
+
+def examiner_of(config: DistillConfig) -> Examiner:
+    start = find_start(config)
+    settings = EvaluatorSettings(
+        config=config.to_json(),
+        teacher=start.description,
+        teacher_folder=str(start.teacher),
+        run="",
+        run_key="",
+        waiting="",
+        tracker=None,
+    )
+    return Examiner(settings, torch.device("cpu"))
+
+
+def note(run: RunFolder, result: dict[str, Any]) -> None:
+    """A line; what a killed driver left half written ends before it."""
+    path = run.local / EVALUATIONS
+    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        file.write(("\n" if cut else "") + json.dumps(result) + "\n")

@@ -1,0 +1,72 @@
+"""A run that begins from another run's checkpoint has that one's bits, whatever its own settings."""
+
+import shutil
+
+import pytest
+import torch
+
+from sid_ray.began import began_at, begin_from
+from sid_ray.checkpoint import MANIFEST
+from sid_ray.errors import UserError
+from sid_ray.store import Store
+from sid_ray.weights.folder import load_model
+from tests.networks import tiny_network
+from tests.test_checkpoint import write
+from tests.test_step import trainee_of
+
+
+def roles_of(trainee):
+    return {"fake_score": trainee.fake_score, "generator": trainee.generator}
+
+
+def assert_equal_to(folder, states, trainee):
+    assert trainee.images_seen == 192
+    for name, role in roles_of(trainee).items():
+        found = role.state()
+        assert found.optimizer_steps == states[name].optimizer_steps == 1
+        assert found.tensors.keys() == states[name].tensors.keys()
+        for key, value in states[name].tensors.items():
+            if not key.endswith("/exp_avg"):  # with beta1 = 0 it is replaced before it is read
+                assert torch.equal(found.tensors[key], value), key
+    average, _ = load_model(folder / "generator_ema")
+    for key, value in average.state_dict().items():
+        assert torch.equal(trainee.generator_ema.state_dict()[key], value)
+
+
+def test_an_exploit_has_the_donors_bits(tmp_path):
+    """By the function that workers use; nothing of what the taker was is left."""
+    folder, _, states = write(tmp_path / "donor", 192, seed=3)
+    taker = trainee_of(tiny_network(seed=9))
+    assert began_at(str(folder)) == 192
+    begin_from(str(folder), taker, roles_of(taker))
+    assert_equal_to(folder, states, taker)
+
+
+def test_an_exploit_over_s3(tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    folder, _, states = write(tmp_path / "donor", 192, seed=3)
+    store = Store.at(f"{bucket}/runs/donor/{folder.name}")
+    for file in folder.rglob("*.*"):
+        store.put(file, file.relative_to(folder).as_posix())
+    taker = trainee_of(tiny_network(seed=9))
+    assert began_at(store.url) == 192
+    begin_from(store.url, taker, roles_of(taker))
+    assert_equal_to(folder, states, taker)
+
+
+def test_a_damaged_donor_is_said(tmp_path):
+    folder, _, _ = write(tmp_path, 192)
+    taker = trainee_of(tiny_network(seed=9))
+    path = folder / "generator.rank0000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"generator.rank0000.safetensors does not match"):
+        begin_from(str(folder), taker, roles_of(taker))
+    (folder / MANIFEST).unlink()
+    with pytest.raises(UserError, match="cannot begin from .*manifest.json is missing"):
+        began_at(str(folder))
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="cannot begin from"):
+        began_at(str(folder))
+    assert began_at("") == 0
