@@ -29,6 +29,7 @@ from sid_ray.recipes import (
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
+  sid-ray sweep SPACE.yaml [--trials N] [...]          search settings: many runs, the best found
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
@@ -78,6 +79,13 @@ def distill(args: Sequence[str]) -> int:
     from sid_ray.distill import run_distillation
 
     return run_distillation(config)
+
+
+def sweep(args: Sequence[str]) -> int:
+    """sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--section.field VALUE ...]"""
+    from sid_ray.sweep.command import run_command
+
+    return run_command(args)
 
 
 def plan(args: Sequence[str]) -> int:
@@ -299,6 +307,7 @@ def data(args: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
+    "sweep": sweep,
     "plan": plan,
     "doctor": doctor,
     "generate": generate,
@@ -325,7 +334,8 @@ def run(args: Sequence[str]) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 3 a run gave up,
+    130 interrupted."""
     try:
         try:
             code = run(sys.argv[1:] if args is None else args)

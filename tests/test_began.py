@@ -1,4 +1,4 @@
-"""A run that begins from another run's checkpoint has that one's bits, whatever its own settings."""
+"""A run that begins from another run's checkpoint has that one's bits, whatever its settings."""
 
 import shutil
 
@@ -64,7 +64,7 @@ def test_a_damaged_donor_is_said(tmp_path):
     with pytest.raises(UserError, match=r"generator.rank0000.safetensors does not match"):
         begin_from(str(folder), taker, roles_of(taker))
     (folder / MANIFEST).unlink()
-    with pytest.raises(UserError, match="cannot begin from .*manifest.json is missing"):
+    with pytest.raises(UserError, match=r"cannot begin from .*manifest\.json is missing"):
         began_at(str(folder))
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="cannot begin from"):

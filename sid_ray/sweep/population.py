@@ -57,14 +57,17 @@ class Population(PopulationBasedTraining):
         return chosen
 
     def meet(self, tune_controller: Any) -> None:
-        """What Ray does when the last result is in."""
+        """What Ray does when the last result is in; nothing where they have just met."""
+        self._next_perturbation_sync += self._perturbation_interval
+        live = tune_controller.get_live_trials()
+        states = [self._trial_state[trial] for trial in live]
+        if all(state.last_perturbation_time == state.last_train_time for state in states):
+            return
         lower, upper = self._quantiles()
-        others = [t for t in tune_controller.get_live_trials() if t not in (*lower, *upper)]
-        for trial in (*upper, *others, *lower):
+        for trial in (*upper, *(t for t in live if t not in (*lower, *upper)), *lower):
             state = self._trial_state[trial]
             state.last_perturbation_time = state.last_train_time
             self._checkpoint_or_exploit(trial, tune_controller, upper, lower)
-        self._next_perturbation_sync += self._perturbation_interval
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict, dict]:
         ledger = Ledger(Path(self.folder))

@@ -1,16 +1,9 @@
-"""A sweep from start to end: Ray, Tune, and a table of its trials.
-
-First slice: points drawn at random or of a grid, schedulers none and asha. docs/design-sweeps.md
-says what follows. A sweep that was stopped goes on when it is started again.
-"""
+"""A sweep from start to end on Ray. One that was stopped goes on when it is started again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import tune
@@ -20,77 +13,56 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.run_folder import runs_folder
+from sid_ray.run_folder import RunFolder
+from sid_ray.stored import newest_listed
 from sid_ray.sweep.asha import LastingAsha
-from sid_ray.sweep.sampling import grid_points, keyed, random_point
+from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory
+from sid_ray.sweep.notes import WATCHES, Notes, Watch
+from sid_ray.sweep.order import Order
+from sid_ray.sweep.population import OwnPb2, OwnPbt
+from sid_ray.sweep.searcher import LedgerSearch, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN
-from sid_ray.sweep.space import Space, Value
-from sid_ray.sweep.space_check import check_space
-from sid_ray.sweep.trainable import DIVERGED, IMAGES, SweepTask, TrialTrainable
+from sid_ray.sweep.space import Space
+from sid_ray.sweep.stop import in_order
+from sid_ray.sweep.trainable import FOLDER, IMAGES, SPEC, SweepTask, TrialTrainable
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
-LEDGER = "scores.jsonl"  # what trials told at their decisions
+DECISIONS = "decisions.jsonl"  # what ASHA answered: asha.py
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver forgets what was since
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: stop.py
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 A_LITTLE = 0.001  # of a node's own resource: keeps trials on the driver's node, takes no CPU
 RETRIES = 3  # of a trial whose actor died
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """How a trial ended: its last scores, or why it has none."""
+def run_sweep(order: Order, watch: Watch | None = None) -> bool:
+    """Runs all trials, or goes on with them; how each ended is in the ledger.
 
-    name: str
-    point: dict[str, Value]
-    images_seen: int
-    scores: dict[str, float]
-    failure: str = ""
-
-
-def run_sweep(
-    space: Space,
-    text: str,
-    base: DistillConfig,
-    name: str,
-    concurrent: int = 1,
-    tell: Callable[[str], None] = print,
-) -> list[TrialResult]:
-    """Runs all trials, or goes on with them. Returns how each ended, the best first.
-
-    Args:
-        text: of the space's file.
-        name: of the sweep: its folder, and the beginning of its runs' names.
-        concurrent: trials at once; each gets its share of the cluster's CPUs or GPUs.
-
-    Raises UserError before anything starts.
+    Returns whether it came to its end: False after Ctrl-C. Raises UserError where the cluster
+    cannot hold it.
     """
-    check_space(space, base)
-    if space.searcher == "optuna" or space.scheduler in ("pbt", "pb2"):
-        raise UserError(
-            f"searcher {space.searcher} with scheduler {space.scheduler} is not there yet: use "
-            "random or grid with none or asha"
-        )
-    base = replace(base, output__folder=runs_folder(base.output.folder))
-    folder = Path(base.output.folder) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "space.yaml").write_text(text)
+    folder, base = order.folder, order.base
+    watch = WATCHES[str(folder)] = watch or Watch()
     start_ray(base)
     try:
-        task = SweepTask(
-            name=name,
-            space=text,
-            source=space.source,
+        SweepTask(
+            name=order.name,
+            space=order.text,
+            source=order.space.source,
             base=base.to_json(),
-            workers=share(base, concurrent),
+            workers=share(base, order.concurrent),
             environment={key: os.environ[key] for key in ACTORS_OWN if key in os.environ},
-        )
-        task.write(folder)
-        tuner = tuner_of(space, base, folder, concurrent, Teller(space, tell))
-        return results_of(space, tuner.fit(), name)
+        ).write(folder)
+        tuner = tuner_of(order)
+        with in_order(folder, watch.tell) as stopped:
+            tuner.fit()
+        if not stopped:
+            account(base, folder)
+        return not stopped
     finally:
         ray.shutdown()
 
@@ -117,7 +89,10 @@ def share(base: DistillConfig, concurrent: int) -> int:
     kind = "GPU" if base.resources.use_gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if there < concurrent:
-        raise UserError(f"{concurrent} trials at once need {concurrent} {kind}s, there are {there}")
+        raise UserError(
+            f"{concurrent} trials at once need {concurrent} {kind}s, the cluster has {there}: "
+            "lower --concurrent"
+        )
     return there // concurrent
 
 
@@ -129,85 +104,75 @@ def own_node() -> str:
     return next(name for name in names if "internal" not in name)
 
 
-def tuner_of(
-    space: Space, base: DistillConfig, folder: Path, concurrent: int, teller: tune.Callback
-) -> tune.Tuner:
+def tuner_of(order: Order) -> tune.Tuner:
     """A new experiment, or the one that was stopped."""
-    # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not.
-    place = tune.PlacementGroupFactory([{own_node(): A_LITTLE}])
+    space, base, folder, concurrent = order.space, order.base, order.folder, order.concurrent
+    together = space.scheduler in ("pbt", "pb2")
+    # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not. A
+    # population's trials all exist from the start: there the places limit how many run at once.
+    taken = int(1e4 / concurrent) / 1e4 if together else A_LITTLE
+    place = tune.PlacementGroupFactory([{own_node(): taken}])
     trainable = tune.with_resources(TrialTrainable, place)
-    points = [keyed(space, base, point) for point in points_of(space, base)]
-    param_space = {"point": tune.grid_search(points), "folder": str(folder)}
+    param_space = population_of(order) if together else {}
     state = folder / STATE
     if tune.Tuner.can_restore(str(state)):
         return tune.Tuner.restore(
             str(state), trainable, resume_errored=True, param_space=param_space
         )
+    search = None if together else LedgerSearch(order)
     return tune.Tuner(
         trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            scheduler=scheduler_of(space, folder),
-            max_concurrent_trials=concurrent,
-            trial_dirname_creator=lambda trial: trial.trial_id,
+            search_alg=search,
+            num_samples=1 if together else -1,  # the searcher says when it is enough
+            scheduler=scheduler_of(space, base, folder),
+            trial_dirname_creator=dirname_of,
         ),
         run_config=tune.RunConfig(
             name=STATE,
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-            callbacks=[teller, JsonLoggerCallback()],  # restore wants its result.json
+            # Restore wants JsonLoggerCallback's result.json.
+            callbacks=[Notes(str(folder), space), JsonLoggerCallback()],
             verbose=0,
         ),
     )
 
 
-def points_of(space: Space, base: DistillConfig) -> list[dict[str, Value]]:
-    if space.searcher == "grid":
-        return grid_points(space, base)
-    return [random_point(space, base, space.seeds[0], number) for number in range(space.trials)]
+def dirname_of(trial: object) -> str:
+    return str(trial.trial_id)  # type: ignore[attr-defined]
 
 
-def scheduler_of(space: Space, folder: Path) -> TrialScheduler:
+def population_of(order: Order) -> dict:
+    """All of a population's trials: its schedulers refuse searchers."""
+    specs = []
+    for number in range(order.space.trials):
+        before = [TrialHistory(str(each), []) for each in range(number)]
+        specs.append(spec_of(order, before)._asdict())
+    return {SPEC: tune.grid_search(specs), FOLDER: str(order.folder)}
+
+
+def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialScheduler:
     """Ray's scheduler, which judges by the first metric."""
-    if space.scheduler == "none":
-        return FIFOScheduler()
-    return LastingAsha(space.budget, space.metrics[0], folder / LEDGER, IMAGES)
+    if space.scheduler == "pbt":
+        return OwnPbt(str(folder), space, base)
+    if space.scheduler == "pb2":
+        return OwnPb2(str(folder), space, base)
+    if space.scheduler == "asha":
+        return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS, IMAGES)
+    return FIFOScheduler()
 
 
-class Teller(tune.Callback):
-    """A line for each decision."""
-
-    def __init__(self, space: Space, tell: Callable[[str], None]):
-        self.names = [metric.name for metric in space.metrics]
-        self.tell = tell
-
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any):
-        if result[DIVERGED]:
-            self.tell(f"{trial.trial_id}: gave up: {result['failure']}")
-            return
-        scores = ", ".join(f"{name} {result[name]:.4g}" for name in self.names)
-        self.tell(f"{trial.trial_id}: {result[IMAGES]:,} images, {scores}")
-
-
-def results_of(space: Space, grid: tune.ResultGrid, name: str) -> list[TrialResult]:
-    """Every trial that Tune knows, the best first by the first metric, those without at the end."""
-    found = []
-    for result in grid:
-        told = result.metrics or {}
-        failure = told.get("failure", "") or (str(result.error) if result.error else "")
-        whole = not failure and all(metric.name in told for metric in space.metrics)
-        found.append(
-            TrialResult(
-                f"{name}-{Path(result.path).name}",
-                dict((result.config or {}).get("point", {})),
-                int(told.get(IMAGES, 0)),
-                {metric.name: told[metric.name] for metric in space.metrics} if whole else {},
-                "" if whole else failure or "it told no score",
-            )
-        )
-    first = space.metrics[0]
-    return sorted(
-        found,
-        key=lambda one: -first.sign * one.scores[first.name] if one.scores else float("inf"),
-    )
+def account(base: DistillConfig, folder: Path) -> None:
+    """Ends in the ledger what Ray Tune did not bring to an end, with the images that it cost."""
+    ledger = Ledger(folder)
+    for trial in ledger.trials().values():
+        if trial.state != RUNNING:
+            continue
+        run = RunFolder.of(replace(base, output__run=trial.run))
+        there = newest_listed(run.store)
+        seen = there[1].images_seen if there else trial.images_seen
+        why = "Ray Tune forgot it when its driver was killed; its run goes on by its name"
+        ledger.end(trial.trial, "lost", why, seen)

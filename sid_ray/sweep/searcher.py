@@ -12,6 +12,7 @@ from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory, spent_of
 from sid_ray.sweep.notes import watch_of
 from sid_ray.sweep.optuna_search import next_point
+from sid_ray.sweep.order import Order
 from sid_ray.sweep.sampling import grid_points, random_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trainable import FOLDER, SPEC, Spec
@@ -25,10 +26,9 @@ class LedgerSearch(Searcher):
     its run goes on.
     """
 
-    def __init__(self, folder: str, name: str, space: Space, base: DistillConfig, concurrent: int):
+    def __init__(self, order: Order):
         super().__init__()
-        self.folder, self.name, self.space, self.base = folder, name, space, base
-        self.concurrent = concurrent
+        self.order, self.folder = order, str(order.folder)
         self.handed: set[str] = set()
 
     def set_search_properties(self, *args: Any, **spec: Any) -> bool:
@@ -38,16 +38,16 @@ class LedgerSearch(Searcher):
         ledger = Ledger(Path(self.folder))
         told, known = ledger.trials(), watch_of(self.folder).known | self.handed
         running = [trial for trial in told.values() if trial.state == RUNNING]
-        if sum(trial.trial in known for trial in running) >= self.concurrent:
+        if sum(trial.trial in known for trial in running) >= self.order.concurrent:
             return None
         for trial in running:
             if trial.trial not in known:
                 return self.hand_out(Spec(trial.trial, trial.run, trial.point))
-        if len(told) >= count_of(self.space, self.base):
+        if len(told) >= count_of(self.order.space, self.order.base):
             return Searcher.FINISHED
-        if not may_begin(self.space, spent_of(told.values())):
+        if not may_begin(self.order.space, spent_of(told.values())):
             return Searcher.FINISHED
-        spec = spec_of(self.name, self.space, self.base, list(told.values()))
+        spec = spec_of(self.order, list(told.values()))
         ledger.begin(spec.trial, spec.run, spec.point)
         return self.hand_out(spec)
 
@@ -70,9 +70,9 @@ def count_of(space: Space, base: DistillConfig) -> int:
     return len(grid_points(space, base)) if space.searcher == "grid" else space.trials
 
 
-def spec_of(name: str, space: Space, base: DistillConfig, told: list[TrialHistory]) -> Spec:
+def spec_of(order: Order, told: list[TrialHistory]) -> Spec:
     """The trial after those that were told."""
-    number = len(told)
+    space, base, number = order.space, order.base, len(told)
     point: dict[str, Value]
     if space.searcher == "grid":
         point = grid_points(space, base)[number]
@@ -80,4 +80,4 @@ def spec_of(name: str, space: Space, base: DistillConfig, told: list[TrialHistor
         point = next_point(space, base, told, number)
     else:
         point = random_point(space, base, space.seeds[0], number)
-    return Spec(f"{number:03}", f"{name}-{number:03}", point)
+    return Spec(f"{number:03}", f"{order.name}-{number:03}", point)

@@ -81,6 +81,11 @@ def check_population(space: Space) -> None:
         return
     if space.searcher != "random":
         raise space.error("searcher", f"searcher {space.searcher}: scheduler {name} needs random")
+    whole = space.trials * space.budget.images
+    if space.budget.total and space.budget.total < whole:
+        raise space.error(
+            "budget", f"budget.total: a population sees {whole:,} images as a whole; leave it out"
+        )
     if space.trials < 4:
         raise space.error("trials", f"trials: {name} is a population; at least 4 are needed")
     for parameter in space.parameters:

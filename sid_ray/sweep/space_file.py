@@ -34,12 +34,16 @@ BUDGET = ("images", "grace", "reduction", "interval", "total")
 
 def read_space(path: Path) -> Space:
     """The space of a file. Raises UserError in one line."""
+    return parse_space(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises UserError in one line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text"
         raise UserError(f"{path}: {reason}; name a search space, like tune_spaces/*.yaml") from None
-    return parse_space(text, str(path))
 
 
 def parse_space(text: str, source: str) -> Space:

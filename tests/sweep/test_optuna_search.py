@@ -1,4 +1,4 @@
-"""Points that Optuna proposes: a function of the ledger, within the space, and better than chance."""
+"""Points that Optuna proposes: a function of the ledger, in the space, and better than chance."""
 
 import statistics
 

@@ -1,0 +1,222 @@
+"""`sid-ray sweep`: what was typed, checked before anything starts; the sweep; its table."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sid_ray.config import DistillConfig, differences, flatten
+from sid_ray.errors import UserError
+from sid_ray.parsing import expand_aliases, parse
+from sid_ray.recipes import check_supplied, recipe
+from sid_ray.run_folder import LOG, only_process, runs_folder
+from sid_ray.sweep.arithmetic import cost
+from sid_ray.sweep.ledger import Ledger, read_sweep, write_sweep
+from sid_ray.sweep.order import Order
+from sid_ray.sweep.space import Space, config_of
+from sid_ray.sweep.space_check import check_space
+from sid_ray.sweep.space_file import parse_space, read_text
+
+USAGE = """usage: sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--name NAME]
+                     [--concurrent N] [--section.field VALUE ...]
+
+Runs the trials of a search space (tune_spaces/*.yaml), each an ordinary run; the same command goes
+on with a sweep that was stopped.
+
+--recipe NAME       what the trials start from; default: the space's own
+--trials N          points to try; default: the space's own
+--name NAME         of the sweep and the beginning of its runs' names; default: the space's
+--concurrent N      trials at once, each on its share of the CPUs or GPUs; default: 1
+--section.field     for all trials, as of sid-ray distill; what the space sets may not be given"""
+OWN = ("--recipe", "--trials", "--name", "--concurrent")
+STOPPED = 130
+
+
+def own_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The sweep's own flags with their values, and all other arguments."""
+    found, rest = dict[str, str](), list[str]()
+    left = iter(args)
+    for arg in left:
+        flag, equals, value = arg.partition("=")
+        if flag not in OWN:
+            rest.append(arg)
+            continue
+        value = value if equals else next(left, "")
+        if not value or value.startswith("--"):
+            raise UserError(f"{flag} needs a value; sid-ray sweep --help")
+        found[flag] = value
+    return found, rest
+
+
+def count(given: dict[str, str], flag: str, default: int) -> int:
+    """A flag's whole number of at least 1."""
+    text = given.get(flag)
+    if text is None:
+        return default
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise UserError(f"{flag} {text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def order_of(args: Sequence[str]) -> Order:
+    """Raises UserError in one line for anything that is wrong."""
+    given, rest = own_flags(args)
+    if not rest or rest[0].startswith("-"):
+        raise UserError("name a search space first: sid-ray sweep tune_spaces/digits-sida.yaml")
+    path = Path(rest[0])
+    text = read_text(path)
+    if "--trials" in given:
+        text = with_trials(text, count(given, "--trials", 1))
+    space = parse_space(text, str(path))
+    named = given.get("--recipe", space.recipe)
+    if not named:
+        raise UserError(f"{path}: names no recipe; give --recipe NAME")
+    base = recipe(named)
+    flags = expand_aliases(rest[1:])
+    check_flags(space, flags)
+    base = parse(DistillConfig, flags, f"sid-ray sweep {path}", default=base)
+    base = fixed_to(base.check(), runs_folder(base.output.folder))
+    check_supplied(base)
+    check_space(space, base)
+    name = given.get("--name", path.stem)
+    if set(name) & set('/\\:*?"<>|') or name.startswith("."):
+        raise UserError(f"--name {name!r}: it must be a plain folder name")
+    return Order(name, space, text, base, count(given, "--concurrent", 1))
+
+
+def with_trials(text: str, trials: int) -> str:
+    """A space's text with another number of trials, in its place: line numbers stay."""
+    changed, found = re.subn(r"(?m)^trials:.*$", f"trials: {trials}", text)
+    return changed if found else f"{text.rstrip()}\ntrials: {trials}\n"
+
+
+def fixed_to(base: DistillConfig, folder: str) -> DistillConfig:
+    """With absolute paths: trials have another working directory."""
+    source = base.data.source
+    if source and "://" not in source:
+        base = replace(
+            base, data=replace(base.data, source=str(Path(source).expanduser().absolute()))
+        )
+    return replace(base, output=replace(base.output, folder=folder))
+
+
+def check_flags(space: Space, flags: Sequence[str]) -> None:
+    """Raises UserError for a flag whose field the sweep sets itself."""
+    names = {name.replace("_", "-"): name for name in flatten(DistillConfig())}
+    for arg in flags:
+        flag = arg.partition("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".")
+        name = names.get(flag.removeprefix("no-"), "")
+        if name in space.names or name in space.fixed:
+            line = space.lines.get(name, 0)
+            raise UserError(f"--{flag}: {space.source}:{line} sets {name}; change it there")
+        if name in ("training.images", "training.seed", "output.run"):
+            instead = {"images": "budget.images", "seed": "seeds:", "run": "--name"}
+            raise UserError(f"--{flag}: a sweep sets it; use {instead[name.split('.')[1]]}")
+
+
+def run_command(args: Sequence[str]) -> int:
+    """The command. Returns the exit code; raises UserError before anything starts."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    order = order_of(args)
+    earlier = read_sweep(order.folder)
+    check_same(order, earlier)
+    if earlier.get("state") == "finished":
+        for line in end_of(order):
+            print(line)
+        return 0
+    check_trial(order)
+    with only_process(order.folder, order.name):
+        return run_order(order, earlier)
+
+
+def check_same(order: Order, earlier: dict) -> None:
+    """Raises UserError where a sweep of this name is another one."""
+    if not earlier:
+        return
+    what = f"sweep {order.name!r} exists"
+    again = "repeat its command to go on, or choose another --name"
+    if earlier["space"] != order.text:
+        raise UserError(f"{what} with another space or number of trials: {again}")
+    changes = list(differences(DistillConfig.from_json(earlier["base"]), order.base))
+    if changes:
+        raise UserError(f"{what} with another config ({'; '.join(changes)}): {again}")
+
+
+def check_trial(order: Order) -> None:
+    """Raises UserError where a trial's networks, data or statistics are not there."""
+    from sid_ray.assemble import find_start
+    from sid_ray.distill import check_evaluation
+    from sid_ray.store import set_endpoint
+    from sid_ray.sweep.searcher import spec_of
+
+    set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)
+    point = spec_of(order, []).point
+    config = config_of(order.space, order.base, point)
+    check_evaluation(config, find_start(config))
+
+
+def run_order(order: Order, earlier: dict) -> int:
+    """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
+    from sid_ray.console import quiet_output
+    from sid_ray.distill import shown
+    from sid_ray.sweep.display import SweepDisplay
+    from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.runner import run_sweep
+    from sid_ray.sweep.searcher import count_of
+
+    space, folder = order.space, order.folder
+    note_sweep(order, earlier)
+    trials = count_of(space, order.base)
+    price = cost(space, trials, order.base.training.batch_size)
+    log = folder / LOG
+    with quiet_output(log) as console:
+        console.print(
+            f"{order.name}: {trials} trials of {order.base.recipe}, {space.scheduler} and "
+            f"{space.searcher}, {price.least:,} to {price.most:,} images; full log: {shown(log)}",
+            markup=False,
+        )
+        state = "failed"
+        try:
+            with SweepDisplay(console, space, folder, price.expected, trials) as display:
+                watch = Watch(display.tell, display.look)
+                done = run_sweep(space, order.text, order.base, order.name, order.concurrent, watch)
+                display.look()
+            state = "finished" if done else "stopped"
+        except KeyboardInterrupt:
+            state, done = "stopped", False
+        finally:
+            write_sweep(folder, state=state)
+        if not done:
+            console.print("stopped; the same command goes on: no trial starts again from zero")
+            return STOPPED
+        for line in end_of(order):
+            console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def note_sweep(order: Order, earlier: dict) -> None:
+    """sweep.json, for the start again and for reports."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    metrics = [{"name": m.name, "direction": m.direction} for m in order.space.metrics]
+    write_sweep(
+        order.folder,
+        name=order.name,
+        space=order.text,
+        source=order.space.source,
+        recipe=order.base.recipe,
+        metrics=metrics,
+        started=earlier.get("started", now),
+        state="running",
+        base=order.base.to_json(),
+    )
+
+
+def end_of(order: Order) -> list[str]:
+    from sid_ray.sweep.display import table
+
+    return table(order.space, list(Ledger(order.folder).trials().values()))

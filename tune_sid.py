@@ -1,0 +1,19 @@
+"""A sweep: many runs of one recipe, with settings out of a search space.
+
+    ray job submit --working-dir . -- python tune_sid.py tune_spaces/edm2-sida.yaml --concurrent 4
+
+The same as `sid-ray sweep`. First a search space, tune_spaces/digits-sida.yaml where none is named,
+then what `sid-ray sweep --help` lists. The same command goes on with a sweep that was stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from sid_ray.cli import main
+
+SPACE = Path(__file__).parent / "tune_spaces" / "digits-sida.yaml"
+
+if __name__ == "__main__":
+    args = sys.argv[1:]
+    named = bool(args) and not args[0].startswith("-")
+    main(["sweep", *([] if named else [str(SPACE)]), *args])
