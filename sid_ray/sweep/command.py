@@ -14,7 +14,7 @@ from sid_ray.parsing import expand_aliases, parse
 from sid_ray.recipes import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, read_sweep, write_sweep
+from sid_ray.sweep.ledger import Ledger, after_event, read_sweep, write_sweep
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
@@ -182,15 +182,17 @@ def run_order(order: Order, earlier: dict) -> int:
         )
         state = "failed"
         try:
-            with SweepDisplay(console, space, folder, price.expected, trials) as display:
-                watch = Watch(display.tell, display.look)
-                done = run_sweep(space, order.text, order.base, order.name, order.concurrent, watch)
+            display = SweepDisplay(console, space, folder, price.expected, trials)
+            with display:
+                done = run_sweep(order, Watch(display.tell, display.look))
                 display.look()
             state = "finished" if done else "stopped"
         except KeyboardInterrupt:
             state, done = "stopped", False
         finally:
             write_sweep(folder, state=state)
+            if trouble := after_event(folder):
+                console.print(trouble, markup=False)
         if not done:
             console.print("stopped; the same command goes on: no trial starts again from zero")
             return STOPPED

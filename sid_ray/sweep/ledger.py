@@ -164,8 +164,12 @@ class Ledger:
                 file.truncate(data.rfind(b"\n") + 1)
 
 
-def after_event(folder: Path) -> None:
-    """Called after each line of the ledger, in the sweep's driver; must not raise."""
+def after_event(folder: Path) -> str:
+    """Called in the sweep's driver after each line of the ledger, and at its end; never raises.
+
+    Returns '' or a line for the user.
+    """
+    return ""
 
 
 def histories(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialHistory]:

@@ -1,5 +1,8 @@
 """Search spaces for tests."""
 
+from sid_ray.config import replace
+from sid_ray.recipes import recipe
+from sid_ray.sweep.order import Order
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
 
@@ -14,3 +17,9 @@ fields:
 def space_of(fields: str, head: str = HEAD) -> Space:
     """A space of some fields; the first stands in line 5."""
     return parse_space(head + fields, "space.yaml")
+
+
+def order_in(folder, space: Space, text: str = "", concurrent: int = 1) -> Order:
+    """A sweep called s over a space, in a folder of runs."""
+    base = replace(recipe("digits-sida"), output__folder=str(folder))
+    return Order("s", space, text, base, concurrent)
