@@ -15,6 +15,7 @@ from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trainable import Spec, SweepTask, TrialTrainable, keeping_for_others
 from tests.sweep.spaces import order_in, space_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found")  # of PB2's model
 SCORE = "FD-digits-cnn"
 TEXT = """\
 metric: FD-digits-cnn
@@ -167,7 +168,7 @@ def checkpoint_in(run, images_seen):
 
 
 def test_a_pointer_is_followed_and_survives_its_actor(order, tmp_path, monkeypatch):
-    """An exploited trial whose actor dies before its first checkpoint still begins at the donor's."""
+    """An exploited trial whose actor dies before its first checkpoint begins at the donor's."""
     context = SimpleNamespace(gcs_address="127.0.0.1:1")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     point = {"objective.alpha": 1.0, "training.generator_lr": 1e-4}

@@ -44,7 +44,7 @@ def test_places_and_the_end(tmp_path):
     ran(tmp_path, third)
     ran(tmp_path, search.suggest("w")["spec"])
     assert search.suggest("v") == "FINISHED"
-    assert [t.point for t in Ledger(tmp_path / "s").trials().values()][0] == first["point"]
+    assert Ledger(tmp_path / "s").trials()["000"].point == first["point"]
 
 
 def test_the_total_ends_a_sweep(tmp_path):
