@@ -24,11 +24,18 @@ class Watch:
     Args:
         tell: takes a line for each decision.
         show: called now and then: the ledger may have changed.
+        concurrent: trials at once.
     """
 
     tell: Callable[[str], None] = lambda text: None
     show: Callable[[], None] = lambda: None
+    concurrent: int = 1
     known: set[str] = field(default_factory=set)  # trials that Tune has
+
+    def say(self, text: str) -> None:
+        """A line that is shown at once."""
+        self.tell(text)
+        self.show()
 
 
 WATCHES: dict[str, Watch] = {}

@@ -47,6 +47,7 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
     """
     folder, base = order.folder, order.base
     watch = WATCHES[str(folder)] = watch or Watch()
+    watch.concurrent = order.concurrent
     start_ray(base)
     try:
         SweepTask(
@@ -58,7 +59,7 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
             environment={key: os.environ[key] for key in ACTORS_OWN if key in os.environ},
         ).write(folder)
         tuner = tuner_of(order)
-        with in_order(folder, watch.tell) as stopped:
+        with in_order(folder, watch.say) as stopped:
             tuner.fit()
         if not stopped:
             account(base, folder)

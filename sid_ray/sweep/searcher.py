@@ -38,7 +38,7 @@ class LedgerSearch(Searcher):
         ledger = Ledger(Path(self.folder))
         told, known = ledger.trials(), watch_of(self.folder).known | self.handed
         running = [trial for trial in told.values() if trial.state == RUNNING]
-        if sum(trial.trial in known for trial in running) >= self.order.concurrent:
+        if sum(trial.trial in known for trial in running) >= watch_of(self.folder).concurrent:
             return None
         for trial in running:
             if trial.trial not in known:

@@ -19,7 +19,7 @@ def space_of(fields: str, head: str = HEAD) -> Space:
     return parse_space(head + fields, "space.yaml")
 
 
-def order_in(folder, space: Space, text: str = "", concurrent: int = 1) -> Order:
+def order_in(folder, space: Space, text: str = "") -> Order:
     """A sweep called s over a space, in a folder of runs."""
     base = replace(recipe("digits-sida"), output__folder=str(folder))
     return Order("s", space, text, base, concurrent)

@@ -3,7 +3,7 @@
 import pickle
 
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.notes import watch_of
+from sid_ray.sweep.notes import WATCHES, Watch, watch_of
 from sid_ray.sweep.searcher import LedgerSearch
 from tests.sweep.spaces import order_in, space_of
 
@@ -22,7 +22,8 @@ def search_in(folder, searcher="random", total=999_999, concurrent=1, fields=ALP
     if searcher == "grid":
         head = head.replace("trials: 4\n", "\n")
     (folder / "s").mkdir(exist_ok=True)
-    return LedgerSearch(order_in(folder, space_of(fields, head), "", concurrent))
+    WATCHES[str(folder / "s")] = Watch(concurrent=concurrent)
+    return LedgerSearch(order_in(folder, space_of(fields, head)))
 
 
 def ran(folder, spec, images=6400):
