@@ -22,4 +22,4 @@ def space_of(fields: str, head: str = HEAD) -> Space:
 def order_in(folder, space: Space, text: str = "") -> Order:
     """A sweep called s over a space, in a folder of runs."""
     base = replace(recipe("digits-sida"), output__folder=str(folder))
-    return Order("s", space, text, base, concurrent)
+    return Order("s", space, text, base, 1)
