@@ -105,7 +105,9 @@ class Ledger:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def begin(self, trial: str, run: str, point: Mapping[str, Value]) -> None:
-        if trial not in self.trials():
+        """Also of a trial that had ended, and is tried again."""
+        known = self.trials().get(trial)
+        if known is None or known.state != RUNNING:
             self._append(event="begin", trial=trial, run=run, point=dict(point))
 
     def segment(
@@ -177,10 +179,11 @@ def histories(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialHistory]:
     found: dict[str, TrialHistory] = {}
     for event in events:
         name, kind = event["trial"], event["event"]
-        if kind == "begin":
+        if kind == "begin" and name in found:
+            found[name].state, found[name].why = RUNNING, ""
+        elif kind == "begin":
             found[name] = TrialHistory(name, [Leg(event["run"], event["point"])])
-            continue
-        if name not in found:
+        if kind == "begin" or name not in found:
             continue
         trial = found[name]
         if kind == "segment":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,15 @@ from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
 class Watch:
     """What lives only as long as one driver.
 
-    Ray Tune pickles callbacks and searchers at a sweep's first start and brings those back at every
-    later one, so that what belongs to a start must not be in them.
+    Not in the callback, which Ray Tune pickles.
 
     Args:
         tell: takes a line for each decision.
         show: called now and then: the ledger may have changed.
-        concurrent: trials at once.
     """
 
     tell: Callable[[str], None] = lambda text: None
     show: Callable[[], None] = lambda: None
-    concurrent: int = 1
-    known: set[str] = field(default_factory=set)  # trials that Tune has
 
     def say(self, text: str) -> None:
         """A line that is shown at once."""
@@ -67,9 +63,6 @@ class Notes(tune.Callback):
 
     def __init__(self, folder: str, space: Space):
         self.folder, self.space = folder, space
-
-    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        watch_of(self.folder).known = {Spec.of(trial).trial for trial in trials}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         watch_of(self.folder).show()

@@ -78,7 +78,7 @@ class Population(PopulationBasedTraining):
         seen = int(self._trial_state[trial_to_clone].last_train_time)
         ledger.exploit(mine.trial, donor, seen, run, point)
         watch_of(self.folder).tell(f"{mine.trial}: goes on from {donor.trial} at {seen:,} images")
-        spec = Spec(mine.trial, run, point)
+        spec = Spec(mine.trial, run, point, donor.run, seen, seen)
         return {**trial.config, SPEC: spec._asdict(), **self.numbers(point)}, {}
 
     def new_point(self, trial: Any, trial_to_clone: Any, run: str) -> dict[str, Value]:

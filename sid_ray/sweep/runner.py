@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import ray
 from ray import tune
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sid_ray.config import DistillConfig, replace
@@ -16,11 +16,11 @@ from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.run_folder import RunFolder
 from sid_ray.stored import newest_listed
 from sid_ray.sweep.asha import LastingAsha
-from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory
+from sid_ray.sweep.ledger import RUNNING, Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.population import OwnPb2, OwnPbt
-from sid_ray.sweep.searcher import LedgerSearch, spec_of
+from sid_ray.sweep.searcher import LedgerSearch, again, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
@@ -30,7 +30,6 @@ STATE = "tune"  # Ray Tune's notes in the sweep's folder
 DECISIONS = "decisions.jsonl"  # what ASHA answered: asha.py
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver forgets what was since
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: stop.py
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -47,7 +46,6 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
     """
     folder, base = order.folder, order.base
     watch = WATCHES[str(folder)] = watch or Watch()
-    watch.concurrent = order.concurrent
     start_ray(base)
     try:
         SweepTask(
@@ -106,26 +104,23 @@ def own_node() -> str:
 
 
 def tuner_of(order: Order) -> tune.Tuner:
-    """A new experiment, or the one that was stopped."""
-    space, base, folder, concurrent = order.space, order.base, order.folder, order.concurrent
+    """An experiment of the trials that have not come to their end.
+
+    Always a new one. Tuner.restore (2.60) brings back an empty scheduler, trials with the settings
+    of the first start, and not what was begun in the last second; the ledger has it all.
+    """
+    space, base, folder = order.space, order.base, order.folder
     together = space.scheduler in ("pbt", "pb2")
     # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not. A
     # population's trials all exist from the start: there the places limit how many run at once.
-    taken = int(1e4 / concurrent) / 1e4 if together else A_LITTLE
+    taken = int(1e4 / order.concurrent) / 1e4 if together else A_LITTLE
     place = tune.PlacementGroupFactory([{own_node(): taken}])
-    trainable = tune.with_resources(TrialTrainable, place)
-    param_space = population_of(order) if together else {}
-    state = folder / STATE
-    if tune.Tuner.can_restore(str(state)):
-        return tune.Tuner.restore(
-            str(state), trainable, resume_errored=True, param_space=param_space
-        )
-    search = None if together else LedgerSearch(order)
+    shutil.rmtree(folder / STATE, ignore_errors=True)
     return tune.Tuner(
-        trainable,
-        param_space=param_space,
+        tune.with_resources(TrialTrainable, place),
+        param_space=population_of(order) if together else {},
         tune_config=tune.TuneConfig(
-            search_alg=search,
+            search_alg=None if together else LedgerSearch(order),
             num_samples=1 if together else -1,  # the searcher says when it is enough
             scheduler=scheduler_of(space, base, folder),
             trial_dirname_creator=dirname_of,
@@ -135,8 +130,7 @@ def tuner_of(order: Order) -> tune.Tuner:
             storage_path=str(folder),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-            # Restore wants JsonLoggerCallback's result.json.
-            callbacks=[Notes(str(folder), space), JsonLoggerCallback()],
+            callbacks=[Notes(str(folder), space)],
             verbose=0,
         ),
     )
@@ -147,12 +141,16 @@ def dirname_of(trial: object) -> str:
 
 
 def population_of(order: Order) -> dict:
-    """All of a population's trials: its schedulers refuse searchers."""
-    specs = []
-    for number in range(order.space.trials):
-        before = [TrialHistory(str(each), []) for each in range(number)]
-        specs.append(spec_of(order, before)._asdict())
-    return {SPEC: tune.grid_search(specs), FOLDER: str(order.folder)}
+    """All trials of a population that have not come to their end: its schedulers refuse searchers.
+
+    They are in the ledger afterwards.
+    """
+    ledger = Ledger(order.folder)
+    while len(told := ledger.trials()) < order.space.trials:
+        spec = spec_of(order, list(told.values()))
+        ledger.begin(spec.trial, spec.run, spec.point)
+    left = [one for trial in told.values() if (one := again(order.space, trial))]
+    return {SPEC: tune.grid_search([one._asdict() for one in left]), FOLDER: str(order.folder)}
 
 
 def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialScheduler:
@@ -175,5 +173,5 @@ def account(base: DistillConfig, folder: Path) -> None:
         run = RunFolder.of(replace(base, output__run=trial.run))
         there = newest_listed(run.store)
         seen = there[1].images_seen if there else trial.images_seen
-        why = "Ray Tune forgot it when its driver was killed; its run goes on by its name"
+        why = "Ray Tune ended without it"
         ledger.end(trial.trial, "lost", why, seen)

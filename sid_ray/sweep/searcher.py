@@ -10,7 +10,6 @@ from ray.tune.search import Searcher
 from sid_ray.config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory, spent_of
-from sid_ray.sweep.notes import watch_of
 from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.sampling import grid_points, random_point
@@ -21,39 +20,37 @@ from sid_ray.sweep.trainable import FOLDER, SPEC, Spec
 class LedgerSearch(Searcher):
     """Points out of the ledger: random, of a grid, or Optuna's. It has no state of its own.
 
-    A trial is in the ledger before Tune hears of it. One that Tune forgot, because the driver was
-    killed before it had written its notes, is handed out again first: under the same name, so that
-    its run goes on.
+    A trial is in the ledger before Tune hears of it. Those that an earlier driver began come first,
+    under the same names, so that their runs go on.
     """
 
     def __init__(self, order: Order):
         super().__init__()
-        self.order, self.folder = order, str(order.folder)
+        self.order, self.folder = order, order.folder
+        told = Ledger(self.folder).trials().values()
+        self.begun = [spec for trial in told if (spec := again(order.space, trial))]
         self.handed: set[str] = set()
 
     def set_search_properties(self, *args: Any, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        ledger = Ledger(Path(self.folder))
-        told, known = ledger.trials(), watch_of(self.folder).known | self.handed
-        running = [trial for trial in told.values() if trial.state == RUNNING]
-        if sum(trial.trial in known for trial in running) >= watch_of(self.folder).concurrent:
+        told = Ledger(self.folder).trials()
+        running = sum(told[name].state == RUNNING for name in self.handed)
+        if running >= self.order.concurrent:
             return None
-        for trial in running:
-            if trial.trial not in known:
-                return self.hand_out(Spec(trial.trial, trial.run, trial.point))
+        if self.begun:
+            return self.hand_out(self.begun.pop(0))
         if len(told) >= count_of(self.order.space, self.order.base):
             return Searcher.FINISHED
         if not may_begin(self.order.space, spent_of(told.values())):
             return Searcher.FINISHED
-        spec = spec_of(self.order, list(told.values()))
-        ledger.begin(spec.trial, spec.run, spec.point)
-        return self.hand_out(spec)
+        return self.hand_out(spec_of(self.order, list(told.values())))
 
     def hand_out(self, spec: Spec) -> dict[str, Any]:
+        Ledger(self.folder).begin(spec.trial, spec.run, spec.point)
         self.handed.add(spec.trial)
-        return {SPEC: spec._asdict(), FOLDER: self.folder}
+        return {SPEC: spec._asdict(), FOLDER: str(self.folder)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass  # the ledger has it
@@ -62,7 +59,20 @@ class LedgerSearch(Searcher):
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        self.handed = set()
+        raise NotImplementedError("a sweep goes on from its ledger")
+
+
+def again(space: Space, trial: TrialHistory) -> Spec | None:
+    """What a trial goes on with in a new driver, None where it came to its end.
+
+    One that failed is tried again. Where trials stop each by its own score, the last one is told
+    again, as Tune may not have heard of the answer; a population would meet twice at one place.
+    """
+    if trial.state not in (RUNNING, "failed", "lost"):
+        return None
+    leg = trial.legs[-1]
+    reported = leg.images_seen if space.scheduler in ("pbt", "pb2") else 0
+    return Spec(trial.trial, leg.run, leg.point, leg.from_run, leg.began_at, reported)
 
 
 def count_of(space: Space, base: DistillConfig) -> int:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import ray
 from ray import tune
 
+from sid_ray.checkpoint import MANIFEST, images_seen_of
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.run_folder import RunFolder
-from sid_ray.stored import newest_listed
+from sid_ray.stored import checkpoints, newest_listed
 from sid_ray.sweep.arithmetic import decision_points, segment_end, worst
 from sid_ray.sweep.segment import (
     Trial,
@@ -33,11 +34,19 @@ SPEC, FOLDER = "spec", "folder"  # of a trial's Tune config
 
 
 class Spec(NamedTuple):
-    """What a trial's Tune config holds: its name, its present run, and the point of that."""
+    """What a trial's Tune config holds: its name, its present run, and the point of that.
+
+    ``from_run`` and ``began_at`` are those of an exploit: the run and the images seen of the
+    checkpoint that this run begins from. ``reported``: images seen of its last result that needs
+    no second answer.
+    """
 
     trial: str
     run: str
     point: dict[str, Value]
+    from_run: str = ""
+    began_at: int = 0
+    reported: int = 0
 
     @classmethod
     def of(cls, tune_trial: Any) -> Spec:
@@ -48,9 +57,8 @@ class Spec(NamedTuple):
 class SweepTask:
     """What all trials share, in the sweep's folder.
 
-    A file, written anew at each start, because Tuner.restore gives trials the config that they had:
-    what the new start brought would not reach them. (Not the cluster's address either: that is
-    the one which the trial's actor is in.)
+    A file, written anew at each start. (Without the cluster's address: that is the one which the
+    trial's actor is in.)
 
     Args:
         name: of the sweep.
@@ -86,7 +94,7 @@ class TrialTrainable(tune.Trainable):
         task = SweepTask.read(folder)
         self.space, base = task.parsed()
         spec = Spec(**config[SPEC])
-        self.refused, self.reported = "", 0
+        self.refused, self.reported = "", spec.reported
         try:
             trial = config_of(self.space, base, spec.point)
         except UserError as error:  # a combination that only the config can judge
@@ -95,7 +103,8 @@ class TrialTrainable(tune.Trainable):
         if self.space.scheduler in ("pbt", "pb2"):
             trial = keeping_for_others(trial, self.space.budget)
         address = ray.get_runtime_context().gcs_address
-        self.trial = Trial(trial, folder, address, task.environment)
+        began_from = donor_of(trial, spec) if spec.from_run else ""
+        self.trial = Trial(trial, folder, address, task.environment, began_from, spec.began_at)
         training = trial.training
         self.points = decision_points(self.space.budget, self.space.scheduler, training.batch_size)
         self.workers = workers_for(trial.group_plan(1), task.workers)
@@ -127,23 +136,30 @@ class TrialTrainable(tune.Trainable):
         return {**told, **scores, ENDED: ended, WHY: why, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """A pointer; the checkpoint itself is the run's."""
-        run = RunFolder.of(self.trial.config)
-        there = newest_listed(run.store)
-        address = f"{run.store}/{there[0]}" if there else self.trial.began_from
-        return {RUN: self.trial.name, "checkpoint": address, IMAGES: self.reported}
+        """What Tune must know; the state itself is the run's."""
+        return {IMAGES: self.reported}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Goes on after its own; from another run's checkpoint its own run begins there."""
-        if not checkpoint:
-            return
-        self.reported = checkpoint[IMAGES]
-        address = checkpoint["checkpoint"]
-        if not address.startswith(f"{RunFolder.of(self.trial.config).store}/"):
-            self.trial.began_from, self.trial.began_at = address, checkpoint[IMAGES]
+        """Its own, or the donor's after an exploit: both have seen as many images."""
+        if checkpoint:
+            self.reported = checkpoint[IMAGES]
 
     def cleanup(self) -> None:
         self.trial.end()
+
+
+def donor_of(config: DistillConfig, spec: Spec) -> str:
+    """The address of the checkpoint that a trial takes over; empty where its run has its own.
+
+    Raises FileNotFoundError where it is gone.
+    """
+    if newest_listed(RunFolder.of(config).store):
+        return ""
+    run = RunFolder.of(replace(config, output__run=spec.from_run)).store
+    for name in checkpoints(run):
+        if images_seen_of(name) == spec.began_at and run.size(f"{name}/{MANIFEST}"):
+            return f"{run}/{name}"
+    raise FileNotFoundError(f"{run} has no checkpoint at {spec.began_at:,} images any more")
 
 
 def workers_for(plan: GroupPlan, most: int) -> int:

@@ -39,7 +39,6 @@ def test_what_a_ledger_says(tmp_path):
 def test_what_is_told_again_is_written_once(tmp_path):
     ledger = told(tmp_path)
     before = (tmp_path / TRIALS).read_text()
-    ledger.begin("000", "s-000", {"objective.alpha": 7.0})
     ledger.segment("001", "s-001", 100, {"FID": 5.0}, 9.0)
     ledger.end("000", "finished", "", 300)
     assert (tmp_path / TRIALS).read_text() == before
@@ -61,8 +60,16 @@ def test_a_segment_that_ended_before_its_exploit_was_told_is_the_old_runs(tmp_pa
 
 def test_a_trial_that_ended_and_was_taken_up_again_runs(tmp_path):
     ledger = told(tmp_path)
-    ledger.segment("001", "s-001", 200, {"FID": 4.5}, 1.0)
+    ledger.begin("001", "s-001", {"objective.alpha": 1.2})
     assert ledger.trials()["001"].state == "running"
+    before = (tmp_path / TRIALS).read_text()
+    ledger.begin("001", "s-001", {"objective.alpha": 7.0})  # it runs already
+    assert (tmp_path / TRIALS).read_text() == before
+    ledger.end("001", "failed", "its node went", 160)
+    ledger.segment("001", "s-001", 200, {"FID": 4.5}, 1.0)
+    trial = ledger.trials()["001"]
+    assert (trial.state, trial.why, trial.spent) == ("running", "", 200)
+    assert trial.point == {"objective.alpha": 1.2}
 
 
 @settings(max_examples=30, deadline=None)

@@ -7,7 +7,6 @@ import pytest
 from ray.tune.experiment import Trial as TuneTrial
 
 from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest, checkpoint_name
-from sid_ray.store import Store
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.population import OwnPb2, OwnPbt
 from sid_ray.sweep.runner import population_of
@@ -56,9 +55,7 @@ class Controller:
         self.scheduler = scheduler
         grid = population_of(order)["spec"]["grid_search"]
         self.trials = [FakeTrial({"spec": spec, "folder": str(order.folder)}) for spec in grid]
-        ledger = Ledger(order.folder)
         for trial in self.trials:
-            ledger.begin(*Spec.of(trial))
             scheduler.on_trial_add(self, trial)
 
     def get_trials(self):
@@ -167,31 +164,44 @@ def checkpoint_in(run, images_seen):
     return str(folder)
 
 
-def test_a_pointer_is_followed_and_survives_its_actor(order, tmp_path, monkeypatch):
-    """An exploited trial whose actor dies before its first checkpoint begins at the donor's."""
+def test_an_exploit_survives_its_actor_and_its_driver(order, tmp_path, monkeypatch):
+    """Where the run has no checkpoint of its own yet it begins at the donor's, else at its own."""
     context = SimpleNamespace(gcs_address="127.0.0.1:1")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     point = {"objective.alpha": 1.0, "training.generator_lr": 1e-4}
+    checkpoint_in(tmp_path / "s-000", 64)
     donors = checkpoint_in(tmp_path / "s-000", 128)
-    donor = trainable_of(order, Spec("000", "s-000", point))
-    donor.reported = 128
-    pointer = donor.save_checkpoint("")
-    assert pointer == {"run": "s-000", "checkpoint": donors, "images_seen": 128}
-    spec = Spec("003", "s-003-leg2", point)
-    for _ in range(2):
+    checkpoint_in(tmp_path / "s-000", 192)  # the donor has gone on
+    spec = Spec("003", "s-003-leg2", point, "s-000", 128, 128)
+    for pointer in ({"images_seen": 128}, None):  # the donor's; lost with the driver
         taker = trainable_of(order, spec)
         taker.load_checkpoint(pointer)
         assert (taker.trial.began_from, taker.trial.images_seen) == (donors, 128)
         assert taker.reported == 128
-        pointer = taker.save_checkpoint("")  # Tune's, of the trial itself from now on
-        assert pointer["run"] == "s-003-leg2"
-    own = checkpoint_in(tmp_path / "s-003-leg2", 256)
+    checkpoint_in(tmp_path / "s-003-leg2", 256)
     taker.reported = 256
-    assert taker.save_checkpoint("")["checkpoint"] == own
-    again = trainable_of(order, spec)
-    again.load_checkpoint(taker.save_checkpoint(""))
-    assert (again.trial.began_from, again.trial.images_seen, again.reported) == ("", 256, 256)
-    assert Store.at(own).url == own
+    pointer = taker.save_checkpoint("")
+    later = trainable_of(order, spec)
+    later.load_checkpoint(pointer)
+    assert (later.trial.began_from, later.trial.images_seen, later.reported) == ("", 256, 256)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at 320 images any more"):
+        trainable_of(order, Spec("002", "s-002-leg2", point, "s-000", 320, 320))
+
+
+def test_a_population_taken_up_again_meets_once_at_a_place(order):
+    controller = controller_of(order)
+    for _ in range(4):
+        controller.step(128, number)
+    before = Ledger(order.folder).trials()
+    taken_up = controller_of(order)
+    specs = [Spec.of(trial) for trial in taken_up.trials]
+    assert [spec.run for spec in specs] == [trial.run for trial in before.values()]
+    assert [spec.reported for spec in specs] == [128] * 4
+    assert specs[3][3:5] == ("s-000", 128)
+    for seen in (256, 384):
+        for _ in range(4):
+            taken_up.step(seen, number)
+    assert len(Ledger(order.folder).trials()["003"].legs) == 4
 
 
 def test_a_donor_keeps_its_checkpoints_for_two_intervals(order):

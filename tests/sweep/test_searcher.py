@@ -1,10 +1,10 @@
 """Which point is next, without Ray running: budgets, places, and trials that Tune forgot."""
 
-import pickle
+import dataclasses
 
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.notes import WATCHES, Watch, watch_of
-from sid_ray.sweep.searcher import LedgerSearch
+from sid_ray.sweep.searcher import LedgerSearch, again
+from sid_ray.sweep.trainable import Spec
 from tests.sweep.spaces import order_in, space_of
 
 ALPHA = "  objective.alpha: {uniform: [0.6, 1.4]}\n"
@@ -22,8 +22,8 @@ def search_in(folder, searcher="random", total=999_999, concurrent=1, fields=ALP
     if searcher == "grid":
         head = head.replace("trials: 4\n", "\n")
     (folder / "s").mkdir(exist_ok=True)
-    WATCHES[str(folder / "s")] = Watch(concurrent=concurrent)
-    return LedgerSearch(order_in(folder, space_of(fields, head)))
+    order = order_in(folder, space_of(fields, head))
+    return LedgerSearch(dataclasses.replace(order, concurrent=concurrent))
 
 
 def ran(folder, spec, images=6400):
@@ -64,17 +64,29 @@ def test_a_grid_is_tried_once(tmp_path):
     assert found == [0.8, 1.0, 1.2]
 
 
-def test_a_trial_that_tune_forgot_is_handed_out_again_under_its_name(tmp_path):
-    """Killed between the ledger's line and Tune's notes: its run goes on."""
-    search = search_in(tmp_path, "optuna", concurrent=2)
-    first = search.suggest("a")["spec"]
-    saved = tmp_path / "searcher"
-    search.save(str(saved))
-    pickled = pickle.dumps(search)
-    second = search.suggest("b")["spec"]
-    again = pickle.loads(pickled)
-    again.restore(str(saved))
-    watch_of(str(tmp_path / "s")).known = {first["trial"]}  # what Tune has
-    assert again.suggest("c")["spec"] == second
-    assert again.suggest("d") is None
-    assert list(Ledger(tmp_path / "s").trials()) == ["000", "001"]
+def test_a_new_driver_hands_out_what_has_not_ended(tmp_path):
+    """Under the same names and points, and before anything new."""
+    search = search_in(tmp_path, "optuna", concurrent=3)
+    specs = [search.suggest("x")["spec"] for _ in range(3)]
+    ran(tmp_path, specs[0])
+    Ledger(tmp_path / "s").end("002", "failed", "its node went", 64)
+    Ledger(tmp_path / "s").segment("001", "s-001", 640, {"FD-digits-cnn": 5.0}, 1.0)
+    later = search_in(tmp_path, "optuna", concurrent=2)
+    assert [later.suggest("y")["spec"] for _ in range(2)] == specs[1:]
+    assert later.suggest("y") is None
+    ran(tmp_path, specs[1])
+    assert later.suggest("y")["spec"]["trial"] == "003"
+    assert list(Ledger(tmp_path / "s").trials()) == ["000", "001", "002", "003"]
+
+
+def test_an_exploited_trial_goes_on_in_its_leg(tmp_path):
+    search = search_in(tmp_path)
+    search.suggest("x")
+    ledger = Ledger(tmp_path / "s")
+    ledger.begin("001", "s-001", {})
+    ledger.exploit("000", ledger.trials()["001"], 128, "s-000-leg2", {"objective.alpha": 1.1})
+    trial = ledger.trials()["000"]
+    pbt = dataclasses.replace(search.order.space, scheduler="pbt")
+    assert again(pbt, trial) == Spec(
+        "000", "s-000-leg2", {"objective.alpha": 1.1}, "s-001", 128, 128
+    )
