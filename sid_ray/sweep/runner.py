@@ -15,12 +15,13 @@ from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.run_folder import RunFolder
 from sid_ray.stored import newest_listed
+from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.asha import LastingAsha
-from sid_ray.sweep.ledger import RUNNING, Ledger
+from sid_ray.sweep.ledger import RUNNING, Ledger, spent_of
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.population import OwnPb2, OwnPbt
-from sid_ray.sweep.searcher import LedgerSearch, again, spec_of
+from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
@@ -56,9 +57,9 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
             workers=share(base, order.concurrent),
             environment={key: os.environ[key] for key in ACTORS_OWN if key in os.environ},
         ).write(folder)
-        tuner = tuner_of(order)
         with in_order(folder, watch.say) as stopped:
-            tuner.fit()
+            if anything_left(order):
+                tuner_of(order).fit()
         if not stopped:
             account(base, folder)
         return not stopped
@@ -151,6 +152,14 @@ def population_of(order: Order) -> dict:
         ledger.begin(spec.trial, spec.run, spec.point)
     left = [one for trial in told.values() if (one := again(order.space, trial))]
     return {SPEC: tune.grid_search([one._asdict() for one in left]), FOLDER: str(order.folder)}
+
+
+def anything_left(order: Order) -> bool:
+    """Whether a trial has not come to its end, or one more is to begin."""
+    space, told = order.space, Ledger(order.folder).trials().values()
+    if any(again(space, trial) for trial in told):
+        return True
+    return len(told) < count_of(space, order.base) and may_begin(space, spent_of(told))
 
 
 def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialScheduler:

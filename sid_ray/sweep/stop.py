@@ -55,8 +55,12 @@ def in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
         end_trials(folder)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    before = signal.signal(signal.SIGINT, stop)
+    def too_early(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt  # Tune does not listen yet
+
+    before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGUSR1, too_early)
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGUSR1, before[1])

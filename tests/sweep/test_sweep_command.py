@@ -189,23 +189,26 @@ def child(folder, name, seconds="0.3"):
 
 def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path):
     heard, lines = [], []
-    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(running(tmp_path)))
-    try:
-        with in_order(tmp_path, lines.append) as stopped:
-            processes = [child(tmp_path, "s-000"), child(tmp_path, "s-001")]
-            (tmp_path / "processes" / "gone").write_text("999999999")
-            assert len(running(tmp_path)) == 2
+    with in_order(tmp_path, lines.append) as stopped:
+        signal.signal(signal.SIGUSR1, lambda *_: heard.append(running(tmp_path)))  # Tune's
+        processes = [child(tmp_path, "s-000"), child(tmp_path, "s-001")]
+        (tmp_path / "processes" / "gone").write_text("999999999")
+        assert len(running(tmp_path)) == 2
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stopped
+        assert heard == [[]], "Tune hears of it when no process is left"
+        assert len(lines) == 1
+        with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert stopped
-            assert heard == [[]], "Tune hears of it when no process is left"
-            assert len(lines) == 1
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+            time.sleep(1)
     assert all(process.wait(5) == 0 for process in processes)
+
+
+def test_ctrl_c_before_tune_listens(tmp_path):
+    with pytest.raises(KeyboardInterrupt), in_order(tmp_path, print):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
 
 
 def test_one_that_does_not_end_is_not_waited_for_for_ever(tmp_path):
