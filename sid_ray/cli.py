@@ -136,6 +136,9 @@ class GenerateArgs:
     """Folder for the pictures."""
     batch: int = 64
     """Images made at once."""
+    vae: str = ""
+    """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
+    its teacher's."""
 
 
 def generate(args: Sequence[str]) -> int:
@@ -152,7 +155,9 @@ def generate(args: Sequence[str]) -> int:
         from sid_ray.data.source import read_prompts
 
         prompts = list(read_prompts(str(parsed.prompts)))
-    written = generate_pictures(parsed.source, seeds, classes, prompts, parsed.out, parsed.batch)
+    written = generate_pictures(
+        parsed.source, seeds, classes, prompts, parsed.out, parsed.batch, parsed.vae
+    )
     print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
     return 0
 
