@@ -259,6 +259,7 @@ def result_of(
         {"seeds": f"{trial.start}-{trial.stop - 1}", "scores": dict(each)}
         for trial, each in zip(trials, scores, strict=True)
     ]
+    deviations = {name: float(found.std()) for name, found in values.items()}
     everything = range(trials[0].start, trials[-1].stop)
     return {
         "source": subject.source,
@@ -266,7 +267,7 @@ def result_of(
         "images_seen": subject.images_seen,
         "weights_sha256": subject.sha256,
         "scores": {name: float(found.mean()) for name, found in values.items()},
-        "deviations": {name: float(found.std()) for name, found in values.items()},
+        **({"deviations": deviations} if len(trials) > 1 else {}),
         **bench.judge.protocol(everything),
         "num_images": len(trials[0]),
         "trials": rows,
@@ -290,17 +291,18 @@ def table_of(subject: Subject, result: Mapping[str, Any]) -> Table:
     seen = f", {subject.images_seen:,} images seen" if subject.images_seen else ""
     title = f"{subject.source}{seen}: {result['num_images']:,} images of {result['sampler']}"
     table = Table(title=title, title_style="", title_justify="left")
-    table.add_column("")
+    table.add_column("score", no_wrap=True)
+    table.add_column("better")
     several = len(trials) > 1
     for name in ("mean", "deviation", *(f"trial {k + 1}" for k in range(len(trials)))):
         if several or name == "mean":
-            table.add_column(name if several else "score", justify="right")
+            table.add_column(name if several else "value", justify="right")
     for name in in_order(filter(is_score, result["scores"])):
         numbers = [result["scores"][name]]
         if several:
             numbers += [result["deviations"][name], *(each["scores"][name] for each in trials)]
         better = "larger" if larger_is_better(name) else "smaller"
-        table.add_row(f"{name} ({better} is better)", *(shown_score(name, n) for n in numbers))
+        table.add_row(name, better, *(shown_score(name, number) for number in numbers))
     return table
 
 

@@ -13,27 +13,34 @@ import pytest
 
 from sid_ray import evaluate as command
 from sid_ray.assemble import data_of, generation_of
+from sid_ray.best_weights import SCORE
 from sid_ray.cli import main
 from sid_ray.config import DistillConfig, replace
 from sid_ray.evaluation import Judge, blocks
+from sid_ray.local_copies import file_sha256
 from sid_ray.looks import Bench, Kept
 from sid_ray.run_folder import EVALUATIONS, RunRecord, write_record
 from sid_ray.sampling import generator_sampler
 from sid_ray.store import Store
+from sid_ray.weights.description import WEIGHTS, ModelDescription, save_model
 from sid_ray.weights.folder import load_model
-from tests.networks import tiny_network
-from tests.test_checkpoint import write
+from tests.networks import TINY, tiny_network
 
 IMAGES = 300  # two blocks, the second one of 44
+DESCRIPTION = ModelDescription("edm", TINY.to_json(), {"sigma": 2.5})
 CONFIG = replace(DistillConfig(), teacher__source="builtin:digits-teacher")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A run's best weights, of a network that was never trained."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    write(folder, 64)
+    weights = folder / "best_000000000064"
+    save_model(weights, tiny_network().state_dict(), DESCRIPTION)
+    result = {"images_seen": 64, "weights_sha256": file_sha256(weights / WEIGHTS)}
+    (weights / SCORE).write_text(json.dumps(result))
     write_record(Store.at(folder), RunRecord(CONFIG.to_json()))
-    return folder
+    return folder / "best"
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +111,7 @@ def pool(monkeypatch):
 
 def test_the_numbers_are_those_of_the_judge_beside_the_training(run, capsys):
     result = evaluate(run, "--trials", 2)
-    folder = next(run.glob("checkpoint_*")) / "generator_ema"
+    folder = run.parent / "best_000000000064"
     network, description = load_model(folder)
     source = data_of(CONFIG, description, folder).source
     config = replace(CONFIG, evaluation__num_images=IMAGES)
@@ -173,13 +180,14 @@ def test_damaged_blocks_are_made_again(run, tmp_path):
 
 
 def test_the_run_hears_of_a_result_once(run):
-    (run / EVALUATIONS).unlink(missing_ok=True)
+    told = run.parent / EVALUATIONS
+    told.unlink(missing_ok=True)
     result = evaluate(run)
     evaluate(run, "--fresh")
-    (line,) = (run / EVALUATIONS).read_text().splitlines()
+    (line,) = told.read_text().splitlines()
     assert json.loads(line) == result
     evaluate(run, "--first-seed", 300)
-    assert len((run / EVALUATIONS).read_text().splitlines()) == 2
+    assert len(told.read_text().splitlines()) == 2
 
 
 def test_a_teacher_is_sampled_in_many_steps():
