@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -56,6 +57,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
     """
     options.check()
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge at which numbers would be cut
     try:
         evaluate(options, console)
     except (StoreError, StoppedError) as error:
@@ -290,18 +293,18 @@ def table_of(subject: Subject, result: Mapping[str, Any]) -> Table:
     trials = result["trials"]
     seen = f", {subject.images_seen:,} images seen" if subject.images_seen else ""
     title = f"{subject.source}{seen}: {result['num_images']:,} images of {result['sampler']}"
-    table = Table(title=title, title_style="", title_justify="left")
+    table = Table(title=title, title_style="", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("score", no_wrap=True)
     table.add_column("better")
     several = len(trials) > 1
     for name in ("mean", "deviation", *(f"trial {k + 1}" for k in range(len(trials)))):
         if several or name == "mean":
-            table.add_column(name if several else "value", justify="right")
+            table.add_column(name if several else "value", justify="right", no_wrap=True)
     for name in in_order(filter(is_score, result["scores"])):
         numbers = [result["scores"][name]]
         if several:
             numbers += [result["deviations"][name], *(each["scores"][name] for each in trials)]
-        better = "larger" if larger_is_better(name) else "smaller"
+        better = "higher" if larger_is_better(name) else "lower"
         table.add_row(name, better, *(shown_score(name, number) for number in numbers))
     return table
 
