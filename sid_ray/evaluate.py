@@ -94,6 +94,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         began_making = time.monotonic()
         made = make(bench, network, kept, trials, options, meter)
         making_s = max(time.monotonic() - began_making, 1e-3)
+        meter.say("taking the scores")
         scores = [scores_of(bench, kept, trial) for trial in trials]
     seconds = time.monotonic() - began
     result = result_of(job, bench, trials, scores, device)

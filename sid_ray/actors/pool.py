@@ -74,6 +74,8 @@ def found_looks(
     except (OSError, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise StoppedError(f"Ray: {first_line(error)}") from error
     try:
+        if use_gpu and not ray.cluster_resources().get("GPU"):
+            raise UserError("--use-gpu: Ray has no GPU here")
         context = ray.data.DataContext.get_current()
         quieten(context)
         context.execution_options.preserve_order = False

@@ -55,6 +55,13 @@ class Meter:
         if self.live:
             self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """What is done when the things themselves are."""
+        if self.live:
+            self.bar.update(self.task, info=text)
+        else:
+            self.console.print(f"{self.doing}: {text}")
+
     def tell(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done and self.calls == 0:
