@@ -32,7 +32,7 @@ LEVELS = {
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
     "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
-    "evaluate": 5, "evaluate_options": 5,
+    "evaluate": 5, "evaluate_options": 5, "evaluate_result": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
@@ -41,7 +41,16 @@ HOMES = {
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),
-    "rich": ("console", "distill", "doctor", "plan", "weights", "data/command", "evaluate"),
+    "rich": (
+        "console",
+        "distill",
+        "doctor",
+        "plan",
+        "weights",
+        "data/command",
+        "evaluate",
+        "evaluate_result",
+    ),
     "tyro": ("cli", "parsing", "weights/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
