@@ -22,7 +22,7 @@ import ray
 import torch
 
 from benchmarks.one_process import plain_trainee
-from sid_ray.actors import trainer
+from sid_ray.actors import beside, trainer
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.worker import Loop, build
 from sid_ray.assemble import find_start
@@ -64,7 +64,7 @@ def compare(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure(config: DistillConfig, folder: Path, rounds: int) -> dict[str, Any]:
     start = find_start(config)
-    tracker = trainer.start_tracker(config, RunRecord(config.to_json()), time.time())
+    tracker = beside.start_tracker(config, RunRecord(config.to_json()), time.time())
     settings = WorkerSettings(
         config.to_json(), str(folder), str(start.teacher), "", str(folder / ".local"), "", True,
         tracker, None,

@@ -47,6 +47,7 @@ from sid_ray.stored import find_generator, newest_listed
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
     from sid_ray.report import Report
+    from sid_ray.tracking import Model
 
 STOPPED, FAILED = 130, 1
 MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
@@ -121,13 +122,14 @@ def distil_with(
     show_table(console, report)
     total_s = time.monotonic() - began
     write_summary(config, run, outcome, report, total_s)
+    model = give_away(console, config, run, outcome, report)
     upload(console, run)
-    track_report(console, config, run, report, outcome.images_seen)
+    track_report(console, config, run, report, outcome.images_seen, model)
     console.print(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, report)
+    show_next(console, config, run, report, model)
     return 0
 
 
@@ -221,6 +223,20 @@ def write_summary(
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 
+def give_away(
+    console: Console, config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report
+) -> Model | None:
+    """The run's model folder with its card; storage or a disk that fails costs a warning."""
+    from sid_ray.release import release
+
+    scores = plain_scores(report.rows[-1].scores) if report.rows else {}
+    try:
+        return release(config, run, outcome.checkpoint.url, outcome.images_seen, scores)
+    except (OSError, UserError) as error:
+        console.print(f"warning: no model folder in {shown(run.local)}: {error}", markup=False)
+        return None
+
+
 def upload(console: Console, run: RunFolder) -> None:
     """Brings the report to the run's storage; storage that fails costs a warning."""
     try:
@@ -233,13 +249,18 @@ def upload(console: Console, run: RunFolder) -> None:
 
 
 def track_report(
-    console: Console, config: DistillConfig, run: RunFolder, report: Report, images_seen: int
+    console: Console,
+    config: DistillConfig,
+    run: RunFolder,
+    report: Report,
+    images_seen: int,
+    model: Model | None,
 ) -> None:
-    """Puts the final report, and what was left of the run, into its MLflow record.
+    """Puts the final report, the model, and what was left of the run, into its MLflow record.
 
     A store that fails costs a warning; the next start of the run sends what is left.
     """
-    from sid_ray.actors.trainer import tracking_target
+    from sid_ray.actors.beside import tracking_target
     from sid_ray.tracking import send_report
 
     metrics = {
@@ -254,7 +275,14 @@ def track_report(
         if record is None:
             return
         target = tracking_target(config, record)
-        run_id, left = send_report(target, run.local, metrics, files, images_seen)
+        run_id, left = send_report(
+            target,
+            run.local,
+            metrics,
+            files,
+            images_seen,
+            model=model if config.output.log_model else None,
+        )
         if run_id and run_id != record.tracker_run_id:
             write_record(run.store, dataclasses.replace(record, tracker_run_id=run_id))
     except (OSError, UserError) as error:  # the report itself is on disk already
@@ -272,7 +300,9 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
-def show_next(console: Console, config: DistillConfig, run: RunFolder, report: Report) -> None:
+def show_next(
+    console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
+) -> None:
     """The commands to go on with, ready to paste."""
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
@@ -283,6 +313,11 @@ def show_next(console: Console, config: DistillConfig, run: RunFolder, report: R
     images = 2 * config.training.images
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
     sheet = {"contact sheet": shown(run.local / GRID)} if report.rows else {}
+    if model is not None:
+        scores = model.scores or {}
+        first = next(iter(scores), "")
+        score = f"{first} {shown_score(first, scores[first])}, " if first else ""
+        sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_ray.journal import Record
+from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better
 from sid_ray.mlflow_artifacts import Artifacts
 
@@ -20,6 +21,10 @@ PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+# Of a store without a registry of models, or one that this user may not write to: what comes behind
+# a model must not wait for that. Numbers wait, as a right may be given.
+NO_REGISTRY = ("PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+NO_UPLOAD = (400, 404, 405, 413)  # HTTP: a server that takes no artifacts, or none as large
 GONE = "RESOURCE_DOES_NOT_EXIST"
 CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connection reset)"
 # MLflow's own tries take minutes; a server that is away shall be noticed within seconds.
@@ -66,6 +71,10 @@ class MlflowRun:
         """Finds the run, by its id or its key, or begins it."""
         for name, value in BOUNDS.items():
             os.environ.setdefault(name, value)
+        with only_opener(self._target.uri):
+            self._open()
+
+    def _open(self) -> None:
         import mlflow
 
         uri = self._target.uri
@@ -89,14 +98,20 @@ class MlflowRun:
         Raises RefusedError.
         """
         from mlflow.exceptions import MlflowException
+        from requests import HTTPError
 
+        models = any(record.kind == "model" for record in records)
         try:
             for record in records:
                 if record.kind != "metrics":
                     getattr(self, f"_write_{record.kind}")(**record.values)
             self._write_metrics([r.values for r in records if r.kind == "metrics"])
         except MlflowException as error:
-            if error.error_code in REFUSED:
+            if error.error_code in (*REFUSED, *(NO_REGISTRY if models else ())):
+                raise RefusedError(one_line(error)) from error
+            raise
+        except HTTPError as error:  # of artifacts alone
+            if error.response is not None and error.response.status_code in NO_UPLOAD:
                 raise RefusedError(one_line(error)) from error
             raise
 
@@ -206,6 +221,25 @@ class MlflowRun:
         if not path.is_file():
             raise RefusedError(f"{path} is not there any more")
         return path
+
+
+@contextmanager
+def only_opener(uri: str) -> Iterator[None]:
+    """Of all processes that would open one sqlite, one at a time.
+
+    The first one makes MLflow's tables; two at once stumble over each other's, and could leave a
+    store that is half made. Raises OSError where another one takes too long.
+    """
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with Path(uri.removeprefix("sqlite:///") + ".lock").open("ab") as file:
+        try:
+            lock(file.fileno(), LOCK_S)
+        except OSError as error:
+            if error.errno is None:  # else this file system has no locks
+                raise
+        yield
 
 
 def shown_uri(uri: str) -> str:

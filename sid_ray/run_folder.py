@@ -5,6 +5,7 @@ runs/NAME/log.txt       everything that libraries print
 runs/NAME/checkpoint_*  checkpoints
 runs/NAME/best_*        the averaged generator with the best score
 runs/NAME/evaluations.jsonl   a line a score: whose weights, of which images, against what
+runs/NAME/model/        at the end: that generator with a model card
 runs/NAME/summary.json, grid.png   the final report
 
 It is on a disk or in S3 (``--output.folder s3://BUCKET/runs``). With S3 the driver has a folder of

@@ -18,8 +18,16 @@ from rich.console import Console
 from sid_ray import tracking
 from sid_ray.config import replace
 from sid_ray.distill import track_report
-from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.mlflow_run import (
+    MlflowRun,
+    RefusedError,
+    Target,
+    one_line,
+    only_opener,
+    shown_uri,
+)
 from sid_ray.recipes import recipe
+from sid_ray.report import Report, Row
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
 from sid_ray.tracking import Tracking, send_report
 from tests.tracking import MadeUpRun, target
@@ -142,19 +150,18 @@ def test_a_complete_run_that_is_started_again_sends_what_was_left(tmp_path, monk
     kept = Tracking(target(tmp_path, key=record.key), run.local, run=MadeUpRun(failures=10**6))
     kept.metrics({"loss": 1.0}, 64)
     assert kept.finish().startswith("1 records are not in MLflow")
-    summary = {"grid": None, "images_seen": 64}
+    report = Report()
     if reported:
-        distances = dict.fromkeys(("teacher_fd", "teacher_one_step_fd", "generator_fd"), 2.0)
-        summary |= distances | {"grid": "grid.png"}
+        report = Report([Row("made", 1, {"FD-x": 2.0}, 1.0)] * 3, "FD-x")
         for name in (GRID, SUMMARY):
             (run.local / name).write_text("")
     told = io.StringIO()
-    track_report(Console(file=told), config, run, summary)
+    track_report(Console(file=told), config, run, report, 64, None)
     assert told.getvalue() == ""
     run_id = read_record(run.store).tracker_run_id
     assert history(target(tmp_path), run_id, "loss") == [(64, 1.0)]
     expected = [(64, 2.0)] if reported else []
-    assert history(target(tmp_path), run_id, "generator_fd") == expected
+    assert history(target(tmp_path), run_id, "final/generator_FD-x") == expected
     artifacts = mlflow.MlflowClient(target(tmp_path).uri).list_artifacts(run_id)
     assert [item.path for item in artifacts] == ([GRID, SUMMARY] if reported else [])
 
@@ -275,6 +282,21 @@ def test_a_killed_writer_and_another_one_in_the_same_store(tmp_path):
         for metric, factor in (("loss", 1 / 8), ("other", -1)):
             told = history(where, found[name].run_id, metric)
             assert told == [(step, step * factor) for step in range(250)]
+
+
+def test_a_new_sqlite_is_opened_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """MLflow makes its tables then, and two at once stumble over each other's."""
+    uri = f"sqlite:///{tmp_path}/new.db"
+    one = only_opener(uri)
+    one.__enter__()
+    monkeypatch.setattr("sid_ray.mlflow_run.LOCK_S", 0.1)
+    with pytest.raises(OSError, match="another process has had it"), only_opener(uri):
+        pass
+    with only_opener("http://127.0.0.1:1"):
+        pass
+    one.__exit__(None, None, None)
+    with only_opener(uri):
+        pass
 
 
 def test_passwords_are_not_shown():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -51,13 +51,19 @@ class EvaluatorSettings:
     tracker: Any
 
 
+class Examined(NamedTuple):
+    """What came of a look at some weights: scores and what they mean, and a contact sheet (PNG)."""
+
+    result: dict[str, Any]
+    sheet: bytes
+
+
 class Examiner:
-    """What the actor does with weights: scores, a contact sheet, the best ones kept."""
+    """Scores weights of a run's generator. Raises UserError where something it needs is missing."""
 
     def __init__(self, settings: EvaluatorSettings, device: torch.device):
         config = DistillConfig.from_json(settings.config)
         teacher, folder = settings.teacher, Path(settings.teacher_folder)
-        self.config, self.run, self.tracker = config, Store.at(settings.run), settings.tracker
         net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         self.net = net.to(device)
         num_steps = config.objective.num_steps
@@ -66,36 +72,26 @@ class Examiner:
         codec = codec_of(teacher, folder, config.evaluation.vae, device)
         self.judge = Judge(config.evaluation, source, codec, num_steps, device)
 
-    def examine(self, weights: Path, images_seen: int) -> None:
-        """Scores the weights of a file; tells the tracker, with all that belongs to the scores."""
+    def examine(self, weights: Path, images_seen: int) -> Examined:
+        """Looks at the weights of a file."""
         began = time.monotonic()
         load_weights(self.net, weights)
         looks = [self.judge.look(self.sampler, seeds) for seeds in blocks(self.judge.seeds)]
-        scores = self.judge.scores(looks)
         result = {
             "images_seen": images_seen,
             "weights_sha256": file_sha256(weights),
-            "scores": scores,
+            "scores": self.judge.scores(looks),
             **self.judge.protocol(self.judge.seeds),
             "seconds": round(time.monotonic() - began, 1),
         }
-        told = plain_scores(scores)
-        best = ray.get(self.tracker.log_score.remote(told, images_seen))
-        ray.get(self.tracker.log_evaluation.remote(result))
-        ray.get(self.tracker.log_picture.remote("samples", self.sheet(), images_seen))
-        if self.judge.primary in best and self.config.evaluation.keep_best:
-            keep_best(self.run, weights, result, self.tell)
+        return Examined(result, self._sheet())
 
-    def sheet(self) -> bytes:
-        """The contact sheet of fixed seeds as a PNG."""
-        held = io.BytesIO()
+    def _sheet(self) -> bytes:
         columns, index = sheet_samples(self.judge.source, self.judge.resolution)
         images = self.judge.images(self.sampler, range(len(index)), index)
+        held = io.BytesIO()
         tile(images, columns, pixel_scale(images.shape[-1])).save(held, "PNG")
         return held.getvalue()
-
-    def tell(self, text: str) -> None:
-        self.tracker.event.remote(text)
 
 
 @ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1, max_task_retries=-1)
@@ -114,6 +110,7 @@ class Evaluator:
         if not on_gpu:
             torch.set_num_threads(1)
         set_endpoint(config.storage.endpoint_url, config.storage.region)
+        self._keeps_best = config.evaluation.keep_best
         self._description = generator_description(config, settings.teacher)
         own = cache_folder() / "evaluations" / settings.run_key
         self._folder = Path(settings.waiting) if settings.waiting else own
@@ -150,10 +147,21 @@ class Evaluator:
                 weights = self._waiting()[0]
             try:
                 examiner = examiner or Examiner(self._settings, self._device)
-                examiner.examine(weights, int(weights.stem))
+                found = examiner.examine(weights, int(weights.stem))
+                self._tell(found, weights, examiner.judge.primary)
             except Exception as error:  # the training goes on without this score
                 self._trouble = f"the evaluation at {int(weights.stem):,} images failed: {error}"
                 self._settings.tracker.event.remote(f"warning: {self._trouble}")
             with self._changed:
                 weights.unlink(missing_ok=True)
                 self._changed.notify_all()
+
+    def _tell(self, found: Examined, weights: Path, primary: str) -> None:
+        """Tells the tracker; keeps the weights where they are the best so far."""
+        settings, images_seen = self._settings, found.result["images_seen"]
+        tracker = settings.tracker
+        best = ray.get(tracker.log_score.remote(plain_scores(found.result["scores"]), images_seen))
+        ray.get(tracker.log_evaluation.remote(found.result))
+        ray.get(tracker.log_picture.remote("samples", found.sheet, images_seen))
+        if primary in best and self._keeps_best:
+            keep_best(Store.at(settings.run), weights, found.result, tracker.event.remote)

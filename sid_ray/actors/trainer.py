@@ -16,7 +16,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,21 @@ import ray.exceptions
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.actors import scaling
+from sid_ray.actors.beside import WAITING, drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.actors.timeline import Interruption
-from sid_ray.actors.tracker import Board, Tracker
+from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
-from sid_ray.config import DistillConfig, flatten, ray_resources, replace
+from sid_ray.config import DistillConfig, replace
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.mlflow_run import Target
 from sid_ray.ray_environment import set_ray_environment
-from sid_ray.run_folder import LOG, RunFolder, RunRecord, tracking_uri, write_record
+from sid_ray.run_folder import LOG, RunFolder, RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole
@@ -50,7 +47,6 @@ from sid_ray.stored import newest_listed, newest_whole
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
-WAITING = ".evaluations"  # in a run's folder: weights that are not scored yet
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 
 
@@ -154,83 +150,6 @@ def workers_of(config: DistillConfig) -> tuple[int, int]:
     if not os.environ.get("RAY_ADDRESS"):
         return resources.num_workers, resources.num_workers
     return resources.min_workers, resources.num_workers
-
-
-def here() -> NodeAffinitySchedulingStrategy:
-    """The driver's own node: what lives as long as the driver must not go with a worker's node."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
-    """Where in MLflow a run is told of."""
-    uri = tracking_uri(config)
-    if uri.startswith("sqlite:////"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return Target(
-        uri,
-        config.output.experiment,
-        config.run_name,
-        record.key,
-        flatten(config),
-        {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"},
-        f"{config.output.folder}/mlartifacts",
-        record.tracker_run_id,
-    )
-
-
-def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
-    """``began``: when this driver was started, in seconds since the epoch."""
-    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
-        tracking_target(config, record),
-        str(RunFolder.of(config).local),
-        config.training.batch_size,
-        began,
-    )
-
-
-def start_evaluator(
-    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, tracker: Any
-) -> Any:
-    """The evaluator, on this node or wherever its own resources are; None where nobody asks it.
-
-    On a Ray of its own, a run gets resources that the evaluator was promised only if they are here:
-    raises UserError where they are not.
-    """
-    if not config.evaluation.every:
-        return None
-    asked = ray_resources(config.evaluation.resources)
-    there = ray.cluster_resources()
-    lacking = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
-    if lacking and not os.environ.get("RAY_ADDRESS"):
-        name = lacking[0]
-        raise UserError(
-            f"evaluation.resources asks for {name}={asked[name]:g}, here are "
-            f"{there.get(name, 0):g}: ask for less, or leave it empty"
-        )
-    options: dict[str, Any] = {"scheduling_strategy": here()}
-    waiting = str(run.local / WAITING)
-    if asked:
-        options = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0)}
-        options["resources"] = asked
-        waiting = ""
-    settings = EvaluatorSettings(
-        config=config.to_json(),
-        teacher=start.description,
-        teacher_folder=str(start.teacher),
-        run=str(run.store),
-        run_key=record.key,
-        waiting=waiting,
-        tracker=tracker,
-    )
-    return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
-
-
-def drained(evaluator: Any, look: Callable[[], Any]) -> str:
-    """Waits for what the evaluator still has to score; '' or what went wrong. Raises RayError."""
-    answer = evaluator.drain.remote()
-    while not ray.wait([answer], timeout=POLL_S)[0]:
-        look()
-    return ray.get(answer)
 
 
 def own_scaling(config: DistillConfig, show: Display) -> bool:
@@ -360,7 +279,8 @@ def train(
         newest, damage = newest_whole(run.store)
         if newest == there[0]:
             show.update("", {}, [f"already complete: {newest}"])
-            return Outcome(before, run.store / newest, 0, 0.0, 0.0, "")
+            trouble = score_leftovers(config, start, run, record, show)
+            return Outcome(before, run.store / newest, 0, 0.0, 0.0, trouble)
         show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
     show.update("starting Ray", {}, [])
@@ -383,6 +303,33 @@ def train(
     last, seen = run.store / there[0], there[1].images_seen
     times = clock.train_seconds, clock.startup_seconds
     return Outcome(seen, last, seen - before, *times, trouble, interruptions)
+
+
+def score_leftovers(
+    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, show: Display
+) -> str:
+    """Scores weights that were handed over before this complete run's driver was killed.
+
+    Returns '' or what went wrong.
+    """
+    if not config.evaluation.every or not list((run.local / WAITING).glob("*")):
+        return ""
+    show.update("scoring what was left", {}, [])
+
+    def look() -> None:
+        board: Board = ray.get(tracker.board.remote())
+        show.update("", board.metrics, board.events)
+
+    try:
+        start_ray(config)
+        tracker = start_tracker(config, record, time.time())
+        trouble = drained(start_evaluator(config, start, run, record, tracker), look)
+        look()
+        return trouble + ray.get(tracker.finish.remote("FINISHED"))
+    except ray.exceptions.RayError as error:
+        return f"the evaluation failed: {reason_of(error)}. "
+    finally:
+        ray.shutdown()
 
 
 def run_actors(

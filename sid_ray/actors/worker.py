@@ -16,6 +16,7 @@ import ray.train
 import torch
 
 from sid_ray.actors.build import WorkerSettings, build_networks, build_spool, on_this_node
+from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
 from sid_ray.assemble import data_of, generator_description, objective_of
@@ -23,7 +24,7 @@ from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.engine import DeepSpeedRole, init_deepspeed
-from sid_ray.fragments import gathered, whole_state, world
+from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
 from sid_ray.snapshot import take_snapshot
@@ -68,6 +69,7 @@ class Worker:
     sums: Sums = field(default_factory=Sums)
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
     data_stalled_s: float = 0.0  # waited for any rank's data since then
+    evaluation_stalled_s: float = 0.0  # spent on handing weights to the evaluator since then
     handed: list[Any] = field(default_factory=list)  # to the evaluator, perhaps on their way
 
     @property
@@ -115,13 +117,14 @@ class Worker:
 
         A collective: every rank holds a part of it.
         """
-        weights = {}
+        began, weights = time.monotonic(), {}
         for name, value in whole_state(self.trainee.generator_ema):
             if self.rank == 0:
                 weights[name] = value.cpu()
         if self.rank == 0:
             taken = self.settings.evaluator.take.remote(ray.put(weights), self.trainee.images_seen)
             self.handed = [*self.unfinished_handovers(), taken]
+        self.evaluation_stalled_s += time.monotonic() - began
 
     def unfinished_handovers(self, timeout_s: float = 0.0) -> list[Any]:
         """Weights that the evaluator has not taken yet: they go with this process."""
@@ -184,18 +187,22 @@ class Worker:
         """
         metrics = reduce_means(self.sums, self.spool.group)
         metrics["skipped_updates"] /= self.world_size
+        memory_gib = largest(peak_memory_gib(self.device), self.spool.group)
         phases = 1 + ("generator_loss" in metrics)
         updates = phases * images / self.config.training.batch_size
         findings = self.health.see(metrics, updates, self.trainee.images_seen)
         self.sums = Sums()
         stalled_s, self.stalled_s = self.stalled_s, 0.0
         data_stalled_s, self.data_stalled_s = self.data_stalled_s, 0.0
+        evaluation_stalled_s, self.evaluation_stalled_s = self.evaluation_stalled_s, 0.0
         if self.rank == 0:
             metrics |= {
                 "images_per_s": images / spent_s,
                 "workers": self.world_size,
+                "memory_gib": memory_gib,
                 "checkpoint_stall_s": stalled_s,
                 "data_stall_s": data_stalled_s,
+                "evaluation_stall_s": evaluation_stalled_s,
             }
             self.settings.tracker.log.remote(metrics, self.trainee.images_seen)
         for finding in findings:
@@ -204,18 +211,6 @@ class Worker:
                 raise DivergedError(finding.text, seen, finding.good_until)
             if self.rank == 0:
                 self.tell(finding.text)
-
-
-def reduce_means(sums: Sums, group: Any = None) -> dict[str, float]:
-    """Means over samples of all ranks; plain sums over ranks where there were no samples."""
-    names = sorted(sums.values)
-    packed = torch.stack([sums.values[name].double().cpu() for name in names])
-    counts = torch.tensor([float(sums.counts[name]) for name in names], dtype=torch.float64)
-    both = torch.stack([packed, counts])
-    if world()[1] > 1:
-        torch.distributed.all_reduce(both, group=group)
-    means = both[0] / both[1].clamp_min(1)
-    return dict(zip(names, means.tolist(), strict=True))
 
 
 def crossed(every: int, before: int, after: int) -> bool:

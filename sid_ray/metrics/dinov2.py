@@ -1,8 +1,9 @@
 """FD-DINOv2: DINOv2 ViT-L/14 of a folder in Transformers' layout (facebook/dinov2-large).
 
-Images are resized to 224 x 224 by antialiased bicubic interpolation, as EDM2's fast mode does; the
-features are the class token behind the last norm (1024 numbers). Position embeddings are brought to
-that size as DINOv2's own code does it, with an offset of 0.1, which Transformers leaves out.
+Images are resized to 224 x 224 by antialiased bicubic interpolation, as EDM2's fast mode does, and
+normalised by ImageNet's mean and deviation, as DINOv2 was trained; the features are the class token
+behind the last norm (1024 numbers). Position embeddings are brought to that size as DINOv2's own
+code does it, with an offset of 0.1, which Transformers leaves out.
 
 Source: Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (as a metric).
 """
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
-from sid_ray.metrics.lite0 import DEVIATION, MEAN, resized
+from sid_ray.metrics.lite0 import resized
 from sid_ray.metrics.transformers_folder import load_network
 
 SIZE, OFFSET = 224, 0.1
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 WEIGHTS = "model.safetensors"
 
 

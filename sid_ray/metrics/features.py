@@ -15,12 +15,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sid_ray.denoisers.codecs import IdentityCodec
 from sid_ray.errors import UserError, nearest
 from sid_ray.metrics.frechet import frechet_distance
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from sid_ray.weights.description import write_safetensors
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -82,6 +84,16 @@ SPACES: dict[str, type[Classifier]] = {
 FILE = "features.safetensors"
 
 
+@torch.no_grad()
+def feature_sums(network: Classifier, images: Tensor) -> FeatureSums:
+    """Of images [N, C, H, W] in [-1, 1] as 8 bits show them, all samples in order."""
+    shown = IdentityCodec().decode_uint8(images).float() / 127.5 - 1
+    return merged(
+        FeatureSums.of_block(network.features(chunk).numpy(), block)
+        for block, chunk in enumerate(shown.split(BLOCK))
+    )
+
+
 @dataclass(frozen=True)
 class FeatureSpace:
     """A named feature extractor with the mean [D] and covariance [D, D] of its reference set."""
@@ -91,13 +103,9 @@ class FeatureSpace:
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
-    @torch.no_grad()
     def statistics(self, images: Tensor) -> FeatureSums:
-        """Feature sums of images [N, C, H, W] in [-1, 1], all samples in order."""
-        return merged(
-            FeatureSums.of_block(self.network.features(chunk.float()).numpy(), block)
-            for block, chunk in enumerate(images.split(BLOCK))
-        )
+        """Feature sums of images [N, C, H, W] in [-1, 1], as 8 bits show them, in order."""
+        return feature_sums(self.network, images)
 
     def frechet_distance(self, images: Tensor) -> float:
         """Distance of images [N, C, H, W] in [-1, 1] to the reference set."""
@@ -113,15 +121,14 @@ class FeatureSpace:
 
 def save_feature_space(folder: Path, name: str, network: Classifier, real: Tensor) -> None:
     """Writes a feature space with the statistics of its reference images [N, C, H, W]."""
-    with torch.no_grad():
-        stats = FeatureSums.of(network.features(real).numpy())
+    stats = feature_sums(network, real)
     reference = {
         "reference.mean": torch.from_numpy(stats.mean),
         "reference.covariance": torch.from_numpy(stats.covariance),
     }
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"name": name, "reference_images": str(len(real))}
-    save_file({**network.state_dict(), **reference}, folder / FILE, metadata=metadata)
+    write_safetensors(folder / FILE, {**network.state_dict(), **reference}, metadata)
 
 
 def load_feature_space(name: str) -> FeatureSpace:

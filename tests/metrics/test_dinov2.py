@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model
 
 from sid_ray.errors import UserError
-from sid_ray.metrics.dinov2 import resampled_positions
+from sid_ray.metrics.dinov2 import DEVIATION, MEAN, resampled_positions
 from sid_ray.metrics.extractors import extract, load_extractor
-from sid_ray.metrics.lite0 import DEVIATION, MEAN
 
 
 def tiny(image_size: int) -> Dinov2Model:

@@ -17,7 +17,8 @@ from sid_ray.data.digits import load_digits
 from sid_ray.errors import UserError
 from sid_ray.metrics.extractors import NAMES, extract, load_extractor
 from sid_ray.metrics.features import SPACES, load_feature_space
-from sid_ray.metrics.lite0 import resized
+from sid_ray.metrics.lite0 import normalised, resized
+from tests.conftest import relative_error
 
 
 def photo(name: str) -> Tensor:
@@ -82,8 +83,28 @@ def test_lite0_sees_what_is_on_a_photo(lite0):
     china, flower = found.logits.topk(2).indices.tolist()
     assert set(china) == {442, 698} and flower[0] == 985
     # its own forward pass, which has dropout between the features and the logits
-    pixels = (resized(photos, 224) / 255 - lite0.mean) / lite0.deviation
+    pixels = (resized(photos, 224) - 127) / 128
     torch.testing.assert_close(found.logits, lite0.network(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_lite0_is_normalised_as_its_weights_were_trained(lite0):
+    """Its first batch norm remembers the stem's mean and variance in training; a normalisation of
+    another width would scale all variances (ImageNet's deviation: by 4.9).
+    """
+    stem, norm = lite0.network._conv_stem, lite0.network._bn0
+    photos = [photo(name) for name in ("china.jpg", "flower.jpg")]
+    squares = [picture[:, :, left : left + 427] for picture in photos for left in (0, 107, 213)]
+    seen = stem(normalised(torch.stack(squares)))
+    ratio = (seen.var((0, 2, 3)) / norm.running_var).median()
+    assert 0.7 < ratio < 1.4
+    # Kernels summed over places carry a colour's mean on: three numbers explain the 32 means.
+    kernels, means = stem.weight.sum((2, 3)), norm.running_mean
+    colours = torch.linalg.lstsq(kernels, means[:, None]).solution[:, 0]
+    assert relative_error(kernels @ colours, means) < 0.01
+    imagenet = torch.tensor([0.485, 0.456, 0.406])
+    expected = (255 * imagenet - 127) / 128
+    assert (colours - expected).norm() < 0.5 * expected.norm()  # ImageNet's normalisation: 0, 0, 0
+    assert lite0.identity.endswith("-127-128")
 
 
 def test_lite0_takes_grey_and_small_images_and_orders_damage(lite0):

@@ -1,0 +1,99 @@
+"""The actors beside the workers: the tracker, and the evaluator with what it needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
+from sid_ray.actors.tracker import Tracker
+from sid_ray.assemble import Start
+from sid_ray.config import DistillConfig, flatten, ray_resources
+from sid_ray.errors import UserError
+from sid_ray.mlflow_run import Target
+from sid_ray.run_folder import RunFolder, RunRecord, tracking_uri
+
+LOOK_S = 0.5
+WAITING = ".evaluations"  # in a run's folder: weights that are not scored yet
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """The driver's own node: what lives as long as the driver must not go with a worker's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
+    """Where in MLflow a run is told of."""
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:////"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return Target(
+        uri,
+        config.output.experiment,
+        config.run_name,
+        record.key,
+        flatten(config),
+        {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"},
+        f"{config.output.folder}/mlartifacts",
+        record.tracker_run_id,
+    )
+
+
+def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
+    """``began``: when this driver was started, in seconds since the epoch."""
+    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
+        tracking_target(config, record),
+        str(RunFolder.of(config).local),
+        config.training.batch_size,
+        began,
+    )
+
+
+def start_evaluator(
+    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, tracker: Any
+) -> Any:
+    """The evaluator, on this node or wherever its own resources are; None where nobody asks it.
+
+    On a Ray of its own, a run gets resources that the evaluator was promised only if they are here:
+    raises UserError where they are not.
+    """
+    if not config.evaluation.every:
+        return None
+    asked = ray_resources(config.evaluation.resources)
+    there = ray.cluster_resources()
+    lacking = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
+    if lacking and not os.environ.get("RAY_ADDRESS"):
+        name = lacking[0]
+        raise UserError(
+            f"evaluation.resources asks for {name}={asked[name]:g}, here are "
+            f"{there.get(name, 0):g}: ask for less, or leave it empty"
+        )
+    options: dict[str, Any] = {"scheduling_strategy": here()}
+    waiting = str(run.local / WAITING)
+    if asked:
+        options = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0)}
+        options["resources"] = asked
+        waiting = ""
+    settings = EvaluatorSettings(
+        config=config.to_json(),
+        teacher=start.description,
+        teacher_folder=str(start.teacher),
+        run=str(run.store),
+        run_key=record.key,
+        waiting=waiting,
+        tracker=tracker,
+    )
+    return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
+
+
+def drained(evaluator: Any, look: Callable[[], Any]) -> str:
+    """Waits for what the evaluator still has to score; '' or what went wrong. Raises RayError."""
+    answer = evaluator.drain.remote()
+    while not ray.wait([answer], timeout=LOOK_S)[0]:
+        look()
+    return ray.get(answer)
