@@ -16,6 +16,7 @@ from sid_ray import __version__
 from sid_ray.config import DistillConfig
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
+from sid_ray.evaluate_options import EvaluateOptions
 from sid_ray.parsing import ALIASES, expand_aliases, number_list, one_of, parse
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
@@ -33,6 +34,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
+  sid-ray evaluate RUN_CHECKPOINT_OR_TEACHER           score its images by FID and the like
   sid-ray ui [FOLDER]                                  MLflow's pages on a folder of runs
   sid-ray compare RUN [RUN ...] [--out compare.html]   runs side by side on one page
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
@@ -142,6 +144,9 @@ class GenerateArgs:
     """Folder for the pictures."""
     batch: int = 64
     """Images made at once."""
+    vae: str = ""
+    """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
+    its teacher's."""
 
 
 def generate(args: Sequence[str]) -> int:
@@ -158,9 +163,29 @@ def generate(args: Sequence[str]) -> int:
         from sid_ray.data.source import read_prompts
 
         prompts = list(read_prompts(str(parsed.prompts)))
-    written = generate_pictures(parsed.source, seeds, classes, prompts, parsed.out, parsed.batch)
+    written = generate_pictures(
+        parsed.source, seeds, classes, prompts, parsed.out, parsed.batch, parsed.vae
+    )
     print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
     return 0
+
+
+@dataclass(frozen=True)
+class EvaluateArgs(EvaluateOptions):
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
+    hf://OWNER/REPO/PATH or builtin:NAME."""
+
+    __doc__ = EvaluateOptions.__doc__
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """sid-ray evaluate RUN_CHECKPOINT_OR_TEACHER"""
+    parsed = parse(EvaluateArgs, args, "sid-ray evaluate")
+    parsed.check()
+    from sid_ray.evaluate import run_evaluation
+
+    return run_evaluation(parsed)
 
 
 @dataclass
@@ -311,6 +336,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan,
     "doctor": doctor,
     "generate": generate,
+    "evaluate": evaluate,
     "compare": compare,
     "ui": ui,
     "recipes": recipes,

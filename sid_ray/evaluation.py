@@ -94,7 +94,7 @@ def codec_of(
     if not vae and not (folder / "vae").is_dir():
         raise UserError(
             "images are judged as pixels, this network makes latents: name a diffusers folder with "
-            "their vae as evaluation.vae"
+            "their vae (evaluation.vae, or --vae FOLDER)"
         )
     convention = "edm2" if description.family == "edm2" else "sd"
     return open_vae(vae or str(folder), convention, str(device))
@@ -204,7 +204,14 @@ class Judge:
         return Real(self.chosen.reference, self.source, self.extractor, self.tell)
 
     def check(self) -> None:
-        """Raises UserError where the reference cannot serve the metrics, before images are made."""
+        """Raises UserError where the reference or the feature space cannot serve the metrics,
+        before images are made.
+        """
+        if "is" in self.metrics and not self.extractor.classes:
+            raise UserError(
+                f"metric is needs a classifier, {self.extractor.name} is none: choose another "
+                "feature space"
+            )
         if "fd" in self.metrics:
             self.real.check()
         if self._compares_samples:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sid_ray.assemble import generation_of
+from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
+from sid_ray.evaluation import codec_of
 from sid_ray.pictures import pixel_scale, save_picture, tile, to_picture
 from sid_ray.sampling import (
     Inputs,
@@ -61,7 +63,7 @@ def conditions(
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
-        text = spec.load_text(text_folder(folder, description))
+        text = spec.load_text(folder_with("text_encoder", folder, description))
         return Condition(text=text.embed([prompts[seed % len(prompts)] for seed in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -71,14 +73,22 @@ def conditions(
     return Condition(torch.nn.functional.one_hot(chosen, label_dim).float())
 
 
-def text_folder(folder: Path, description: ModelDescription) -> Path:
-    """Where the text encoder lies: with the generator, or with the teacher it came from."""
-    if (folder / "text_encoder").is_dir():
+def folder_with(part: str, folder: Path, description: ModelDescription) -> Path:
+    """Where text encoder or VAE lie: with the generator, or with the teacher it came from."""
+    if (folder / part).is_dir():
         return folder
     teacher = description.notes.get("teacher")
     if not teacher:
-        raise UserError(f"{folder} names no teacher, and has no text encoder of its own")
+        how = "; give --vae FOLDER" if part == "vae" else ""
+        raise UserError(f"{folder} names no teacher, and has no {part} of its own{how}")
     return resolve_source(str(teacher))
+
+
+def codec_for(folder: Path, description: ModelDescription, vae: str) -> Codec:
+    """From what the generator makes to pixels. Raises UserError where latents have no VAE."""
+    latents = spec_of(description.family).shape(description.network)[0] not in (1, 3)
+    home = folder_with("vae", folder, description) if latents and not vae else folder
+    return codec_of(description, home, vae)
 
 
 def generate_pictures(
@@ -88,15 +98,18 @@ def generate_pictures(
     prompts: Sequence[str],
     out: Path,
     batch: int,
+    vae: str = "",
 ) -> str:
     """Writes out/seed000000.png ... and out/grid.png; returns the network folder's name.
 
-    Raises UserError for a source without a generator.
+    ``vae`` is a diffusers folder that turns latents into images; empty for the network's own, or
+    its teacher's. Raises UserError for a source without a generator, or latents without a VAE.
     """
     folder = find_generator(source)
     net, description = load_model(folder)
     if description.one_step is None:
         raise UserError(f"{folder} is not a one-step generator: its model.json has no one_step")
+    codec = codec_for(folder, description, vae)
     schedule, num_steps = generation_of(description.one_step)
     shape = spec_of(description.family).shape(description.network)
     inputs = Inputs(
@@ -105,9 +118,9 @@ def generate_pictures(
         seeded_noises(seeds, shape, num_steps),
     )
     sampler = generator_sampler(net, schedule, num_steps)
-    images = sample_in_batches(sampler, inputs, batch, pad=True)
+    images = codec.decode_uint8(sample_in_batches(sampler, inputs, batch, pad=True))
     for seed, image in zip(seeds, images, strict=True):
         save_picture(to_picture(image), out / f"seed{seed:06d}.png")
-    scale = pixel_scale(shape[-1])
+    scale = pixel_scale(images.shape[-1])
     save_picture(tile(images, min(GRID_COLUMNS, len(images)), scale), out / "grid.png")
     return f"{folder.parent.name}/{folder.name}"

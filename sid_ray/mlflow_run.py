@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.journal import LOCK_S, Record, lock
-from sid_ray.metrics.names import BEST, larger_is_better
+from sid_ray.metrics.names import BEST, larger_is_better, shown_last
 from sid_ray.mlflow_artifacts import Artifacts
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
@@ -194,7 +194,8 @@ class MlflowRun:
             if told["step"] not in self._steps(name)
         }
         if new:
-            self._client.log_batch(self.run_id, metrics=list(reversed(new.values())))
+            first = sorted(new.values(), key=lambda metric: (shown_last(metric.key), metric.step))
+            self._client.log_batch(self.run_id, metrics=first)
         for name, step in new:
             self._there[name].add(step)
 

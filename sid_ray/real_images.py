@@ -112,6 +112,11 @@ class Real:
                     f"{self.reference} was made by {found.identity}, not by {identity}: use the "
                     "same feature space for both"
                 )
+            if len(found.mean) != self.extractor.dim:
+                raise UserError(
+                    f"{self.reference} has statistics of {len(found.mean):,} features, {name} has "
+                    f"{self.extractor.dim:,}: name those of this feature space, or choose another"
+                )
             return found
         if self.ships:
             space = load_feature_space(name)

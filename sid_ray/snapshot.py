@@ -119,15 +119,19 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Part:
     return Part(files, rows)
 
 
+def write_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> str:
+    """A network as one file that describes itself; its sha256, by which scores name it."""
+    shapes = {name: (value.shape, value.dtype) for name, value in weights.items()}
+    return stream_safetensors(path, shapes, weights.items(), {METADATA: description.to_json()})
+
+
 def write_average(
     folder: Path, average: Mapping[str, Tensor], description: ModelDescription
 ) -> dict[str, tuple[str, int]]:
     """The averaged generator as a network by itself; (sha256, size) by file name."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = description.to_json()
-    shapes = {name: (value.shape, value.dtype) for name, value in average.items()}
-    path = folder / WEIGHTS
-    digest = stream_safetensors(path, shapes, average.items(), {METADATA: text})
+    text, path = description.to_json(), folder / WEIGHTS
+    digest = write_weights(path, average, description)
     (folder / DESCRIPTION).write_text(text)
     return {
         WEIGHTS: (digest, path.stat().st_size),

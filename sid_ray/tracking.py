@@ -36,6 +36,8 @@ class Tracking:
         folder: the run's, on the driver's disk.
         tell: takes lines for a person.
         run: what talks to MLflow; another one in tests.
+        hold_s: how long a new run's first numbers wait for a score. MLflow's pages show metrics in
+            the order in which they first came; scores shall be the first.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Tracking:
         folder: Path,
         tell: Callable[[str], None] = lambda text: None,
         run: Any = None,
+        hold_s: float = 0.0,
     ):
+        self._began, self._hold_s = time.monotonic(), hold_s
         self._folder, self._tell, self._uri = folder, tell, shown_uri(target.uri)
         self._journal = Journal(folder, target.key, tell)
         if run is None and target.run_id is None and self._journal.sent_to:
@@ -135,7 +139,7 @@ class Tracking:
         began = time.monotonic()
         timeout_s += self._weights_s()
         with self._changed:
-            self._failures = min(self._failures, TOLD_AFTER)
+            self._failures, self._hold_s = min(self._failures, TOLD_AFTER), 0.0
             self._hurry.set()
             while self._pending:
                 waited_s = time.monotonic() - began
@@ -206,7 +210,23 @@ class Tracking:
         with self._changed:
             self._hurry.clear()
             self._changed.wait_for(lambda: self._pending or self._closed)
+            while self._held() and not self._closed:
+                self._changed.wait(0.1)
             return bool(self._pending) and not self._closed
+
+    def _held(self) -> bool:
+        """Whether the first numbers of a run wait for a score to come with them."""
+        if not self._hold_s or not self._pending or self._pending[0].kind != "metrics":
+            return False
+        scored = any(
+            name.startswith(EVAL)
+            for record in self._pending
+            if record.kind == "metrics"
+            for name in record.values["metrics"]
+        )
+        if scored or time.monotonic() - self._began > self._hold_s:
+            self._hold_s = 0.0
+        return bool(self._hold_s)
 
     def _send(self) -> None:
         """One try of the next records. Raises what MLflow raises."""

@@ -28,10 +28,11 @@ LEVELS = {
     "trace_memory": 3, "fit": 3,
     "mlflow_run": 3, "mlflow_artifacts": 3, "best": 3, "tracking": 3, "history": 3,
     "model_card": 3,
-    "evaluation": 3, "real_images": 3, "release": 3, "best_weights": 3,
+    "evaluation": 3, "real_images": 3, "release": 3, "best_weights": 3, "subject": 3, "looks": 3,
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
     "sweep": 5, "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
+    "evaluate": 5, "evaluate_options": 5, "evaluate_result": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
@@ -41,7 +42,16 @@ HOMES = {
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),
     "efficientnet_lite_pytorch": ("metrics/lite0",),
-    "rich": ("console", "distill", "doctor", "plan", "weights", "data/command"),
+    "rich": (
+        "console",
+        "distill",
+        "doctor",
+        "plan",
+        "weights",
+        "data/command",
+        "evaluate",
+        "evaluate_result",
+    ),
     "tyro": ("cli", "parsing", "weights/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

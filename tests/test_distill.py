@@ -3,6 +3,7 @@
 Short runs (distill_runs.py), exact assertions.
 """
 
+import json
 import signal
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sid_ray.checkpoint import newest_whole, read_manifest, verify
+from sid_ray.checkpoint import EMA_FOLDER, newest_whole, read_manifest, verify
 from sid_ray.cli import main
+from sid_ray.run_folder import EVALUATIONS
+from sid_ray.stored import find_generator
 from tests.distill_runs import CHECKPOINT_EVERY, IMAGES
 
 pytestmark = pytest.mark.timeout(600)  # alone, there is nothing beside which the runs were made
@@ -132,6 +135,21 @@ def reports_until(last: int) -> list[int]:
     return sorted(
         {*range(128, last + 1, 128), *range(CHECKPOINT_EVERY, last + 1, CHECKPOINT_EVERY)}
     )
+
+
+def test_scores_name_the_weights_that_a_checkpoint_holds(undisturbed):
+    lines = (undisturbed / EVALUATIONS).read_text().splitlines()
+    found = {line["images_seen"]: line["weights_sha256"] for line in map(json.loads, lines)}
+    assert sorted(found) == [0, 320, 640, 960]
+    shared = 0
+    for path in undisturbed.glob("checkpoint_*"):
+        manifest = read_manifest(path)
+        if manifest.images_seen in found:
+            shared += 1
+            sha256 = manifest.files[f"{EMA_FOLDER}/model.safetensors"]
+            assert found[manifest.images_seen] == sha256
+    assert shared
+    assert find_generator(f"{undisturbed}/best").parent == undisturbed
 
 
 def test_runs_are_compared_on_one_page(folder, undisturbed, disturbed, capsys):

@@ -1,13 +1,19 @@
 """sid-ray generate: pictures that depend on their seed alone."""
 
+import dataclasses
 import hashlib
 
 import pytest
+import torch
 from PIL import Image
 
+from sid_ray import evaluation
+from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.generate import generate_pictures
+from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.sources import resolve_source
+from tests.networks import TINY_EDM2
 from tests.test_checkpoint import write
 
 
@@ -46,3 +52,44 @@ def test_wrong_classes_and_networks_are_refused(run, tmp_path):
     teacher = resolve_source("builtin:digits-teacher")
     with pytest.raises(UserError, match="not a one-step generator"):
         generate_pictures(teacher, [0], None, (), tmp_path, batch=1)
+
+
+class Doubling:
+    """A codec whose pictures have three channels and twice the size."""
+
+    def decode_uint8(self, latents):
+        pixels = latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return (pixels * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def latents(tmp_path):
+    """A generator of latents [4, 8, 8], which names no teacher."""
+    network = dataclasses.replace(TINY_EDM2, img_channels=4, label_dim=0)
+    weights = EDM2Denoiser(network).state_dict()
+    description = ModelDescription("edm2", network.to_json(), {"sigma": 2.5})
+    save_model(tmp_path / "latents", weights, description)
+    return tmp_path / "latents"
+
+
+def test_latents_are_decoded(latents, tmp_path, monkeypatch):
+    asked = []
+
+    def open_vae(source, convention, device):
+        asked.append((source, convention))
+        return Doubling()
+
+    monkeypatch.setattr(evaluation, "open_vae", open_vae)
+    generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, vae="decoder")
+    (latents / "vae").mkdir()  # its own
+    generate_pictures(latents, range(3), None, (), tmp_path / "b", 2)
+    assert asked == [("decoder", "edm2"), (str(latents), "edm2")]
+    with Image.open(tmp_path / "a" / "seed000000.png") as picture:
+        assert (picture.size, picture.mode) == ((16, 16), "RGB")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_latents_without_a_decoder_are_refused(latents, tmp_path):
+    with pytest.raises(UserError, match="has no vae of its own; give --vae FOLDER"):
+        generate_pictures(latents, [0], None, (), tmp_path / "a", batch=1)
+    assert not (tmp_path / "a").exists()

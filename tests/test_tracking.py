@@ -30,7 +30,7 @@ from sid_ray.recipes import recipe
 from sid_ray.report import Report, Row
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
 from sid_ray.tracking import Tracking, send_report
-from tests.tracking import MadeUpRun, target
+from tests.tracking import MadeUpRun, target, wait_for
 
 
 def history(where: Target, run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -305,3 +305,21 @@ def test_passwords_are_not_shown():
     assert one_line(OSError("no answer from http://me:secret@host\nmore")) == (
         "no answer from http://host"
     )
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_runs_first_numbers_wait_for_a_score_to_stand_before_them(tmp_path, scored):
+    """MLflow's compare view offers the metric that came first."""
+    kept = Tracking(target(tmp_path), tmp_path, hold_s=30.0 if scored else 1.0)
+    kept.metrics({"fake_loss": 1.0, "a_loss": 2.0}, 64)
+    time.sleep(0.3)
+    assert kept.left == 1
+    if scored:
+        kept.scores({"FD-x": 3.0}, 64)
+    wait_for(lambda: not kept.left, "the numbers in MLflow")
+    client = mlflow.MlflowClient(target(tmp_path).uri)
+    told = list(client.get_run(kept.run_id).data.metrics)
+    scores = ["best/FD-x", "eval/FD-x"] if scored else []
+    assert sorted(told) == sorted(["a_loss", "fake_loss", *scores])
+    assert told[0] == (scores or ["a_loss"])[0]
+    assert kept.finish() == ""

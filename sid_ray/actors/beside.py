@@ -19,6 +19,7 @@ from sid_ray.mlflow_run import Target
 from sid_ray.run_folder import RunFolder, RunRecord, tracking_uri
 
 LOOK_S = 0.5
+FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait
 WAITING = ".evaluations"  # in a run's folder: weights that are not scored yet
 
 
@@ -49,11 +50,13 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
 
 def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
     """``began``: when this driver was started, in seconds since the epoch."""
+    new = record.tracker_run_id is None and config.evaluation.every
     return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
         tracking_target(config, record),
         str(RunFolder.of(config).local),
         config.training.batch_size,
         began,
+        FIRST_SCORE_S if new else 0.0,
     )
 
 

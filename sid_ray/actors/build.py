@@ -59,14 +59,20 @@ def on_this_node(config: DistillConfig, settings: WorkerSettings) -> WorkerSetti
     Makes the run's S3 server the one of this process. Raises UserError.
     """
     set_endpoint(config.storage.endpoint_url, config.storage.region)
-    teacher, generator = settings.teacher_folder, settings.initial_generator
-    if "://" in config.teacher.source and not Path(teacher).exists():
-        teacher = str(resolve_source(config.teacher.source))
+    teacher = teacher_here(config, settings.teacher_folder)
+    generator = settings.initial_generator
     source = config.teacher.initial_generator
     if generator and "://" in source and not Path(generator).exists():
         found = find_generator(source) if is_generator_address(source) else resolve_source(source)
         generator = str(found)
     return dataclasses.replace(settings, teacher_folder=teacher, initial_generator=generator)
+
+
+def teacher_here(config: DistillConfig, folder: str) -> str:
+    """The teacher's folder on this node: fetched where only the driver's node has it."""
+    if "://" in config.teacher.source and not Path(folder).exists():
+        return str(resolve_source(config.teacher.source))
+    return folder
 
 
 def build_networks(

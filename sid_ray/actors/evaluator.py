@@ -15,7 +15,8 @@ import ray
 import torch
 from torch import Tensor
 
-from sid_ray.assemble import data_of, generator_description, schedule_of
+from sid_ray.actors.build import teacher_here
+from sid_ray.assemble import data_of, generator_description, network_of, schedule_of
 from sid_ray.best_weights import keep_best
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
@@ -24,8 +25,8 @@ from sid_ray.local_copies import cache_folder, file_sha256
 from sid_ray.metrics.names import plain_scores
 from sid_ray.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.sampling import generator_sampler
+from sid_ray.snapshot import write_weights
 from sid_ray.store import PART, Store, moved_into_place, set_endpoint
-from sid_ray.weights.description import save_weights
 from sid_ray.weights.folder import ModelDescription, load_weights
 
 SUFFIX = ".safetensors"
@@ -63,7 +64,8 @@ class Examiner:
 
     def __init__(self, settings: EvaluatorSettings, device: torch.device):
         config = DistillConfig.from_json(settings.config)
-        teacher, folder = settings.teacher, Path(settings.teacher_folder)
+        teacher = settings.teacher
+        folder = Path(teacher_here(config, settings.teacher_folder))
         net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         self.net = net.to(device)
         num_steps = config.objective.num_steps
@@ -111,7 +113,7 @@ class Evaluator:
             torch.set_num_threads(1)
         set_endpoint(config.storage.endpoint_url, config.storage.region)
         self._keeps_best = config.evaluation.keep_best
-        self._description = generator_description(config, settings.teacher)
+        self._description = generator_description(config, network_of(config, settings.teacher))
         own = cache_folder() / "evaluations" / settings.run_key
         self._folder = Path(settings.waiting) if settings.waiting else own
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ class Evaluator:
         """Keeps weights until it is their turn."""
         target = self._folder / f"{images_seen:012d}{SUFFIX}"
         with moved_into_place(target) as written:
-            save_weights(written, weights, self._description)
+            write_weights(written, weights, self._description)
         with self._changed:
             self._changed.notify_all()
 

@@ -48,14 +48,21 @@ class Tracker:
     What a call told is on the driver's disk before it returns: a killed driver loses none of it.
     """
 
-    def __init__(self, target: Target, folder: str, batch_size: int = 1, began: float = 0.0):
+    def __init__(
+        self,
+        target: Target,
+        folder: str,
+        batch_size: int = 1,
+        began: float = 0.0,
+        hold_s: float = 0.0,
+    ):
         self._board = Board()
         self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._folder = Path(folder)
-        self._tracking = Tracking(target, self._folder, self.event)
+        self._tracking = Tracking(target, self._folder, self.event, hold_s=hold_s)
         self._tracking.status("RUNNING")
 
     def log(self, metrics: Mapping[str, float], images_seen: int) -> None:

@@ -23,17 +23,28 @@ PLAIN_INTERVAL_S = 10.0  # between two lines where the output is not a terminal
 
 
 class Meter:
-    """Samples done, their rate and the time left: a live line on a terminal, else lines."""
+    """Samples done, their rate and the time left: a live line on a terminal, else lines.
 
-    def __init__(self, console: Console):
+    Args:
+        doing: what is done. what: of which things. first: said until the first of them is known.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        doing: str = "preparing",
+        what: str = "samples",
+        first: str = "looking at the source",
+    ):
         self.console, self.live = console, console.is_terminal
+        self.doing, self.what = doing, what
         self.began = self.printed = time.monotonic()
         self.before = self.calls = 0
         self.bar = Progress(
-            TextColumn("preparing"), BarColumn(bar_width=24), TextColumn("{task.fields[info]}"),
+            TextColumn(doing), BarColumn(bar_width=24), TextColumn("{task.fields[info]}"),
             console=console, transient=True,
         )  # fmt: skip
-        self.task = self.bar.add_task("", total=None, info="looking at the source")
+        self.task = self.bar.add_task("", total=None, info=first)
 
     def __enter__(self) -> Meter:
         if self.live:
@@ -44,22 +55,29 @@ class Meter:
         if self.live:
             self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """What is done when the things themselves are."""
+        if self.live:
+            self.bar.update(self.task, info=text)
+        else:
+            self.console.print(f"{self.doing}: {text}")
+
     def tell(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done and self.calls == 0:
-            self.console.print(f"going on: {done:,} of {total:,} samples are there")
+            self.console.print(f"going on: {done:,} of {total:,} {self.what} are there")
         self.calls += 1
         if self.calls <= 2:  # the start of processes and the first file are no measure of the rate
             self.before, self.began = done, now
         rate = (done - self.before) / max(now - self.began, 1e-3)
-        info = f"{done:,}/{total:,} samples"
+        info = f"{done:,}/{total:,} {self.what}"
         if rate > 0:
             left = timedelta(seconds=round((total - done) / rate))
             info += f"  {rate:,.0f}/s  {left} left"
         if self.live:
             self.bar.update(self.task, completed=done, total=total, info=info)
         elif now - self.printed >= PLAIN_INTERVAL_S:
-            self.console.print(f"preparing: {info}")
+            self.console.print(f"{self.doing}: {info}")
             self.printed = now
 
 

@@ -60,6 +60,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (not is_frechet(name), name))
 
 
+def shown_last(name: str) -> tuple[bool, bool, bool, str]:
+    """Sorts MLflow's metrics for people: best scores, scores, Frechet distances first, the rest."""
+    return not name.startswith(BEST), not name.startswith(EVAL), not is_frechet(name), name
+
+
 def space_of(name: str) -> str:
     """The feature space of a score: Lite0 of FD-Lite0, Inception of FID."""
     return bare(name).partition("-")[2].removesuffix("_deviation") or INCEPTION

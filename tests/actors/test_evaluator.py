@@ -18,9 +18,10 @@ from sid_ray.config import replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
+from sid_ray.snapshot import write_average
 from sid_ray.store import Store
 from sid_ray.stored import find_generator
-from sid_ray.weights.folder import WEIGHTS, load_model, save_model
+from sid_ray.weights.folder import WEIGHTS, load_model
 from tests.networks import tiny_network
 
 NAME = "FD-digits-cnn"
@@ -106,7 +107,7 @@ def test_results_name_the_weights_by_the_checksum_of_their_checkpoint(start, tmp
     evaluator.take(weights(start, 0), 100)
     evaluator.drain()
     folder = tmp_path / "checkpoint" / EMA_FOLDER
-    save_model(folder, weights(start, 0), evaluator._description)
+    write_average(folder, weights(start, 0), evaluator._description)
     (result,) = tracker.told("log_evaluation")[0]
     assert result["weights_sha256"] == file_sha256(folder / WEIGHTS)
     assert (result["images_seen"], result["seeds"], result["num_images"]) == (100, "0-99", 100)

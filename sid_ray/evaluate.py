@@ -1,0 +1,240 @@
+"""``sid-ray evaluate``: scores of a run, a checkpoint or a teacher, made by many, kept, comparable.
+
+Images are made and looked at in blocks of 256 seeds, here or by a pool of actors; each finished
+block is on disk, so a killed command goes on. The scores are taken from the blocks in the order of
+their seeds: the same bits for any number of actors, and for work that was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from sid_ray.config import DistillConfig, replace
+from sid_ray.data.command import Meter
+from sid_ray.data.progress import StoppedError
+from sid_ray.errors import UserError, nearest
+from sid_ray.evaluate_options import EvaluateOptions
+from sid_ray.evaluate_result import result_of, table_of, tell_run, write_result
+from sid_ray.evaluation import Look, blocks
+from sid_ray.looks import Bench, Job, Kept, kept_folder
+from sid_ray.ray_environment import joins_cluster
+from sid_ray.real_images import is_statistics
+from sid_ray.sections import DATA_SETS, DataConfig, EvaluationConfig, TeacherConfig
+from sid_ray.store_errors import StoreError
+from sid_ray.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
+from sid_ray.weights.folder import load_model
+
+SMALL = 2  # blocks that are not worth the start of other processes
+SPACES = {(1, 8, 8): "digits-cnn", (3, 16, 16): "emoji-cnn"}
+GOES_ON = "what is finished is kept, the same command goes on"
+
+
+def run_evaluation(options: EvaluateOptions) -> int:
+    """Evaluates, prints the table, writes the JSON. Returns the exit code.
+
+    Raises UserError: before images are made for wrong input, later for storage or Ray that fail.
+    """
+    options.check()
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge at which numbers would be cut
+    try:
+        evaluate(options, console)
+    except (StoreError, StoppedError) as error:
+        raise UserError(f"{error}; {GOES_ON}") from None
+    except BrokenPipeError:  # nobody reads the output
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        how = "; free some space, or set SID_RAY_CACHE to another disk" if full else ""
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}{how}; {GOES_ON}") from None
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {GOES_ON}")
+        raise
+    return 0
+
+
+def evaluate(options: EvaluateOptions, console: Console) -> None:
+    """run_evaluation with all of its errors."""
+    began, device = time.monotonic(), "cuda" if options.use_gpu else "cpu"
+    subject = find_subject(options.source)
+    job = job_of(options, subject)
+    network, description = load_model(subject.network)
+    if description.network != subject.description.network:
+        raise UserError(f"{subject.source} changed while it was read; run the command again")
+    with Meter(console, "evaluating", "images", "opening") as meter:
+        bench = Bench(job, network, own_device(options), console.print)
+        bench.check()
+        kept = Kept(kept_folder(bench.key(device)), bench.judge)
+        if options.fresh:
+            kept.clear()
+        trials = trials_of(options)
+        began_making = time.monotonic()
+        made = make(bench, network, kept, trials, options, meter)
+        making_s = max(time.monotonic() - began_making, 1e-3)
+        meter.say("taking the scores")
+        scores = [scores_of(bench, kept, trial) for trial in trials]
+    seconds = time.monotonic() - began
+    result = result_of(job, bench, trials, scores, device)
+    result |= {"seconds": round(seconds, 1), "images_made": made}
+    result["images_per_s"] = round(made / making_s, 1)
+    write_result(options.out, result)
+    console.print(table_of(subject, result))
+    tell_run(subject, result, console)
+    console.print(
+        f"{made:,} images made in {seconds:.1f} s; result in {options.out}; features kept in "
+        f"{kept.folder} ({kept.size / 1e6:,.1f} MB)"
+    )
+
+
+# What is asked -----------------------------------------------------------------------------------
+
+
+def job_of(options: EvaluateOptions, subject: Subject) -> Job:
+    """The run's own protocol with what was asked otherwise. Raises UserError."""
+    own = subject.config
+    if own is None:
+        own = DistillConfig(
+            teacher=TeacherConfig(source=subject.source), schedule=schedule_config(subject)
+        )
+    config = dataclasses.replace(own, evaluation=protocol_of(options, subject))
+    if options.data:
+        config = dataclasses.replace(config, data=data_config(options))
+    return Job(subject, config, even=subject.config is None and not options.data)
+
+
+def protocol_of(options: EvaluateOptions, subject: Subject) -> EvaluationConfig:
+    """Raises UserError for what this kind of network has no use for."""
+    own = subject.config.evaluation if subject.config is not None else EvaluationConfig()
+    known = subject.config is not None and bool(own.feature_space)
+    default = own.feature_space if known else SPACES.get(subject.shape, "lite0")
+    space = options.feature_space or default
+    reference = options.reference or own.reference
+    if not options.reference and space != own.feature_space and is_statistics(reference):
+        reference = ""  # of the run's feature space, not of this one
+    return dataclasses.replace(
+        own,
+        metrics=options.metrics or own.metrics,
+        feature_space=space,
+        feature_weights=options.feature_weights or own.feature_weights,
+        clip_weights=options.clip_weights or own.clip_weights,
+        reference=reference,
+        vae=options.vae or own.vae,
+        num_images=options.num_images,
+        batch_size=options.batch_size,
+        teacher_steps=options.steps or FAMILY_STEPS[subject.description.family],
+        teacher_guidance=guidance_of(options, subject),
+    )
+
+
+def guidance_of(options: EvaluateOptions, subject: Subject) -> float:
+    """A teacher's guidance scale, 1 for none. Raises UserError where there is nothing to guide."""
+    if subject.is_generator and (options.steps or options.guidance is not None):
+        raise UserError(
+            f"{subject.source} is a generator with steps of its own: --steps and --guidance are "
+            "for teachers"
+        )
+    if options.guidance is None:
+        return 1.0
+    if not subject.reads_text:
+        raise UserError(
+            f"--guidance {options.guidance:g}: {subject.source} reads no text to be guided by; "
+            "guidance of an EDM2 teacher by a second network is not supported"
+        )
+    return options.guidance
+
+
+def data_config(options: EvaluateOptions) -> DataConfig:
+    """Raises UserError for an unknown data set."""
+    known: tuple[str, ...] = get_args(DATA_SETS)
+    if options.data not in known:
+        hint = nearest(options.data, known)
+        raise UserError(f"no data set {options.data!r}; known: {', '.join(known)}.{hint}")
+    source = options.data_source
+    if source and "://" not in source:  # actors have another working directory
+        source = str(Path(source).expanduser().absolute())
+    return replace(DistillConfig(), data__name=options.data, data__source=source).data
+
+
+def own_device(options: EvaluateOptions) -> torch.device:
+    """Of this process. Raises UserError where a GPU is asked for, and there can be none."""
+    there = torch.cuda.is_available()
+    if options.use_gpu and not there and not joins_cluster():
+        raise UserError("--use-gpu: torch finds no GPU here, and RAY_ADDRESS names no cluster")
+    return torch.device("cuda" if options.use_gpu and there else "cpu")
+
+
+def is_here(count: int, options: EvaluateOptions) -> bool:
+    """Whether so many blocks are made by this process: they are few, or there is no other."""
+    if options.use_gpu and not torch.cuda.is_available():
+        return False
+    if count <= SMALL or joins_cluster():
+        return count <= SMALL
+    found = torch.cuda.device_count() if options.use_gpu else os.cpu_count()
+    return (options.actors or found or 1) == 1
+
+
+def trials_of(options: EvaluateOptions) -> list[range]:
+    """The seeds of each trial."""
+    count, first = options.num_images, options.first_seed
+    return [range(first + k * count, first + (k + 1) * count) for k in range(options.trials)]
+
+
+# Work --------------------------------------------------------------------------------------------
+
+
+def make(
+    bench: Bench,
+    network: nn.Module,
+    kept: Kept,
+    trials: Sequence[range],
+    options: EvaluateOptions,
+    meter: Meter,
+) -> int:
+    """Makes every block that is not there yet, and keeps it. Returns the number of images made."""
+    todo = [seeds for trial in trials for seeds in blocks(trial) if kept.read(seeds) is None]
+    total, left = sum(map(len, trials)), sum(map(len, todo))
+    done = total - left
+    meter.tell(done, total)
+    for seeds, look in found_looks(bench, network, todo, options):
+        kept.write(seeds, look)
+        done += len(seeds)
+        meter.tell(done, total)
+    return left
+
+
+def found_looks(
+    bench: Bench, network: nn.Module, todo: Sequence[range], options: EvaluateOptions
+) -> Iterator[tuple[range, Look]]:
+    """Blocks with their seeds, in the order they are finished: by this process or a pool."""
+    if is_here(len(todo), options):
+        yield from ((seeds, bench.look(seeds)) for seeds in todo)
+        return
+    from sid_ray.actors.pool import looks_on_ray
+
+    yield from looks_on_ray(bench.job, network, todo, options.actors, options.use_gpu)
+
+
+def scores_of(bench: Bench, kept: Kept, trial: range) -> dict[str, float]:
+    """Scores of a trial, of its blocks in the order of their seeds. Raises UserError."""
+
+    def looks() -> Iterator[Look]:
+        for seeds in blocks(trial):
+            look = kept.read(seeds)
+            if look is None:
+                raise UserError(f"{kept.path(seeds)} was changed meanwhile; {GOES_ON}")
+            yield look
+
+    return bench.judge.scores(looks())

@@ -1,0 +1,81 @@
+"""What a person asks of ``sid-ray evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sid_ray.errors import UserError
+
+FEWEST = 65  # images: more than the dimensions of the smallest feature space
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Scores the images of a generator or a teacher, in parallel; the same command goes on where
+    it was interrupted. The scores do not depend on how many processes work on them.
+    """
+
+    source: str
+    """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
+    hf://OWNER/REPO/PATH or builtin:NAME."""
+    metrics: str = ""
+    """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt). Empty for the
+    run's, or fd."""
+    feature_space: str = ""
+    """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
+    the Frechet distance is the FID) or dinov2. Empty for the run's; without a run digits-cnn for
+    1x8x8, emoji-cnn for 3x16x16 and lite0 for other images."""
+    feature_weights: str = ""
+    """inception: NVIDIA's inception-2015-12-05.pt, with #sha256=HEX behind it; dinov2: a folder in
+    Transformers' layout. Empty for the run's."""
+    clip_weights: str = ""
+    """clip: a CLIP network's folder in Transformers' layout. Empty for the run's."""
+    reference: str = ""
+    """Real images to compare with: a prepared data set, or statistics (NVIDIA's .npz or .pkl; for
+    fd alone). Empty for the run's, or the images of --data; digits-cnn and emoji-cnn know theirs.
+    """
+    vae: str = ""
+    """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
+    the teacher's."""
+    num_images: int = 50_000
+    """Generated images a trial: published scores are of 50,000."""
+    trials: int = 1
+    """How often, each time with other seeds; papers give the mean and the deviation over some."""
+    first_seed: int = 0
+    """Seed of the first image; trial k has the seeds from FIRST_SEED + k * NUM_IMAGES on."""
+    batch_size: int = 64
+    """Images made at once."""
+    actors: int = 0
+    """Processes at work, at most; 0 for as many as there are CPUs (with --use-gpu GPUs), and more
+    when nodes come to the cluster of RAY_ADDRESS. 1 without a cluster: this process alone."""
+    use_gpu: bool = False
+    """One GPU a process."""
+    steps: int = 0
+    """Of a teacher: steps of Heun's method (EDM, EDM2) or of DDIM (Stable Diffusion). 0 for 18
+    (EDM), 32 (EDM2) or 50."""
+    guidance: float | None = None
+    """Of a Stable Diffusion teacher: guidance scale; left out for none."""
+    data: str = ""
+    """Data set whose labels or prompts images are made of, as data.name in a run's config. Empty
+    for the run's; without a run classes are drawn evenly."""
+    data_source: str = ""
+    """Where that data set lies, as data.source in a run's config."""
+    out: Path = Path("evaluation.json")
+    """The result, for programs."""
+    fresh: bool = False
+    """Make all images anew, also those that an earlier command has left in the cache."""
+
+    def check(self) -> None:
+        """Raises UserError for numbers that make no sense."""
+        least = {"num_images": FEWEST, "trials": 1, "first_seed": 0, "batch_size": 1}
+        for name, minimum in (least | {"actors": 0, "steps": 0}).items():
+            value = getattr(self, name)
+            if value < minimum:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {value}: at least {minimum}")
+        if self.data_source and not self.data:
+            raise UserError("--data-source needs --data: prepared, prompts, or a data set's name")
+        if self.out.is_dir():
+            raise UserError(f"--out {self.out} is a folder; name a file")

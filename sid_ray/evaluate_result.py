@@ -1,0 +1,111 @@
+"""What an evaluation found: the table for people, the JSON for programs, the line of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from sid_ray import __version__
+from sid_ray.looks import Bench, Job
+from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
+from sid_ray.run_folder import EVALUATIONS
+from sid_ray.store import Store
+from sid_ray.subject import Subject, sampler_settings
+
+Scores = Mapping[str, float]
+
+
+def result_of(
+    job: Job, bench: Bench, trials: Sequence[range], scores: Sequence[Scores], device: str
+) -> dict[str, Any]:
+    """All that the numbers mean: how they could be made again."""
+    subject, config = job.subject, job.config
+    values = {name: np.array([each[name] for each in scores]) for name in scores[0]}
+    rows = [
+        {"seeds": f"{trial.start}-{trial.stop - 1}", "scores": dict(each)}
+        for trial, each in zip(trials, scores, strict=True)
+    ]
+    deviations = {name: float(found.std()) for name, found in values.items()}
+    everything = range(trials[0].start, trials[-1].stop)
+    return {
+        "source": subject.source,
+        "run": subject.run or None,
+        "images_seen": subject.images_seen,
+        "weights_sha256": subject.sha256,
+        "scores": {name: float(found.mean()) for name, found in values.items()},
+        **({"deviations": deviations} if len(trials) > 1 else {}),
+        **bench.judge.protocol(everything),
+        "num_images": len(trials[0]),
+        "trials": rows,
+        **sampler_settings(subject, config),
+        **job.labels(),
+        "device": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"sid_ray": __version__, "torch": torch.__version__},
+    }
+
+
+def write_result(out: Path, result: Mapping[str, Any]) -> None:
+    """Raises OSError."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def table_of(subject: Subject, result: Mapping[str, Any]) -> Table:
+    """Score, mean, and where there are several trials the deviation and each of them."""
+    trials = result["trials"]
+    seen = f", {subject.images_seen:,} images seen" if subject.images_seen else ""
+    title = f"{subject.source}{seen}: {result['num_images']:,} images of {result['sampler']}"
+    table = Table(title=title, title_style="", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("score", no_wrap=True)
+    table.add_column("better")
+    several = len(trials) > 1
+    for name in ("mean", "deviation", *(f"trial {k + 1}" for k in range(len(trials)))):
+        if several or name == "mean":
+            table.add_column(name if several else "value", justify="right", no_wrap=True)
+    for name in in_order(filter(is_score, result["scores"])):
+        numbers = [result["scores"][name]]
+        if several:
+            numbers += [result["deviations"][name], *(each["scores"][name] for each in trials)]
+        better = "higher" if larger_is_better(name) else "lower"
+        table.add_row(name, better, *(shown_score(name, number) for number in numbers))
+    return table
+
+
+def tell_run(subject: Subject, result: Mapping[str, Any], console: Console) -> None:
+    """Adds the result to the evaluations of the run that the weights are of.
+
+    The same result is no second line. Storage that fails costs a warning.
+    """
+    if not subject.run:
+        return
+    run, line = Store.at(subject.run), json.dumps(dict(result))
+    try:
+        try:
+            there = run.read_text(EVALUATIONS)
+        except FileNotFoundError:
+            there = ""
+        if without_time(line) in map(without_time, there.splitlines()):
+            return
+        if run.is_local:
+            with (run.folder / EVALUATIONS).open("a") as file:
+                file.write(line + "\n")
+        else:
+            run.write(EVALUATIONS, f"{there}{line}\n")
+    except (OSError, ValueError) as error:
+        console.print(f"warning: {run}/{EVALUATIONS} does not hold the result: {error}")
+
+
+def without_time(line: str) -> str:
+    """A result without what differs where it is made again."""
+    found = json.loads(line)
+    return json.dumps({**found, "seconds": 0, "images_made": 0, "images_per_s": 0, "date": ""})

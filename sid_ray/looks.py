@@ -1,0 +1,227 @@
+"""An evaluation in pieces: blocks of 256 images, made and looked at anywhere, kept until scored.
+
+    bench = Bench(job, network)
+    kept = Kept(folder, bench.judge)
+    kept.write(seeds, bench.look(seeds))     for each block; what is there is not made again
+    bench.judge.scores(kept.read(seeds) for seeds in blocks(trial))
+
+CACHE/evaluations/KEY/000000000000-000000000255.npz holds what the metrics need of these seeds. The
+key is a digest of all that the numbers depend on, so whoever finds a file may use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sid_ray.assemble import Data, data_of, generation_of
+from sid_ray.config import DistillConfig
+from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
+from sid_ray.data.source import Source, data_fingerprint
+from sid_ray.denoisers.codecs import IdentityCodec
+from sid_ray.errors import UserError
+from sid_ray.evaluation import Judge, Look, codec_of
+from sid_ray.local_copies import cache_folder
+from sid_ray.metrics.scores import looked_at
+from sid_ray.report import teacher_sampler
+from sid_ray.sampling import Sampler, generator_sampler
+from sid_ray.store import PART, moved_into_place, set_endpoint
+from sid_ray.subject import Subject, sampler_settings
+from sid_ray.weights.sources import resolve_source
+
+FORMAT = 1  # raised when the same seeds come out otherwise than before
+STALE_S = 3600.0  # age of a half-written file whose writer is taken for dead
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured, and how; the weights go beside it.
+
+    Attributes:
+        config: data set, evaluation, and a teacher's noise levels.
+        even: there is no data set: classes are drawn evenly.
+    """
+
+    subject: Subject
+    config: DistillConfig
+    even: bool = False
+
+    def labels(self) -> dict[str, str]:
+        """What images are conditioned on, as a result records it. Raises UserError, StoreError."""
+        if self.even:
+            count = self.subject.label_dim
+            return {"labels": f"evenly of {count} classes" if count else "none"}
+        data = self.config.data
+        found = {"labels": data.name}
+        fingerprint = data_fingerprint(data)
+        return found | ({"data_fingerprint": fingerprint[:16]} if fingerprint else {})
+
+
+class Bench:
+    """Makes blocks of images and looks at them, in this process.
+
+    Args:
+        network: with the subject's weights.
+        tell: told in a line what takes long.
+
+    Raises UserError where data set, VAE, text encoder or extractor are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        network: nn.Module,
+        device: torch.device | str = "cpu",
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.job, self.device = job, torch.device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # the same rounding in every process
+        set_endpoint(job.config.storage.endpoint_url, job.config.storage.region)
+        data = data_for(job, self.device)
+        subject, evaluation = job.subject, job.config.evaluation
+        codec = codec_of(subject.description, home_folder(subject), evaluation.vae, self.device)
+        self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
+        self._sampler = sampler_of(job, network.to(self.device), data)
+
+    def look(self, seeds: range) -> Look:
+        return self.judge.look(self._sampler, seeds)
+
+    def check(self) -> None:
+        """Raises UserError for what could not be scored, before images are made."""
+        judge = self.judge
+        judge.check()
+        channels = judge.source.shape[0] if isinstance(judge.codec, IdentityCodec) else 3
+        grey = torch.zeros(1, channels, judge.resolution, judge.resolution, dtype=torch.uint8)
+        looked_at(judge.extractor, grey)
+
+    def key(self, device: str) -> str:
+        """A digest of all that a block's numbers depend on but its seeds.
+
+        ``device`` is the kind of those that make the images: cpu or cuda. Raises UserError.
+        """
+        subject, config = self.job.subject, self.job.config
+        home, evaluation = home_folder(subject), config.evaluation
+        decoded = not isinstance(self.judge.codec, IdentityCodec)
+        vae = component_folder(evaluation.vae or str(home), "vae") if decoded else None
+        values = {
+            "format": FORMAT,
+            "weights": subject.sha256,
+            "family": subject.description.family,
+            "network": subject.description.network,
+            "sampler": sampler_settings(subject, config),
+            "labels": self.job.labels(),
+            "text": text_encoder_sha256(home) if subject.reads_text else "",
+            "vae": weights_sha256(vae) if vae else "",
+            "extractor": self.judge.extractor.identity,
+            "batch": self.judge.batch,
+            "device": device,
+            "torch": torch.__version__,
+        }
+        text = json.dumps(values, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def home_folder(subject: Subject) -> Path:
+    """Of text encoder and VAE; the network's own where it needs neither. Raises UserError."""
+    needed = subject.reads_text or subject.shape[0] not in (1, 3)
+    return resolve_source(subject.home) if needed and subject.home else subject.network
+
+
+def data_for(job: Job, device: torch.device) -> Data:
+    """What images are conditioned on. Raises UserError where it does not suit the network."""
+    subject, config = job.subject, job.config
+    if job.even and subject.reads_text:
+        raise UserError(
+            f"{subject.source} reads text: name its prompts, --data prompts --data-source FILE, "
+            "or --data emoji"
+        )
+    if job.even:
+        return Data(Source(subject.shape, subject.label_dim))
+    if subject.reads_text and not (home_folder(subject) / "text_encoder").is_dir():
+        raise UserError(f"{subject.source} names no teacher, and has no text encoder of its own")
+    data = data_of(config, subject.description, home_folder(subject), device)
+    source = data.source
+    found = (tuple(source.shape), source.label_dim)
+    if found != (subject.shape, subject.label_dim):
+        raise UserError(
+            f"{subject.source} makes {list(subject.shape)} of {subject.label_dim} classes; data "
+            f"set {config.data.name!r} has {list(found[0])} and {found[1]}: choose another --data"
+        )
+    if subject.reads_text and not source.has_prompts:
+        raise UserError(f"{subject.source} reads text, data set {config.data.name!r} has none")
+    return data
+
+
+def sampler_of(job: Job, network: Any, data: Data) -> Sampler:
+    """How the network makes images: as a generator, or as a teacher in many steps."""
+    one_step = job.subject.description.one_step
+    if one_step is not None:
+        return generator_sampler(network, *generation_of(one_step))
+    return teacher_sampler(job.config, network, data.null_text)[2]
+
+
+class Kept:
+    """Finished blocks on this machine's disk.
+
+    Args:
+        folder: of the key, see ``kept_folder``.
+        judge: says what its metrics need of a block.
+    """
+
+    def __init__(self, folder: Path, judge: Judge):
+        self.folder, self.dim = folder, judge.extractor.dim
+        self.with_logits = "is" in judge.metrics
+        self.clip = judge.clip.identity if judge.clip is not None else ""
+        for cut in folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
+            if time.time() - cut.stat().st_mtime > STALE_S:
+                cut.unlink(missing_ok=True)
+
+    def path(self, seeds: range) -> Path:
+        return self.folder / f"{seeds.start:012d}-{seeds.stop - 1:012d}.npz"
+
+    def read(self, seeds: range) -> Look | None:
+        """What was kept of a block; None where it is not there, damaged, or lacks something."""
+        try:
+            with np.load(self.path(seeds), allow_pickle=False) as file:
+                features = file["features"]
+                logits = file["logits"] if self.with_logits else None
+                cosines = file["cosines"] if self.clip else None
+                clip = str(file["clip"]) if self.clip else ""
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        shape, count = features.shape, len(seeds)
+        parts = [part for part in (logits, cosines) if part is not None]
+        whole = shape == (count, self.dim) and all(len(part) == count for part in parts)
+        return Look(features, logits, cosines) if whole and clip == self.clip else None
+
+    def write(self, seeds: range, look: Look) -> None:
+        """Keeps a block; a crash leaves none or a whole one. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = {"features": look.features, "logits": look.logits, "cosines": look.cosines}
+        arrays: dict[str, Any] = {k: part for k, part in parts.items() if part is not None}
+        with moved_into_place(self.path(seeds)) as temporary, temporary.open("wb") as file:
+            np.savez(file, clip=np.str_(self.clip), **arrays)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.npz"))
+
+
+def kept_folder(key: str) -> Path:
+    return cache_folder() / "evaluations" / key

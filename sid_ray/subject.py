@@ -1,0 +1,229 @@
+"""What is evaluated: the network behind a run, a checkpoint, RUN/best or any source of weights.
+
+subject = find_subject("runs/digits-sid")
+subject.network      its file or folder on this machine's disk
+subject.config       of the run that it is of; None for a network of no run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sid_ray.assemble import BETAS, generation_of
+from sid_ray.best_weights import PREFIX as BEST_PREFIX
+from sid_ray.best_weights import SCORE
+from sid_ray.checkpoint import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
+from sid_ray.config import DistillConfig
+from sid_ray.data.encode import files_sha256, weights_sha256
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.errors import UserError
+from sid_ray.local_copies import file_sha256
+from sid_ray.run_folder import read_record
+from sid_ray.schedules import read_scheduler_config
+from sid_ray.sections import ScheduleConfig
+from sid_ray.store import Store
+from sid_ray.store_errors import StoreError, is_s3
+from sid_ray.stored import best_of, manifest_of
+from sid_ray.stored import find_generator as find_stored_generator
+from sid_ray.weights.address import parse_source, source_label
+from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
+from sid_ray.weights.networks import describe
+from sid_ray.weights.remotes import FILE_SUFFIXES
+from sid_ray.weights.sources import resolve_source
+
+NETWORK_FILES = (DESCRIPTION, "config.json", "unet/config.json")
+FAMILY_STEPS = {"edm": 18, "edm2": 32, "stable-diffusion": 50}
+"""Steps of a teacher's own sampler where none are asked for: those of the EDM and EDM2 papers for
+their images up to 64 and of 512 pixels, and DDIM's usual number for Stable Diffusion.
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that makes images, and what is known of it.
+
+    Attributes:
+        source: as it may be shown.
+        network: its file or folder on this machine's disk.
+        description: the network's family and arguments.
+        sha256: of its weights.
+        home: source of the folder with its text encoder and VAE, where it has such.
+        config: of the run that it is of; None where it is of none.
+        run: that run's address; empty where it is of none.
+        images_seen: by the training of these weights; None where that is not known.
+    """
+
+    source: str
+    network: Path
+    description: ModelDescription
+    sha256: str
+    home: str = ""
+    config: DistillConfig | None = None
+    run: str = ""
+    images_seen: int | None = None
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it makes images in one evaluation or a few; else it is a teacher."""
+        return self.description.one_step is not None
+
+    @property
+    def num_steps(self) -> int:
+        """Evaluations of a generator an image; 1 for teachers, whose inputs are one noise too.
+
+        Raises UserError.
+        """
+        one_step = self.description.one_step
+        return 1 if one_step is None else generation_of(one_step)[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it makes: pixels or latents."""
+        return spec_of(self.description.family).shape(self.description.network)
+
+    @property
+    def label_dim(self) -> int:
+        return spec_of(self.description.family).label_dim(self.description.network)
+
+    @property
+    def reads_text(self) -> bool:
+        return spec_of(self.description.family).load_text is not None
+
+
+def find_subject(source: str) -> Subject:
+    """The network behind a source, fetched where it is not here. Raises UserError in one line."""
+    network = find_network(source)
+    description = describe(network)
+    subject = Subject(
+        source_label(source),
+        network,
+        description,
+        network_sha256(network),
+        home_of(source, network, description),
+    )
+    try:
+        origin = origin_of(source, network)
+        return subject if origin is None else of_run(subject, *origin)
+    except StoreError as error:
+        raise UserError(str(error)) from None
+
+
+def find_network(source: str) -> Path:
+    """The file or folder of a network, on this machine's disk. Raises UserError."""
+    if address := best_of(source):
+        return resolve_source(address)
+    parsed = parse_source(source)
+    if parsed.kind == "s3" and not parsed.location.endswith(FILE_SUFFIXES):
+        return find_stored_generator(source)
+    path = Path(parsed.location).expanduser().absolute()
+    is_network = path.is_file() or any((path / name).is_file() for name in NETWORK_FILES)
+    if parsed.kind == "path" and not is_network and parsed.sha256 is None:
+        return find_generator(path)
+    return resolve_source(source)
+
+
+def origin_of(source: str, network: Path) -> tuple[Store, str] | None:
+    """The folder of the run that a network is of, and in it the name of the checkpoint or of the
+    best weights; None for networks that lie in neither. Raises UserError, StoreError.
+    """
+    address = best_of(source) or source
+    if parse_source(address).kind not in ("path", "s3"):
+        return None
+    name = network.parent.name
+    if network.name == EMA_FOLDER and name.startswith(PREFIX):
+        if not is_s3(address):
+            return Store.at(network.parent.parent), name
+        store = Store.at(address)
+        return (above(store) if store.name == name else store), name
+    store = Store.at(address)
+    return (above(store), store.name) if store.name.startswith(BEST_PREFIX) else None
+
+
+def above(store: Store) -> Store:
+    return Store(store.url.rpartition("/")[0])
+
+
+def of_run(subject: Subject, run: Store, name: str) -> Subject:
+    """The subject with what its run's folder says of it. Raises UserError, StoreError."""
+    seen, sha256, config = 0, "", ""
+    if name.startswith(BEST_PREFIX):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            result = json.loads(run.read_text(f"{name}/{SCORE}"))
+            seen, sha256 = int(result["images_seen"]), str(result["weights_sha256"])
+    else:
+        with contextlib.suppress(DamagedCheckpointError):
+            manifest = manifest_of(run, name)
+            seen, config = manifest.images_seen, manifest.config
+            sha256 = manifest.files.get(f"{EMA_FOLDER}/{WEIGHTS}", "")
+    if sha256 and sha256 != subject.sha256:
+        raise UserError(
+            f"{run}/{name}: the weights do not match their checksum: they are damaged; name "
+            "another checkpoint"
+        )
+    record = read_record(run)
+    if record is not None:
+        config = record.config
+    if not config:
+        return replace(subject, images_seen=seen or None)
+    found = DistillConfig.from_json(config, f"{run}/{name}")
+    home = subject.home or found.teacher.source
+    address = run.url if record is not None else ""
+    return replace(subject, config=found, run=address, images_seen=seen or None, home=home)
+
+
+def home_of(source: str, network: Path, description: ModelDescription) -> str:
+    """Where text encoder and VAE lie: in the network's folder, or with the teacher it names."""
+    if any((network / part).is_dir() for part in ("text_encoder", "vae")):
+        return source if "://" in source or source.startswith("builtin:") else str(network)
+    return str(description.notes.get("teacher", ""))
+
+
+def network_sha256(network: Path) -> str:
+    """Of the file with the weights; of all files of a diffusers network that has several.
+
+    Raises UserError.
+    """
+    for file in (network, network / WEIGHTS):
+        if file.is_file():
+            return file_sha256(file)
+    folder = network / "unet" if (network / "unet").is_dir() else network
+    try:
+        return weights_sha256(folder)
+    except UserError:  # names that preparation does not know, like those of a variant
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+        if not files:
+            raise
+        return files_sha256(files)
+
+
+def schedule_config(subject: Subject) -> ScheduleConfig:
+    """The noise levels of a teacher's own sampler. Raises UserError."""
+    description = subject.description
+    if spec_of(description.family).schedule == "edm":
+        return ScheduleConfig()
+    path = subject.network / "scheduler" / "scheduler_config.json"
+    if path.is_file():
+        own = read_scheduler_config(path)
+        return ScheduleConfig(kind="vp", **{name: getattr(own, name) for name in BETAS})
+    predicts = description.network.get("prediction_type", "epsilon")
+    return ScheduleConfig(kind="vp", prediction_type=predicts)
+
+
+def sampler_settings(subject: Subject, config: DistillConfig) -> dict[str, Any]:
+    """What decides the images of a network beside its weights, as a result records it."""
+    one_step = subject.description.one_step
+    if one_step is not None:
+        return {"sampler": "generator", "evaluations": subject.num_steps, **one_step}
+    steps, kappa = config.evaluation.teacher_steps, config.evaluation.teacher_guidance
+    schedule = config.schedule
+    if schedule.kind == "edm":
+        levels = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max", "rho")}
+        return {"sampler": "heun", "evaluations": 2 * steps - 1, "steps": steps, **levels}
+    betas = {name: getattr(schedule, name) for name in BETAS}
+    count = steps * (1 if kappa == 1 else 2)
+    own = {"sampler": "ddim", "evaluations": count, "steps": steps, "guidance": kappa}
+    return own | betas
