@@ -82,14 +82,19 @@ def segment_end(points: Sequence[int], images_seen: int, reported: int) -> int:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """numpy's linear percentile for a share of 1, NaN left out; NaN for nothing."""
+    """numpy's linear percentile for a share of 1, NaN left out; NaN for nothing.
+
+    To the last bit, as a score may lie right on it: Ray asks for a per cent, and numpy counts from
+    the nearer of two values.
+    """
     ordered = sorted(value for value in values if not math.isnan(value))
     if not ordered:
         return math.nan
-    place = share * (len(ordered) - 1)
+    place = share * 100 / 100 * (len(ordered) - 1)
     below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    part = place - below
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
 
 @dataclass
