@@ -124,6 +124,7 @@ def tuner_of(order: Order) -> tune.Tuner:
             search_alg=None if together else LedgerSearch(order),
             num_samples=1 if together else -1,  # the searcher says when it is enough
             scheduler=scheduler_of(space, base, folder),
+            reuse_actors=True,  # each imports for seconds, and holds nothing between two steps
             trial_dirname_creator=dirname_of,
         ),
         run_config=tune.RunConfig(

@@ -144,6 +144,12 @@ class TrialTrainable(tune.Trainable):
         if checkpoint:
             self.reported = checkpoint[IMAGES]
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Becomes another trial, or this one after an exploit: saves an actor's start."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
     def cleanup(self) -> None:
         self.trial.end()
 

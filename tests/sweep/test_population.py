@@ -184,6 +184,9 @@ def test_an_exploit_survives_its_actor_and_its_driver(order, tmp_path, monkeypat
     later = trainable_of(order, spec)
     later.load_checkpoint(pointer)
     assert (later.trial.began_from, later.trial.images_seen, later.reported) == ("", 256, 256)
+    other = Spec("002", "s-002", point)
+    assert later.reset_config({"spec": other._asdict(), "folder": str(order.folder)})
+    assert (later.trial.name, later.trial.images_seen, later.reported) == ("s-002", 0, 0)
     with pytest.raises(FileNotFoundError, match="no checkpoint at 320 images any more"):
         trainable_of(order, Spec("002", "s-002-leg2", point, "s-000", 320, 320))
 
