@@ -17,6 +17,7 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
+from sid_ray.ray_environment import set_ray_environment
 from sid_ray.run_folder import read_record
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
@@ -169,6 +170,7 @@ def assert_decided_as_asha(sweep, trials):
 
 def test_a_sweep_on_a_cluster_gives_everything_back(tmp_path, started):
     """ASHA and Optuna to the end, on a Ray of the test's own, which looks at what is taken."""
+    set_ray_environment()
     ray.init(num_cpus=2, include_dashboard=False, address="local", log_to_driver=False)
     try:
         address = ray.get_runtime_context().gcs_address
