@@ -54,8 +54,13 @@ def legs_until(trial: TrialRecord, run: str) -> int:
     return trial.runs.index(run) if run in trial.runs else 0
 
 
-def reached(sweep: Sweep, share: float = 0.5) -> tuple[int, list[tuple[TrialRecord, float]]]:
-    """The most images at which ``share`` of the scored trials have a score, and these scores.
+def reached(
+    sweep: Sweep, least: int, share: float = 0.5
+) -> tuple[int, list[tuple[TrialRecord, float]]]:
+    """The most images at which enough trials have a score, and these scores.
+
+    Enough are ``least``, and ``share`` of those with any score; where it is nowhere enough, the
+    images at which there are most.
 
     Where trials are stopped at rungs, newest scores are of different ages; these are not. (0, [])
     for none. Of trials that took another one's weights only the first leg counts.
@@ -69,8 +74,8 @@ def reached(sweep: Sweep, share: float = 0.5) -> tuple[int, list[tuple[TrialReco
             if is_number(value):
                 at.setdefault(segment.images_seen, []).append((trial, float(value or 0.0)))
     scored = {trial.name for there in at.values() for trial, _ in there}
-    enough = [images for images, there in at.items() if len(there) >= share * len(scored)]
-    best = max(enough, default=0)
+    enough = max(least, share * len(scored))
+    best = max(at, key=lambda n: (min(len(at[n]), enough), n), default=0)
     return best, at.get(best, [])
 
 

@@ -44,7 +44,7 @@ class Importance:
 
 def importance_of(sweep: Sweep) -> Importance:
     """Of every field for the first score, among trials of the same images seen."""
-    images, scored = reached(sweep)
+    images, scored = reached(sweep, LEAST)
     points = [trial.first_point for trial, _ in scored]
     values = [value for _, value in scored]
     if len(scored) < LEAST:

@@ -258,13 +258,20 @@ def parts_of(sweep: Sweep, importance: Importance) -> list[tuple[str, str]]:
             "<p>Newest scores. Dots grow with the images seen; a dotted line is the recipe's own "
             f"value; a grey cross is a trial without a score.</p>{against}"
         )
+    lines = report_plots.parallel_coordinates(sweep)
+    if lines:
+        lines = (
+            "<p>A line is a trial: orange the best, dark the better ones, dashed those without a "
+            f"score. Last axis: {escape(sweep.metric.name)}, "
+            f"{report_plots.better(sweep.metric)}.</p>{lines}"
+        )
     notes = "".join(f"<li>{escape(note)}</li>" for note in sweep.notes)
     return [
         ("", summary_of(sweep)),
         ("Best trial", best_part(sweep)),
         ("Pareto front", front + front_table(sweep) if front else ""),
         ("Trials", trials_table(sweep)),
-        ("Fields and score", report_plots.parallel_coordinates(sweep)),
+        ("Fields and score", lines),
         ("Score against each field", against),
         ("Scores over images seen", curves),
         ("Importance", importance_part(importance, sweep.metric.name)),

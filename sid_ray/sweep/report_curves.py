@@ -16,6 +16,7 @@ from sid_ray.sweep.report_plots import (
     dress,
     logarithmic,
     new_figure,
+    plain_ticks,
     score_axis,
     svg,
 )
@@ -99,8 +100,7 @@ def front_plot(sweep: Sweep) -> str:
         score_axis(axes, other, [p[1] for p in pairs])
         if logarithmic(first, [p[0] for p in pairs]):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
+            plain_ticks(axes.xaxis, max(p[0] for p in pairs) / min(p[0] for p in pairs))
         dress(axes, f"{other.name} ({better(other)})")
         axes.set_xlabel(f"{first.name} ({better(first)})", fontsize=9)
         axes.legend(fontsize=8, frameon=False)

@@ -43,13 +43,21 @@ def dress(axes: Any, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def plain_ticks(axis: Any, span: float) -> None:
+    """Plain numbers on a logarithmic axis, as many as have room; ``span``: its end by its begin."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    parts = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 5 else (1, 2, 5) if span < 200 else (1,)
+    axis.set_major_locator(LogLocator(subs=parts, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def score_axis(axes: Any, metric: Metric, values: Sequence[float]) -> None:
     """Logarithmic for distances, with plain numbers."""
     if logarithmic(metric, values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        few = max(values) < 5 * min(values)  # else the labels would stand on each other
-        axes.yaxis.set_minor_formatter("{x:g}" if few else "")
+        plain_ticks(axes.yaxis, max(values) / min(values))
     axes.set_ylabel(metric.name, fontsize=9)
 
 
@@ -134,26 +142,20 @@ def parallel_coordinates(sweep: Sweep) -> str:
         )
     names = short_names(list(domains))
     draw_axes(axes, all_axes, [*(names[name] for name in domains), metric.name])
-    if any(name not in trial.point for trial in sweep.trials.values() for name in domains):
+    absent = any(name not in trial.point for trial in sweep.trials.values() for name in domains)
+    axes.set_ylim((ABSENT if absent else 0) - 0.05, 1.1)
+    if absent:
         axes.text(-0.08, ABSENT, "not used", fontsize=7, ha="right", va="center", color="#4b5563")
-    axes.set_title(
-        f"Orange is the best trial, dark the better ones; dashed has no {metric.name} "
-        f"({better(metric)})",
-        fontsize=10,
-        loc="left",
-        pad=22,
-    )
     return svg(figure)
 
 
 def draw_axes(axes: Any, domains: Sequence[Domain], names: Sequence[str]) -> None:
     for place, (domain, name) in enumerate(zip(domains, names, strict=True)):
-        axes.axvline(place, 0, 1, color="#6b7280", linewidth=0.8)
+        axes.plot([place, place], [0, 1], color="#6b7280", linewidth=0.8)
         for height, text in ends_of(domain):
             axes.text(place + 0.04, height, text, fontsize=7, va="center", bbox=LABEL)
         log = isinstance(domain, Range) and domain.log
         axes.text(place, 1.07, name + (" (log)" if log else ""), fontsize=7.5, ha="center")
-    axes.set_ylim(ABSENT - 0.06, 1.04)
     axes.set_xlim(-0.35, len(domains) - 0.55)
     axes.axis("off")
 
@@ -217,6 +219,7 @@ def field_axis(axes: Any, domain: Domain, name: str) -> None:
         low, high = domain.low, domain.high
         if domain.log:
             axes.set_xscale("log")
+            plain_ticks(axes.xaxis, high / low)
             edge = (high / low) ** 0.04
             axes.set_xlim(low / edge, high * edge)
         else:

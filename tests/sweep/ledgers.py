@@ -91,7 +91,7 @@ def asha_ledger(folder: Path, trials: int = 16, state: str = "finished") -> Ledg
     points = decision_points(space.budget, "asha", base.training.batch_size)
     judge = Asha(space.budget, space.metrics[0])
     for number in range(trials):
-        name, point = f"{number:05d}", random_point(space, base, 0, number)
+        name, point = f"{number:05d}", random_point(space, base, 2, number)
         ledger.begin(name, point)
         if number == 3:
             ledger.end(name, "diverged", 800, "generator_loss grew 50 times")
@@ -99,7 +99,9 @@ def asha_ledger(folder: Path, trials: int = 16, state: str = "finished") -> Ledg
         for images in points:
             far = math.log(point["training.generator_lr"] / 1e-4) ** 2
             near = 1 + 2 * far + 3 * (point["objective.alpha"] - 1) ** 2
-            score = near * (0.5 + 4000 / images) * random.Random(f"{number}/{images}").uniform(1, 1.1)
+            score = (
+                near * (0.5 + 4000 / images) * random.Random(f"{number}/{images}").uniform(1, 1.1)
+            )
             ledger.segment(name, images, images / 90, FD_digits_cnn=score)
             if judge.decide(name, images, score) == "STOP":
                 ledger.end(name, "finished" if images == points[-1] else "stopped", images)
