@@ -291,9 +291,9 @@ def page(sweep: Sweep, importance: Importance) -> str:
     return PAGE.substitute(title=escape(f"sid_ray: sweep {sweep.name}"), body=body)
 
 
-def write_report(sweep: Sweep, out: Path) -> list[Path]:
+def write_report(sweep: Sweep, out: Path, importance: Importance | None = None) -> list[Path]:
     """Writes the page at ``out`` and its numbers beside it, .csv and .json. Returns all three."""
-    importance = importance_of(sweep)
+    importance = importance or importance_of(sweep)
     files: Mapping[Path, str] = {
         out: page(sweep, importance),
         out.with_suffix(".csv"): csv_of(sweep),
