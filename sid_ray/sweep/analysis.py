@@ -9,12 +9,12 @@ from sid_ray.sweep.results import Sweep, TrialRecord, is_number
 
 
 def pareto_front(sweep: Sweep) -> list[TrialRecord]:
-    """Trials that no other one beats in all metrics at once; by the first one, best first.
+    """Candidates that no other one beats in all metrics at once; by the first one, best first.
 
-    Newest scores. A trial without one of them is in no front.
+    By their newest scores. A trial without one of them is in no front; equal ones are in together.
     """
     scored: list[tuple[TrialRecord, tuple[float, ...]]] = []
-    for trial in sweep.trials.values():
+    for trial in sweep.candidates:
         values = [(metric.sign, trial.last(metric.name)) for metric in sweep.metrics]
         if all(value is not None for _, value in values):
             scored.append((trial, tuple(-sign * (value or 0.0) for sign, value in values)))

@@ -82,8 +82,9 @@ def end_points(sweep: Sweep) -> tuple[int, ...]:
 
 
 def ranked(sweep: Sweep) -> list[TrialRecord]:
-    """By the newest first score, best first; those without one at the end."""
-    return sorted(sweep.trials.values(), key=lambda trial: (sweep.cost(trial), trial.name))
+    """Candidates first, by the newest first score; those without one at the end."""
+    first = {trial.name for trial in sweep.candidates}
+    return sorted(sweep.trials.values(), key=lambda t: (t.name not in first, sweep.cost(t), t.name))
 
 
 def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
@@ -222,7 +223,8 @@ def best_part(sweep: Sweep) -> str:
     value = shown_score(sweep.metric.name, best.last(sweep.metric.name) or 0.0)
     text = (
         f"<p><b>{escape(best.name)}</b>: {escape(sweep.metric.name)} {value} after "
-        f"{best.images_seen:,} images (run {escape(best.run)}). Best means the best newest score"
+        f"{best.images_seen:,} images (run {escape(best.run)}). The best is looked for among the "
+        "trials that came to their end, or all that work while none has"
     )
     command = command_of(sweep, best.point, f"{sweep.name}-best")
     if best.exploits:

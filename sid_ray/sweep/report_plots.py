@@ -78,10 +78,10 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def newest(sweep: Sweep, metric: Metric) -> list[tuple[TrialRecord, float]]:
-    """Trials and their newest score, the worst first, so that the best is drawn on top."""
+    """Trials and their newest score, the worst first and the best trial last, so on top."""
     pairs = [(trial, trial.last(metric.name)) for trial in sweep.trials.values()]
     found = [(trial, value) for trial, value in pairs if value is not None]
-    return sorted(found, key=lambda pair: metric.sign * pair[1])
+    return sorted(found, key=lambda pair: (pair[0] is sweep.best, metric.sign * pair[1]))
 
 
 def without_score(sweep: Sweep) -> list[TrialRecord]:
@@ -115,7 +115,7 @@ def parallel_coordinates(sweep: Sweep) -> str:
     """A line a trial through all of its fields to its newest score."""
     from matplotlib import colormaps
 
-    metric, domains = sweep.metric, domains_of(sweep)
+    metric, domains, best = sweep.metric, domains_of(sweep), sweep.best
     scored = newest(sweep, metric)
     if not scored or not domains:
         return ""
@@ -130,7 +130,7 @@ def parallel_coordinates(sweep: Sweep) -> str:
         axes.plot(range(len(heights)), heights, "--", color=GREY, linewidth=0.9)
     for place, (trial, value) in enumerate(scored):
         heights = [height_of(d, trial.point.get(n)) for n, d in domains.items()]
-        is_best = place == len(scored) - 1
+        is_best = trial is best
         good = 1 - place / max(1, len(scored) - 1)
         colour = BEST if is_best else colormaps["viridis"](0.95 * good)
         axes.plot(
@@ -165,7 +165,7 @@ def draw_axes(axes: Any, domains: Sequence[Domain], names: Sequence[str]) -> Non
 
 def against_fields(sweep: Sweep, own: Mapping[str, Value]) -> str:
     """The newest score over each field. ``own``: the recipe's values, dotted lines."""
-    metric, domains = sweep.metric, domains_of(sweep)
+    metric, domains, best = sweep.metric, domains_of(sweep), sweep.best
     scored = newest(sweep, metric)
     if not scored or not domains:
         return ""
@@ -181,7 +181,7 @@ def against_fields(sweep: Sweep, own: Mapping[str, Value]) -> str:
                 [position(domain, trial.point[name])],
                 [value],
                 s=12 + 46 * trial.images_seen / most,
-                color=BEST if trial is scored[-1][0] else BLUE,
+                color=BEST if trial is best else BLUE,
                 alpha=0.8,
                 linewidths=0,
             )

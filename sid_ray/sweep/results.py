@@ -3,7 +3,7 @@
 SWEEP/sweep.json    name, text of the space, recipe, metrics, when it was started, its state
 SWEEP/trials.jsonl  a line an event, only appended:
   begin    trial, run, point
-  segment  trial, images_seen, scores, seconds
+  segment  trial, images_seen, scores, seconds, and run (the newest leg's where it is not told)
   exploit  trial, from_trial, from_run, images_seen, run, point (pbt, pb2: weights of another trial)
   end      trial, state (finished, stopped, diverged, failed, lost), why, images_seen
 
@@ -63,8 +63,10 @@ class TrialRecord:
     Args:
         run, point: of its newest leg; ``first_point`` is the one that it began with.
         runs: of all legs, in order; one where nothing was exploited.
-        images_seen: of its newest weights, another trial's images among them.
-        images_spent: what this trial itself has trained on.
+        spans: images seen at each run's begin, another trial's, and now.
+
+    ``images_seen`` is that of its newest weights, another trial's images among them;
+    ``images_spent`` what this trial itself has trained on, each image of a run once.
     """
 
     name: str
@@ -76,8 +78,15 @@ class TrialRecord:
     exploits: list[Exploit] = field(default_factory=list)
     state: str = RUNNING
     why: str = ""
-    images_seen: int = 0
-    images_spent: int = 0
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def images_seen(self) -> int:
+        return self.spans.get(self.run, (0, 0))[1]
+
+    @property
+    def images_spent(self) -> int:
+        return sum(end - begin for begin, end in self.spans.values())
 
     @property
     def seconds(self) -> float:
@@ -154,10 +163,19 @@ class Sweep:
         return tuple(dict.fromkeys([*known, *(name for point in points for name in point)]))
 
     @property
+    def candidates(self) -> list[TrialRecord]:
+        """Trials that may be the best: those at their end, or while there are none all that work.
+
+        A score at fewer images is worse, or luckier, through no merit of its point.
+        """
+        name = self.metric.name
+        able = [t for t in self.trials.values() if t.last(name) is not None and t.state != "failed"]
+        return [trial for trial in able if trial.state == "finished"] or able
+
+    @property
     def best(self) -> TrialRecord | None:
-        """The trial whose newest score is the best, as the search itself judges; None for none."""
-        found = [t for t in self.trials.values() if t.last(self.metric.name) is not None]
-        return min(found, key=lambda t: (self.cost(t), t.images_spent), default=None)
+        """The candidate with the best newest score, None for none."""
+        return min(self.candidates, key=lambda t: (self.cost(t), t.images_spent), default=None)
 
     def cost(self, trial: TrialRecord) -> float:
         """A trial's newest first score such that less is better."""
@@ -269,14 +287,17 @@ def ends_segment(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     """A segment that is told twice, by a driver and the one after it, counts once."""
     images, seconds = int(event["images_seen"]), float(event.get("seconds", 0.0))
     scores = {str(k): v for k, v in event["scores"].items() if isinstance(v, int | float)}
+    run = str(event.get("run", trial.run))
     trial.state, trial.why = RUNNING, ""
-    advance(trial, images)
+    advance(trial, run, images)
+    points = {trial.runs[0]: trial.first_point} if trial.runs else {}
+    points |= {one.run: one.point for one in trial.exploits}
     for place, there in enumerate(trial.segments):
-        if (there.run, there.images_seen) == (trial.run, images):
+        if (there.run, there.images_seen) == (run, images):
             seconds += there.seconds
-            trial.segments[place] = Segment(trial.run, images, scores, seconds, trial.point)
+            trial.segments[place] = Segment(run, images, scores, seconds, there.point)
             return
-    trial.segments.append(Segment(trial.run, images, scores, seconds, trial.point))
+    trial.segments.append(Segment(run, images, scores, seconds, points.get(run, {})))
 
 
 def exploits(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -291,7 +312,8 @@ def exploits(trial: TrialRecord, event: Mapping[str, Any]) -> None:
         return
     trial.exploits.append(found)
     trial.runs.append(found.run)
-    trial.run, trial.point, trial.images_seen = found.run, found.point, found.images_seen
+    trial.run, trial.point = found.run, found.point
+    trial.spans[found.run] = found.images_seen, found.images_seen
 
 
 def ends(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -299,13 +321,12 @@ def ends(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     if state not in STATES:
         raise ValueError(f"state {state}")
     trial.state, trial.why = state, str(event.get("why", ""))
-    advance(trial, int(event.get("images_seen", trial.images_seen)))
+    advance(trial, trial.run, int(event.get("images_seen", trial.images_seen)))
 
 
-def advance(trial: TrialRecord, images_seen: int) -> None:
-    """Images that a repeated or a restarted segment saw again are counted once."""
-    trial.images_spent += max(0, images_seen - trial.images_seen)
-    trial.images_seen = max(images_seen, trial.images_seen)
+def advance(trial: TrialRecord, run: str, images_seen: int) -> None:
+    begin, end = trial.spans.get(run, (0, 0))
+    trial.spans[run] = begin, max(end, images_seen)
 
 
 KINDS = {"begin": begins, "segment": ends_segment, "exploit": exploits, "end": ends}

@@ -40,8 +40,10 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
         sum(e["seconds"] for e in segments)
     )
     newest = {e["trial"]: e["scores"][FD] for e in segments}
-    assert sweep.best.name == min(newest, key=newest.get)
-    assert sweep.best.last(FD) == min(newest.values())
+    ended = {e["trial"] for e in told if e.get("state") == "finished"}
+    whole = {name: newest[name] for name in ended}
+    assert sweep.best.name == min(whole, key=whole.get)
+    assert sweep.best.last(FD) == min(whole.values())
     assert sum(sweep.states.values()) == 16 and sweep.states["diverged"] == 1
     assert sweep.trials["00003"].last(FD) is None and "50 times" in sweep.trials["00003"].why
 
@@ -127,6 +129,18 @@ def test_the_front_is_that_of_optuna(values):
     study.add_trials([optuna.trial.create_trial(values=v) for v in values])
     front = {trial.name for trial in pareto_front(sweep)}
     assert front == {str(trial.number) for trial in study.best_trials}
+
+
+def test_the_best_is_one_that_came_to_its_end():
+    metrics = (Metric("FID", "min"),)
+    sweep = sweep_of([{"FID": 1.0}, {"FID": 2.0}, {"FID": 3.0}, {"FID": 0.5}], metrics)
+    for trial, state in zip(sweep.trials.values(), ("stopped", "finished") * 2, strict=True):
+        trial.state = state
+    assert sweep.best.name == "3"
+    sweep.trials["3"].state = "diverged"
+    assert sweep.best.name == "1" and [t.name for t in pareto_front(sweep)] == ["1"]
+    sweep.trials["1"].state = "failed"
+    assert sweep.best.name == "0"
 
 
 def test_a_trial_without_one_of_the_scores_is_in_no_front():
