@@ -23,7 +23,7 @@ from sid_ray.store import Store
 from sid_ray.sweep.analysis import pareto_front, shown
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.report import base_of, command_of, csv_of, write_report
-from sid_ray.sweep.results import RUNNING, Sweep, read_sweep
+from sid_ray.sweep.results import RUNNING, STATES, Sweep, read_sweep
 from sid_ray.sweep.space import Choice, Parameter
 from sid_ray.tracking import TIMEOUT_S, Tracking
 
@@ -76,7 +76,7 @@ class Parent:
         self._tracking.status("RUNNING")
         self._children: set[str] = set()
         self._tags: dict[str, str] = {}
-        self._ended = -1
+        self._counts: dict[str, int] = {}
         self._file(sweep.folder / SPACE, sweep.text)
 
     @property
@@ -91,12 +91,11 @@ class Parent:
         self._tracking.metrics(found | {"images_spent": spent}, spent)
         self._tell_tags(tags_of(sweep))
         self._tell_children(sweep)
-        ended = sum(n for state, n in sweep.states.items() if state != RUNNING)
-        if ended != self._ended:
-            self._ended = ended
-            counts = {f"trials/{state}": n for state, n in sweep.states.items() if state != RUNNING}
-            # The step is trials here: a trial that ends at its last score adds no image.
-            self._tracking.metrics(counts | {"trials/ended": ended}, ended)
+        counts = {f"trials/{state}": sweep.states.get(state, 0) for state in STATES}
+        if counts != self._counts:
+            self._counts = counts
+            # Not of images: a trial that ends at its last score adds none.
+            self._tracking.metrics(counts, sweep.events)
             self._file(sweep.folder / FRONT, as_json(front_of(sweep)))
             self._file((sweep.folder / REPORT).with_suffix(".csv"), csv_of(sweep))
 

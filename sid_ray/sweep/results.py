@@ -126,7 +126,10 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A whole sweep. ``space`` is None where its text cannot be read; ``text`` is that text."""
+    """A whole sweep. ``space`` is None where its text cannot be read; ``text`` is that text.
+
+    ``events``: how many lines the ledger has.
+    """
 
     folder: Path
     name: str
@@ -138,6 +141,7 @@ class Sweep:
     state: str
     trials: Mapping[str, TrialRecord]
     notes: tuple[str, ...] = ()
+    events: int = 0
 
     @property
     def metric(self) -> Metric:
@@ -216,6 +220,7 @@ def read_sweep(folder: Path) -> Sweep:
     metrics = space.metrics if space else tuple(map(metric_of, about.get("metrics", ())))
     if not metrics:
         raise UserError(f"{folder}/{SWEEP} names no metric; start the sweep again")
+    trials, events = read_trials(folder / EVENTS, notes)
     return Sweep(
         folder=folder,
         name=str(about.get("name", folder.name)),
@@ -225,8 +230,9 @@ def read_sweep(folder: Path) -> Sweep:
         text=text,
         started=str(about.get("started", "")),
         state=str(about.get("state", "")),
-        trials=read_trials(folder / EVENTS, notes),
+        trials=trials,
         notes=tuple(notes),
+        events=events,
     )
 
 
@@ -237,8 +243,11 @@ def metric_of(told: Any) -> Metric:
     return Metric(str(told), "max" if larger_is_better(str(told)) else "min")
 
 
-def read_trials(path: Path, notes: list[str]) -> dict[str, TrialRecord]:
-    """Every trial, in the order of their begins. Adds to ``notes`` what was left out."""
+def read_trials(path: Path, notes: list[str]) -> tuple[dict[str, TrialRecord], int]:
+    """Every trial, in the order of their begins, and how many lines say so.
+
+    Adds to ``notes`` what was left out.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -254,7 +263,7 @@ def read_trials(path: Path, notes: list[str]) -> dict[str, TrialRecord]:
         for why, count in left_out.items()
         if why
     ]
-    return trials
+    return trials, len(lines) - 1
 
 
 def told(trials: dict[str, TrialRecord], line: bytes) -> str:
