@@ -201,12 +201,13 @@ def read_sweep(folder: Path) -> Sweep:
     """The sweep of a folder, finished or not. Raises UserError where there is none."""
     try:
         about = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-        assert isinstance(about, dict)
+        if not isinstance(about, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no sweep: {SWEEP} is missing; name a sweep's folder, like runs/SWEEP"
         ) from None
-    except (ValueError, AssertionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{folder}/{SWEEP} cannot be read ({error}); start the sweep again: it writes it anew"
         ) from None
