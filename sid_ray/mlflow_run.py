@@ -20,6 +20,7 @@ from sid_ray.mlflow_artifacts import Artifacts
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # Of a store without a registry of models, or one that this user may not write to: what comes behind
 # a model must not wait for that. Numbers wait, as a right may be given.
@@ -204,6 +205,20 @@ class MlflowRun:
             self._client.update_run(self.run_id, status=status)
         else:
             self._client.set_terminated(self.run_id, status=status)
+
+    def _write_tags(self, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self._client.set_tag(self.run_id, name, value)
+
+    def _write_child(self, run_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_tag(run_id, PARENT_TAG, self.run_id)
+        except MlflowException as error:
+            if error.error_code in (GONE, "INVALID_STATE"):  # a run that was deleted
+                raise RefusedError(f"MLflow run {run_id} is not there") from error
+            raise
 
     def _write_file(self, file: str, folder: str) -> None:
         self._artifacts.file(self._existing(file), folder)

@@ -127,6 +127,14 @@ class Tracking:
             scores=tags,
         )
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run; the newest value of each counts."""
+        self._add("tags", tags=dict(tags))
+
+    def child(self, run_id: str) -> None:
+        """MLflow's pages show another run of the store below this one."""
+        self._add("child", run_id=run_id)
+
     def status(self, status: str) -> None:
         """RUNNING, FINISHED, FAILED or KILLED."""
         self._add("status", status=status)

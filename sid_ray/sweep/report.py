@@ -1,0 +1,321 @@
+"""`sid-ray sweep report`: a sweep on one page that needs nothing beside it, and its table as files.
+
+The page is compare's in style. It can be made at any time, also while trials run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sid_ray.compare import table
+from sid_ray.config import DistillConfig, flags, flatten, replace
+from sid_ray.console import duration
+from sid_ray.errors import UserError
+from sid_ray.metrics.names import shown_score
+from sid_ray.recipes import recipe
+from sid_ray.sweep import report_curves, report_plots
+from sid_ray.sweep.analysis import pareto_front, shown
+from sid_ray.sweep.arithmetic import decision_points
+from sid_ray.sweep.importance import Importance, importance_of
+from sid_ray.sweep.results import Point, Sweep, TrialRecord, read_sweep
+from sid_ray.sweep.space import config_of
+
+TASK = "task.json"  # in a sweep's folder: the config that all trials began with
+
+
+def base_of(sweep: Sweep) -> DistillConfig | None:
+    """The config that the trials' points were put into, None where it cannot be known."""
+    try:
+        return DistillConfig.from_json(json.loads((sweep.folder / TASK).read_text())["base"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        pass
+    try:
+        return recipe(sweep.recipe)
+    except UserError:
+        return None
+
+
+def own_values(sweep: Sweep) -> dict[str, Any]:
+    """The values of the fields before anything was varied."""
+    base = base_of(sweep)
+    return flatten(base) if base else {}
+
+
+def command_of(sweep: Sweep, point: Point, run: str) -> str:
+    """The command that trains one point alone, to the end of a trial's budget; '' for none."""
+    base = base_of(sweep)
+    if base is None or sweep.space is None:
+        return ""
+    try:
+        # That of the base: flags say what a recipe does not.
+        first, config = recipe(base.recipe), config_of(sweep.space, base, point)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return ""
+    config = replace(config, output__run=run)
+    parts = ["sid-ray", "distill", base.recipe, "--run", run]
+    parts += ["--images", str(config.training.images), *flags(first, config)]
+    return shlex.join(parts)
+
+
+def end_points(sweep: Sweep) -> tuple[int, ...]:
+    """Where trials are judged; empty where the space or the recipe is not known."""
+    base = base_of(sweep)
+    if sweep.space is None or base is None:
+        return ()
+    if sweep.space.scheduler == "asha" and not sweep.space.budget.grace:
+        return ()
+    try:
+        return decision_points(sweep.space.budget, sweep.space.scheduler, base.training.batch_size)
+    except (ValueError, ZeroDivisionError):
+        return ()
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def ranked(sweep: Sweep) -> list[TrialRecord]:
+    """Candidates first, by the newest first score; those without one at the end."""
+    first = {trial.name for trial in sweep.candidates}
+    return sorted(sweep.trials.values(), key=lambda t: (t.name not in first, sweep.cost(t), t.name))
+
+
+def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
+    """One mapping a trial, the best first: plain values, None for what it has not."""
+    rows = []
+    for trial in ranked(sweep):
+        row: dict[str, Any] = {"trial": trial.name, "run": trial.run, "state": trial.state}
+        row |= {"images_seen": trial.images_seen, "images_spent": trial.images_spent}
+        for metric in sweep.metrics:
+            best = trial.best(metric)
+            row[metric.name] = trial.last(metric.name)
+            row[f"best {metric.name}"] = best[0] if best else None
+            row[f"best {metric.name} at"] = best[1] if best else None
+        row |= {"seconds": round(trial.seconds, 3)}
+        row |= {name: trial.point.get(name) for name in sweep.fields}
+        row |= {"exploits": len(trial.exploits), "why": trial.why}
+        rows.append(row)
+    return rows
+
+
+def csv_of(sweep: Sweep) -> str:
+    rows, text = rows_of(sweep), io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def json_of(sweep: Sweep, importance: Importance) -> dict[str, Any]:
+    """All that the page says in numbers."""
+    best = sweep.best
+    return {
+        "name": sweep.name,
+        "recipe": sweep.recipe,
+        "state": sweep.state,
+        "metrics": [{"name": m.name, "direction": m.direction} for m in sweep.metrics],
+        "states": sweep.states,
+        "images_spent": sweep.images_spent,
+        "best": best.name if best else None,
+        "command": command_of(sweep, best.point, f"{sweep.name}-best") if best else "",
+        "front": [trial.name for trial in pareto_front(sweep)],
+        "importance": {
+            "shares": importance.shares,
+            "conditional": {n: share for n, (share, _) in importance.conditional.items()},
+            "images_seen": importance.images_seen,
+            "trials": importance.trials,
+            "trouble": importance.trouble,
+        },
+        "trials": rows_of(sweep),
+        "notes": list(sweep.notes),
+    }
+
+
+def trials_table(sweep: Sweep) -> str:
+    names = report_plots.short_names(sweep.fields)
+    shown_metrics = [escape(metric.name) for metric in sweep.metrics]
+    scores = [cell for name in shown_metrics for cell in (name, f"best {name}", "at images")]
+    head = ["trial", "state", "images seen", *scores, "time"]
+    head += [f'<span title="{escape(n)}">{escape(names[n])}</span>' for n in sweep.fields]
+    best = sweep.best
+    rows = []
+    for trial in ranked(sweep):
+        mark = f'<span class="mark" style="background:{report_plots.BEST}"></span>'
+        cells = [(mark if trial is best else "") + escape(trial.name)]
+        cells += [f'<span title="{escape(trial.why)}">{trial.state}</span>']
+        cells += [f"{trial.images_seen:,}"]
+        for metric in sweep.metrics:
+            last, found = trial.last(metric.name), trial.best(metric)
+            cells.append("-" if last is None else f"<b>{shown_score(metric.name, last)}</b>")
+            cells += [shown_score(metric.name, found[0]), f"{found[1]:,}"] if found else ["-", "-"]
+        cells.append(duration(trial.seconds))
+        values = (trial.point.get(name) for name in sweep.fields)
+        cells += ["" if value is None else escape(shown([value])) for value in values]
+        rows.append(cells)
+    return table(head, rows)
+
+
+def front_table(sweep: Sweep) -> str:
+    head = ["trial", *(escape(metric.name) for metric in sweep.metrics), "point"]
+    rows = [
+        [
+            escape(trial.name),
+            *(shown_score(m.name, trial.last(m.name) or 0.0) for m in sweep.metrics),
+            escape(", ".join(f"{name} {shown([value])}" for name, value in trial.point.items())),
+        ]
+        for trial in pareto_front(sweep)
+    ]
+    return table(head, rows)
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 78rem;
+       padding: 0 1rem; }
+h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin-top: 2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
+        overflow-x: auto }
+th, td { padding: .3rem .55rem; border-bottom: 1px solid #e5e7eb; text-align: right;
+         white-space: nowrap }
+th { font-weight: 600; color: #4b5563 } th:first-child, td:first-child { text-align: left }
+.mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em }
+figure { margin: 0; overflow-x: auto } figure svg { max-width: 100%; height: auto }
+pre { background: #f3f4f6; padding: .7rem; overflow-x: auto; white-space: pre-wrap }
+summary { cursor: pointer; color: #4b5563 }
+</style></head><body>
+<h1>$title</h1>
+$body
+</body></html>
+""")
+
+
+def summary_of(sweep: Sweep) -> str:
+    """What was run, and for how many images."""
+    states = ", ".join(f"{count} {state}" for state, count in sweep.states.items())
+    text = f"{len(sweep.trials)} trials of {escape(sweep.recipe)} ({states}), "
+    if sweep.space:
+        text += f"scheduler {sweep.space.scheduler}, searcher {sweep.space.searcher}, "
+    text += f"{sweep.images_spent:,} images in all"
+    points = end_points(sweep)
+    if points and sweep.trials:
+        whole = points[-1] * len(sweep.trials)
+        text += f": {sweep.images_spent / whole:.0%} of what these trials take to their ends"
+    return f"<p>{text}. State: {escape(sweep.state)}; started {escape(sweep.started)}.</p>"
+
+
+def best_part(sweep: Sweep) -> str:
+    best = sweep.best
+    if best is None:
+        return f"<p>No trial has a {escape(sweep.metric.name)} yet.</p>"
+    value = shown_score(sweep.metric.name, best.last(sweep.metric.name) or 0.0)
+    text = (
+        f"<p><b>{escape(best.name)}</b>: {escape(sweep.metric.name)} {value} after "
+        f"{best.images_seen:,} images (run {escape(best.run)}). The best is looked for among the "
+        "trials that came to their end, or all that work while none has"
+    )
+    command = command_of(sweep, best.point, f"{sweep.name}-best")
+    if best.exploits:
+        times = len(best.exploits)
+        text += (
+            f". It took other trials' weights {times} time{'s' if times > 1 else ''}: the command "
+            "trains its newest point from the start, and is no repetition"
+        )
+    shown_command = f"<pre>{escape(command)}</pre>" if command else ""
+    return f"{text}.</p>{shown_command}"
+
+
+def importance_part(found: Importance, metric: str) -> str:
+    if found.trouble:
+        return f"<p>{escape(found.trouble)}</p>"
+    what = f"the logarithm of {metric}" if found.logarithm else metric
+    return (
+        f"<p>Share of the variance of {escape(what)} that each field explains alone (Optuna's "
+        f"fANOVA), among {found.trials} trials at {found.images_seen:,} images. Grey: fields that "
+        "only some trials have, among these. Trials without that score are not counted.</p>"
+        + report_curves.importance_bars(found)
+    )
+
+
+def parts_of(sweep: Sweep, importance: Importance) -> list[tuple[str, str]]:
+    """(heading, HTML) of the page; what is empty is left out."""
+    points = end_points(sweep)
+    curves = "".join(report_curves.score_curves(sweep, m, points) for m in sweep.metrics)
+    front = report_curves.front_plot(sweep)
+    against = report_plots.against_fields(sweep, own_values(sweep))
+    if against:
+        against = (
+            "<p>Newest scores. Dots grow with the images seen; a dotted line is the recipe's own "
+            f"value; a grey cross is a trial without a score.</p>{against}"
+        )
+    lines = report_plots.parallel_coordinates(sweep)
+    if lines:
+        lines = (
+            "<p>A line is a trial: orange the best, dark the better ones, dashed those without a "
+            f"score. Last axis: {escape(sweep.metric.name)}, "
+            f"{report_plots.better(sweep.metric)}.</p>{lines}"
+        )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in sweep.notes)
+    return [
+        ("", summary_of(sweep)),
+        ("Best trial", best_part(sweep)),
+        ("Pareto front", front + front_table(sweep) if front else ""),
+        ("Trials", trials_table(sweep)),
+        ("Fields and score", lines),
+        ("Score against each field", against),
+        ("Scores over images seen", curves),
+        ("Importance", importance_part(importance, sweep.metric.name)),
+        ("Lineage", report_curves.lineage(sweep)),
+        ("Left out", f"<ul>{notes}</ul>" if notes else ""),
+        ("", f"<details><summary>The space</summary><pre>{escape(sweep.text)}</pre></details>"),
+    ]
+
+
+def page(sweep: Sweep, importance: Importance) -> str:
+    """The whole page, pictures in it."""
+    body = "".join(
+        (f"<h2>{heading}</h2>" if heading else "") + html
+        for heading, html in parts_of(sweep, importance)
+        if html
+    )
+    return PAGE.substitute(title=escape(f"sid_ray: sweep {sweep.name}"), body=body)
+
+
+def write_report(sweep: Sweep, out: Path, importance: Importance | None = None) -> list[Path]:
+    """Writes the page at ``out`` and its numbers beside it, .csv and .json. Returns all three."""
+    importance = importance or importance_of(sweep)
+    files: Mapping[Path, str] = {
+        out: page(sweep, importance),
+        out.with_suffix(".csv"): csv_of(sweep),
+        out.with_suffix(".json"): json.dumps(json_of(sweep, importance), indent=2) + "\n",
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+    return list(files)
+
+
+def run_report(folder: str | Path, out: str | Path) -> int:
+    """`sid-ray sweep report FOLDER --out PAGE`. Raises UserError."""
+    out = Path(out)
+    if out.suffix.lower() in (".csv", ".json"):
+        raise UserError(f"--out {out}: name the page, like report.html; numbers lie beside it")
+    sweep = read_sweep(Path(folder))
+    files: Sequence[Path] = write_report(sweep, out)
+    print(f"{len(sweep.trials)} trials in {', '.join(map(str, files))}")
+    return 0

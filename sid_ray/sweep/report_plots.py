@@ -1,0 +1,226 @@
+"""Pictures of a sweep's points as SVG: a figure a function, empty where nothing is to be shown.
+
+Everywhere the best trial is orange and a trial that gave up is dashed or a cross.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sid_ray.compare import COLOURS, is_logarithmic
+from sid_ray.metrics.names import EVAL
+from sid_ray.sweep.analysis import shown
+from sid_ray.sweep.importance import domains_of
+from sid_ray.sweep.results import Sweep, TrialRecord
+from sid_ray.sweep.space import Choice, Domain, Metric, Range, Value
+
+BLUE, BEST, GREY = COLOURS[0], COLOURS[1], "#9ca3af"
+ABSENT = -0.14  # height at which a line passes a field that its trial does not have
+COLUMNS = 3
+LABEL = {"facecolor": "white", "alpha": 0.7, "pad": 0.4, "edgecolor": "none"}
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    found = text.getvalue()
+    return f"<figure>{found[found.index('<svg') :]}</figure>"
+
+
+def dress(axes: Any, title: str = "") -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.tick_params(labelsize=8, which="both")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plain_ticks(axis: Any, span: float) -> None:
+    """Plain numbers on a logarithmic axis, as many as have room; ``span``: its end by its begin."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    parts = (1, 2, 3, 4, 5, 6, 7, 8, 9) if span < 5 else (1, 2, 5) if span < 200 else (1,)
+    axis.set_major_locator(LogLocator(subs=parts, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def score_axis(axes: Any, metric: Metric, values: Sequence[float]) -> None:
+    """Logarithmic for distances, with plain numbers."""
+    if logarithmic(metric, values):
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis, max(values) / min(values))
+    axes.set_ylabel(metric.name, fontsize=9)
+
+
+def logarithmic(metric: Metric, values: Sequence[float]) -> bool:
+    return bool(values) and metric.direction == "min" and is_logarithmic(EVAL + metric.name, values)
+
+
+def better(metric: Metric) -> str:
+    return "smaller is better" if metric.direction == "min" else "larger is better"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each field's name, all of it where two would look alike."""
+    leaves = [name.rpartition(".")[2] for name in names]
+    return {
+        n: leaf if leaves.count(leaf) == 1 else n for n, leaf in zip(names, leaves, strict=True)
+    }
+
+
+def newest(sweep: Sweep, metric: Metric) -> list[tuple[TrialRecord, float]]:
+    """Trials and their newest score, the worst first and the best trial last, so on top."""
+    pairs = [(trial, trial.last(metric.name)) for trial in sweep.trials.values()]
+    found = [(trial, value) for trial, value in pairs if value is not None]
+    return sorted(found, key=lambda pair: (pair[0] is sweep.best, metric.sign * pair[1]))
+
+
+def without_score(sweep: Sweep) -> list[TrialRecord]:
+    return [t for t in sweep.trials.values() if t.last(sweep.metric.name) is None and t.runs]
+
+
+# Parallel coordinates -----------------------------------------------------------------------------
+
+
+def height_of(domain: Domain, value: Value | None) -> float:
+    """Where on an axis from 0 to 1 a value stands."""
+    if value is None:
+        return ABSENT
+    if isinstance(domain, Choice):
+        return (domain.values.index(value) + 0.5) / len(domain.values)
+    low, high, at = domain.low, domain.high, float(value)
+    if domain.log:
+        low, high, at = math.log(low), math.log(high), math.log(at)
+    return (at - low) / (high - low) if high > low else 0.5
+
+
+def ends_of(domain: Domain) -> list[tuple[float, str]]:
+    """(height, text) of an axis' marks."""
+    if isinstance(domain, Choice):
+        return [(height_of(domain, value), shown([value])) for value in domain.values]
+    middle = math.sqrt(domain.low * domain.high) if domain.log else (domain.low + domain.high) / 2
+    return [(height_of(domain, v), f"{v:.3g}") for v in (domain.low, middle, domain.high)]
+
+
+def parallel_coordinates(sweep: Sweep) -> str:
+    """A line a trial through all of its fields to its newest score."""
+    from matplotlib import colormaps
+
+    metric, domains, best = sweep.metric, domains_of(sweep), sweep.best
+    scored = newest(sweep, metric)
+    if not scored or not domains:
+        return ""
+    values = [value for _, value in scored]
+    log = logarithmic(metric, values)
+    score = Range(min(values), max(values), log)
+    all_axes = [*domains.values(), score]
+    figure = new_figure(max(6.0, 1.5 * len(all_axes)), 3.9)
+    axes = figure.subplots()
+    for trial in without_score(sweep):
+        heights = [height_of(d, trial.point.get(n)) for n, d in domains.items()]
+        axes.plot(range(len(heights)), heights, "--", color=GREY, linewidth=0.9)
+    for place, (trial, value) in enumerate(scored):
+        heights = [height_of(d, trial.point.get(n)) for n, d in domains.items()]
+        is_best = trial is best
+        good = 1 - place / max(1, len(scored) - 1)
+        colour = BEST if is_best else colormaps["viridis"](0.95 * good)
+        axes.plot(
+            range(len(all_axes)),
+            [*heights, height_of(score, value)],
+            color=colour,
+            linewidth=2.4 if is_best else 1.1,
+            alpha=1.0 if is_best else 0.75,
+        )
+    names = short_names(list(domains))
+    draw_axes(axes, all_axes, [*(names[name] for name in domains), metric.name])
+    absent = any(name not in trial.point for trial in sweep.trials.values() for name in domains)
+    axes.set_ylim((ABSENT if absent else 0) - 0.05, 1.1)
+    if absent:
+        axes.text(-0.08, ABSENT, "not used", fontsize=7, ha="right", va="center", color="#4b5563")
+    return svg(figure)
+
+
+def draw_axes(axes: Any, domains: Sequence[Domain], names: Sequence[str]) -> None:
+    for place, (domain, name) in enumerate(zip(domains, names, strict=True)):
+        axes.plot([place, place], [0, 1], color="#6b7280", linewidth=0.8)
+        for height, text in ends_of(domain):
+            axes.text(place + 0.04, height, text, fontsize=7, va="center", bbox=LABEL)
+        log = isinstance(domain, Range) and domain.log
+        axes.text(place, 1.07, name + (" (log)" if log else ""), fontsize=7.5, ha="center")
+    axes.set_xlim(-0.35, len(domains) - 0.55)
+    axes.axis("off")
+
+
+# Score against each field -------------------------------------------------------------------------
+
+
+def against_fields(sweep: Sweep, own: Mapping[str, Value]) -> str:
+    """The newest score over each field. ``own``: the recipe's values, dotted lines."""
+    metric, domains, best = sweep.metric, domains_of(sweep), sweep.best
+    scored = newest(sweep, metric)
+    if not scored or not domains:
+        return ""
+    columns, rows = min(COLUMNS, len(domains)), math.ceil(len(domains) / COLUMNS)
+    figure = new_figure(3.5 * columns, 2.6 * rows + 0.3)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    most = max(trial.images_seen for trial, _ in scored) or 1
+    for place, (name, domain) in enumerate(domains.items()):
+        axes = grid[place // columns][place % columns]
+        there = [(trial, value) for trial, value in scored if name in trial.point]
+        for trial, value in there:
+            axes.scatter(
+                [position(domain, trial.point[name])],
+                [value],
+                s=12 + 46 * trial.images_seen / most,
+                color=BEST if trial is best else BLUE,
+                alpha=0.8,
+                linewidths=0,
+            )
+        score_axis(axes, metric, [value for _, value in scored])
+        none = [t.point[name] for t in without_score(sweep) if name in t.point]
+        axes.plot(
+            [position(domain, v) for v in none], [0.97] * len(none), "x", color=GREY, markersize=5,
+            transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+        field_axis(axes, domain, name)
+        if name in own and holds(domain, own[name]):
+            axes.axvline(position(domain, own[name]), color="#374151", linestyle=":", linewidth=1)
+        dress(axes)
+        if place % columns:
+            axes.set_ylabel("")
+    for place in range(len(domains), rows * columns):
+        grid[place // columns][place % columns].set_visible(False)
+    return svg(figure)
+
+
+def holds(domain: Domain, value: Any) -> bool:
+    return value is not None and domain.holds(value)
+
+
+def position(domain: Domain, value: Value) -> float:
+    return domain.values.index(value) if isinstance(domain, Choice) else float(value)
+
+
+def field_axis(axes: Any, domain: Domain, name: str) -> None:
+    axes.set_xlabel(name, fontsize=9)
+    if isinstance(domain, Choice):
+        axes.set_xticks(range(len(domain.values)), [shown([value]) for value in domain.values])
+        axes.set_xlim(-0.5, len(domain.values) - 0.5)
+    elif domain.high > domain.low:
+        low, high = domain.low, domain.high
+        if domain.log:
+            axes.set_xscale("log")
+            plain_ticks(axes.xaxis, high / low)
+            edge = (high / low) ** 0.04
+            axes.set_xlim(low / edge, high * edge)
+        else:
+            axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
