@@ -114,7 +114,7 @@ class Evaluator:
         set_endpoint(config.storage.endpoint_url, config.storage.region)
         self._keeps_best = config.evaluation.keep_best
         self._description = generator_description(config, network_of(config, settings.teacher))
-        own = cache_folder() / "evaluations" / settings.run_key
+        own = cache_folder() / "unscored" / settings.run_key
         self._folder = Path(settings.waiting) if settings.waiting else own
         self._folder.mkdir(parents=True, exist_ok=True)
         for cut in self._folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
