@@ -25,8 +25,8 @@ from sid_ray.run_folder import default_tracking_uri
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
 from sid_ray.weights.sources import ASSETS
+from tests.distill_runs import hear_ctrl_c, wait_for
 from tests.s3_server import s3_server
-from tests.test_distill import hear_ctrl_c, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES, EVERY = 3840, 640

@@ -14,8 +14,8 @@ import mlflow
 import psutil
 import pytest
 
+from tests.distill_runs import hear_ctrl_c, wait_for
 from tests.mlflow_server import mlflow_server
-from tests.test_distill import hear_ctrl_c, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AWAY_S = float(os.environ.get("SID_RAY_TEST_AWAY_S", "60"))
