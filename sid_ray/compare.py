@@ -119,6 +119,7 @@ def best_of(metric: str, points: Sequence[Point]) -> Point | None:
 def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = False) -> str:
     """One metric of all runs as SVG; empty where none has it."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     with_it = [
         (run, colour) for run, colour in coloured(runs) if len(run.history.get(metric, ())) > 1
@@ -137,8 +138,9 @@ def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = F
             axes.plot([when], [best.value], "o", color=colour, markersize=5)
     if is_logarithmic(metric, [p.value for run, _ in with_it for p in run.history[metric]]):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("seconds since its first report" if over_time else "images seen", fontsize=9)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -243,7 +245,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: 
         overflow-x: auto }
 th, td { padding: .3rem .55rem; border-bottom: 1px solid #e5e7eb; text-align: right;
          white-space: nowrap }
-th { font-weight: 600; color: #4b5563 } th:first-child, td:first-child { text-align: left }
+th { font-weight: 600; color: #4b5563; white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left }
 .mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: .5rem }
 figure { margin: 0 } figure svg { width: 100%; height: auto }

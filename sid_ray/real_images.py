@@ -39,7 +39,7 @@ STATISTICS = (".npz", ".pkl")
 SAMPLES = 200_000
 """Real images that kernel distance, precision and recall look at, as published; prepared sets are
 stored mixed, so the first ones are a fair choice."""
-WORD_S = 10.0  # between two words about a set that is being looked at
+WORD_S = 30.0  # between two words about a set that is being looked at
 
 
 class Real:

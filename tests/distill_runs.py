@@ -14,15 +14,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sid_ray.checkpoint import newest_whole, read_manifest
+from tests.tracking import wait_for
 
 IMAGES, CHECKPOINT_EVERY = 960, 192
 NEVER_REACHED = 20 * CHECKPOINT_EVERY  # as many images as checkpoints are kept
@@ -64,16 +63,6 @@ def finish(arguments: list[str]) -> dict[str, Any]:
     return {"code": process.returncode, "out": out, "err": err}
 
 
-def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise TimeoutError(f"{what} did not happen within {patience_s} s")
-
-
 def processes_end(process: subprocess.Popen, children: list[psutil.Process]) -> tuple[str, str]:
     """Waits until none of the run's workers is left; returns what the driver printed.
 
@@ -85,6 +74,7 @@ def processes_end(process: subprocess.Popen, children: list[psutil.Process]) -> 
     wait_for(
         lambda: not any(w.is_running() and w.status() != "zombie" for w in workers),
         "the end of the workers",
+        PATIENCE_S,
     )
     return output
 
@@ -109,7 +99,7 @@ def disturbed(folder: Path) -> dict[str, Any]:
     for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
         before = newest_whole(run)[0]
         process = start(command(folder, "disturbed", NEVER_REACHED, "--evaluation.every", "0"))
-        wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint")
+        wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint", PATIENCE_S)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         out, err = processes_end(process, children)

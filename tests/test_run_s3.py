@@ -25,8 +25,9 @@ from sid_ray.run_folder import default_tracking_uri
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
 from sid_ray.weights.sources import ASSETS
+from tests.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.s3_server import s3_server
-from tests.test_distill import hear_ctrl_c, wait_for
+from tests.tracking import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES, EVERY = 3840, 640
@@ -88,7 +89,7 @@ class Command:
         return self.printed.read_text()
 
     def wait_until_said(self, text):
-        wait_for(lambda: text in self.output or self.process.poll() is not None, text)
+        wait_for(lambda: text in self.output or self.process.poll() is not None, text, PATIENCE_S)
         assert text in self.output, self.output
 
     def finish(self):
@@ -144,7 +145,7 @@ def past(run, store, images_seen):
         found = newest_listed(store)
         return found is not None and found[1].images_seen >= images_seen
 
-    wait_for(there, f"a checkpoint at {images_seen}")
+    wait_for(there, f"a checkpoint at {images_seen}", PATIENCE_S)
     time.sleep(0.5)
 
 

@@ -14,8 +14,9 @@ import mlflow
 import psutil
 import pytest
 
+from tests.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.mlflow_server import mlflow_server
-from tests.test_distill import hear_ctrl_c, wait_for
+from tests.tracking import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AWAY_S = float(os.environ.get("SID_RAY_TEST_AWAY_S", "60"))
@@ -67,7 +68,7 @@ class Run:
             assert self.process.poll() is None, self.output
             return self.reported() >= count
 
-        wait_for(there, f"{count} reports")
+        wait_for(there, f"{count} reports", PATIENCE_S)
 
     def finish(self):
         assert self.process.wait(600) == 0, self.output
@@ -128,7 +129,7 @@ def test_a_run_whose_server_is_away_for_a_while_misses_nothing(tmp_path, started
         run.wait_for_reports(10)
         server.kill()
         before, began = run.reported(), time.monotonic()
-        wait_for(lambda: time.monotonic() - began >= AWAY_S, "the outage")
+        wait_for(lambda: time.monotonic() - began >= AWAY_S, "the outage", PATIENCE_S)
         assert run.process.poll() is None, f"ended within the outage:\n{run.output}"
         meanwhile = run.told()["images_per_s"][before + 1 :]
         server.start()

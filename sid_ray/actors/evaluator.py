@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from sid_ray.store import PART, Store, moved_into_place, set_endpoint
 from sid_ray.weights.folder import ModelDescription, load_weights
 
 SUFFIX = ".safetensors"
+RESTARTS = 20  # nodes may go; weights that kill each process that scores them end it
 NICE = 10  # without resources of its own it takes what the training leaves of this machine
 
 
@@ -62,7 +63,9 @@ class Examined(NamedTuple):
 class Examiner:
     """Scores weights of a run's generator. Raises UserError where something it needs is missing."""
 
-    def __init__(self, settings: EvaluatorSettings, device: torch.device):
+    def __init__(
+        self, settings: EvaluatorSettings, device: torch.device, tell: Callable[[str], None]
+    ):
         config = DistillConfig.from_json(settings.config)
         teacher = settings.teacher
         folder = Path(teacher_here(config, settings.teacher_folder))
@@ -72,7 +75,7 @@ class Examiner:
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
         source = data_of(config, teacher, folder, device).source
         codec = codec_of(teacher, folder, config.evaluation.vae, device)
-        self.judge = Judge(config.evaluation, source, codec, num_steps, device)
+        self.judge = Judge(config.evaluation, source, codec, num_steps, device, tell)
 
     def examine(self, weights: Path, images_seen: int) -> Examined:
         """Looks at the weights of a file."""
@@ -96,7 +99,7 @@ class Examiner:
         return held.getvalue()
 
 
-@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=RESTARTS, max_task_retries=-1)
 class Evaluator:
     """Takes weights at once, scores them in the order they came. Training goes on meanwhile.
 
@@ -114,7 +117,7 @@ class Evaluator:
         set_endpoint(config.storage.endpoint_url, config.storage.region)
         self._keeps_best = config.evaluation.keep_best
         self._description = generator_description(config, network_of(config, settings.teacher))
-        own = cache_folder() / "evaluations" / settings.run_key
+        own = cache_folder() / "unscored" / settings.run_key
         self._folder = Path(settings.waiting) if settings.waiting else own
         self._folder.mkdir(parents=True, exist_ok=True)
         for cut in self._folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
@@ -127,8 +130,11 @@ class Evaluator:
     def take(self, weights: Mapping[str, Tensor], images_seen: int) -> None:
         """Keeps weights until it is their turn."""
         target = self._folder / f"{images_seen:012d}{SUFFIX}"
-        with moved_into_place(target) as written:
-            write_weights(written, weights, self._description)
+        try:
+            with moved_into_place(target) as written:
+                write_weights(written, weights, self._description)
+        except OSError as error:  # a full disk costs a score, not the training
+            self._failed(images_seen, error)
         with self._changed:
             self._changed.notify_all()
 
@@ -137,6 +143,10 @@ class Evaluator:
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting())
             return self._trouble
+
+    def _failed(self, images_seen: int, error: Exception) -> None:
+        self._trouble = f"the evaluation at {images_seen:,} images failed: {error}"
+        self._settings.tracker.event.remote(f"warning: {self._trouble}")
 
     def _waiting(self) -> list[Path]:
         return sorted(self._folder.glob(f"*{SUFFIX}"))
@@ -148,12 +158,13 @@ class Evaluator:
                 self._changed.wait_for(self._waiting)
                 weights = self._waiting()[0]
             try:
-                examiner = examiner or Examiner(self._settings, self._device)
+                examiner = examiner or Examiner(
+                    self._settings, self._device, self._settings.tracker.event.remote
+                )
                 found = examiner.examine(weights, int(weights.stem))
                 self._tell(found, weights, examiner.judge.primary)
             except Exception as error:  # the training goes on without this score
-                self._trouble = f"the evaluation at {int(weights.stem):,} images failed: {error}"
-                self._settings.tracker.event.remote(f"warning: {self._trouble}")
+                self._failed(int(weights.stem), error)
             with self._changed:
                 weights.unlink(missing_ok=True)
                 self._changed.notify_all()

@@ -152,3 +152,17 @@ def test_a_run_without_scores_has_no_best(tmp_path):
     (tmp_path / "best_000000000100").mkdir()  # cut before its score was written
     with pytest.raises(UserError, match="no best generator"):
         find_generator(f"{tmp_path}/best")
+
+
+def test_a_full_disk_costs_a_score_and_is_said(start, tmp_path, monkeypatch):
+    tracker = Told()
+    evaluator = made(start, tmp_path, tracker)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_weights", full)
+    evaluator.take(weights(start, 0), 100)
+    assert "evaluation at 100 images failed: [Errno 28] No space left" in evaluator.drain()
+    assert not tracker.told("log_score")
+    assert not list((tmp_path / "waiting").iterdir())
