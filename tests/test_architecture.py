@@ -52,7 +52,7 @@ HOMES = {
         "evaluate",
         "evaluate_result",
     ),
-    "tyro": ("cli", "parsing", "weights/command"),
+    "tyro": ("cli", "parsing", "weights/command", "sweep/command"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

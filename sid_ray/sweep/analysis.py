@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from sid_ray.sweep.pareto import front
 from sid_ray.sweep.results import Sweep, TrialRecord, is_number
 
 
@@ -13,22 +14,12 @@ def pareto_front(sweep: Sweep) -> list[TrialRecord]:
 
     By their newest scores. A trial without one of them is in no front; equal ones are in together.
     """
-    scored: list[tuple[TrialRecord, tuple[float, ...]]] = []
-    for trial in sweep.candidates:
-        values = [(metric.sign, trial.last(metric.name)) for metric in sweep.metrics]
-        if all(value is not None for _, value in values):
-            scored.append((trial, tuple(-sign * (value or 0.0) for sign, value in values)))
-    front = [
-        (trial, costs)
-        for trial, costs in scored
-        if not any(dominates(other, costs) for _, other in scored)
-    ]
-    return [trial for trial, _ in sorted(front, key=lambda pair: pair[1])]
-
-
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether it is nowhere above the other, and below it once."""
-    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+    by_name = {trial.name: trial for trial in sweep.candidates}
+    scores = {
+        name: {m.name: value for m in sweep.metrics if (value := trial.last(m.name)) is not None}
+        for name, trial in by_name.items()
+    }
+    return [by_name[name] for name in front(sweep.metrics, scores)]
 
 
 def ancestry(sweep: Sweep, trial: TrialRecord) -> list[tuple[str, int, int]]:

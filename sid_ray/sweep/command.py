@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from sid_ray.config import DistillConfig, differences, flatten
 from sid_ray.errors import UserError
@@ -22,6 +25,8 @@ from sid_ray.sweep.space_file import parse_space, read_text
 
 USAGE = """usage: sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--name NAME]
                      [--concurrent N] [--section.field VALUE ...]
+
+       sid-ray sweep report FOLDER [--out report.html]
 
 Runs the trials of a search space (tune_spaces/*.yaml), each an ordinary run; the same command goes
 on with a sweep that was stopped.
@@ -122,6 +127,8 @@ def run_command(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0
+    if args[0] == "report":
+        return report(args[1:])
     order = order_of(args)
     earlier = read_sweep(order.folder)
     check_same(order, earlier)
@@ -132,6 +139,24 @@ def run_command(args: Sequence[str]) -> int:
     check_trial(order)
     with only_process(order.folder, order.name):
         return run_order(order, earlier)
+
+
+@dataclass
+class ReportArgs:
+    """Writes a page on a sweep: its trials, the best of them, plots; with CSV and JSON beside it."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """The sweep's folder, like runs/digits-sida."""
+    out: Path = Path("report.html")
+    """The page."""
+
+
+def report(args: Sequence[str]) -> int:
+    """sid-ray sweep report FOLDER [--out report.html]"""
+    parsed = parse(ReportArgs, args, "sid-ray sweep report")
+    from sid_ray.sweep.report import run_report
+
+    return run_report(parsed.folder, parsed.out)
 
 
 def check_same(order: Order, earlier: dict) -> None:

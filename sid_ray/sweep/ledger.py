@@ -169,9 +169,11 @@ class Ledger:
 def after_event(folder: Path) -> str:
     """Called in the sweep's driver after each line of the ledger, and at its end; never raises.
 
-    Returns '' or a line for the user.
+    Tells MLflow's run of the sweep. Returns '' or a line for the user.
     """
-    return ""
+    from sid_ray.sweep import parent
+
+    return parent.after_event(folder)
 
 
 def histories(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialHistory]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from sid_ray.sweep.ledger import TrialHistory
 from sid_ray.sweep.space import Metric
+
+if TYPE_CHECKING:
+    from sid_ray.sweep.ledger import TrialHistory
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:

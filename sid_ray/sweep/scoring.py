@@ -46,7 +46,7 @@ def examiner_of(config: DistillConfig) -> Examiner:
         waiting="",
         tracker=None,
     )
-    return Examiner(settings, torch.device("cpu"))
+    return Examiner(settings, torch.device("cpu"), lambda text: None)
 
 
 def note(run: RunFolder, result: dict[str, Any]) -> None:
