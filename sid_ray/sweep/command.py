@@ -143,7 +143,7 @@ def run_command(args: Sequence[str]) -> int:
 
 @dataclass
 class ReportArgs:
-    """Writes a page on a sweep: its trials, the best of them, plots; with CSV and JSON beside it."""
+    """Writes a page on a sweep: trials, the best of them, plots; CSV and JSON beside it."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The sweep's folder, like runs/digits-sida."""
