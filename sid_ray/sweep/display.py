@@ -21,7 +21,8 @@ class SweepDisplay(Display):
         super().__init__(console, expected)
         self.space, self.ledger, self.trials = space, Ledger(folder), trials
         self.lines: list[str] = []
-        self.began, self.spent_before = time.monotonic(), spent_of(self.told())
+        self.began = self.counted_at = time.monotonic()
+        self.spent_before = self.counted = spent_of(self.told())
 
     def told(self) -> list[TrialHistory]:
         return list(self.ledger.trials().values())
@@ -45,10 +46,21 @@ class SweepDisplay(Display):
         if best:
             parts.append(f"{scores_of(self.space.metrics, best[0])} ({best[0].trial})")
         parts.append(f"{spent:,}/{self.total:,} images")
-        now, elapsed_s = spent - self.spent_before, time.monotonic() - self.began
-        if now and spent < self.total:
-            parts.append(f"{duration((self.total - spent) * elapsed_s / now)} left")
+        left_s = self.left_s(spent)
+        if left_s is not None:
+            parts.append(f"{duration(left_s)} left")
         return "  ".join(parts)
+
+    def left_s(self, spent: int) -> float | None:
+        """Seconds to the end at the speed so far; images are counted at decisions only."""
+        now = time.monotonic()
+        if spent != self.counted:
+            self.counted, self.counted_at = spent, now
+        trained = spent - self.spent_before
+        if not trained or spent >= self.total:
+            return None
+        needed_s = (self.total - spent) * (self.counted_at - self.began) / trained
+        return max(0.0, needed_s - (now - self.counted_at))
 
 
 def scores_of(metrics: Sequence[Metric], trial: TrialHistory) -> str:
