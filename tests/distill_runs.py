@@ -97,9 +97,9 @@ def disturbed(folder: Path) -> dict[str, Any]:
     """
     run, found = folder / "disturbed", {}
     for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
-        before = newest_whole(run)[0]
+        before = newest_attempt(run)
         process = start(command(folder, "disturbed", NEVER_REACHED, "--evaluation.every", "0"))
-        wait_for(lambda old=before: newest_whole(run)[0] != old, "the next checkpoint", PATIENCE_S)
+        wait_for(lambda old=before: newest_attempt(run) != old, "its own checkpoint", PATIENCE_S)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         out, err = processes_end(process, children)
@@ -108,6 +108,15 @@ def disturbed(folder: Path) -> dict[str, Any]:
         found[how] = {"out": out, "err": err, "code": process.returncode, "run_id": run_id}
         found[how]["seen"] = seen
     return found
+
+
+def newest_attempt(run: Path) -> str:
+    """Which start of the workers wrote the newest checkpoint; empty for none.
+
+    A resumed run first uploads what the killed one had written to its local disk alone.
+    """
+    newest = newest_whole(run)[0]
+    return newest.name.rpartition("_")[2] if newest else ""
 
 
 PARTS = {"undisturbed": undisturbed, "disturbed": disturbed}
