@@ -23,6 +23,7 @@ from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.history import History, Point, read_history
 from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
+from sid_ray.page import whole_page
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
@@ -234,34 +235,20 @@ def pictures_table(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
     return table(["", *(str(seed) for seed in seeds)], rows)
 
 
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 78rem;
-       padding: 0 1rem; }
-h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
-        overflow-x: auto }
-th, td { padding: .3rem .55rem; border-bottom: 1px solid #e5e7eb; text-align: right;
-         white-space: nowrap }
-th { font-weight: 600; color: #4b5563; white-space: normal; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left }
-.mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em }
+STYLE = """\
+th { white-space: normal; vertical-align: bottom }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: .5rem }
 figure { margin: 0 } figure svg { width: 100%; height: auto }
 .pictures td { padding: 1px; border: 0 } .pictures td:first-child { padding-right: .8rem }
 .pictures img { width: 3.9rem; image-rendering: pixelated; display: block }
-</style></head><body>
-<h1>$title</h1>
+"""
+BODY = Template("""\
 $results
 <p>Scores are the averaged generator's while it was trained; the dot is the best. Time at work
 leaves out gaps of more than a minute between reports.</p>
 <h2>Curves</h2><div class="curves">$curves</div>
 <h2>Settings that differ</h2>$differences
-<h2>The same seeds, newest checkpoint</h2><div class="pictures">$pictures</div>
-</body></html>
-""")
+<h2>The same seeds, newest checkpoint</h2><div class="pictures">$pictures</div>""")
 
 
 def title_of(score: str) -> str:
@@ -276,13 +263,13 @@ def page(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
     for score in scores[:1]:
         drawn.insert(1, curve(runs, score, f"{bare(score)} over time", over_time=True))
     drawn += [curve(runs, metric, title) for metric, title in CURVES.items()]
-    return PAGE.substitute(
-        title=escape("sid_ray: " + ", ".join(run.name for run in runs)),
+    body = BODY.substitute(
         results=results_table(runs),
         curves="".join(drawn),
         differences=differences_table(runs),
         pictures=pictures_table(runs, seeds),
     )
+    return whole_page("sid_ray: " + ", ".join(run.name for run in runs), body, STYLE)
 
 
 def write_comparison(

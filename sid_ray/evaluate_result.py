@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray import __version__
+from sid_ray.evaluations import add_result
 from sid_ray.looks import Bench, Job
 from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
 from sid_ray.run_folder import EVALUATIONS
@@ -88,24 +89,8 @@ def tell_run(subject: Subject, result: Mapping[str, Any], console: Console) -> N
     """
     if not subject.run:
         return
-    run, line = Store.at(subject.run), json.dumps(dict(result))
+    run = Store.at(subject.run)
     try:
-        try:
-            there = run.read_text(EVALUATIONS)
-        except FileNotFoundError:
-            there = ""
-        if without_time(line) in map(without_time, there.splitlines()):
-            return
-        if run.is_local:
-            with (run.folder / EVALUATIONS).open("a") as file:
-                file.write(line + "\n")
-        else:
-            run.write(EVALUATIONS, f"{there}{line}\n")
+        add_result(run, result)
     except (OSError, ValueError) as error:
         console.print(f"warning: {run}/{EVALUATIONS} does not hold the result: {error}")
-
-
-def without_time(line: str) -> str:
-    """A result without what differs where it is made again."""
-    found = json.loads(line)
-    return json.dumps({**found, "seconds": 0, "images_made": 0, "images_per_s": 0, "date": ""})

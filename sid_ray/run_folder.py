@@ -34,6 +34,7 @@ from sid_ray.store_errors import S3, StoreError, is_s3
 
 IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"
+WAITING = ".evaluations"  # weights that the evaluator has not scored yet
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
 LOG_EVERY = 3  # beats of the lease between two uploads of the log
 

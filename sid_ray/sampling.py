@@ -33,21 +33,20 @@ class Inputs(NamedTuple):
 
     def take(self, index: Tensor) -> Inputs:
         """These samples, in this order."""
-
-        def part(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[index]
-
-        cond = Condition(*(part(value) for value in self.cond))
-        return Inputs(self.latents[index], cond, part(self.more_noise))
+        return self._each(lambda value: value[index])
 
     def to(self, device: torch.device) -> Inputs:
         """The same on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """With every tensor that is there changed."""
 
         def part(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
+            return None if value is None else change(value)
 
         cond = Condition(*(part(value) for value in self.cond))
-        return Inputs(self.latents.to(device), cond, part(self.more_noise))
+        return Inputs(change(self.latents), cond, part(self.more_noise))
 
 
 Sampler = Callable[[Inputs], Tensor]  # -> images [N, C, H, W]

@@ -16,11 +16,10 @@ from sid_ray.assemble import Start
 from sid_ray.config import DistillConfig, flatten, ray_resources
 from sid_ray.errors import UserError
 from sid_ray.mlflow_run import Target
-from sid_ray.run_folder import RunFolder, RunRecord, tracking_uri
+from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 
 LOOK_S = 0.5
 FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait
-WAITING = ".evaluations"  # in a run's folder: weights that are not scored yet
 
 
 def here() -> NodeAffinitySchedulingStrategy:

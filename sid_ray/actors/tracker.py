@@ -7,7 +7,6 @@ end up in the same MLflow run.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -19,8 +18,10 @@ from typing import Any
 import ray
 
 from sid_ray.actors.timeline import Interruption, Timeline
+from sid_ray.evaluations import add_result
 from sid_ray.mlflow_run import Target
 from sid_ray.run_folder import EVALUATIONS
+from sid_ray.store import Store
 from sid_ray.tracking import TIMEOUT_S, Tracking
 
 PICTURES = "pictures"  # in the run's folder
@@ -87,16 +88,10 @@ class Tracker:
 
         What a resumed run scores again is no second line.
         """
-        file = self._folder / EVALUATIONS
-        line = json.dumps({**result, "seconds": 0})
         try:
-            there = file.read_text().splitlines() if file.is_file() else []
-            if line in [json.dumps({**json.loads(each), "seconds": 0}) for each in there]:
-                return
-            with file.open("a") as opened:
-                opened.write(json.dumps(dict(result)) + "\n")
-        except (OSError, ValueError) as error:
-            self.event(f"warning: {file} cannot be kept ({error})")
+            add_result(Store.at(self._folder), result)
+        except OSError as error:
+            self.event(f"warning: {self._folder / EVALUATIONS} cannot be kept ({error})")
 
     def log_picture(self, name: str, png: bytes, images_seen: int) -> None:
         """A PNG as MLflow's image ``name`` at images_seen; kept in the run's folder here."""

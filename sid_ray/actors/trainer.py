@@ -27,7 +27,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sid_ray.actors import scaling
-from sid_ray.actors.beside import WAITING, drained, start_evaluator, start_tracker
+from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
@@ -40,7 +40,7 @@ from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
 from sid_ray.ray_environment import set_ray_environment
-from sid_ray.run_folder import LOG, RunFolder, RunRecord, write_record
+from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole

@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from sid_ray.compare import table
@@ -20,6 +19,7 @@ from sid_ray.config import DistillConfig, flags, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import shown_score
+from sid_ray.page import whole_page
 from sid_ray.recipes import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.analysis import pareto_front, shown
@@ -179,27 +179,11 @@ def front_table(sweep: Sweep) -> str:
 # The page -----------------------------------------------------------------------------------------
 
 
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #1f2937; margin: 2rem auto; max-width: 78rem;
-       padding: 0 1rem; }
-h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
-        overflow-x: auto }
-th, td { padding: .3rem .55rem; border-bottom: 1px solid #e5e7eb; text-align: right;
-         white-space: nowrap }
-th { font-weight: 600; color: #4b5563 } th:first-child, td:first-child { text-align: left }
-.mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em }
+STYLE = """\
 figure { margin: 0; overflow-x: auto } figure svg { max-width: 100%; height: auto }
 pre { background: #f3f4f6; padding: .7rem; overflow-x: auto; white-space: pre-wrap }
 summary { cursor: pointer; color: #4b5563 }
-</style></head><body>
-<h1>$title</h1>
-$body
-</body></html>
-""")
+"""
 
 
 def summary_of(sweep: Sweep) -> str:
@@ -290,7 +274,7 @@ def page(sweep: Sweep, importance: Importance) -> str:
         for heading, html in parts_of(sweep, importance)
         if html
     )
-    return PAGE.substitute(title=escape(f"sid_ray: sweep {sweep.name}"), body=body)
+    return whole_page(f"sid_ray: sweep {sweep.name}", body, STYLE)
 
 
 def write_report(sweep: Sweep, out: Path, importance: Importance | None = None) -> list[Path]:

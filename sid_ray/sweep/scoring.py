@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import torch
 
 from sid_ray.actors.evaluator import EvaluatorSettings, Examiner
 from sid_ray.assemble import find_start
 from sid_ray.checkpoint import EMA_FOLDER
 from sid_ray.config import DistillConfig
-from sid_ray.run_folder import EVALUATIONS, RunFolder
-from sid_ray.store import set_endpoint
+from sid_ray.evaluations import add_result
+from sid_ray.run_folder import RunFolder
+from sid_ray.store import Store, set_endpoint
 from sid_ray.stored import fetch_generator, newest_listed
 from sid_ray.weights.description import WEIGHTS
 
@@ -31,7 +29,7 @@ def score_newest(config: DistillConfig) -> dict[str, float]:
     folder = run.store.folder / name / EMA_FOLDER if run.store.is_local else None
     folder = folder or fetch_generator(run.store, name)
     examined = examiner_of(config).examine(folder / WEIGHTS, manifest.images_seen)
-    note(run, examined.result)
+    add_result(Store.at(run.local), examined.result)
     return dict(examined.result["scores"])
 
 
@@ -47,11 +45,3 @@ def examiner_of(config: DistillConfig) -> Examiner:
         tracker=None,
     )
     return Examiner(settings, torch.device("cpu"), lambda text: None)
-
-
-def note(run: RunFolder, result: dict[str, Any]) -> None:
-    """A line; what a killed driver left half written ends before it."""
-    path = run.local / EVALUATIONS
-    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write(("\n" if cut else "") + json.dumps(result) + "\n")

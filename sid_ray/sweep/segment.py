@@ -5,7 +5,6 @@ Nothing here knows of Tune: what Tune asks for is in trainable.py.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 from sid_ray.checkpoint import EMA_FOLDER
 from sid_ray.config import DistillConfig, replace
 from sid_ray.distill import GAVE_UP, STOPPED
-from sid_ray.run_folder import EVALUATIONS, RunFolder
+from sid_ray.evaluations import results_in
+from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
 from sid_ray.stored import newest_listed
 from sid_ray.weights.description import WEIGHTS
 
@@ -25,7 +25,6 @@ TRIES = 3  # of a segment in a row without a new checkpoint between
 REFUSED = 2  # exit code of wrong input: trying again is of no use
 BUSY, BUSY_S, AGAIN_S = "already being worked on", 90.0, 2.0  # by a process that is about to end
 END_S = 60.0  # for a process that was asked to end
-WAITING = ".evaluations"  # in a run's folder: weights that its evaluator has not scored yet
 PIDS = "processes"  # in the sweep's folder: a file a running process, its name the run's
 ACTORS_OWN = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # Ray sets them for an actor without CPUs
 
@@ -212,12 +211,11 @@ def scores_in(
     """
     found: dict[str, float] = {}
     try:
-        lines = evaluations.read_bytes().split(b"\n")
+        results = results_in(evaluations.read_bytes().decode(errors="replace"))
     except FileNotFoundError:
         return found
-    for line in lines[:-1]:  # behind the last newline a record may be half written
+    for told in results:
         try:
-            told = json.loads(line)
             same = (told["images_seen"], told["num_images"]) == (images_seen, num_images)
             if same and (not weights_sha256 or told["weights_sha256"] == weights_sha256):
                 found |= told["scores"]

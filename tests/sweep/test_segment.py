@@ -15,11 +15,11 @@ from sid_ray.config import replace as with_values
 from sid_ray.distill import GAVE_UP, STOPPED
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
+from sid_ray.run_folder import WAITING
 from sid_ray.sweep import segment
 from sid_ray.sweep.segment import (
     REFUSED,
     TRIES,
-    WAITING,
     Trial,
     TrialDivergedError,
     TrialFailedError,

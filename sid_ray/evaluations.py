@@ -1,0 +1,49 @@
+"""evaluations.jsonl of a run: a line a result, its scores and all that they mean.
+
+The evaluator beside the training, sid-ray evaluate and sweeps add to it. What a resumed run scores
+again is no second line, and what a killed process left half written spoils no other line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sid_ray.run_folder import EVALUATIONS
+from sid_ray.store import Store
+
+TIMES = ("seconds", "images_made", "images_per_s", "date")  # differ where a result is made again
+
+
+def results_in(text: str) -> list[dict[str, Any]]:
+    """The results of a file's whole lines, in order; what is none is left out."""
+    found = []
+    for line in text.split("\n")[:-1]:  # behind the last newline a record may be half written
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(result, dict):
+            found.append(result)
+    return found
+
+
+def add_result(run: Store, result: Mapping[str, Any]) -> None:
+    """Adds a line to the file of a run's folder, unless it has the result. Raises OSError."""
+    try:
+        there = run.read_text(EVALUATIONS)
+    except FileNotFoundError:
+        there = ""
+    if without_times(result) in map(without_times, results_in(there)):
+        return
+    line = ("" if not there or there.endswith("\n") else "\n") + json.dumps(dict(result)) + "\n"
+    if run.is_local:
+        with (run.folder / EVALUATIONS).open("a") as file:
+            file.write(line)
+    else:
+        run.write(EVALUATIONS, there + line)
+
+
+def without_times(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in TIMES}
