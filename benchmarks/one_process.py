@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_of, schedule_of
 from sid_ray.config import DistillConfig
-from sid_ray.metrics.features import load_feature_space
+from sid_ray.ema import ema_beta
+from sid_ray.evaluation import Judge, blocks
 from sid_ray.roles import TorchRole
-from sid_ray.sampling import generator_sampler, sample_in_batches, seeded_inputs
+from sid_ray.sampling import generator_sampler
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
 from sid_ray.weights.folder import load_model
 
@@ -27,21 +29,50 @@ def plain_trainee(config: DistillConfig, teacher: nn.Module, family: str) -> Tra
     return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
 
 
+class OneProcess:
+    """A run in this process: no checkpoints, scored as a run's evaluator scores.
+
+    Args:
+        half_lives: of further averages of the same generator, in images. An average changes no
+            training, so one run stands for a run with each of them.
+    """
+
+    def __init__(self, config: DistillConfig, half_lives: Sequence[float] = ()):
+        torch.set_num_threads(1)
+        training, start = config.training, find_start(config)
+        teacher, description = load_model(start.teacher)
+        data, schedule = data_of(config, description, start.teacher), schedule_of(config)
+        steps = config.objective.num_steps
+        self.judge = Judge(config.evaluation, data.source, num_steps=steps)
+        self.trainee = plain_trainee(config, teacher, description.family)
+        self.plan, self.objective = config.group_plan(1), objective_of(config, data.null_text)
+        self.settings = StepSettings(self.plan, 0, training.ema_half_life, training.ema_rampup)
+        self.draws = draws_of(
+            data.source, self.plan, training.seed, torch.device("cpu"), self.objective.draw_spec
+        )
+        self.averages = {own: copy.deepcopy(self.trainee.generator_ema) for own in half_lives}
+        self.sampler_of = partial(generator_sampler, schedule=schedule, num_steps=steps)
+
+    def train_to(self, images: int) -> int:
+        """Returns the images seen: a run ends after a batch."""
+        trainee, settings = self.trainee, self.settings
+        while (seen := trainee.images_seen) < images:
+            step(trainee, self.objective, settings, self.draws, Sums())
+            for half_life, average in self.averages.items():
+                beta = ema_beta(seen, self.plan.batch_size, half_life, settings.ema_rampup)
+                trainee.generator.average_into(average, beta)
+        return trainee.images_seen
+
+    def score(self, half_life: float | None = None) -> float:
+        """Frechet distance of the averaged generator, or of a further average."""
+        average = self.trainee.generator_ema if half_life is None else self.averages[half_life]
+        sampler = self.sampler_of(average)
+        looks = [self.judge.look(sampler, seeds) for seeds in blocks(self.judge.seeds)]
+        return self.judge.scores(looks)[self.judge.primary]
+
+
 def distil(config: DistillConfig, columns: Sequence[int]) -> Iterator[tuple[int, float]]:
     """(images seen, the averaged generator's Frechet distance) at each of ``columns``."""
-    torch.set_num_threads(1)
-    training, start = config.training, find_start(config)
-    teacher, description = load_model(start.teacher)
-    data, schedule = data_of(config, description, start.teacher), schedule_of(config)
-    space = load_feature_space(config.evaluation.feature_space)
-    num_steps = config.objective.num_steps
-    inputs = seeded_inputs(data.source, range(config.evaluation.num_images), num_steps)
-    trainee = plain_trainee(config, teacher, description.family)
-    plan, objective = config.group_plan(world_size=1), objective_of(config, data.null_text)
-    settings = StepSettings(plan, 0, training.ema_half_life, training.ema_rampup)
-    draws = draws_of(data.source, plan, training.seed, torch.device("cpu"), objective.draw_spec)
-    sampler = generator_sampler(trainee.generator_ema, schedule, num_steps)
+    run = OneProcess(config)
     for column in columns:
-        while trainee.images_seen < column:
-            step(trainee, objective, settings, draws, Sums())
-        yield trainee.images_seen, space.frechet_distance(sample_in_batches(sampler, inputs))
+        yield run.train_to(column), run.score()
