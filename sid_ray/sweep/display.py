@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sid_ray.console import Display, duration
-from sid_ray.metrics.names import shown_score
-from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory, spent_of
-from sid_ray.sweep.pareto import front_of
-from sid_ray.sweep.space import Metric, Space, Value
+from sid_ray.sweep.pareto import best_of, front_of, ranked
+from sid_ray.sweep.space import Space
+from sid_ray.sweep.trials import RUNNING, TrialRecord, read_trials, spent_of, states_of
+from sid_ray.sweep.words import shown_point, shown_scores
 
 
 class SweepDisplay(Display):
@@ -19,13 +18,13 @@ class SweepDisplay(Display):
 
     def __init__(self, console, space: Space, folder: Path, expected: int, trials: int):
         super().__init__(console, expected)
-        self.space, self.ledger, self.trials = space, Ledger(folder), trials
-        self.lines: list[str] = []
+        self.space, self.folder, self.trials = space, folder, trials
+        self.lines = list(read_trials(folder).notes)
         self.began = self.counted_at = time.monotonic()
         self.spent_before = self.counted = spent_of(self.told())
 
-    def told(self) -> list[TrialHistory]:
-        return list(self.ledger.trials().values())
+    def told(self) -> list[TrialRecord]:
+        return list(read_trials(self.folder).trials.values())
 
     def tell(self, text: str) -> None:
         """A line above the progress, at the next look."""
@@ -42,9 +41,9 @@ class SweepDisplay(Display):
         told = self.told()
         spent, running = spent_of(told), sum(trial.state == RUNNING for trial in told)
         parts = [f"{running} running, {len(told) - running} of {self.trials} done"]
-        best = front_of(self.space.metrics, told)
+        best = best_of(self.space.metrics, told)
         if best:
-            parts.append(f"{scores_of(self.space.metrics, best[0])} ({best[0].trial})")
+            parts.append(f"{shown_scores(self.space.metrics, best.scores)} ({best.name})")
         parts.append(f"{spent:,}/{self.total:,} images")
         left_s = self.left_s(spent)
         if left_s is not None:
@@ -63,46 +62,18 @@ class SweepDisplay(Display):
         return max(0.0, needed_s - (now - self.counted_at))
 
 
-def scores_of(metrics: Sequence[Metric], trial: TrialHistory) -> str:
-    """'FID 9.81, CLIP 0.301'."""
-    found = trial.scores
-    return ", ".join(f"{m.name} {shown_score(m.name, found[m.name])}" for m in metrics if found)
-
-
-def shown_point(point: Mapping[str, Value]) -> str:
-    """'alpha 1.08, group_size 16'."""
-
-    def shown(value: Value) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in point.items())
-
-
-def ordered(metrics: Sequence[Metric], told: Sequence[TrialHistory]) -> list[TrialHistory]:
-    """Those that came furthest first, of them the best by the first metric."""
-    first = metrics[0]
-
-    def place(trial: TrialHistory) -> tuple[bool, int, float]:
-        score = trial.scores.get(first.name, float("inf") * -first.sign)
-        images = trial.segments[-1].images_seen if trial.segments else 0
-        return trial.state in ("diverged", "failed"), -images, -first.sign * score
-
-    return sorted(told, key=place)
-
-
-def table(space: Space, told: Sequence[TrialHistory]) -> list[str]:
-    """A line a trial, and one that counts them and their images."""
+def table(space: Space, told: Sequence[TrialRecord]) -> list[str]:
+    """A line a trial, the best first, and one that counts them and their images."""
     lines = []
-    for trial in ordered(space.metrics, told):
-        scores = scores_of(space.metrics, trial) or "no score"
+    for trial in ranked(space.metrics, told):
+        scores = shown_scores(space.metrics, trial.scores) or "no score"
         why = f"; {trial.why}" if trial.why else ""
         legs = f", {len(trial.legs)} legs" if len(trial.legs) > 1 else ""
         lines.append(
             f"{trial.run}  {trial.state} at {trial.images_seen:,} images{legs}  {scores}  "
             f"{shown_point(trial.point)}{why}"
         )
-    counts = Counter(trial.state for trial in told)
-    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    states = ", ".join(f"{count} {state}" for state, count in states_of(told).items())
     lines.append(f"{len(told)} trials ({states}), {spent_of(told):,} images")
     if len(space.metrics) > 1:
         best = ", ".join(trial.run for trial in front_of(space.metrics, told))

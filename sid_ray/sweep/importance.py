@@ -14,8 +14,10 @@ from typing import Any
 
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.sweep.analysis import reached
-from sid_ray.sweep.results import Point, Sweep
+from sid_ray.sweep.optuna_search import distribution
+from sid_ray.sweep.results import Sweep
 from sid_ray.sweep.space import Choice, Domain, Range, Value
+from sid_ray.sweep.trials import Point
 
 LEAST = 8  # trials with a score; fewer say nothing about several fields
 SEED = 0  # of the forest
@@ -117,26 +119,12 @@ def study_of(points: Sequence[Point], values: Sequence[float], domains: dict[str
     return study
 
 
-def distribution(domain: Domain) -> Any:
-    """Optuna's. Steps are left out: the forest asks only for the ends and the scale."""
-    from optuna import distributions
-
-    if isinstance(domain, Choice):
-        return distributions.CategoricalDistribution(domain.values)
-    if domain.integer:
-        return distributions.IntDistribution(round(domain.low), round(domain.high), log=domain.log)
-    return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
-
-
 def domains_of(sweep: Sweep) -> dict[str, Domain]:
     """One domain a field: of its cases all together, wide enough for every value there is."""
     found: dict[str, Domain] = {}
-    trials = sweep.trials.values()
-    points = [point for t in trials for point in (t.first_point, t.point)]
-    points += [segment.point for t in trials for segment in t.segments]
     parameters = sweep.space.parameters if sweep.space else ()
     for name in sweep.fields:
-        seen = [point[name] for point in points if name in point]
+        seen = [point[name] for point in sweep.points if name in point]
         cases = [p.domain for p in parameters if p.name == name]
         if cases or seen:
             found[name] = joined(cases, seen)

@@ -9,9 +9,11 @@ from typing import Any
 
 from ray import tune
 
-from sid_ray.sweep.ledger import End, Ledger
+from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
+from sid_ray.sweep.trials import End
+from sid_ray.sweep.words import shown_scores
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Notes(tune.Callback):
         if result[ENDED]:
             tell(f"{name}: {result[ENDED]}: {result[WHY]}")
         else:
-            scores = ", ".join(f"{m.name} {result[m.name]:.4g}" for m in self.space.metrics)
+            scores = shown_scores(self.space.metrics, result)
             tell(f"{name}: {result[IMAGES]:,} images, {scores}")
         if result.get("done"):
             state = end_of(self.space, result)

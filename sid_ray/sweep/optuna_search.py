@@ -12,15 +12,15 @@ from typing import Any
 
 from sid_ray.config import DistillConfig
 from sid_ray.sweep.arithmetic import worst
-from sid_ray.sweep.ledger import RUNNING, TrialHistory
 from sid_ray.sweep.sampling import DefineByRun, keyed, recipe_point
-from sid_ray.sweep.space import Choice, Domain, Metric, Space, Value
+from sid_ray.sweep.space import Choice, Domain, Space, Value
+from sid_ray.sweep.trials import RUNNING, TrialRecord
 
 LEAST_AT_RANDOM, MOST_AT_RANDOM = 4, 10  # trials before TPE has something to go by
 
 
 def next_point(
-    space: Space, base: DistillConfig, told: Sequence[TrialHistory], number: int
+    space: Space, base: DistillConfig, told: Sequence[TrialRecord], number: int
 ) -> dict[str, Value]:
     """The point of the trial with this number. The first is the recipe's own, where it can be."""
     import optuna
@@ -44,7 +44,7 @@ def next_point(
     return DefineByRun(space, base).point(study.ask())
 
 
-def as_optuna(space: Space, base: DistillConfig, trial: TrialHistory) -> Any:
+def as_optuna(space: Space, base: DistillConfig, trial: TrialRecord) -> Any:
     """A trial as Optuna's.
 
     One that was stopped at a rung is a pruned one, which TPE ranks by how far it came, then by its
@@ -54,20 +54,20 @@ def as_optuna(space: Space, base: DistillConfig, trial: TrialHistory) -> Any:
     import optuna
 
     states = optuna.trial.TrialState
-    params = keyed(space, base, trial.legs[0].point)
+    params = keyed(space, base, trial.first_point)
     domains = {p.key: distribution(p.domain) for p in space.parameters if p.key in params}
     state, values, between = states.RUNNING, None, {}
-    scored = trial.scores if trial.state != "diverged" else {}
+    scores = trial.scores
     if trial.state != RUNNING and len(space.metrics) > 1:
         state = states.COMPLETE
-        values = [scored.get(metric.name, worst(metric)) for metric in space.metrics]
+        values = [scores.get(metric.name, worst(metric)) for metric in space.metrics]
     elif trial.state != RUNNING:
         metric = space.metrics[0]
         if trial.state != "diverged":
-            between = at_images(trial, metric)
+            between = dict(trial.scored(metric.name))
         state = states.PRUNED
         if trial.state == "finished":
-            state, values = states.COMPLETE, [scored[metric.name]]
+            state, values = states.COMPLETE, [scores.get(metric.name, worst(metric))]
     return optuna.trial.create_trial(
         state=state,
         params=params,
@@ -75,10 +75,6 @@ def as_optuna(space: Space, base: DistillConfig, trial: TrialHistory) -> Any:
         values=values,
         intermediate_values=between,
     )
-
-
-def at_images(trial: TrialHistory, metric: Metric) -> dict[int, float]:
-    return {segment.images_seen: segment.scores[metric.name] for segment in trial.segments}
 
 
 def distribution(domain: Domain) -> Any:

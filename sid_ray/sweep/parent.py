@@ -20,11 +20,12 @@ from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.mlflow_run import Target, one_line
 from sid_ray.run_folder import read_record, tracking_uri
 from sid_ray.store import Store
-from sid_ray.sweep.analysis import pareto_front, shown
 from sid_ray.sweep.importance import Importance, importance_of
-from sid_ray.sweep.report import base_of, command_of, csv_of, write_report
-from sid_ray.sweep.results import RUNNING, STATES, Sweep, read_sweep
+from sid_ray.sweep.report import command_of, csv_of, write_report
+from sid_ray.sweep.results import Sweep, base_of, read_sweep
 from sid_ray.sweep.space import Choice, Parameter
+from sid_ray.sweep.trials import RUNNING, STATES
+from sid_ray.sweep.words import shown
 from sid_ray.tracking import TIMEOUT_S, Tracking
 
 KEY = "parent.json"  # what finds the MLflow run again
@@ -96,7 +97,7 @@ class Parent:
             self._counts = counts
             # Not of images: a trial that ends at its last score adds none.
             self._tracking.metrics(counts, sweep.events)
-            self._file(sweep.folder / FRONT, as_json(front_of(sweep)))
+            self._file(sweep.folder / FRONT, as_json(front_json(sweep)))
             self._file((sweep.folder / REPORT).with_suffix(".csv"), csv_of(sweep))
 
     def finish(self, sweep: Sweep, timeout_s: float) -> str:
@@ -235,11 +236,11 @@ def tags_of(sweep: Sweep) -> dict[str, str]:
     command = command_of(sweep, best.point, f"{sweep.name}-best")
     text = f"Best trial: {best.run}, {sweep.metric.name} {score} after {best.images_seen:,} images."
     if len(sweep.metrics) > 1:
-        text += f"\n\nPareto front: {', '.join(trial.run for trial in pareto_front(sweep))}."
+        text += f"\n\nPareto front: {', '.join(trial.run for trial in sweep.front)}."
     return tags | {"mlflow.note.content": f"{text}\n\n    {command}" if command else text}
 
 
-def front_of(sweep: Sweep) -> list[dict[str, Any]]:
+def front_json(sweep: Sweep) -> list[dict[str, Any]]:
     return [
         {
             "trial": trial.name,
@@ -248,7 +249,7 @@ def front_of(sweep: Sweep) -> list[dict[str, Any]]:
             "scores": {metric.name: trial.last(metric.name) for metric in sweep.metrics},
             "point": trial.point,
         }
-        for trial in pareto_front(sweep)
+        for trial in sweep.front
     ]
 
 

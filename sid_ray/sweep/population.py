@@ -77,7 +77,7 @@ class Population(PopulationBasedTraining):
         point = self.new_point(trial, trial_to_clone, run)
         seen = int(self._trial_state[trial_to_clone].last_train_time)
         ledger.exploit(mine.trial, donor, seen, run, point)
-        watch_of(self.folder).tell(f"{mine.trial}: goes on from {donor.trial} at {seen:,} images")
+        watch_of(self.folder).tell(f"{mine.trial}: goes on from {donor.name} at {seen:,} images")
         spec = Spec(mine.trial, run, point, donor.run, seen, seen)
         return {**trial.config, SPEC: spec._asdict(), **self.numbers(point)}, {}
 

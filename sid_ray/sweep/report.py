@@ -15,32 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.compare import table
-from sid_ray.config import DistillConfig, flags, flatten, replace
+from sid_ray.config import flags, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import shown_score
 from sid_ray.page import whole_page
 from sid_ray.recipes import recipe
 from sid_ray.sweep import report_curves, report_plots
-from sid_ray.sweep.analysis import pareto_front, shown
 from sid_ray.sweep.arithmetic import decision_points
 from sid_ray.sweep.importance import Importance, importance_of
-from sid_ray.sweep.results import Point, Sweep, TrialRecord, read_sweep
+from sid_ray.sweep.results import Sweep, base_of, read_sweep
 from sid_ray.sweep.space import config_of
-
-TASK = "task.json"  # in a sweep's folder: the config that all trials began with
-
-
-def base_of(sweep: Sweep) -> DistillConfig | None:
-    """The config that the trials' points were put into, None where it cannot be known."""
-    try:
-        return DistillConfig.from_json(json.loads((sweep.folder / TASK).read_text())["base"])
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        pass
-    try:
-        return recipe(sweep.recipe)
-    except UserError:
-        return None
+from sid_ray.sweep.trials import Point
+from sid_ray.sweep.words import short_names, shown, shown_point
 
 
 def own_values(sweep: Sweep) -> dict[str, Any]:
@@ -81,16 +68,10 @@ def end_points(sweep: Sweep) -> tuple[int, ...]:
 # The table ----------------------------------------------------------------------------------------
 
 
-def ranked(sweep: Sweep) -> list[TrialRecord]:
-    """Candidates first, by the newest first score; those without one at the end."""
-    first = {trial.name for trial in sweep.candidates}
-    return sorted(sweep.trials.values(), key=lambda t: (t.name not in first, sweep.cost(t), t.name))
-
-
 def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
     """One mapping a trial, the best first: plain values, None for what it has not."""
     rows = []
-    for trial in ranked(sweep):
+    for trial in sweep.ranked:
         row: dict[str, Any] = {"trial": trial.name, "run": trial.run, "state": trial.state}
         row |= {"images_seen": trial.images_seen, "images_spent": trial.images_spent}
         for metric in sweep.metrics:
@@ -126,7 +107,7 @@ def json_of(sweep: Sweep, importance: Importance) -> dict[str, Any]:
         "images_spent": sweep.images_spent,
         "best": best.name if best else None,
         "command": command_of(sweep, best.point, f"{sweep.name}-best") if best else "",
-        "front": [trial.name for trial in pareto_front(sweep)],
+        "front": [trial.name for trial in sweep.front],
         "importance": {
             "shares": importance.shares,
             "conditional": {n: share for n, (share, _) in importance.conditional.items()},
@@ -140,14 +121,14 @@ def json_of(sweep: Sweep, importance: Importance) -> dict[str, Any]:
 
 
 def trials_table(sweep: Sweep) -> str:
-    names = report_plots.short_names(sweep.fields)
+    names = short_names(sweep.fields)
     shown_metrics = [escape(metric.name) for metric in sweep.metrics]
     scores = [cell for name in shown_metrics for cell in (name, f"best {name}", "at images")]
     head = ["trial", "state", "images seen", *scores, "time"]
     head += [f'<span title="{escape(n)}">{escape(names[n])}</span>' for n in sweep.fields]
     best = sweep.best
     rows = []
-    for trial in ranked(sweep):
+    for trial in sweep.ranked:
         mark = f'<span class="mark" style="background:{report_plots.BEST}"></span>'
         cells = [(mark if trial is best else "") + escape(trial.name)]
         cells += [f'<span title="{escape(trial.why)}">{trial.state}</span>']
@@ -169,9 +150,9 @@ def front_table(sweep: Sweep) -> str:
         [
             escape(trial.name),
             *(shown_score(m.name, trial.last(m.name) or 0.0) for m in sweep.metrics),
-            escape(", ".join(f"{name} {shown([value])}" for name, value in trial.point.items())),
+            escape(shown_point(trial.point)),
         ]
-        for trial in pareto_front(sweep)
+        for trial in sweep.front
     ]
     return table(head, rows)
 

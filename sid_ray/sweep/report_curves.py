@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sid_ray.sweep.analysis import ancestry, pareto_front
+from sid_ray.sweep.analysis import ancestry
 from sid_ray.sweep.importance import Importance
 from sid_ray.sweep.report_plots import (
     BEST,
@@ -20,8 +20,9 @@ from sid_ray.sweep.report_plots import (
     score_axis,
     svg,
 )
-from sid_ray.sweep.results import Sweep, TrialRecord
+from sid_ray.sweep.results import Sweep
 from sid_ray.sweep.space import Metric
+from sid_ray.sweep.trials import Leg
 
 MAX_ROWS = 40  # of the lineage: more could not be read
 
@@ -34,7 +35,7 @@ def images_axis(axes: Any) -> None:
 
 def score_curves(sweep: Sweep, metric: Metric, rungs: Sequence[int]) -> str:
     """A score of every trial at each decision; ``rungs`` are dotted lines."""
-    lines = [(t, [(n, v) for n, v in t.scored(metric.name)]) for t in sweep.trials.values()]
+    lines = [(trial, trial.scored(metric.name)) for trial in sweep.trials.values()]
     values = [value for _, points in lines for _, value in points]
     if not values:
         return ""
@@ -46,15 +47,11 @@ def score_curves(sweep: Sweep, metric: Metric, rungs: Sequence[int]) -> str:
             continue
         colour = BEST if trial is best else GREY if trial.state == "diverged" else BLUE
         wide, alpha = (2.2, 1.0) if trial is best else (1.0, 0.55)
-        for run in trial.runs or [""]:
-            leg = [
-                (s.images_seen, s.scores.get(metric.name)) for s in trial.segments if s.run == run
-            ]
-            leg = [(n, v) for n, v in leg if (n, v) in points]
+        for leg in trial.legs:
             # A leg that begins with another trial's weights begins at that trial's score.
-            leg = [*donor_point(sweep, trial, run, metric), *leg]
-            axes.plot(*zip(*leg, strict=True), "-o", color=colour, linewidth=wide, alpha=alpha,
-                      markersize=3) if leg else None  # fmt: skip
+            line = [*donor_point(sweep, leg, metric), *trial.scored(metric.name, leg.run)]
+            axes.plot(*zip(*line, strict=True), "-o", color=colour, linewidth=wide, alpha=alpha,
+                      markersize=3) if line else None  # fmt: skip
         if trial.state in ("diverged", "failed"):
             axes.plot(*points[-1], "x", color="#b91c1c", markersize=7)
     for rung in rungs:
@@ -65,13 +62,11 @@ def score_curves(sweep: Sweep, metric: Metric, rungs: Sequence[int]) -> str:
     return svg(figure)
 
 
-def donor_point(
-    sweep: Sweep, trial: TrialRecord, run: str, metric: Metric
-) -> list[tuple[int, float]]:
-    taken = next((one for one in trial.exploits if one.run == run), None)
-    donor = sweep.trials.get(taken.from_trial) if taken else None
-    value = donor.at(metric.name, taken.images_seen) if donor and taken else None
-    return [(taken.images_seen, value)] if taken and value is not None else []
+def donor_point(sweep: Sweep, leg: Leg, metric: Metric) -> list[tuple[int, float]]:
+    """The score of the weights that a leg began with; empty where they are none's or not scored."""
+    donor = sweep.trials.get(leg.from_trial)
+    value = donor.at(metric.name, leg.began_at) if donor else None
+    return [] if value is None else [(leg.began_at, value)]
 
 
 # Several scores, importance, lineage --------------------------------------------------------------
@@ -79,7 +74,7 @@ def donor_point(
 
 def front_plot(sweep: Sweep) -> str:
     """Each pair of the first score with another one, the front joined."""
-    front = pareto_front(sweep)
+    front = sweep.front
     if len(sweep.metrics) < 2 or not front:
         return ""
     others = sweep.metrics[1:]
@@ -138,8 +133,8 @@ def lineage(sweep: Sweep) -> str:
         axes.plot([0, end], [rows[trial.name]] * 2, color=GREY, linewidth=2, solid_capstyle="butt")
         for one in trial.exploits:
             if one.from_trial in rows:
-                ends = {"xy": (one.images_seen, rows[trial.name]),
-                        "xytext": (one.images_seen, rows[one.from_trial])}  # fmt: skip
+                ends = {"xy": (one.began_at, rows[trial.name]),
+                        "xytext": (one.began_at, rows[one.from_trial])}  # fmt: skip
                 arrow = {"arrowstyle": "->", "color": BLUE, "linewidth": 1.0, "shrinkB": 1}
                 axes.annotate("", **ends, arrowprops=arrow)
     if sweep.best:

@@ -12,10 +12,11 @@ from typing import Any
 
 from sid_ray.compare import COLOURS, is_logarithmic
 from sid_ray.metrics.names import EVAL
-from sid_ray.sweep.analysis import shown
 from sid_ray.sweep.importance import domains_of
-from sid_ray.sweep.results import Sweep, TrialRecord
+from sid_ray.sweep.results import Sweep
 from sid_ray.sweep.space import Choice, Domain, Metric, Range, Value
+from sid_ray.sweep.trials import TrialRecord
+from sid_ray.sweep.words import short_names, shown
 
 BLUE, BEST, GREY = COLOURS[0], COLOURS[1], "#9ca3af"
 ABSENT = -0.14  # height at which a line passes a field that its trial does not have
@@ -69,23 +70,16 @@ def better(metric: Metric) -> str:
     return "smaller is better" if metric.direction == "min" else "larger is better"
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each field's name, all of it where two would look alike."""
-    leaves = [name.rpartition(".")[2] for name in names]
-    return {
-        n: leaf if leaves.count(leaf) == 1 else n for n, leaf in zip(names, leaves, strict=True)
-    }
-
-
 def newest(sweep: Sweep, metric: Metric) -> list[tuple[TrialRecord, float]]:
     """Trials and their newest score, the worst first and the best trial last, so on top."""
     pairs = [(trial, trial.last(metric.name)) for trial in sweep.trials.values()]
     found = [(trial, value) for trial, value in pairs if value is not None]
-    return sorted(found, key=lambda pair: (pair[0] is sweep.best, metric.sign * pair[1]))
+    best = sweep.best
+    return sorted(found, key=lambda pair: (pair[0] is best, metric.sign * pair[1]))
 
 
 def without_score(sweep: Sweep) -> list[TrialRecord]:
-    return [t for t in sweep.trials.values() if t.last(sweep.metric.name) is None and t.runs]
+    return [t for t in sweep.trials.values() if t.last(sweep.metric.name) is None]
 
 
 # Parallel coordinates -----------------------------------------------------------------------------

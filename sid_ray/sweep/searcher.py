@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from ray.tune.search import Searcher
 
 from sid_ray.config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
-from sid_ray.sweep.ledger import RUNNING, Ledger, TrialHistory, spent_of
+from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.sampling import grid_points, random_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trainable import FOLDER, SPEC, Spec
+from sid_ray.sweep.trials import RUNNING, TrialRecord, spent_of
 
 
 class LedgerSearch(Searcher):
@@ -62,7 +64,7 @@ class LedgerSearch(Searcher):
         raise NotImplementedError("a sweep goes on from its ledger")
 
 
-def again(space: Space, trial: TrialHistory) -> Spec | None:
+def again(space: Space, trial: TrialRecord) -> Spec | None:
     """What a trial goes on with in a new driver, None where it came to its end.
 
     One that failed is tried again. Where trials stop each by its own score, the last one is told
@@ -72,7 +74,7 @@ def again(space: Space, trial: TrialHistory) -> Spec | None:
         return None
     leg = trial.legs[-1]
     reported = leg.images_seen if space.scheduler in ("pbt", "pb2") else 0
-    return Spec(trial.trial, leg.run, leg.point, leg.from_run, leg.began_at, reported)
+    return Spec(trial.name, leg.run, leg.point, leg.from_run, leg.began_at, reported)
 
 
 def count_of(space: Space, base: DistillConfig) -> int:
@@ -80,9 +82,10 @@ def count_of(space: Space, base: DistillConfig) -> int:
     return len(grid_points(space, base)) if space.searcher == "grid" else space.trials
 
 
-def spec_of(order: Order, told: list[TrialHistory]) -> Spec:
-    """The trial after those that were told."""
-    space, base, number = order.space, order.base, len(told)
+def spec_of(order: Order, told: list[TrialRecord]) -> Spec:
+    """The trial after those that were told: of the first number that none of them has."""
+    space, base, names = order.space, order.base, {trial.name for trial in told}
+    number = next(n for n in itertools.count() if name_of(n) not in names)
     point: dict[str, Value]
     if space.searcher == "grid":
         point = grid_points(space, base)[number]
@@ -90,4 +93,8 @@ def spec_of(order: Order, told: list[TrialHistory]) -> Spec:
         point = next_point(space, base, told, number)
     else:
         point = random_point(space, base, space.seeds[0], number)
-    return Spec(f"{number:03}", f"{order.name}-{number:03}", point)
+    return Spec(name_of(number), f"{order.name}-{name_of(number)}", point)
+
+
+def name_of(number: int) -> str:
+    return f"{number:03}"

@@ -10,6 +10,7 @@ from sid_ray.sweep.arithmetic import Asha, decision_points
 from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
+from sid_ray.sweep.trials import TRIALS, Leg, Segment, TrialRecord
 
 SID = """\
 recipe: digits-sid
@@ -49,6 +50,16 @@ fields:
 """
 
 
+def events(folder: Path) -> list[dict]:
+    """The whole lines of a sweep's trials.jsonl, read by other means than the project's."""
+    return [json.loads(line) for line in (folder / TRIALS).read_bytes().split(b"\n")[:-1]]
+
+
+def record(name: str, scores: dict, state="finished", at=100, point=None, run="r") -> TrialRecord:
+    """A trial with one segment."""
+    return TrialRecord(name, [Leg(run, point or {}, 0, at)], [Segment(run, at, scores)], state)
+
+
 class Ledger:
     """Writes a sweep's folder, an event at a time."""
 
@@ -70,7 +81,7 @@ class Ledger:
         (self.folder / "sweep.json").write_text(json.dumps(about))
 
     def tell(self, event: str, trial: str, **values) -> None:
-        with (self.folder / "trials.jsonl").open("a") as file:
+        with (self.folder / TRIALS).open("a") as file:
             file.write(json.dumps({"event": event, "trial": trial, **values}) + "\n")
 
     def begin(self, trial: str, point: dict, run: str = "") -> None:

@@ -1,11 +1,11 @@
 """The ledger: what is told is there after any cut, once; all images are accounted for."""
 
-import json
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.sweep.ledger import TRIALS, Ledger, histories, read_sweep, spent_of, write_sweep
+from sid_ray.sweep.ledger import Ledger
+from sid_ray.sweep.trials import TRIALS, read_trials, spent_of, told_by
+from tests.sweep.ledgers import events
 
 
 def told(folder):
@@ -26,13 +26,13 @@ def test_what_a_ledger_says(tmp_path):
     first, second = trials["000"], trials["001"]
     assert (first.state, first.images_seen, first.run) == ("finished", 300, "s-000-leg2")
     assert first.point == {"objective.alpha": 1.1}
-    assert [(leg.run, leg.from_run, leg.began_at) for leg in first.legs] == [
-        ("s-000", "", 0),
-        ("s-000-leg2", "s-001", 100),
+    assert [(leg.run, leg.from_trial, leg.from_run, leg.began_at) for leg in first.legs] == [
+        ("s-000", "", "", 0),
+        ("s-000-leg2", "001", "s-001", 100),
     ]
-    assert first.spent == 100 + 200
-    assert (second.state, second.why, second.spent) == ("lost", "its driver was killed", 160)
-    assert dict(first.scores) == {"FID": 4.0}
+    assert first.images_spent == 100 + 200
+    assert (second.state, second.why, second.images_spent) == ("lost", "its driver was killed", 160)
+    assert first.scores == {"FID": 4.0}
     assert spent_of(trials.values()) == 460
 
 
@@ -42,20 +42,6 @@ def test_what_is_told_again_is_written_once(tmp_path):
     ledger.segment("001", "s-001", 100, {"FID": 5.0}, 9.0)
     ledger.end("000", "finished", "", 300)
     assert (tmp_path / TRIALS).read_text() == before
-
-
-def test_a_segment_that_ended_before_its_exploit_was_told_is_the_old_runs(tmp_path):
-    """Ray decides on an exploit before the callback hears of the segment."""
-    events = [
-        {"event": "begin", "trial": "0", "run": "a", "point": {}},
-        {"event": "exploit", "trial": "0", "from_trial": "1", "from_run": "b",
-         "images_seen": 100, "run": "a-leg2", "point": {}},
-        {"event": "segment", "trial": "0", "run": "a", "images_seen": 100, "scores": {}},
-        {"event": "segment", "trial": "0", "run": "a-leg2", "images_seen": 150, "scores": {}},
-    ]  # fmt: skip
-    (trial,) = histories(events).values()
-    assert [leg.images_seen for leg in trial.legs] == [100, 150]
-    assert trial.spent == 150
 
 
 def test_a_trial_that_ended_and_was_taken_up_again_runs(tmp_path):
@@ -68,7 +54,7 @@ def test_a_trial_that_ended_and_was_taken_up_again_runs(tmp_path):
     ledger.end("001", "failed", "its node went", 160)
     ledger.segment("001", "s-001", 200, {"FID": 4.5}, 1.0)
     trial = ledger.trials()["001"]
-    assert (trial.state, trial.why, trial.spent) == ("running", "", 200)
+    assert (trial.state, trial.why, trial.images_spent) == ("running", "", 200)
     assert trial.point == {"objective.alpha": 1.2}
 
 
@@ -80,18 +66,15 @@ def test_a_cut_anywhere_loses_only_the_line_it_falls_in(tmp_path_factory, data):
     text = (folder / TRIALS).read_bytes()
     cut = data.draw(st.integers(0, len(text)))
     (folder / TRIALS).write_bytes(text[:cut])
-    ledger = Ledger(folder)
-    whole = [json.loads(line) for line in text[:cut].split(b"\n")[:-1]]
-    assert ledger.events() == whole
-    ledger.begin("007", "s-007", {})
-    assert ledger.events() == [
-        *whole,
+    whole = text[: text.rfind(b"\n", 0, cut) + 1]
+    there = events(folder)
+    read = read_trials(folder)
+    assert read.trials == told_by(whole).trials and read.lines == len(there)
+    assert bool(read.notes) == (cut > len(whole))
+    Ledger(folder).begin("007", "s-007", {})
+    assert (folder / TRIALS).read_bytes().startswith(whole)
+    assert events(folder) == [
+        *there,
         {"event": "begin", "trial": "007", "run": "s-007", "point": {}},
     ]
-
-
-def test_sweep_json(tmp_path):
-    assert read_sweep(tmp_path) == {}
-    write_sweep(tmp_path, name="s", state="running")
-    write_sweep(tmp_path, state="finished")
-    assert read_sweep(tmp_path) == {"name": "s", "state": "finished"}
+    assert not read_trials(folder).notes

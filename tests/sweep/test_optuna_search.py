@@ -3,9 +3,9 @@
 import statistics
 
 from sid_ray.recipes import recipe
-from sid_ray.sweep.ledger import Leg, Segment, TrialHistory
 from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.sampling import random_point
+from tests.sweep.ledgers import record
 from tests.sweep.spaces import space_of
 
 BASE = recipe("digits-sida")
@@ -18,9 +18,7 @@ FIELDS = """\
 
 
 def scored(number, point, score, state="finished", at=900, name="FD-digits-cnn"):
-    run = f"s-{number:03}"
-    segments = [Segment(run, at, {name: score})]
-    return TrialHistory(f"{number:03}", [Leg(run, point, 0, at)], segments, state)
+    return record(f"{number:03}", {name: score}, state, at, point)
 
 
 def test_a_point_is_a_function_of_the_ledger():
@@ -66,8 +64,7 @@ def test_several_metrics():
     told = []
     for number in range(10):
         point = next_point(space, BASE, told, number)
-        alpha, run = point["objective.alpha"], f"s-{number}"
-        segments = [Segment(run, 900, {"FID": alpha, "CLIP": alpha})]
+        alpha = point["objective.alpha"]
         state = "diverged" if number == 3 else "finished"
-        told.append(TrialHistory(str(number), [Leg(run, point, 0, 900)], segments, state))
+        told.append(record(str(number), {"FID": alpha, "CLIP": alpha}, state, 900, point))
     assert len({trial.point["objective.alpha"] for trial in told}) == 10

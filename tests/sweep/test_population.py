@@ -12,6 +12,7 @@ from sid_ray.sweep.population import OwnPb2, OwnPbt
 from sid_ray.sweep.runner import population_of
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trainable import Spec, SweepTask, TrialTrainable, keeping_for_others
+from tests.sweep.ledgers import events
 from tests.sweep.spaces import order_in, space_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found")  # of PB2's model
@@ -114,7 +115,7 @@ def test_the_worst_takes_over_the_bests_state_with_a_point_of_its_own(order):
         ("s-000", 256),
         ("s-000", 384),
     ]
-    assert worst.spent == best.spent == 384
+    assert worst.images_spent == best.images_spent == 384
     for leg in worst.legs:
         config_of(order.space, order.base, leg.point)
         assert 0.6 <= leg.point["objective.alpha"] <= 1.4
@@ -144,7 +145,7 @@ def test_one_that_ends_early_is_not_waited_for(order, at):
     for seen in (256, 384):
         names = {controller.step(seen, number).trial_id for _ in range(3)}
         assert names == {t.trial_id for t in controller.get_live_trials()}
-    exploits = [event for event in Ledger(order.folder).events() if event["event"] == "exploit"]
+    exploits = [event for event in events(order.folder) if event["event"] == "exploit"]
     assert len(exploits) == 3
     assert [event["images_seen"] for event in exploits] == [128, 256, 384]
 

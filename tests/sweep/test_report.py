@@ -17,6 +17,7 @@ from sid_ray.sweep.importance import Importance
 from sid_ray.sweep.report import command_of, json_of, page, run_report, trials_table
 from sid_ray.sweep.results import read_sweep
 from sid_ray.sweep.space import Choice, Range, config_of
+from sid_ray.sweep.words import short_names
 from tests.sweep.ledgers import PBT, Ledger, asha_ledger, lsg_ledger, pbt_ledger
 
 SHARES = Importance({"objective.alpha": 0.7, "training.generator_lr": 0.3}, {"x": (0.2, 9)}, 100, 9)
@@ -48,8 +49,11 @@ def test_the_page_and_its_files(tmp_path, capsys):
     told = json.loads((tmp_path / "out" / "page.json").read_text())
     assert [row["trial"] for row in rows] == [row["trial"] for row in told["trials"]]
     assert rows[0]["trial"] == told["best"] and rows[-1]["state"] == "diverged"
-    scores = [(r["state"] != "finished", float(r["FD-digits-cnn"])) for r in rows[:-1]]
-    assert scores == sorted(scores) and rows[-1]["FD-digits-cnn"] == ""
+    places = [
+        (r["state"] != "finished", -int(r["images_seen"]), float(r["FD-digits-cnn"]))
+        for r in rows[:-1]
+    ]
+    assert places == sorted(places) and rows[-1]["FD-digits-cnn"] == ""
     assert sum(int(row["images_spent"]) for row in rows) == told["images_spent"]
     assert sum(told["importance"]["shares"].values()) == pytest.approx(1)
 
@@ -94,9 +98,9 @@ def test_exploits_are_drawn_and_told(tmp_path):
     text = page(sweep, SHARES)
     assert "weights 1 time: the command" in text
     d = sweep.trials["d"]
-    donor = report_curves.donor_point(sweep, d, "made-d-leg2", sweep.metric)
+    donor = report_curves.donor_point(sweep, d.leg("made-d-leg2"), sweep.metric)
     assert donor == [(6_400, sweep.trials["b"].at("FD-digits-cnn", 6_400))]
-    assert report_curves.donor_point(sweep, d, "made-d", sweep.metric) == []
+    assert report_curves.donor_point(sweep, d.leg("made-d"), sweep.metric) == []
 
 
 def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
@@ -113,7 +117,7 @@ def test_heights_of_values():
     assert report_plots.height_of(Range(0.0, 4.0), 1.0) == 0.25
     assert report_plots.height_of(Choice((8, 16)), 16) == 0.75
     assert report_plots.height_of(Range(0.0, 4.0), None) == report_plots.ABSENT
-    names = report_plots.short_names(["a.x", "b.x", "a.y"])
+    names = short_names(["a.x", "b.x", "a.y"])
     assert names == {"a.x": "a.x", "b.x": "b.x", "a.y": "y"}
 
 

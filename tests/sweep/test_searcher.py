@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.searcher import LedgerSearch, again
 from sid_ray.sweep.trainable import Spec
@@ -77,6 +79,22 @@ def test_a_new_driver_hands_out_what_has_not_ended(tmp_path):
     ran(tmp_path, specs[1])
     assert later.suggest("y")["spec"]["trial"] == "003"
     assert list(Ledger(tmp_path / "s").trials()) == ["000", "001", "002", "003"]
+
+
+@pytest.mark.parametrize("searcher", ["random", "grid"])
+def test_a_trial_whose_begin_is_lost_begins_again_under_its_name(tmp_path, searcher):
+    """Of a damaged line: the number is free, and its point is the same."""
+    fields = "  objective.alpha: {grid: [0.8, 1.0, 1.2]}\n" if searcher == "grid" else ALPHA
+    search = search_in(tmp_path, searcher, fields=fields)
+    specs = []
+    for _ in range(3):
+        specs.append(search.suggest("x")["spec"])
+        ran(tmp_path, specs[-1])
+    path = tmp_path / "s" / "trials.jsonl"
+    damaged = [line for line in path.read_text().splitlines() if '"001"' not in line]
+    path.write_text("\n".join([*damaged, "\0\0\0", ""]))
+    later = search_in(tmp_path, searcher, fields=fields)
+    assert later.suggest("y")["spec"] == specs[1]
 
 
 def test_an_exploited_trial_goes_on_in_its_leg(tmp_path):

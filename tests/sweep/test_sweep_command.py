@@ -16,7 +16,8 @@ from sid_ray.cli import main
 from sid_ray.console import Console
 from sid_ray.sweep import command, runner
 from sid_ray.sweep.display import SweepDisplay, table
-from sid_ray.sweep.ledger import Ledger, read_sweep
+from sid_ray.sweep.ledger import Ledger
+from sid_ray.sweep.results import read_about
 from sid_ray.sweep.stop import end_trials, in_order, running
 from tests.sweep.spaces import space_of
 
@@ -108,8 +109,8 @@ def test_a_sweep_stopped_goes_on_and_ends(capfd, tmp_path, space, monkeypatch):
     assert code == 130
     assert "the same command goes on" in out
     folder = tmp_path / "runs" / "small"
-    assert read_sweep(folder)["state"] == "stopped"
-    started = read_sweep(folder)["started"]
+    assert read_about(folder)["state"] == "stopped"
+    started = read_about(folder)["started"]
 
     for more, words in (
         (["--trials", "7"], "exists with another space or number of trials"),
@@ -123,7 +124,7 @@ def test_a_sweep_stopped_goes_on_and_ends(capfd, tmp_path, space, monkeypatch):
     assert "3 trials (3 finished), 19,200 images" in out
     first = out.index("small-000  finished at 6,400 images  FD-digits-cnn 5.00")
     assert first < out.index("small-002  finished")
-    known = read_sweep(folder)
+    known = read_about(folder)
     assert (known["state"], known["started"]) == ("finished", started)
     assert known["metrics"] == [{"name": "FD-digits-cnn", "direction": "min"}]
     code, again, _ = run(capfd, space, *runs)  # nothing to do
@@ -164,8 +165,13 @@ def test_progress_and_table(tmp_path):
     lines = table(space, list(ledger.trials().values()))
     assert lines[0] == "s-a  finished at 900 images  FID 9.00, CLIP 0.3  alpha 1"
     assert lines[2].endswith("no score  alpha 1.25; the loss grew")
-    assert lines[3] == "3 trials (1 finished, 1 running, 1 diverged), 1,320 images"
+    assert lines[3] == "3 trials (1 finished, 1 diverged, 1 running), 1,320 images"
     assert lines[4] == "Pareto front: s-a"
+    assert display.lines == []
+    with ledger.path.open("a") as file:
+        file.write("damaged\n")
+    display = SweepDisplay(Console(file=io.StringIO()), space, tmp_path, 3600, 4)
+    assert display.lines == ["trials.jsonl: 1 line left out: not an event of a trial"]
 
 
 CHILD = """

@@ -22,10 +22,12 @@ from sid_ray.run_folder import read_record
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
 from sid_ray.sweep.arithmetic import Asha
-from sid_ray.sweep.ledger import Ledger, read_sweep
+from sid_ray.sweep.ledger import Ledger
+from sid_ray.sweep.results import read_about
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.stop import running
 from tests.distill_runs import hear_ctrl_c, wait_for
+from tests.sweep.ledgers import events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SCORE = "FD-digits-cnn"
@@ -142,7 +144,7 @@ def steps_of(run_folder):
 def assert_accounted_for(sweep, trials):
     """Every trial has an end, its score is its run's, and its run never began anew."""
     assert set(trials) == {f"{number:03}" for number in range(sweep.space.trials)}
-    assert read_sweep(sweep.folder)["state"] == "finished"
+    assert read_about(sweep.folder)["state"] == "finished"
     for trial in trials.values():
         assert trial.state in ("finished", "stopped"), (trial.state, trial.why)
         for leg in trial.legs:
@@ -161,7 +163,7 @@ def assert_decided_as_asha(sweep, trials):
     """The ledger's segments in their order, judged anew: the same trials were stopped."""
     asha = Asha(sweep.space.budget, sweep.space.metrics[0])
     decided = {}
-    for event in Ledger(sweep.folder).events():
+    for event in events(sweep.folder):
         if event["event"] == "segment":
             name = event["trial"]
             assert decided.get(name) != "STOP", f"{name} went on after it was stopped"
@@ -199,7 +201,7 @@ def test_a_sweep_on_a_cluster_gives_everything_back(tmp_path, started):
         ray.shutdown()
     assert_accounted_for(sweep, trials)
     assert_decided_as_asha(sweep, trials)
-    spent = sum(trial.spent for trial in trials.values())
+    spent = sum(trial.images_spent for trial in trials.values())
     print(sweep.printed.read_text())
     assert spent == sum(trial.images_seen for trial in trials.values())
     assert started[0].printed.read_text().count("images, FD-digits-cnn") >= 3
@@ -239,7 +241,7 @@ def test_kills_of_worker_trial_and_driver(tmp_path, started):
     began = time.monotonic()
     wait_for(lambda: not alive(children), "the end of its processes", 60)
     print(f"nothing of it was left after {time.monotonic() - began:.1f} s")
-    assert read_sweep(sweep.folder)["state"] == "running"
+    assert read_about(sweep.folder)["state"] == "running"
 
     trials = sweep.start().finish()
     print(sweep.printed.read_text())
@@ -269,7 +271,7 @@ def test_ctrl_c_and_the_same_command(tmp_path, started):
     sweep.finish(130)
     print(f"ended {time.monotonic() - began:.1f} s after Ctrl-C, at {sweep.seen(run)} images")
     assert "the same command goes on" in sweep.printed.read_text()
-    assert read_sweep(sweep.folder)["state"] == "stopped"
+    assert read_about(sweep.folder)["state"] == "stopped"
     assert sweep.trials()["000"].state == "running"
     trials = sweep.start().finish()
     assert_accounted_for(sweep, trials)
@@ -286,7 +288,7 @@ def test_a_population_goes_on_from_its_best(tmp_path, started):
     assert len(taken) == 1
     leg = taken[0].legs[1]
     first = {name: trial.segments[0].scores[SCORE] for name, trial in trials.items()}
-    assert taken[0].trial == max(first, key=first.get)
+    assert taken[0].name == max(first, key=first.get)
     assert leg.from_run == f"s-{min(first, key=first.get)}"
     record = read_record(Store.at(sweep.runs / leg.run))
     donor = Path(record.began_from)
