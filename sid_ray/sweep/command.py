@@ -17,8 +17,9 @@ from sid_ray.parsing import expand_aliases, parse
 from sid_ray.recipes import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, after_event, read_sweep, write_sweep
+from sid_ray.sweep.ledger import Ledger, after_event
 from sid_ray.sweep.order import Order
+from sid_ray.sweep.results import read_about, write_about
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
@@ -130,7 +131,7 @@ def run_command(args: Sequence[str]) -> int:
     if args[0] == "report":
         return report(args[1:])
     order = order_of(args)
-    earlier = read_sweep(order.folder)
+    earlier = read_about(order.folder)
     check_same(order, earlier)
     if earlier.get("state") == "finished":
         for line in end_of(order):
@@ -215,7 +216,7 @@ def run_order(order: Order, earlier: dict) -> int:
         except KeyboardInterrupt:
             state, done = "stopped", False
         finally:
-            write_sweep(folder, state=state)
+            write_about(folder, state=state)
             if trouble := after_event(folder):
                 console.print(trouble, markup=False)
         if not done:
@@ -230,7 +231,7 @@ def note_sweep(order: Order, earlier: dict) -> None:
     """sweep.json, for the start again and for reports."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     metrics = [{"name": m.name, "direction": m.direction} for m in order.space.metrics]
-    write_sweep(
+    write_about(
         order.folder,
         name=order.name,
         space=order.text,

@@ -17,7 +17,7 @@ from sid_ray.run_folder import RunFolder
 from sid_ray.stored import newest_listed
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.asha import LastingAsha
-from sid_ray.sweep.ledger import RUNNING, Ledger, spent_of
+from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.population import OwnPb2, OwnPbt
@@ -26,6 +26,7 @@ from sid_ray.sweep.segment import ACTORS_OWN
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
 from sid_ray.sweep.trainable import FOLDER, IMAGES, SPEC, SweepTask, TrialTrainable
+from sid_ray.sweep.trials import RUNNING, spent_of
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
 DECISIONS = "decisions.jsonl"  # what ASHA answered: asha.py
@@ -184,4 +185,4 @@ def account(base: DistillConfig, folder: Path) -> None:
         there = newest_listed(run.store)
         seen = there[1].images_seen if there else trial.images_seen
         why = "Ray Tune ended without it"
-        ledger.end(trial.trial, "lost", why, seen)
+        ledger.end(trial.name, "lost", why, seen)
