@@ -1,6 +1,6 @@
 """What sweeps find in a full grid, and for how many of its images: replayed out of its table.
 
-    python -m benchmarks.sweep_replay TABLE.jsonl [--replays 100] [--trials 48] [--picture sweep.png]
+    python -m benchmarks.sweep_replay TABLE.jsonl [--trials 48] [--replays 100] [--picture P.png]
 
 The table has the scores of every point of benchmarks.sweep_grid where ASHA judges. A replay draws
 points with the sweep's own searchers and stops them by its own rungs (tests hold these against
@@ -15,6 +15,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sid_ray.sweep.trials import trials_of
+
 from benchmarks.sweep_grid import GRID, HALF_LIFE, HALF_LIVES, read
 from sid_ray.config import replace
 from sid_ray.recipes import recipe
@@ -23,7 +25,6 @@ from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
-from sid_ray.sweep.trials import Trial, trials_of
 
 SCORE = "FD-digits-cnn"
 SPACE = """\
@@ -146,7 +147,8 @@ def draw(table: Table, found: dict[str, list[Curve]], path: Path) -> None:
     import numpy as np
 
     figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    shares = np.linspace(0.01, max(c[-1][0] for cs in found.values() for c in cs) / table.images, 120)
+    most = max(curve[-1][0] for curves in found.values() for curve in curves)
+    shares = np.linspace(0.01, most / table.images, 120)
     for name, curves in found.items():
         at = np.array(
             [[best_at(curve, share * table.images) for share in shares] for curve in curves]

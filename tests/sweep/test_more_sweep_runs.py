@@ -49,7 +49,7 @@ fields:
 def actors(below):
     """Processes of Ray Tune's trials."""
     found = psutil.Process(below).children(recursive=True)
-    return [process for process in found if "TrialTrainable" in " ".join(process.cmdline())]
+    return [process for process in found if "Trainable" in " ".join(process.cmdline())]
 
 
 def test_two_at_once_two_scores_other_seeds_and_a_killed_actor(tmp_path, started):
