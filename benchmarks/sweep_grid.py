@@ -4,7 +4,8 @@
 
 Points are trained in processes of plain torch, the numbers of any set of workers. Half-lives of
 the average change no training, so one training stands for the points of all of them; a grid is
-charged for each all the same. A table that exists is gone on with. benchmarks.sweep_replay reads it.
+charged for each all the same. A table that exists is gone on with;
+benchmarks.sweep_replay reads it.
 """
 
 from __future__ import annotations

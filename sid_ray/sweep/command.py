@@ -203,7 +203,8 @@ def run_order(order: Order, earlier: dict) -> int:
     with quiet_output(log) as console:
         console.print(
             f"{order.name}: {trials} trials of {order.base.recipe}, {space.scheduler} and "
-            f"{space.searcher}, {price.least:,} to {price.most:,} images; full log: {shown(log)}",
+            f"{space.searcher}, {price.least:,} to {price.most:,} images{repeats_in(space)}; "
+            f"full log: {shown(log)}",
             markup=False,
         )
         state = "failed"
@@ -227,6 +228,14 @@ def run_order(order: Order, earlier: dict) -> int:
     return 0
 
 
+def repeats_in(space: Space) -> str:
+    """Of a sweep's first line: what is repeated with other seeds, and for how many images."""
+    from sid_ray.sweep.repeats import most_of
+
+    count = most_of(space)
+    return f", then {count} runs of {space.budget.images:,} with other seeds" if count else ""
+
+
 def note_sweep(order: Order, earlier: dict) -> None:
     """sweep.json, for the start again and for reports."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -246,5 +255,8 @@ def note_sweep(order: Order, earlier: dict) -> None:
 
 def end_of(order: Order) -> list[str]:
     from sid_ray.sweep.display import table
+    from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
-    return table(order.space, list(Ledger(order.folder).trials().values()))
+    space, told = order.space, list(Ledger(order.folder).trials().values())
+    repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
+    return [*table(space, told), *lines_of(space, repeats)]

@@ -21,8 +21,9 @@ from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.population import OwnPb2, OwnPbt
+from sid_ray.sweep.repeats import Runner, read_repeats, repeats_of
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
-from sid_ray.sweep.segment import ACTORS_OWN
+from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
 from sid_ray.sweep.trainable import FOLDER, IMAGES, SPEC, SweepTask, TrialTrainable
@@ -56,14 +57,15 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
             source=order.space.source,
             base=base.to_json(),
             workers=share(base, order.concurrent),
-            environment={key: os.environ[key] for key in ACTORS_OWN if key in os.environ},
+            environment=own_environment(),
         ).write(folder)
         with in_order(folder, watch.say) as stopped:
             if anything_left(order):
                 tuner_of(order).fit()
-        if not stopped:
-            account(base, folder)
-        return not stopped
+        if stopped and anything_left(order):
+            return False
+        account(base, folder)
+        return repeat_with_seeds(order, watch)
     finally:
         ray.shutdown()
 
@@ -173,6 +175,36 @@ def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialSchedu
     if space.scheduler == "asha":
         return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS, IMAGES)
     return FIFOScheduler()
+
+
+def repeat_with_seeds(order: Order, watch: Watch) -> bool:
+    """Best trial and recipe with each of the space's seeds. Returns whether it came to the end."""
+    folder, told = order.folder, Ledger(order.folder).trials().values()
+    found = repeats_of(order.name, order.space, order.base, told, read_repeats(folder))
+    left = [repeat for repeat in found if not repeat.ended]
+    if not left:
+        return True
+    seeds = ", ".join(map(str, order.space.seeds))
+    watch.say(f"best trial and recipe with seeds {seeds}: {len(left)} runs more")
+    runner = Runner(
+        order,
+        ray.get_runtime_context().gcs_address,
+        share(order.base, order.concurrent),
+        own_environment(),
+        watch.say,
+        watch.show,
+    )
+    try:
+        with in_order(folder, watch.say):
+            runner.run(left)
+    except (KeyboardInterrupt, TrialStoppedError):
+        return False
+    return True
+
+
+def own_environment() -> dict[str, str]:
+    """What Ray sets otherwise for an actor without CPUs, as the user has it."""
+    return {key: os.environ[key] for key in ACTORS_OWN if key in os.environ}
 
 
 def account(base: DistillConfig, folder: Path) -> None:

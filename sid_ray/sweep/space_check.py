@@ -81,6 +81,11 @@ def check_population(space: Space) -> None:
         return
     if space.searcher != "random":
         raise space.error("searcher", f"searcher {space.searcher}: scheduler {name} needs random")
+    if len(space.seeds) > 1:
+        raise space.error(
+            "seeds",
+            f"seeds: {name} changes settings on the way, none are left to repeat; name one seed",
+        )
     whole = space.trials * space.budget.images
     if space.budget.total and space.budget.total < whole:
         raise space.error(

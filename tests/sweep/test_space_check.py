@@ -96,6 +96,14 @@ def test_a_population_varies_what_it_can(fields):
     assert str(raised.value).startswith("space.yaml:" + WRONG_POPULATIONS[fields])
 
 
+def test_a_population_has_no_settings_to_repeat():
+    with pytest.raises(UserError, match=r"space.yaml:3: seeds: pb2 changes settings on the way"):
+        check_space(
+            space_of(ALPHA, POPULATION.replace("trials", "seeds: [0, 1]\ntrials")),
+            recipe("digits-sid"),
+        )
+
+
 def test_searchers_get_what_they_can_draw():
     grid = "  objective.alpha: {grid: [1.0, 1.2]}"
     with pytest.raises(UserError, match=r"5: objective.alpha: grid needs searcher: grid"):

@@ -1,0 +1,220 @@
+"""Best trial and recipe with each of the space's seeds: is the difference more than luck?
+
+    SWEEP/repeats.jsonl        a line a repeat that came to its end; only appended
+    SWEEP-best-seed1, ...      their runs, ordinary ones
+
+All trials have the first seed, and the best of them is the best by that seed's luck too. So the
+others say more. A repeat sees a whole trial's images in one piece; no scheduler stops it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sid_ray.config import DistillConfig, replace
+from sid_ray.metrics.names import shown_score
+from sid_ray.sweep.arithmetic import whole
+from sid_ray.sweep.order import Order
+from sid_ray.sweep.pareto import best_of
+from sid_ray.sweep.sampling import recipe_point
+from sid_ray.sweep.segment import Trial, TrialFailedError
+from sid_ray.sweep.space import Space, Value, config_of
+from sid_ray.sweep.trials import TrialRecord
+
+REPEATS = "repeats.jsonl"
+BEST, RECIPE = "best", "recipe"
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One setting with one seed, to the end of a trial's budget.
+
+    Args:
+        of: "best" or "recipe". run: its name; a trial's own where that is already this.
+        scores: empty before its end, and where it did not come to a good one, for ``why``.
+    """
+
+    of: str
+    seed: int
+    run: str
+    point: Mapping[str, Value]
+    images_seen: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.scores or self.why)
+
+
+def repeats_of(
+    name: str,
+    space: Space,
+    base: DistillConfig,
+    told: Iterable[TrialRecord],
+    ended: Iterable[Repeat] = (),
+) -> list[Repeat]:
+    """Every setting with every seed, with what is known of each; empty for one seed alone.
+
+    A trial that came to its end is its own repeat with the first seed.
+    """
+    trials = list(told)
+    best = best_of(space.metrics, trials)
+    if len(space.seeds) < 2 or best is None:
+        return []
+    own = recipe_point(space, base) or {}
+    settings = {BEST: best.point, RECIPE: own}
+    if best.point == own:
+        settings.pop(RECIPE)
+    known = {(repeat.of, repeat.seed): repeat for repeat in ended}
+    known |= {
+        (of, space.seeds[0]): Repeat(
+            of, space.seeds[0], trial.run, point, trial.images_seen, dict(trial.scores)
+        )
+        for of, point in settings.items()
+        for trial in trials
+        if trial.point == point and trial.state == "finished"
+    }
+    return [
+        known.get((of, seed), Repeat(of, seed, f"{name}-{of}-seed{seed}", point))
+        for of, point in settings.items()
+        for seed in space.seeds
+    ]
+
+
+def most_of(space: Space) -> int:
+    """How many runs they are beside the trials, at most."""
+    return max(0, 2 * (len(space.seeds) - 1))
+
+
+# The file -----------------------------------------------------------------------------------------
+
+
+def read_repeats(folder: Path) -> list[Repeat]:
+    """Those that came to their end; half a line of a killed driver is none."""
+    path = folder / REPEATS
+    text = path.read_text() if path.exists() else ""
+    return [Repeat(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def add_repeat(folder: Path, repeat: Repeat) -> None:
+    """Appends one that came to its end, behind whole lines."""
+    path = folder / REPEATS
+    text = path.read_bytes() if path.exists() else b""
+    if text and not text.endswith(b"\n"):
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(repeat)) + "\n")
+
+
+# The runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs what is left of them, ``order.concurrent`` at once, each on ``workers``.
+
+    Args:
+        address: of the Ray cluster. environment: see segment.Trial.
+        tell: takes a line for each. show: called every second.
+    """
+
+    order: Order
+    address: str
+    workers: int
+    environment: Mapping[str, str]
+    tell: Callable[[str], None] = lambda text: None
+    show: Callable[[], None] = lambda: None
+
+    def run(self, repeats: Iterable[Repeat]) -> None:
+        """Returns when all have ended. Raises TrialStoppedError where one was asked to stop."""
+        left = [repeat for repeat in repeats if not repeat.ended]
+        with ThreadPoolExecutor(max_workers=self.order.concurrent) as pool:
+            waiting = {pool.submit(self.one, repeat) for repeat in left}
+            try:
+                while waiting:
+                    ended, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
+                    for future in sorted(ended, key=lambda one: one.exception() is not None):
+                        self.take(future.result())  # raises what stopped it, last
+                    self.show()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def take(self, repeat: Repeat) -> None:
+        add_repeat(self.order.folder, repeat)
+        self.tell(f"{repeat.run}: {ended_as(self.order.space, repeat)}")
+
+    def one(self, repeat: Repeat) -> Repeat:
+        """One repeat's run, taken up where it was left."""
+        order, space = self.order, self.order.space
+        config = config_of(space, order.base, repeat.point)
+        config = replace(config, training__seed=repeat.seed, output__run=repeat.run)
+        trial = Trial(config, order.folder, self.address, self.environment)
+        workers = max(1, min(self.workers, config.group_plan(1).num_groups))
+        end = whole(space.budget.images, config.training.batch_size)
+        try:
+            seen = trial.advance(end, workers)
+            scores = trial.scores(seen, [metric.name for metric in space.metrics], workers)
+            return dataclasses.replace(repeat, images_seen=seen, scores=scores)
+        except TrialFailedError as error:  # a run that gave up is one of them
+            seen = trial.images_seen
+            return dataclasses.replace(repeat, images_seen=seen, why=str(error))
+
+
+# What they say ------------------------------------------------------------------------------------
+
+
+def ended_as(space: Space, repeat: Repeat) -> str:
+    """'15,040 images, FD-digits-cnn 5.21'."""
+    scores = ", ".join(
+        f"{m.name} {repeat.scores[m.name]:.4g}" for m in space.metrics if not repeat.why
+    )
+    return f"{repeat.images_seen:,} images, {repeat.why or scores}"
+
+
+def mean_of(repeats: Iterable[Repeat], metric: str) -> float | None:
+    """Over the seeds; None where one of them has no score."""
+    repeats = list(repeats)
+    if not repeats or not all(repeat.scores for repeat in repeats):
+        return None
+    return statistics.fmean(repeat.scores[metric] for repeat in repeats)
+
+
+def table_of(space: Space, repeats: list[Repeat]) -> list[list[str]]:
+    """Rows of text, the first one the header: setting, a column a seed, the mean; first metric."""
+    if not repeats:
+        return []
+    name = space.metrics[0].name
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else shown_score(name, value)
+
+    rows = [[name, *(f"seed {seed}" for seed in space.seeds), "mean"]]
+    for of in dict.fromkeys(repeat.of for repeat in repeats):
+        mine = [repeat for repeat in repeats if repeat.of == of]
+        cells = [shown(repeat.scores.get(name)) for repeat in mine]
+        rows.append([f"{of} ({mine[0].run})", *cells, shown(mean_of(mine, name))])
+    return rows
+
+
+def lines_of(space: Space, repeats: list[Repeat]) -> list[str]:
+    """The table for a terminal, and what it says."""
+    rows = table_of(space, repeats)
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return [
+        *lines,
+        f"trials had seed {space.seeds[0]}: the other seeds did not choose the best one",
+    ]
