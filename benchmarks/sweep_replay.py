@@ -15,8 +15,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sid_ray.sweep.trials import trials_of
-
 from benchmarks.sweep_grid import GRID, HALF_LIFE, HALF_LIVES, read
 from sid_ray.config import replace
 from sid_ray.recipes import recipe
@@ -25,6 +23,7 @@ from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
+from sid_ray.sweep.trials import trials_of
 
 SCORE = "FD-digits-cnn"
 SPACE = """\

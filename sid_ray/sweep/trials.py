@@ -192,7 +192,7 @@ def told_by(data: bytes) -> Told:
     """What the lines of a ledger say; one that is not whole says nothing."""
     *lines, rest = data.split(b"\n")
     trials: dict[str, TrialRecord] = {}
-    left_out = Counter(take_in(trials, line) for line in lines)
+    left_out = Counter(take_in(trials, parsed(line)) for line in lines)
     notes = [f"{TRIALS}: the last line is cut; what it would have said is left out"] if rest else []
     notes += [
         f"{TRIALS}: {count} line{'s' if count > 1 else ''} left out: {why}"
@@ -202,12 +202,27 @@ def told_by(data: bytes) -> Told:
     return Told(trials, len(lines), tuple(notes))
 
 
-def take_in(trials: dict[str, TrialRecord], line: bytes) -> str:
-    """Takes one line in. Returns why it was left out, or ''."""
+def trials_of(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
+    """The trials behind events, by their names, in the order in which they began."""
+    trials: dict[str, TrialRecord] = {}
+    for event in events:
+        take_in(trials, event)
+    return trials
+
+
+def parsed(line: bytes) -> Any:
+    """A line's value, None for what is no JSON."""
     try:
-        event = json.loads(line)
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def take_in(trials: dict[str, TrialRecord], event: Any) -> str:
+    """Takes one event in. Returns why it was left out, or ''."""
+    try:
         kind, name = str(event["event"]), str(event["trial"])
-    except (ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return "not an event of a trial"
     if kind not in ("begin", *KINDS):
         return f"unknown event {kind!r}"

@@ -7,14 +7,10 @@ from hypothesis import strategies as st
 
 from sid_ray.sweep.results import read_sweep
 from sid_ray.sweep.space import Metric
-from sid_ray.sweep.trials import TRIALS, read_trials, told_by
+from sid_ray.sweep.trials import TRIALS, read_trials, told_by, trials_of
 from tests.sweep.ledgers import PBT, Ledger, asha_ledger, pbt_ledger
 
 FD = "FD-digits-cnn"
-
-
-def lines(events):
-    return "".join(json.dumps(event) + "\n" for event in events).encode()
 
 
 def test_a_segment_that_ended_before_its_exploit_was_told_is_the_old_runs():
@@ -26,7 +22,7 @@ def test_a_segment_that_ended_before_its_exploit_was_told_is_the_old_runs():
         {"event": "segment", "trial": "0", "run": "a", "images_seen": 100, "scores": {}},
         {"event": "segment", "trial": "0", "run": "a-leg2", "images_seen": 150, "scores": {}},
     ]  # fmt: skip
-    (trial,) = told_by(lines(events)).trials.values()
+    (trial,) = trials_of(events).values()
     assert [leg.images_seen for leg in trial.legs] == [100, 150]
     assert trial.images_spent == 150
 
