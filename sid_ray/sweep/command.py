@@ -192,6 +192,7 @@ def run_order(order: Order, earlier: dict) -> int:
     from sid_ray.distill import shown
     from sid_ray.sweep.display import SweepDisplay
     from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.repeats import most_of
     from sid_ray.sweep.runner import run_sweep
     from sid_ray.sweep.searcher import count_of
 
@@ -209,7 +210,8 @@ def run_order(order: Order, earlier: dict) -> int:
         )
         state = "failed"
         try:
-            display = SweepDisplay(console, space, folder, price.expected, trials)
+            expected = price.expected + most_of(space) * space.budget.images
+            display = SweepDisplay(console, space, folder, expected, trials)
             with display:
                 done = run_sweep(order, Watch(display.tell, display.look))
                 display.look()

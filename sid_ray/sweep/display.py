@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sid_ray.console import Display, duration
 from sid_ray.sweep.pareto import best_of, front_of, ranked
+from sid_ray.sweep.repeats import read_repeats, spent_in
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.trials import RUNNING, TrialRecord, read_trials, spent_of, states_of
 from sid_ray.sweep.words import shown_point, shown_scores
@@ -21,10 +22,14 @@ class SweepDisplay(Display):
         self.space, self.folder, self.trials = space, folder, trials
         self.lines = list(read_trials(folder).notes)
         self.began = self.counted_at = time.monotonic()
-        self.spent_before = self.counted = spent_of(self.told())
+        self.spent_before = self.counted = self.spent(self.told())
 
     def told(self) -> list[TrialRecord]:
         return list(read_trials(self.folder).trials.values())
+
+    def spent(self, told: Sequence[TrialRecord]) -> int:
+        """Images of all trials, and of their repeats with other seeds."""
+        return spent_of(told) + spent_in(read_repeats(self.folder))
 
     def tell(self, text: str) -> None:
         """A line above the progress, at the next look."""
@@ -33,13 +38,13 @@ class SweepDisplay(Display):
     def look(self) -> None:
         """Shows what the ledger says now."""
         lines, self.lines = self.lines, []
-        spent = spent_of(self.told())
+        spent = self.spent(self.told())
         self.total = max(self.total, spent)
         self.update("sweep", {"images_seen": spent}, lines)
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         told = self.told()
-        spent, running = spent_of(told), sum(trial.state == RUNNING for trial in told)
+        spent, running = self.spent(told), sum(trial.state == RUNNING for trial in told)
         parts = [f"{running} running, {len(told) - running} of {self.trials} done"]
         best = best_of(self.space.metrics, told)
         if best:

@@ -21,8 +21,9 @@ from sid_ray.mlflow_run import Target, one_line
 from sid_ray.run_folder import read_record, tracking_uri
 from sid_ray.store import Store
 from sid_ray.sweep.importance import Importance, importance_of
+from sid_ray.sweep.repeats import means_of
 from sid_ray.sweep.report import command_of, csv_of, write_report
-from sid_ray.sweep.results import Sweep, base_of, read_sweep
+from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import Choice, Parameter
 from sid_ray.sweep.trials import RUNNING, STATES
 from sid_ray.sweep.words import shown
@@ -113,7 +114,11 @@ class Parent:
         return "; ".join(filter(None, [trouble, self._tracking.finish(timeout_s)]))
 
     def _tell_report(self, sweep: Sweep) -> None:
-        found = importance_of(sweep)
+        found, repeats = importance_of(sweep), repeats_in(sweep)
+        means = means_of(repeats, sweep.metric.name)
+        if means:
+            of_seeds = {f"mean_of_seeds/{of}": mean for of, mean in means.items()}
+            self._tracking.metrics(of_seeds, sweep.images_spent)
         shares = {f"importance/{name}": share for name, share in found.shares.items()}
         if shares:
             self._tracking.metrics(shares, sweep.images_spent)
@@ -128,7 +133,8 @@ class Parent:
             self._tracking.tags(new)
 
     def _tell_children(self, sweep: Sweep) -> None:
-        for name in (name for trial in sweep.trials.values() for name in trial.runs):
+        runs = [name for trial in sweep.trials.values() for name in trial.runs]
+        for name in (*runs, *(repeat.run for repeat in repeats_in(sweep))):
             if name in self._children:
                 continue
             run_id = mlflow_run_of(self.config, name)

@@ -9,27 +9,21 @@ others say more. A repeat sees a whole trial's images in one piece; no scheduler
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config import DistillConfig
 from sid_ray.metrics.names import shown_score
-from sid_ray.sweep.arithmetic import whole
-from sid_ray.sweep.order import Order
 from sid_ray.sweep.pareto import best_of
 from sid_ray.sweep.sampling import recipe_point
-from sid_ray.sweep.segment import Trial, TrialFailedError
-from sid_ray.sweep.space import Space, Value, config_of
+from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trials import TrialRecord
 
 REPEATS = "repeats.jsonl"
 BEST, RECIPE = "best", "recipe"
-LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,61 +108,6 @@ def add_repeat(folder: Path, repeat: Repeat) -> None:
         file.write(json.dumps(asdict(repeat)) + "\n")
 
 
-# The runs -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Runs what is left of them, ``order.concurrent`` at once, each on ``workers``.
-
-    Args:
-        address: of the Ray cluster. environment: see segment.Trial.
-        tell: takes a line for each. show: called every second.
-    """
-
-    order: Order
-    address: str
-    workers: int
-    environment: Mapping[str, str]
-    tell: Callable[[str], None] = lambda text: None
-    show: Callable[[], None] = lambda: None
-
-    def run(self, repeats: Iterable[Repeat]) -> None:
-        """Returns when all have ended. Raises TrialStoppedError where one was asked to stop."""
-        left = [repeat for repeat in repeats if not repeat.ended]
-        with ThreadPoolExecutor(max_workers=self.order.concurrent) as pool:
-            waiting = {pool.submit(self.one, repeat) for repeat in left}
-            try:
-                while waiting:
-                    ended, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
-                    for future in sorted(ended, key=lambda one: one.exception() is not None):
-                        self.take(future.result())  # raises what stopped it, last
-                    self.show()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def take(self, repeat: Repeat) -> None:
-        add_repeat(self.order.folder, repeat)
-        self.tell(f"{repeat.run}: {ended_as(self.order.space, repeat)}")
-
-    def one(self, repeat: Repeat) -> Repeat:
-        """One repeat's run, taken up where it was left."""
-        order, space = self.order, self.order.space
-        config = config_of(space, order.base, repeat.point)
-        config = replace(config, training__seed=repeat.seed, output__run=repeat.run)
-        trial = Trial(config, order.folder, self.address, self.environment)
-        workers = max(1, min(self.workers, config.group_plan(1).num_groups))
-        end = whole(space.budget.images, config.training.batch_size)
-        try:
-            seen = trial.advance(end, workers)
-            scores = trial.scores(seen, [metric.name for metric in space.metrics], workers)
-            return dataclasses.replace(repeat, images_seen=seen, scores=scores)
-        except TrialFailedError as error:  # a run that gave up is one of them
-            seen = trial.images_seen
-            return dataclasses.replace(repeat, images_seen=seen, why=str(error))
-
-
 # What they say ------------------------------------------------------------------------------------
 
 
@@ -186,6 +125,19 @@ def mean_of(repeats: Iterable[Repeat], metric: str) -> float | None:
     if not repeats or not all(repeat.scores for repeat in repeats):
         return None
     return statistics.fmean(repeat.scores[metric] for repeat in repeats)
+
+
+def means_of(repeats: Iterable[Repeat], metric: str) -> dict[str, float]:
+    """By setting, of those whose mean there is."""
+    repeats = list(repeats)
+    settings = dict.fromkeys(repeat.of for repeat in repeats)
+    means = {of: mean_of((r for r in repeats if r.of == of), metric) for of in settings}
+    return {of: mean for of, mean in means.items() if mean is not None}
+
+
+def spent_in(repeats: Iterable[Repeat]) -> int:
+    """Images of those that came to their end, of read_repeats."""
+    return sum(repeat.images_seen for repeat in repeats)
 
 
 def table_of(space: Space, repeats: list[Repeat]) -> list[list[str]]:
@@ -214,7 +166,9 @@ def lines_of(space: Space, repeats: list[Repeat]) -> list[str]:
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
-    return [
-        *lines,
-        f"trials had seed {space.seeds[0]}: the other seeds did not choose the best one",
-    ]
+    return [*lines, fair(space)]
+
+
+def fair(space: Space) -> str:
+    """How the table is to be read."""
+    return f"Trials had seed {space.seeds[0]}: the other seeds did not choose the best one."

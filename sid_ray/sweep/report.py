@@ -10,6 +10,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from sid_ray.recipes import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.arithmetic import decision_points
 from sid_ray.sweep.importance import Importance, importance_of
-from sid_ray.sweep.results import Sweep, base_of, read_sweep
+from sid_ray.sweep.repeats import fair, table_of
+from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trials import Point
 from sid_ray.sweep.words import short_names, shown, shown_point
@@ -107,6 +109,7 @@ def json_of(sweep: Sweep, importance: Importance) -> dict[str, Any]:
         "images_spent": sweep.images_spent,
         "best": best.name if best else None,
         "command": command_of(sweep, best.point, f"{sweep.name}-best") if best else "",
+        "repeats": [asdict(repeat) for repeat in repeats_in(sweep)],
         "front": [trial.name for trial in sweep.front],
         "importance": {
             "shares": importance.shares,
@@ -202,6 +205,16 @@ def best_part(sweep: Sweep) -> str:
     return f"{text}.</p>{shown_command}"
 
 
+def seeds_part(sweep: Sweep) -> str:
+    """Best trial and recipe with each seed."""
+    repeats = repeats_in(sweep)
+    if sweep.space is None or not repeats:
+        return ""
+    rows = table_of(sweep.space, repeats)
+    shown_rows = [[escape(cell) for cell in row] for row in rows]
+    return f"<p>{fair(sweep.space)}</p>{table(shown_rows[0], shown_rows[1:])}"
+
+
 def importance_part(found: Importance, metric: str) -> str:
     if found.trouble:
         return f"<p>{escape(found.trouble)}</p>"
@@ -236,6 +249,7 @@ def parts_of(sweep: Sweep, importance: Importance) -> list[tuple[str, str]]:
     return [
         ("", summary_of(sweep)),
         ("Best trial", best_part(sweep)),
+        ("Best trial and recipe with other seeds", seeds_part(sweep)),
         ("Pareto front", front + front_table(sweep) if front else ""),
         ("Trials", trials_table(sweep)),
         ("Fields and score", lines),

@@ -18,6 +18,7 @@ from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes import recipe
 from sid_ray.store import moved_into_place
 from sid_ray.sweep import pareto
+from sid_ray.sweep.repeats import Repeat, read_repeats, repeats_of
 from sid_ray.sweep.space import Metric, Space
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.trials import Point, TrialRecord, read_trials, spent_of, states_of
@@ -136,6 +137,14 @@ def base_of(sweep: Sweep) -> DistillConfig | None:
         return recipe(sweep.recipe)
     except UserError:
         return None
+
+
+def repeats_in(sweep: Sweep) -> list[Repeat]:
+    """Best trial and recipe with each seed; empty until a run beside the trials has ended."""
+    ended, base = read_repeats(sweep.folder), base_of(sweep)
+    if not ended or sweep.space is None or base is None:
+        return []
+    return repeats_of(sweep.name, sweep.space, base, sweep.trials.values(), ended)
 
 
 # sweep.json ---------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.population import OwnPb2, OwnPbt
-from sid_ray.sweep.repeats import Runner, read_repeats, repeats_of
+from sid_ray.sweep.repeat_runs import Runner
+from sid_ray.sweep.repeats import read_repeats, repeats_of
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError
 from sid_ray.sweep.space import Space

@@ -3,14 +3,16 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from sid_ray.recipes import recipe
 from sid_ray.sweep.arithmetic import Asha, decision_points
+from sid_ray.sweep.repeats import add_repeat, repeats_of
 from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
-from sid_ray.sweep.trials import TRIALS, Leg, Segment, TrialRecord
+from sid_ray.sweep.trials import TRIALS, Leg, Segment, TrialRecord, read_trials
 
 SID = """\
 recipe: digits-sid
@@ -95,9 +97,9 @@ class Ledger:
         self.tell("end", trial, state=state, why=why, images_seen=images)
 
 
-def asha_ledger(folder: Path, trials: int = 16, state: str = "finished") -> Ledger:
+def asha_ledger(folder: Path, trials: int = 16, state: str = "finished", text: str = SID) -> Ledger:
     """Trials that ASHA stops; the score is a function of learning rate and alpha; one diverges."""
-    ledger = Ledger(folder, SID, state)
+    ledger = Ledger(folder, text, state)
     space, base = ledger.space, recipe("digits-sid")
     points = decision_points(space.budget, "asha", base.training.batch_size)
     judge = Asha(space.budget, space.metrics[0])
@@ -117,6 +119,17 @@ def asha_ledger(folder: Path, trials: int = 16, state: str = "finished") -> Ledg
             if judge.decide(name, images, score) == "STOP":
                 ledger.end(name, "finished" if images == points[-1] else "stopped", images)
                 break
+    return ledger
+
+
+def with_seeds(folder: Path) -> Ledger:
+    """A sweep whose best trial and recipe were repeated with two seeds more but for one."""
+    ledger = asha_ledger(folder, text=SID + "seeds: [0, 1, 2]\n")
+    space, told = ledger.space, read_trials(folder).trials.values()
+    for repeat in repeats_of("made", space, recipe("digits-sid"), told):
+        if not repeat.ended and repeat.run != "made-recipe-seed2":
+            scores = {"FD-digits-cnn": 6.125 + repeat.seed}
+            add_repeat(folder, replace(repeat, images_seen=6_400, scores=scores))
     return ledger
 
 

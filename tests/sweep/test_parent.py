@@ -13,7 +13,7 @@ from sid_ray.store import Store
 from sid_ray.sweep import parent as parents
 from sid_ray.sweep.parent import Parent, after_event, described, key_of, params_of
 from sid_ray.sweep.results import read_sweep
-from tests.sweep.ledgers import asha_ledger, lsg_ledger
+from tests.sweep.ledgers import asha_ledger, lsg_ledger, with_seeds
 from tests.sweep.spaces import space_of
 from tests.tracking import MadeUpRun, empty_store, wait_for
 
@@ -61,6 +61,18 @@ def test_what_is_told_of_a_sweep(tmp_path):
     assert (ledger.folder / "space.yaml").read_text() == ledger.text
     (front,) = json.loads((ledger.folder / "pareto.json").read_text())
     assert front["trial"] == sweep.best.name and front["scores"] == {FD: best}
+
+
+def test_repeats_with_other_seeds_are_below_the_sweep_too(tmp_path):
+    ledger = with_seeds(tmp_path / "made")
+    for number, name in enumerate(("made-00000", "made-best-seed1", "made-recipe-seed2")):
+        begun(tmp_path, name, f"id{number}")
+    sweep, run = read_sweep(ledger.folder), MadeUpRun()
+    assert Parent(sweep, run=run).finish(sweep, 20) == ""
+    assert children(run) == ["id0", "id1", "id2"]
+    mean = (sweep.best.last(FD) + 7.125 + 8.125) / 3
+    assert run.told["mean_of_seeds/best", sweep.images_spent] == pytest.approx(mean)
+    assert ("mean_of_seeds/recipe", sweep.images_spent) not in run.told  # one seed has no score
 
 
 def test_a_store_that_is_away_gets_it_later(tmp_path):

@@ -5,13 +5,12 @@ import threading
 import pytest
 
 from sid_ray.recipes import recipe
-from sid_ray.sweep import repeats
+from sid_ray.sweep import repeat_runs
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import (
     REPEATS,
     Repeat,
-    Runner,
     add_repeat,
     lines_of,
     mean_of,
@@ -127,13 +126,13 @@ class FakeTrial:
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
-    monkeypatch.setattr(repeats, "Trial", FakeTrial)
+    monkeypatch.setattr(repeat_runs, "Trial", FakeTrial)
     FakeTrial.ran = []
     base = BASE.from_json(BASE.to_json())
     order = Order("s", SPACE, TEXT, base, 1)
     monkeypatch.setattr(Order, "folder", tmp_path)
     said = []
-    return Runner(order, "127.0.0.1:1", 8, {}, said.append), said
+    return repeat_runs.Runner(order, "127.0.0.1:1", 8, {}, said.append), said
 
 
 def test_each_is_trained_to_the_end_with_its_seed(runner, tmp_path):

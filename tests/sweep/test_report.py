@@ -18,7 +18,7 @@ from sid_ray.sweep.report import command_of, json_of, page, run_report, trials_t
 from sid_ray.sweep.results import read_sweep
 from sid_ray.sweep.space import Choice, Range, config_of
 from sid_ray.sweep.words import short_names
-from tests.sweep.ledgers import PBT, Ledger, asha_ledger, lsg_ledger, pbt_ledger
+from tests.sweep.ledgers import PBT, Ledger, asha_ledger, lsg_ledger, pbt_ledger, with_seeds
 
 SHARES = Importance({"objective.alpha": 0.7, "training.generator_lr": 0.3}, {"x": (0.2, 9)}, 100, 9)
 NONE = Importance({}, {}, trouble="too few <trials>")
@@ -124,3 +124,23 @@ def test_heights_of_values():
 def test_a_page_is_no_table(tmp_path):
     with pytest.raises(UserError, match="numbers lie beside it"):
         run_report(tmp_path, "x.csv")
+
+
+def test_best_trial_and_recipe_with_other_seeds(tmp_path):
+    sweep = read_sweep(with_seeds(tmp_path / "made").folder)
+    found = {repeat["run"]: repeat["scores"] for repeat in json_of(sweep, NONE)["repeats"]}
+    best = sweep.best
+    assert found == {
+        best.run: best.scores,
+        "made-best-seed1": {"FD-digits-cnn": 7.125},
+        "made-best-seed2": {"FD-digits-cnn": 8.125},
+        "made-recipe-seed0": {"FD-digits-cnn": 6.125},
+        "made-recipe-seed1": {"FD-digits-cnn": 7.125},
+        "made-recipe-seed2": {},
+    }
+    html = page(sweep, NONE)
+    assert "with other seeds" in html and "made-best-seed1" not in page(
+        read_sweep(asha_ledger(tmp_path / "other").folder), NONE
+    )
+    mean = (best.scores["FD-digits-cnn"] + 7.125 + 8.125) / 3
+    assert f"<td>{mean:.2f}</td>" in html and "<td>6.12</td>" in html
