@@ -4,7 +4,7 @@
 
 Points are trained in processes of plain torch, the numbers of any set of workers. Half-lives of
 the average change no training, so one training stands for the points of all of them; a grid is
-charged for each all the same. A table that exists is gone on with;
+charged for each all the same. Alpha stays the recipe's. A table that exists is gone on with;
 benchmarks.sweep_replay reads it.
 """
 
@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 GRID = {
-    "objective.alpha": (1.0, 1.2),
     "training.generator_lr": (5e-5, 1e-4, 2e-4),
     "training.fake_score_lr": (1e-4, 2e-4),
     "objective.adversarial_weight": (0.003, 0.01, 0.03),
