@@ -219,15 +219,19 @@ class LocalAutoscaler:
 
     def raylets(self) -> list[psutil.Process]:
         """Raylets of the nodes that the autoscaler started, oldest first."""
-        found = [p for p in self._own() if p.name() == "raylet"]
-        return sorted(found, key=lambda p: p.create_time())[1:]
+        found: dict[str, psutil.Process] = {}
+        for process in sorted(self._own(), key=lambda p: p.pid):
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if words and words[0].endswith("/raylet") and "--head" not in words:
+                    found.setdefault(node_of(words), process)  # not its child before it execs
+        return list(found.values())
 
     def drain(self, raylet: psutil.Process, deadline_s: int) -> subprocess.Popen[bytes]:
         """What a machine's notice or a pod's preStop hook starts: clusters/drain.sh."""
-        option = next(text for text in raylet.cmdline() if text.startswith("--node_id="))
         return subprocess.Popen(
             [str(CLUSTERS / "drain.sh"), str(deadline_s), "spot machine taken back"],
-            env=os.environ | {"RAY_NODE_ID": option.split("=")[1]},
+            env=os.environ | {"RAY_NODE_ID": node_of(raylet.cmdline())},
         )
 
     def _own(self) -> list[psutil.Process]:
@@ -249,6 +253,11 @@ class LocalAutoscaler:
                 process.kill()
         self._process.kill()
         self._process.wait()
+
+
+def node_of(words: list[str]) -> str:
+    """The node of a raylet's command line."""
+    return next(text.split("=")[1] for text in words if text.startswith("--node_id="))
 
 
 def is_free(port: int) -> bool:

@@ -243,6 +243,12 @@ def test_versions_are_the_locks() -> None:
     assert "-c constraints.txt '.[xformers,diffusers,sweep]'" in dockerfile
 
 
+@pytest.mark.parametrize("script", sorted(CLUSTERS.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_parse_and_may_be_run(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert os.access(script, os.X_OK)
+
+
 def test_the_readme_names_every_file() -> None:
     readme = (CLUSTERS / "README.md").read_text()
     assert [path.name for path in CLUSTERS.iterdir() if f"`{path.name}`" not in readme] == [

@@ -28,8 +28,8 @@ PROVIDER = {
     "aws": {"type", "region", "availability_zone", "cache_stopped_nodes", "security_group"},
     "gcp": {"type", "region", "availability_zone", "project_id"},
     "local": {"type", "head_ip", "worker_ips"},
-    "fake_multinode": {
-        "type", "gcs_address", "head_node_id", "launch_multiple", "use_node_id_as_ip",
+    "external": {
+        "type", "module", "gcs_address", "head_node_id", "launch_multiple", "use_node_id_as_ip",
         "disable_node_updaters", "disable_launch_config_check",
     },
 }  # fmt: skip

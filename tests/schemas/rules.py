@@ -149,7 +149,7 @@ def group_problems(document: dict[str, Any]) -> list[str]:
 def ray_rules(document: dict[str, Any]) -> list[str]:
     """Of a file for `ray up` or `ray start`, after its schema."""
     found = open_problems(document)
-    if document["provider"]["type"] != "fake_multinode":
+    if document["provider"]["type"] != "external":
         image = document.get("docker", {}).get("image", "")
         if not image.endswith(IMAGE):
             found.append(f"image {image}, expected a tag with {IMAGE}")
