@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 HEALTH = {  # a dead node is noticed within 3 s
     "health_check_initial_delay_ms": 1000,
@@ -174,98 +176,96 @@ class Run:
         self.process.wait()
 
 
-def autoscaler_config(nodes: int, address: str) -> dict[str, Any]:
-    """For Ray's fake provider; ray.cluster_utils.AutoscalingCluster wants a file no wheel has."""
-    node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": nodes}
-    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray")
-    return {
-        "cluster_name": "fake_multinode",
-        "max_workers": nodes,
-        "provider": {
-            "type": "fake_multinode",
-            "gcs_address": address,
-            "use_node_id_as_ip": True,  # all have one address
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "available_node_types": {"ray.head.default": head, "spot": node},
-        "head_node_type": "ray.head.default",
-        "upscaling_speed": 1.0,
-        "idle_timeout_minutes": 5,
-        "auth": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        "rsync_exclude": [],
-        "rsync_filter": [],
-        **{f"{name}_commands": [] for name in (*lists, "worker_start_ray")},
-    }
+CLUSTERS = Path(__file__).parents[1] / "clusters"
 
 
 class LocalAutoscaler:
-    """A head without CPU and Ray's fake autoscaler, which starts nodes of one CPU when asked.
+    """clusters/local-elastic.yaml, started by clusters/local-elastic.sh as a person would.
 
-    Its processes are known by their session: other Rays on the machine are left alone.
+    Where its port is taken, a copy of the file with another one is used. Its processes are known
+    by the cluster's address: other Rays on the machine are left alone.
     """
 
-    def __init__(self, folder: Path, nodes: int):
-        self.folder, self.nodes = folder, nodes
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def __enter__(self) -> LocalAutoscaler:
-        from ray._private.services import get_node_ip_address
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"{get_node_ip_address()}:{free.getsockname()[1]}"
-        config = self.folder / "autoscaler.json"
-        config.write_text(json.dumps(autoscaler_config(self.nodes, self.address)))
+        config = CLUSTERS / "local-elastic.yaml"
+        self.address = yaml.safe_load(config.read_text())["provider"]["gcs_address"]
+        port = int(self.address.split(":")[1])
+        if not is_free(port):
+            text = config.read_text().replace(f":{port}", f":{free_port()}")
+            config = self.folder / config.name
+            config.write_text(text)
+            self.address = yaml.safe_load(text)["provider"]["gcs_address"]
         os.environ.update(QUIET)
-        settings = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-        self._before = {process.pid for process in psutil.process_iter()}
+        os.environ |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as in the script: or 127.0.0.1 is replaced
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
         self._process = subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
-                "--port", self.address.split(":")[1], "--num-cpus", "0",
-                "--object-store-memory", str(200 * 2**20), "--include-dashboard", "false",
-                "--autoscaling-config", str(config),
-                "--system-config", json.dumps(HEALTH),
-            ],
-            env=os.environ | settings, start_new_session=True,
+            [str(CLUSTERS / "local-elastic.sh"), str(config)],
+            env=os.environ | {"DASHBOARD_PORT": str(free_port())}, start_new_session=True,
             stdout=(self.folder / "head.txt").open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while "Ray runtime started" not in (self.folder / "head.txt").read_text():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((self.folder / "head.txt").read_text())
             time.sleep(0.1)
         return self
 
     def raylets(self) -> list[psutil.Process]:
         """Raylets of the nodes that the autoscaler started, oldest first."""
-        found = [p for p in self._own() if p.name() == "raylet"]
-        return sorted(found, key=lambda p: p.create_time())[1:]
+        found: dict[str, psutil.Process] = {}
+        for process in sorted(self._own(), key=lambda p: p.pid):
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if words and words[0].endswith("/raylet") and "--head" not in words:
+                    found.setdefault(node_of(words), process)  # not its child before it execs
+        return list(found.values())
+
+    def drain(self, raylet: psutil.Process, deadline_s: int) -> subprocess.Popen[bytes]:
+        """What a machine's notice or a pod's preStop hook starts: clusters/drain.sh."""
+        return subprocess.Popen(
+            [str(CLUSTERS / "drain.sh"), str(deadline_s), "spot machine taken back"],
+            env=os.environ | {"RAY_NODE_ID": node_of(raylet.cmdline())},
+        )
 
     def _own(self) -> list[psutil.Process]:
-        """Processes of this cluster: they were started since, and know its address."""
-        port, found = self.address.split(":")[1], []
+        """Processes of this cluster that know its address."""
+        found = []
         for process in psutil.process_iter():
-            if process.pid in self._before:
-                continue
             with contextlib.suppress(psutil.Error):
-                if f":{port}" in " ".join(process.cmdline()) or self._is_child(process):
+                if f"--gcs-address={self.address}" in " ".join(process.cmdline()).split():
                     found.append(process)
         return found
 
-    def _is_child(self, process: psutil.Process) -> bool:
-        return any(parent.pid == self._process.pid for parent in process.parents())
-
     def __exit__(self, *_: object) -> None:
-        left = self._own()
+        left = psutil.Process(self._process.pid).children(recursive=True) + self._own()
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(15)
         for process in left:
             with contextlib.suppress(psutil.Error):
-                left += process.children(recursive=True)
-        for process in [psutil.Process(self._process.pid), *left]:
-            with contextlib.suppress(psutil.Error):
                 process.kill()
+        self._process.kill()
         self._process.wait()
+
+
+def node_of(words: list[str]) -> str:
+    """The node of a raylet's command line."""
+    return next(text.split("=")[1] for text in words if text.startswith("--node_id="))
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) != 0
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

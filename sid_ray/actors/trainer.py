@@ -143,9 +143,9 @@ def check_memory(config: DistillConfig, start: Start, show: Display) -> DistillC
     return replace(config, resources__min_workers=fits)
 
 
-@ray.remote(num_cpus=0, num_gpus=1)
+@ray.remote(num_cpus=1, num_gpus=1)
 def gpu_memory_gib() -> float:
-    """Memory of one of the cluster's GPUs; all are taken to be alike."""
+    """Memory of one of the workers' GPUs (as a worker's place: a CPU and a GPU); all are alike."""
     return torch.cuda.get_device_properties(0).total_memory / 2**30
 
 
@@ -205,7 +205,8 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
             use_gpu=on_gpu,
-            resources_per_worker=None if on_gpu else {"CPU": 1},
+            # A CPU beside the GPU: nodes that offer none (an evaluator's) get no worker.
+            resources_per_worker={"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1},
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,
