@@ -60,14 +60,18 @@ class Timeline:
     _planned: bool = False
     _marks: dict[str, float] = field(default_factory=dict)
     _after: int = 0
+    _group_is_new: bool = False  # one has started since the stop
 
     def __post_init__(self) -> None:
         if self.began:  # a start is an interruption of nothing
             self._reason, self._seen_at, self._marks = "started", self.began, {"detect": self.there}
 
     def stepped(self, images_seen: int, at: float) -> Interruption | None:
-        """The newest step. Returns the interruption that it ends, if it is the first after one."""
-        ended = self._ended(images_seen, at) if self._reason else None
+        """The newest step. Returns the interruption that it ends, if it is the first after one.
+
+        A step of the group that stopped may be told after the stop: it ends nothing.
+        """
+        ended = self._ended(images_seen, at) if self._reason and self._group_is_new else None
         if ended and ended.workers_before:
             self.interruptions.append(ended)
         self._seen, self._seen_at = images_seen, at
@@ -77,6 +81,7 @@ class Timeline:
         """The workers have stopped. The first reason counts until they step again."""
         if not self._reason and self._seen:
             self._reason, self._planned, self._marks = reason, planned, {"detect": at}
+            self._group_is_new = False
 
     def mark(self, phase: str, at: float) -> None:
         """A phase has ended; where a start was tried twice, the last one counts."""
@@ -86,7 +91,7 @@ class Timeline:
     def group_is(self, workers: int, at: float) -> None:
         """The number of workers of the group that starts; nobody may have told of a stop."""
         self.stopped("restarted by Ray Train", False, at)
-        self._after = workers
+        self._after, self._group_is_new = workers, True
         if not self._reason:
             self.workers = workers
 

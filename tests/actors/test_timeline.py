@@ -39,6 +39,16 @@ def test_a_pause_costs_no_step_and_names_its_saving():
     assert "no step lost" in str(ended)
 
 
+def test_a_step_that_is_told_after_its_group_stopped_ends_nothing():
+    line = started()
+    line.stopped("worker 1 died", False, 20.5)
+    assert line.stepped(704, 20.4) is None
+    line.group_is(1, 26.0)
+    ended = line.stepped(512 + 64, 30.0)
+    assert (ended.reason, ended.workers_after, ended.steps_lost) == ("worker 1 died", 1, 3)
+    assert len(line.interruptions) == 1
+
+
 def test_a_restart_that_nobody_told_of_is_noticed():
     line = started()
     line.group_is(2, 25.0)
@@ -66,5 +76,6 @@ def test_the_start_of_the_driver_is_told_but_is_no_interruption():
     assert str(told).startswith(text)
     assert line.interruptions == []
     line.stopped("now it counts", False, 20.0)
+    line.group_is(2, 25.0)
     assert line.stepped(128, 30.0) is not None
     assert len(line.interruptions) == 1
