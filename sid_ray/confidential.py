@@ -1,4 +1,4 @@
-"""What is confidential: it may be in an environment, never in a config, a log or a job's metadata."""
+"""What is confidential: it may be in an environment, never in a config, a log, a job's metadata."""
 
 from __future__ import annotations
 

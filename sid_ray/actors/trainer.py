@@ -229,12 +229,16 @@ class FitThread(threading.Thread):
         super().__init__(daemon=True)
         self.trainer = trainer
         self.error: BaseException | None = None
+        # Not is_alive: a join that Ctrl-C interrupts takes a working thread for one that has ended
+        # (Python up to 3.12).
+        self.ended = threading.Event()
 
     def run(self) -> None:
         try:
             self.trainer.fit()
         except BaseException as error:
             self.error = error
+        self.ended.set()
 
 
 def follow(
@@ -246,7 +250,7 @@ def follow(
     """
     again_at = 0.0
     while True:
-        alive = fit.is_alive()
+        alive = not fit.ended.is_set()
         board: Board = ray.get(tracker.board.remote())
         new = board.run_id and board.run_id != record.tracker_run_id
         if new and time.monotonic() >= again_at:
@@ -260,7 +264,7 @@ def follow(
         if not alive:
             return record
         clock.see(board.phase)
-        fit.join(POLL_S)
+        fit.ended.wait(POLL_S)
 
 
 def save_before_the_end(fit: FitThread, tracker: Any, show: Display) -> None:
@@ -268,12 +272,13 @@ def save_before_the_end(fit: FitThread, tracker: Any, show: Display) -> None:
     deadline = time.monotonic() + STOP_PATIENCE_S
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
         board: Board = ray.get(tracker.board.remote())
-        if board.phase != "training" or not fit.is_alive():
+        if board.phase != "training" or fit.ended.is_set():
             return
         show.update("", {}, ["stopping: the workers save first"])
         ray.get(tracker.ask_pause.remote("stopped by the user"))
-        while board.phase == "training" and fit.is_alive() and time.monotonic() < deadline:
-            fit.join(POLL_S / 5)
+        while board.phase == "training" and time.monotonic() < deadline:
+            if fit.ended.wait(POLL_S / 5):
+                return
             board = ray.get(tracker.board.remote())
 
 

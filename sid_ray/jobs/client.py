@@ -104,7 +104,7 @@ class Tail:
         self.client, self.job, self.printed = client, job, 0
 
     def to_the_end(self) -> str | None:
-        """Prints until the job has ended. Its status, or None after too long without the cluster."""
+        """Prints until the job has ended: its status, or None where the cluster is gone."""
         from aiohttp import ClientError
 
         answered_at = time.monotonic()

@@ -1,11 +1,12 @@
 """`sid-ray submit`: checks a run here, sends it to a cluster as a Ray job, and follows it.
 
-What is sent is what `ray job submit --working-dir DIR -- python SCRIPT RECIPE FLAGS` sends, and that
-line is printed.
+What is sent is what `ray job submit --working-dir DIR ... -- python SCRIPT RECIPE FLAGS` sends, and
+that line is printed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ PLACES = (
     "evaluation.vae",
 )
 OK, WARNING = "ok", "warning"
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stopped 3 s to save
 Line = tuple[str, str, str]  # state, what was looked at, the finding
 
 
@@ -91,9 +93,9 @@ def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
 
 
 def runtime_env_of(path: str) -> dict[str, Any]:
-    """A runtime_env file. Raises UserError where it is none, or holds what Ray would show."""
+    """A file, or the default. Raises UserError where it is no runtime_env, or holds a secret."""
     if not path:
-        return {}
+        return {"env_vars": dict(STOP_WAIT)}
     import yaml
 
     try:
@@ -108,8 +110,8 @@ def runtime_env_of(path: str) -> dict[str, Any]:
     if secret:
         raise UserError(
             f"--runtime-env {path}: env_vars names {', '.join(secret)}, and Ray shows env_vars to "
-            "whoever sees its dashboard: set it where `ray start` runs, mount a secret, or give the "
-            "machines a role (docs/jobs.md)"
+            "whoever sees its dashboard: set it where `ray start` runs, mount a secret, or give "
+            "the machines a role (docs/jobs.md)"
         )
     return found
 
@@ -199,6 +201,8 @@ def typed(entry: Sequence[str], args: SubmitArgs, address: str) -> str:
     line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
     if args.runtime_env:
         line += ["--runtime-env", args.runtime_env]
+    else:
+        line += ["--runtime-env-json", json.dumps(runtime_env_of(""))]
     return f"{shlex.join(line)} -- {shlex.join(entry)}"
 
 
@@ -222,20 +226,13 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
     show((OK, "upload", f"{upload}, no secret found"))
-    if cluster is not None:
-        for line in look_at_memory(config, cluster):
-            show(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
     if args.address:
         os.environ["RAY_API_SERVER_ADDRESS"] = args.address
     named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or LOCAL
     client = connect(named, cluster.reach if cluster else "")
-    there = live_cluster(client)
-    known = cluster or there
-    if cluster is None:
-        for line in look_at_memory(config, known):
-            show(line)
-    for line in look_at_storage(config, known):
+    known = cluster or live_cluster(client)
+    for line in (*look_at_storage(config, known), *look_at_memory(config, known)):
         show(line)
     address = client.get_address()
     print(typed(entry, args, address), flush=True)
