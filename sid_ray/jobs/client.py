@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
 from sid_ray.jobs.cluster import Cluster, of_nodes
+from sid_ray.mlflow_run import shown_uri
 
 CONNECT_S = 5.0
 AGAIN_S = 2.0
@@ -32,24 +33,22 @@ def connect(address: str, reach: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     hint = f"run `{reach}` in another terminal first" if reach else REACH
-    parts = urlsplit(address)
+    parts, shown = urlsplit(address), shown_uri(address)
     if parts.scheme in ("http", "https"):  # Ray's client would wait for minutes
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             socket.create_connection((parts.hostname or "", port), CONNECT_S).close()
         except OSError as error:
-            raise UserError(
-                f"no Jobs API at {address} ({error.strerror or error}): {hint}"
-            ) from None
+            raise UserError(f"no Jobs API at {shown} ({error.strerror or error}): {hint}") from None
     try:
         return JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(
-            f"{address}: {str(error).splitlines()[0]}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, "
+            f"{shown}: {str(error).splitlines()[0]}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, "
             "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token as the cluster has it"
         ) from None
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"no Jobs API at {address} ({first_line(error)}): {hint}") from None
+        raise UserError(f"no Jobs API at {shown} ({first_line(error)}): {hint}") from None
 
 
 def live_cluster(client: Any) -> Cluster:

@@ -21,6 +21,7 @@ from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
+from sid_ray.mlflow_run import shown_uri
 from sid_ray.store_errors import is_s3
 
 USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
@@ -231,10 +232,12 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
         os.environ["RAY_API_SERVER_ADDRESS"] = args.address
     named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or LOCAL
     client = connect(named, cluster.reach if cluster else "")
-    known = cluster or live_cluster(client)
-    for line in (*look_at_storage(config, known), *look_at_memory(config, known)):
+    live = live_cluster(client)
+    for line in look_at_storage(config, cluster or live):
         show(line)
-    address = client.get_address()
+    for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
+        show(line)
+    address = shown_uri(client.get_address())
     print(typed(entry, args, address), flush=True)
     runtime_env["working_dir"] = str(upload.folder)
     job = send(client, shlex.join(entry), runtime_env)
