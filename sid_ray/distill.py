@@ -35,6 +35,7 @@ from sid_ray.run_folder import (
     RunRecord,
     check_same_data,
     check_same_run,
+    is_job_copy,
     only_driver,
     read_record,
     runs_folder,
@@ -332,10 +333,12 @@ def show_next(
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
         sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
+    if is_job_copy(Path.cwd()):
+        again = "submit the job again, with"
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",
-        "resume": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
-        f" --images {images}",
+        "resume": f"{again} --images {images}",
         "MLflow UI": mlflow_pages(tracking_uri(config)),
     }
     for what, command in commands.items():

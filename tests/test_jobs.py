@@ -297,13 +297,13 @@ def test_no_secret_of_the_environment_is_left_anywhere(place, undisturbed):
     assert jobs
     answers = [json.dumps(jobs)]
     answers += [place.log(job["submission_id"]) for job in jobs]
-    answers += [
-        place.head.get(path).text
-        for path in (
-            "/nodes?view=summary", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1",
-            "/api/v0/workers?detail=1", "/api/v0/runtime_envs", "/api/train/v2/runs/v1",
-        )
-    ]  # fmt: skip
+    for path in (
+        "/nodes?view=summary", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1",
+        "/api/v0/workers?detail=1", "/api/v0/runtime_envs", "/api/train/v2/runs",
+    ):  # fmt: skip
+        answer = place.head.get(path)
+        assert answer.ok, f"{path}: {answer.text}"
+        answers.append(answer.text)
     assert all(leaks(answer.encode(), place.canaries) == [] for answer in answers)
     assert any("RayTrainWorker" in line for line in place.cmdlines)
     assert leaks("\n".join(place.cmdlines).encode(), place.canaries) == []
