@@ -30,6 +30,7 @@ from sid_ray.recipes import (
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
+  sid-ray submit RECIPE [--cluster FILE | --address URL] [...]   the same as a job of a Ray cluster
   sid-ray sweep SPACE.yaml [--trials N] [...]          search settings: many runs, the best found
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
@@ -81,6 +82,22 @@ def distill(args: Sequence[str]) -> int:
     from sid_ray.distill import run_distillation
 
     return run_distillation(config)
+
+
+def submit(args: Sequence[str]) -> int:
+    """sid-ray submit RECIPE [--cluster FILE | --address URL] [--section.field VALUE ...]"""
+    from sid_ray.jobs.submit import USAGE as SUBMIT_USAGE
+    from sid_ray.jobs.submit import own_flags, run_submit
+
+    if not args or args[0] in ("-h", "--help"):
+        print(SUBMIT_USAGE)
+        return 0
+    defaults = recipe(args[0])
+    asked, rest = own_flags(args[1:])
+    prog = f"sid-ray submit {args[0]}"
+    config = parse(DistillConfig, expand_aliases(rest), prog, default=defaults)
+    check_supplied(config.check())
+    return run_submit(config, asked, rest)
 
 
 def sweep(args: Sequence[str]) -> int:
@@ -332,6 +349,7 @@ def data(args: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
+    "submit": submit,
     "sweep": sweep,
     "plan": plan,
     "doctor": doctor,

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sid_ray.confidential import holds_credentials
 from sid_ray.errors import UserError, closest, did_you_mean, nearest
 from sid_ray.groups import GroupPlan
 from sid_ray.sections import (
@@ -63,6 +64,13 @@ class DistillConfig:
     def check(self) -> DistillConfig:
         """Itself, when every value makes sense. Raises UserError for the first that does not."""
         for name, value in flatten(self).items():
+            if isinstance(value, str) and holds_credentials(value):
+                raise UserError(
+                    f"{name} holds a password or a signature, and would be stored in run.json, "
+                    "checkpoints and MLflow: name it without, and give credentials in the "
+                    "environment (AWS_*, HF_TOKEN, MLFLOW_TRACKING_USERNAME and _PASSWORD, or all "
+                    "of MLFLOW_TRACKING_URI)"
+                )
             minimum = MINIMUM.get(name)
             if minimum is not None and value < minimum:
                 raise UserError(f"{name} is {value}; it must be at least {minimum}")

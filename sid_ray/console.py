@@ -18,7 +18,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from sid_ray.metrics.names import EVAL, bare, is_frechet
 
-PLAIN_INTERVAL_S = 10.0  # seconds between two progress lines where the output is not a terminal
+# Seconds between two progress lines where the output is not a terminal: a run of days would else
+# write tens of thousands into a job's log.
+PLAIN_INTERVAL_S, PLAIN_INTERVAL_LATER_S = 10.0, 60.0
+LATER_S = 600.0  # after which they are fewer
 
 
 @contextmanager
@@ -56,6 +59,7 @@ class Display:
         self.console, self.total = console, total_images
         self.live = console.is_terminal
         self.last_line = ""
+        self.began = time.monotonic()
         self.last_time = -PLAIN_INTERVAL_S
         columns = (
             TextColumn("{task.description}"),
@@ -87,10 +91,13 @@ class Display:
             self.progress.update(self.task, description=phase, completed=seen, info=info)
             return
         line = f"{phase}: {info}" if info else phase
-        due = time.monotonic() - self.last_time >= PLAIN_INTERVAL_S
+        now = time.monotonic()
+        late = now - self.began >= LATER_S
+        interval_s = PLAIN_INTERVAL_LATER_S if late else PLAIN_INTERVAL_S
+        due = now - self.last_time >= interval_s
         if line != self.last_line and (due or seen >= self.total):
             self.console.print(line)
-            self.last_line, self.last_time = line, time.monotonic()
+            self.last_line, self.last_time = line, now
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """'12,800/30,000 images  170/s  fake 0.43  gen -12.30  FD 9.81  1:41 left'."""

@@ -23,6 +23,8 @@ from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import plain_scores, shown_score
+from sid_ray.mlflow_run import shown_uri
+from sid_ray.ray_environment import stop_like_ctrl_c
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     EVALUATIONS,
@@ -33,6 +35,7 @@ from sid_ray.run_folder import (
     RunRecord,
     check_same_data,
     check_same_run,
+    is_job_copy,
     only_driver,
     read_record,
     runs_folder,
@@ -62,6 +65,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     Raises UserError before anything starts when the run cannot be this one.
     """
     began = time.monotonic()
+    stop_like_ctrl_c()
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     source = config.data.source
     if source and "://" not in source:  # workers have another working directory
@@ -303,6 +307,13 @@ def program(name: str) -> str:
     return shlex.quote(shown(beside))
 
 
+def mlflow_pages(uri: str) -> str:
+    """How to see a tracking store's pages; without its password."""
+    if uri.startswith("http"):
+        return shown_uri(uri)
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(shown_uri(uri))}"
+
+
 def show_next(
     console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
 ) -> None:
@@ -322,11 +333,13 @@ def show_next(
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
         sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
     text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
+    if is_job_copy(Path.cwd()):
+        again = "submit the job again, with"
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",
-        "resume": f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
-        f" --images {images}",
-        "MLflow UI": f"{program('mlflow')} ui --backend-store-uri {tracking_uri(config)}",
+        "resume": f"{again} --images {images}",
+        "MLflow UI": mlflow_pages(tracking_uri(config)),
     }
     for what, command in commands.items():
         console.print(f"{what:14} {command}", markup=False, soft_wrap=True)

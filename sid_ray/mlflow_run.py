@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
@@ -78,7 +79,7 @@ class MlflowRun:
     def _open(self) -> None:
         import mlflow
 
-        uri = self._target.uri
+        uri = signed_in(self._target.uri)
         mlflow.set_tracking_uri(uri)
         self._client = mlflow.MlflowClient(uri)
         self._there.clear()  # what an earlier failure left half done is not known
@@ -256,6 +257,19 @@ def only_opener(uri: str) -> Iterator[None]:
             if error.errno is None:  # else this file system has no locks
                 raise
         yield
+
+
+def signed_in(uri: str) -> str:
+    """A server's address without its user and password, which MLflow then finds in the environment.
+
+    MLflow prints the address that it is given.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.password is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return shown_uri(uri)
 
 
 def shown_uri(uri: str) -> str:

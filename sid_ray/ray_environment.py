@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 # A value that the user has set wins.
 RAY_ENVIRONMENT = {
@@ -25,6 +27,15 @@ RAY_ENVIRONMENT = {
 def set_ray_environment() -> None:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def stop_like_ctrl_c() -> None:
+    """SIGTERM, by which `ray job stop` ends a driver, raises KeyboardInterrupt as Ctrl-C does.
+
+    For the main thread, before and after ray.init: Ray sets a handler of its own.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def joins_cluster() -> bool:

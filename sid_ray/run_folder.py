@@ -42,14 +42,30 @@ LOG_EVERY = 3  # beats of the lease between two uploads of the log
 def runs_folder(folder: str) -> str:
     """The folder of all runs: s3://BUCKET/PREFIX, or an absolute path. Raises UserError.
 
-    A Ray job's working directory is a temporary copy: there a relative folder is taken from the
-    home directory, so that the next submission finds the run again.
+    A Ray job's working directory is a temporary copy, deleted after the job: nothing may be kept
+    there.
     """
     if "://" in folder:
         return Store.at(folder).url
-    in_job = "runtime_resources" in Path.cwd().parts
-    start = Path.home() / "sid_ray" if in_job else Path.cwd()
-    return str((start / Path(folder).expanduser()).absolute())
+    path = Path(folder).expanduser().absolute()
+    if is_job_copy(path):
+        raise UserError(
+            f"output.folder {folder!r} is in this job's working directory, a temporary copy that "
+            "is deleted: give --output.folder s3://BUCKET/runs, or an absolute path that all nodes "
+            "share"
+        )
+    return str(path)
+
+
+def is_job_copy(path: Path) -> bool:
+    """Whether a path is in a copy of a working directory that Ray made on this node."""
+    return "runtime_resources" in path.parts
+
+
+def own_folder() -> Path:
+    """The folder ``runs`` on this machine's disk, for what is not in a run's S3: in a Ray job that
+    of the home directory."""
+    return (Path.home() / "sid_ray" if is_job_copy(Path.cwd()) else Path.cwd()) / "runs"
 
 
 def default_tracking_uri(folder: str) -> str:
@@ -61,7 +77,7 @@ def default_tracking_uri(folder: str) -> str:
     if not is_s3(folder):
         return f"sqlite:///{folder}/mlflow.db"
     name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(S3)).strip("-")
-    return f"sqlite:///{runs_folder('runs')}/mlflow-{name}.db"
+    return f"sqlite:///{own_folder()}/mlflow-{name}.db"
 
 
 def tracking_uri(config: DistillConfig) -> str:

@@ -15,6 +15,7 @@ import sid_ray
 PACKAGE = Path(sid_ray.__file__).parent
 LEVELS = {
     "errors": 0, "types": 0, "groups": 0, "config": 0, "sections": 0, "recipes": 0,
+    "confidential": 0,
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
     "memory": 0, "ray_environment": 0,
@@ -33,11 +34,11 @@ LEVELS = {
     "run_folder": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
     "sweep": 5, "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
-    "evaluate": 5, "evaluate_options": 5, "evaluate_result": 5,
+    "jobs": 5, "evaluate": 5, "evaluate_options": 5, "evaluate_result": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
-    "ray": ("actors", "data/pipeline", "sweep"),
+    "ray": ("actors", "data/pipeline", "jobs/client", "jobs/upload", "sweep"),
     "mlflow": ("mlflow_run", "mlflow_artifacts", "history"),
     "optuna": ("sweep",),
     "diffusers": ("denoisers/stable_diffusion",),

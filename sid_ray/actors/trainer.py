@@ -11,6 +11,7 @@ workers   | rank 0..n | -----------------> | tracker   | --> MLflow
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -39,7 +40,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.ray_environment import set_ray_environment
+from sid_ray.ray_environment import set_ray_environment, stop_like_ctrl_c
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
@@ -47,6 +48,7 @@ from sid_ray.stored import newest_listed, newest_whole
 
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
+STOP_PATIENCE_S = 60.0  # for workers that save when the driver is stopped
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 
@@ -101,6 +103,7 @@ def start_ray(config: DistillConfig) -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="warning")
+        stop_like_ctrl_c()
         return
     workers = config.resources.num_workers
     ray.init(
@@ -109,6 +112,7 @@ def start_ray(config: DistillConfig) -> None:
         include_dashboard=False,
         logging_level="warning",
     )
+    stop_like_ctrl_c()
 
 
 def check_resources(config: DistillConfig, show: Display) -> None:
@@ -226,12 +230,16 @@ class FitThread(threading.Thread):
         super().__init__(daemon=True)
         self.trainer = trainer
         self.error: BaseException | None = None
+        # Not is_alive: a join that Ctrl-C interrupts takes a working thread for one that has ended
+        # (Python up to 3.12).
+        self.ended = threading.Event()
 
     def run(self) -> None:
         try:
             self.trainer.fit()
         except BaseException as error:
             self.error = error
+        self.ended.set()
 
 
 def follow(
@@ -243,7 +251,7 @@ def follow(
     """
     again_at = 0.0
     while True:
-        alive = fit.is_alive()
+        alive = not fit.ended.is_set()
         board: Board = ray.get(tracker.board.remote())
         new = board.run_id and board.run_id != record.tracker_run_id
         if new and time.monotonic() >= again_at:
@@ -257,7 +265,22 @@ def follow(
         if not alive:
             return record
         clock.see(board.phase)
-        fit.join(POLL_S)
+        fit.ended.wait(POLL_S)
+
+
+def save_before_the_end(fit: FitThread, tracker: Any, show: Display) -> None:
+    """Has the workers save, as before a resize, for a limited time; another Ctrl-C ends it."""
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
+        board: Board = ray.get(tracker.board.remote())
+        if board.phase != "training" or fit.ended.is_set():
+            return
+        show.update("", {}, ["stopping: the workers save first"])
+        ray.get(tracker.ask_pause.remote("stopped by the user"))
+        while board.phase == "training" and time.monotonic() < deadline:
+            if fit.ended.wait(POLL_S / 5):
+                return
+            board = ray.get(tracker.board.remote())
 
 
 def reason_of(error: BaseException) -> str:
@@ -385,6 +408,8 @@ def run_actors(
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        if settings.own_scaling:  # Ray's own does not tell when the workers have saved
+            save_before_the_end(fit, tracker, show)
         raise
     finally:
         left = ray.get(tracker.finish.remote(status))

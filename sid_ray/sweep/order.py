@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sid_ray.config import DistillConfig
-from sid_ray.run_folder import runs_folder
+from sid_ray.run_folder import own_folder
 from sid_ray.sweep.space import Space
 
 
@@ -31,4 +31,4 @@ class Order:
     def folder(self) -> Path:
         """Of the sweep: beside its runs, or for runs in S3 in the folder ``runs`` here."""
         runs = self.base.output.folder
-        return Path(runs_folder("runs") if "://" in runs else runs) / self.name
+        return (own_folder() if "://" in runs else Path(runs)) / self.name

@@ -1,0 +1,249 @@
+"""`sid-ray submit`: checks a run here, sends it to a cluster as a Ray job, and follows it.
+
+What is sent is what `ray job submit --working-dir DIR ... -- python SCRIPT RECIPE FLAGS` sends, and
+that line is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sid_ray.confidential import named_secret, secrets_of
+from sid_ray.config import DistillConfig, flatten
+from sid_ray.errors import UserError, did_you_mean
+from sid_ray.jobs.client import connect, follow, live_cluster, send
+from sid_ray.jobs.cluster import Cluster, read_cluster
+from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
+from sid_ray.mlflow_run import shown_uri
+from sid_ray.store_errors import is_s3
+
+USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
+                             [--working-dir DIR] [--no-wait] [--section.field VALUE ...]
+
+Checks the run here, sends it to a Ray cluster as `ray job submit` does, and follows it. The same
+command resumes. Exit code 0 when the run finished, 1 when it did not, 2 for wrong input, 130 after
+Ctrl-C, which leaves the job running.
+
+  --cluster FILE      of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan
+  --address URL       of its Jobs API; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
+                      http://127.0.0.1:8265
+  --runtime-env FILE  how nodes get this package where their image lacks it: runtime_env.yaml
+  --working-dir DIR   what is uploaded: a checkout of sid_ray; default: this folder
+  --no-wait           do not follow the job"""
+LOCAL = "http://127.0.0.1:8265"
+SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
+PLACES = (
+    "teacher.source",
+    "teacher.initial_generator",
+    "data.source",
+    "evaluation.reference",
+    "evaluation.feature_weights",
+    "evaluation.clip_weights",
+    "evaluation.vae",
+)
+OK, WARNING = "ok", "warning"
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stopped 3 s to save
+Line = tuple[str, str, str]  # state, what was looked at, the finding
+
+
+@dataclass
+class SubmitArgs:
+    """What is asked beside the config."""
+
+    cluster: str = ""
+    address: str = ""
+    runtime_env: str = ""
+    working_dir: str = "."
+    no_wait: bool = False
+
+
+def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
+    """The command's own flags, and those of the run. Raises UserError for one without a value."""
+    found, rest, left = SubmitArgs(), list[str](), iter(args)
+    names = {f"--{name.replace('_', '-')}": name for name in vars(found)}
+    for arg in left:
+        flag, equals, value = arg.partition("=")
+        if flag == "--no-wait" and not equals:
+            found.no_wait = True
+        elif flag in names and flag != "--no-wait":
+            text = value if equals else next(left, "")
+            if not text or text.startswith("--"):
+                raise UserError(f"{flag} without a value; sid-ray submit --help says what it takes")
+            setattr(found, names[flag], text)
+        else:
+            close = get_close_matches(flag, names, n=1, cutoff=0.8)
+            if close:
+                raise UserError(f"sid-ray submit has no {flag}.{did_you_mean(close)}")
+            rest.append(arg)
+    if found.cluster and found.address:
+        raise UserError("--cluster and --address: one of them")
+    return found, rest
+
+
+def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
+    """The job's command: the recipe's own entry script."""
+    family = "edm2" if config.recipe.startswith("img512-") else config.schedule.kind
+    return ["python", SCRIPTS[family], config.recipe, *flags]
+
+
+def runtime_env_of(path: str) -> dict[str, Any]:
+    """A file, or the default. Raises UserError where it is no runtime_env, or holds a secret."""
+    if not path:
+        return {"env_vars": dict(STOP_WAIT)}
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise UserError(f"--runtime-env {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--runtime-env {path} is no YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"--runtime-env {path}: expected keys such as pip and env_vars")
+    secret = [name for name in found.get("env_vars") or {} if named_secret(name)]
+    if secret:
+        raise UserError(
+            f"--runtime-env {path}: env_vars names {', '.join(secret)}, and Ray shows env_vars to "
+            "whoever sees its dashboard: set it where `ray start` runs, mount a secret, or give "
+            "the machines a role (docs/jobs.md)"
+        )
+    return found
+
+
+def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]) -> None:
+    """Raises UserError where the command cannot run from the upload, or tells a secret."""
+    for name in (entry[1], "sid_ray/cli.py"):
+        if name not in upload.files:
+            raise UserError(
+                f"--working-dir {upload.folder} has no {name} to upload: give a checkout of sid_ray"
+            )
+    text = " ".join(entry)
+    for variable, value in secrets.items():
+        if value in text:
+            raise UserError(
+                f"a flag holds the value of {variable}: flags stand in process lists and job "
+                "metadata; the cluster's own environment must hold it"
+            )
+
+
+def check_places(config: DistillConfig, upload: Upload) -> None:
+    """Raises UserError where the run names files that no node will have."""
+    folder = config.output.folder
+    if not is_s3(folder) and not Path(folder).is_absolute():
+        raise UserError(
+            f"output.folder {folder!r} is relative, and a job's working directory is a temporary "
+            "copy that is deleted: give --output.folder s3://BUCKET/runs, or an absolute path that "
+            "all nodes share"
+        )
+    for field in PLACES:
+        place = str(flatten(config)[field]).partition("#")[0]
+        relative = place and "://" not in place and not place.startswith(("builtin:", "/", "~"))
+        if relative and not upload.holds(place):
+            raise UserError(
+                f"{field} {place!r} is not in the upload of {upload.folder}: give s3://, https://, "
+                "hf:// or an absolute path that all nodes share (or take it out of .rayignore)"
+            )
+
+
+def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
+    """Where the run's results go. Only a warning where this machine cannot tell."""
+    folder, server = config.output.folder, config.storage
+    if not is_s3(folder):
+        shared = cluster.nodes == 1
+        text = f"{folder} must be one disk that all {cluster.nodes or ''} nodes share"
+        yield (OK, "storage", f"{folder} on the node") if shared else (WARNING, "storage", text)
+    else:
+        from sid_ray.doctor import reach
+
+        try:
+            reach(folder, server.endpoint_url, server.region)
+            yield OK, "storage", f"{folder}: written, read back, removed from here"
+        except (UserError, OSError) as error:
+            yield WARNING, "storage", f"not from here ({error}); the job tries before it starts"
+        if not config.output.tracking_uri:
+            text = "sqlite on the head's disk, unless the cluster has MLFLOW_TRACKING_URI"
+            yield WARNING, "mlflow", f"{text}: --output.tracking-uri names a server"
+    for field in PLACES:
+        place = str(flatten(config)[field])
+        if place.startswith(("/", "~")):
+            yield WARNING, "files", f"{field} {place} must be on every node"
+
+
+def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
+    """The plan against the cluster's GPUs. Raises UserError where the run cannot fit."""
+    resources = config.resources
+    if not resources.use_gpu:
+        return
+    if not cluster.gpus or not cluster.memory_gib:
+        text = f"GPUs not known yet: sid-ray plan {config.recipe} counts; the run checks again"
+        yield WARNING, "memory", text
+        return
+    from sid_ray.fit import check_fits
+    from sid_ray.known_networks import teacher_of, text_bytes
+
+    workers, unit = min(resources.num_workers, cluster.gpus), 1 << 30
+    moment = check_fits(config, teacher_of(config), workers, cluster.memory_gib, text_bytes(config))
+    needed = f"{moment.total / unit:.1f} of {cluster.memory_gib:.0f} GiB on each of {workers} GPUs"
+    yield OK, "memory", needed
+    if workers < resources.num_workers:
+        text = f"{cluster.gpus} GPUs at most for {resources.num_workers} workers"
+        yield WARNING, "workers", text
+
+
+def typed(entry: Sequence[str], args: SubmitArgs, address: str) -> str:
+    """The line that sends the same with Ray's own command."""
+    line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
+    if args.runtime_env:
+        line += ["--runtime-env", args.runtime_env]
+    else:
+        line += ["--runtime-env-json", json.dumps(runtime_env_of(""))]
+    return f"{shlex.join(line)} -- {shlex.join(entry)}"
+
+
+def show(line: Line) -> None:
+    state, name, text = line
+    print(f"{state:8} {name:9} {text}", flush=True)
+
+
+def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) -> int:
+    """Checks, sends and follows. Returns the exit code.
+
+    Raises UserError before anything is sent.
+    """
+    secrets = secrets_of(os.environ)
+    runtime_env = runtime_env_of(args.runtime_env)
+    entry = entry_of(config, flags)
+    upload = upload_of(Path(args.working_dir).expanduser(), runtime_env.get("excludes") or ())
+    check_size(upload)
+    check_entry(entry, upload, secrets)
+    check_no_secrets(upload, secrets)
+    check_places(config, upload)
+    cluster = read_cluster(Path(args.cluster)) if args.cluster else None
+    show((OK, "upload", f"{upload}, no secret found"))
+    # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
+    if args.address:
+        os.environ["RAY_API_SERVER_ADDRESS"] = args.address
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or LOCAL
+    client = connect(named, cluster.reach if cluster else "")
+    live = live_cluster(client)
+    for line in look_at_storage(config, cluster or live):
+        show(line)
+    for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
+        show(line)
+    address = shown_uri(client.get_address())
+    print(typed(entry, args, address), flush=True)
+    runtime_env["working_dir"] = str(upload.folder)
+    job = send(client, shlex.join(entry), runtime_env)
+    print(
+        f"job {job}\n  follow  ray job logs --follow --address {address} {job}\n"
+        f"  stop    ray job stop --address {address} {job}",
+        flush=True,
+    )
+    return 0 if args.no_wait else follow(client, job)

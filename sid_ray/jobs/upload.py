@@ -1,0 +1,121 @@
+"""What `ray job submit --working-dir` would upload of a folder: its size, and no secret in it.
+
+Asks Ray's own packaging (private, 2.60) which files it takes, so that .gitignore, .rayignore,
+`excludes` and Ray's own list hold as they do there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from sid_ray.errors import UserError
+
+MIB = 1 << 20
+A_FILE = 256  # bytes that a zip needs for a file beside its content and twice its name
+LISTED = 5  # files that a refusal names
+SECRET_FILES = (
+    ".env", ".env.*", "*.env", ".netrc", "*.netrc", ".pgpass", ".pypirc", ".git-credentials",
+    "kubeconfig*", "credentials*", "secrets*", "service-account*", "auth_token*",
+    "id_rsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks",
+)  # fmt: skip
+SECRET_FOLDERS = (
+    ".aws", ".azure", ".docker", ".gcloud", ".huggingface", ".kube", ".ray", ".ssh",
+)  # fmt: skip
+SOURCES = (".py", ".md")  # a module may be called secrets
+PRIVATE_KEY = b"PRIVATE KEY-----"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The files that go, by their name in ``folder``, with their bytes."""
+
+    folder: Path
+    files: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of Ray's zip, at most: it does not compress."""
+        return sum(size + 2 * len(name.encode()) + A_FILE for name, size in self.files.items())
+
+    def __str__(self) -> str:
+        return f"{len(self.files)} files, {self.size / MIB:.1f} MiB"
+
+    def holds(self, path: str) -> bool:
+        """Whether a relative path is a file or a folder of it."""
+        name = os.path.normpath(path)
+        return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
+
+
+def upload_of(folder: Path, excludes: Sequence[str] = ()) -> Upload:
+    """What Ray would take of a folder. Raises UserError where it is none."""
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    if not folder.is_dir():
+        raise UserError(f"--working-dir {folder}: no such folder")
+    root, files = folder.absolute(), dict[str, int]()
+    with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    excluded = [*ray_constants.get_runtime_env_default_excludes(), *excludes]
+
+    def take(path: Path) -> None:
+        if path.is_file():
+            files[str(path.relative_to(root))] = path.stat().st_size
+
+    packaging._dir_travel(
+        root,
+        [packaging._get_excludes(root, excluded)],
+        take,
+        include_gitignore=with_gitignore,
+        logger=logging.getLogger("sid_ray.upload"),  # Ray's own would tell of each ignore file
+    )
+    return Upload(root, files)
+
+
+def check_size(upload: Upload) -> None:
+    """Raises UserError above what Ray's dashboard takes, with the largest files."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    if upload.size < DASHBOARD_CLIENT_MAX_SIZE:
+        return
+    largest = sorted(upload.files.items(), key=lambda item: -item[1])[:LISTED]
+    named = ", ".join(f"{name} ({size / MIB:.0f} MiB)" for name, size in largest)
+    raise UserError(
+        f"the upload of {upload.folder} is {upload}, Ray takes {DASHBOARD_CLIENT_MAX_SIZE // MIB} "
+        f"MiB: name in .rayignore what a job does not need; the largest are {named}"
+    )
+
+
+def check_no_secrets(upload: Upload, secrets: Mapping[str, str]) -> None:
+    """Raises UserError where a file is called as secrets are, is a private key, or holds a secret.
+
+    ``secrets`` are values by the name of their environment variable; the refusal names only these.
+    """
+    for name in upload.files:
+        if looks_secret(name):
+            raise UserError(
+                f"the upload holds {name}, which looks like a secret, and whoever may see the "
+                "cluster may read it: name it in .rayignore, or move it out of the folder"
+            )
+    for name in upload.files:
+        content = (upload.folder / name).read_bytes()
+        if content.startswith(b"-----BEGIN ") and PRIVATE_KEY in content[:64]:
+            raise UserError(f"the upload holds a private key, {name}: name it in .rayignore")
+        for variable, value in secrets.items():
+            if value.encode() in content:
+                raise UserError(
+                    f"the upload holds the value of {variable}, in {name}: take it out, or name "
+                    "the file in .rayignore"
+                )
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a file's path is one that secrets usually have."""
+    *folders, file = name.split("/")
+    if any(folder in SECRET_FOLDERS for folder in folders):
+        return True
+    return not file.endswith(SOURCES) and any(fnmatch(file, known) for known in SECRET_FILES)
