@@ -1,6 +1,7 @@
 """A sweep: many runs of one recipe, with settings out of a search space.
 
-    ray job submit --working-dir . -- python tune_sid.py tune_spaces/edm2-sida.yaml --concurrent 4
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+        python tune_sid.py tune_spaces/edm2-sida.yaml --concurrent 4 --output.folder s3://BUCKET/runs
 
 The same as `sid-ray sweep`. First a search space, tune_spaces/digits-sida.yaml where none is named,
 then what `sid-ray sweep --help` lists. The same command goes on with a sweep that was stopped.
