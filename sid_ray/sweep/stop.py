@@ -39,7 +39,8 @@ def end_trials(folder: Path, patience_s: float = END_S) -> None:
 
 @contextlib.contextmanager
 def in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
-    """Ctrl-C within ends the trials first and Tune behind them; yields a list that then holds True.
+    """Ctrl-C or SIGTERM within ends the trials first, Tune behind them; yields a list that then
+    holds True.
 
     Tune's own handler, which is switched off in runner.py, would kill the trials' actors after
     seconds. It hears of SIGUSR1 too. A second Ctrl-C raises KeyboardInterrupt.
@@ -58,9 +59,11 @@ def in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
     def too_early(number: int, frame: Any) -> None:
         raise KeyboardInterrupt  # Tune does not listen yet
 
-    before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGUSR1, too_early)
+    # SIGTERM: `ray job stop`. Ray's own handler, set by ray.init, would leave at once.
+    listening = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: too_early}
+    before = {number: signal.signal(number, handler) for number, handler in listening.items()}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGUSR1, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

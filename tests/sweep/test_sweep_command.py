@@ -193,14 +193,16 @@ def child(folder, name, seconds="0.3"):
     return process
 
 
-def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path, sent):
+    handler = signal.getsignal(signal.SIGTERM)
     heard, lines = [], []
     with in_order(tmp_path, lines.append) as stopped:
         signal.signal(signal.SIGUSR1, lambda *_: heard.append(running(tmp_path)))  # Tune's
         processes = [child(tmp_path, "s-000"), child(tmp_path, "s-001")]
         (tmp_path / "processes" / "gone").write_text("999999999")
         assert len(running(tmp_path)) == 2
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), sent)
         time.sleep(0.01)
         assert stopped
         assert heard == [[]], "Tune hears of it when no process is left"
@@ -209,6 +211,7 @@ def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert all(process.wait(5) == 0 for process in processes)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_ctrl_c_before_tune_listens(tmp_path):

@@ -103,15 +103,16 @@ def test_kills_of_worker_trial_and_driver(tmp_path, started):
     assert_decided_as_asha(sweep, trials)
 
 
-def test_ctrl_c_and_the_same_command(tmp_path, started):
-    """One trial; stopped in the middle of its first segment."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_the_same_command(tmp_path, started, sent):
+    """One trial, stopped in the middle of its first segment: Ctrl-C, or `ray job stop`."""
     sweep = Sweep(tmp_path, ASHA.replace("trials: 3", "trials: 1")).start()
     started.append(sweep)
     run = sweep.in_the_middle(0)
     began = time.monotonic()
-    sweep.process.send_signal(signal.SIGINT)
+    sweep.process.send_signal(sent)
     sweep.finish(130)
-    print(f"ended {time.monotonic() - began:.1f} s after Ctrl-C, at {sweep.seen(run)} images")
+    print(f"ended {time.monotonic() - began:.1f} s after {sent.name}, at {sweep.seen(run)} images")
     assert "the same command goes on" in sweep.printed.read_text()
     assert read_about(sweep.folder)["state"] == "stopped"
     assert sweep.trials()["000"].state == "running"
