@@ -19,6 +19,7 @@ from sid_ray.groups import GroupPlan
 from sid_ray.store import Store
 from tests.data.writer import layout, numbered_images, numbers_of, png, write_set
 from tests.s3_server import s3_server
+from tests.tracking import wait_for
 
 COUNT, ROWS = 500, 20
 COLUMNS = ("image", "label")
@@ -294,6 +295,7 @@ def test_a_store_that_goes_and_comes_back_costs_time_alone(tmp_path, monkeypatch
             if images_seen == 64:
                 server.kill()
             if images_seen >= 64 and server.process is None and not reader.wait(images_seen, 1.0):
+                wait_for(lambda: told, "the line that nothing answers", 60)
                 server.start()
             samples = reader.samples(images_seen, np.arange(images_seen, images_seen + 16))
             found.append(numbers_of(samples.image))
