@@ -205,9 +205,11 @@ class LocalAutoscaler:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as in the script: or 127.0.0.1 is replaced
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
+        port = free_port()
+        self.jobs = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
             [str(CLUSTERS / "local-elastic.sh"), str(config)],
-            env=os.environ | {"DASHBOARD_PORT": str(free_port())}, start_new_session=True,
+            env=os.environ | {"DASHBOARD_PORT": str(port)}, start_new_session=True,
             stdout=(self.folder / "head.txt").open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline = time.monotonic() + 240

@@ -38,7 +38,7 @@ LEVELS = {
 }  # fmt: skip
 HOMES = {
     "deepspeed": ("engine",),
-    "ray": ("actors", "data/pipeline", "jobs/client", "jobs/upload", "sweep"),
+    "ray": ("actors", "data/pipeline", "jobs/client", "jobs/local_nodes", "jobs/upload", "sweep"),
     "mlflow": ("mlflow_run", "mlflow_artifacts", "history"),
     "optuna": ("sweep",),
     "diffusers": ("denoisers/stable_diffusion",),
