@@ -8,13 +8,13 @@ stopped, but whose end Tune had not noted yet, is stopped again when it tells it
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from sid_ray.sweep.lines import append_line, whole_lines
 from sid_ray.sweep.space import Budget, Metric
 from sid_ray.sweep.trainable import Spec
 
@@ -58,23 +58,14 @@ class LastingAsha(AsyncHyperBandScheduler):
             return self.told[name, images_seen]
         decision = super().on_trial_result(tune_controller, trial, result)
         self.told[name, images_seen] = decision
-        with Path(self.ledger).open("a") as file:
-            line = [name, images_seen, result[self._metric], decision]
-            file.write(json.dumps(line) + "\n")
+        line = [name, images_seen, result[self._metric], decision]
+        append_line(Path(self.ledger), line)
         return decision
 
     def read_ledger(self) -> None:
         """Fills the rungs with what was told to an earlier driver; a cut last line is left out."""
         self.read = True
-        try:
-            text = Path(self.ledger).read_text()
-        except FileNotFoundError:
-            return
-        if text and not text.endswith("\n"):
-            text = text[: text.rfind("\n") + 1]
-            Path(self.ledger).write_text(text)
-        for line in text.splitlines():
-            name, images_seen, score, decision = json.loads(line)
+        for name, images_seen, score, decision in whole_lines(Path(self.ledger)):
             self.told[name, images_seen] = decision
             if images_seen < self._max_t:  # at the end a trial stops without being held to others
                 trial = SimpleNamespace(trial_id=name)

@@ -11,11 +11,11 @@ What the lines mean is in trials.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sid_ray.sweep.lines import append_line
 from sid_ray.sweep.space import Value
 from sid_ray.sweep.trials import RUNNING, TRIALS, End, TrialRecord, read_trials
 
@@ -78,19 +78,8 @@ class Ledger:
         self._append(event="end", trial=trial, state=state, why=why, images_seen=images_seen)
 
     def _append(self, **event: Any) -> None:
-        self._cut()
-        with self.path.open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        append_line(self.path, event)
         after_event(self.folder)
-
-    def _cut(self) -> None:
-        """Takes half a line away that a killed driver left."""
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
 
 
 def after_event(folder: Path) -> str:

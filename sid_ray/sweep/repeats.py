@@ -9,7 +9,6 @@ others say more. A repeat sees a whole trial's images in one piece; no scheduler
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from sid_ray.config import DistillConfig
 from sid_ray.metrics.names import shown_score
+from sid_ray.sweep.lines import append_line, whole_lines
 from sid_ray.sweep.pareto import best_of
 from sid_ray.sweep.sampling import recipe_point
 from sid_ray.sweep.space import Space, Value
@@ -93,19 +93,12 @@ def most_of(space: Space) -> int:
 
 def read_repeats(folder: Path) -> list[Repeat]:
     """Those that came to their end; half a line of a killed driver is none."""
-    path = folder / REPEATS
-    text = path.read_text() if path.exists() else ""
-    return [Repeat(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [Repeat(**values) for values in whole_lines(folder / REPEATS)]
 
 
 def add_repeat(folder: Path, repeat: Repeat) -> None:
     """Appends one that came to its end, behind whole lines."""
-    path = folder / REPEATS
-    text = path.read_bytes() if path.exists() else b""
-    if text and not text.endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(repeat)) + "\n")
+    append_line(folder / REPEATS, asdict(repeat))
 
 
 # What they say ------------------------------------------------------------------------------------
