@@ -13,6 +13,7 @@ from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import Repeat, add_repeat, ended_as
 from sid_ray.sweep.segment import Trial, TrialFailedError
 from sid_ray.sweep.space import config_of
+from sid_ray.sweep.trainable import workers_for
 
 LOOK_S = 1.0
 
@@ -58,7 +59,7 @@ class Runner:
         config = config_of(space, order.base, repeat.point)
         config = replace(config, training__seed=repeat.seed, output__run=repeat.run)
         trial = Trial(config, order.folder, self.address, self.environment)
-        workers = max(1, min(self.workers, config.group_plan(1).num_groups))
+        workers = workers_for(config.group_plan(1), self.workers)
         end = whole(space.budget.images, config.training.batch_size)
         try:
             seen = trial.advance(end, workers)
