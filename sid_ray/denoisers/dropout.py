@@ -7,6 +7,8 @@ when activation checkpointing recomputes a layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,22 +25,41 @@ def _signed64(value: int) -> int:
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's own is arithmetic for int64."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix64(z: Tensor) -> Tensor:
     """splitmix64's output function: int64 in, well-mixed int64 out, any shape."""
-    z = (z ^ _shift_right(z, 30)) * MIX_1
-    z = (z ^ _shift_right(z, 27)) * MIX_2
-    return z ^ _shift_right(z, 31)
+    z = (z ^ _shift_right(z, 30)).mul_(MIX_1)
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(MIX_2)
+    return z.bitwise_xor_(_shift_right(z, 31))
 
 
 def keep_mask(keys: Tensor, site: int, p: float, elements: int) -> Tensor:
     """[B] int64 keys -> [B, elements] bool, each element True with probability 1 - p."""
     start = mix64(keys + _signed64((site + 1) * GOLDEN))  # [B]
-    index = torch.arange(elements, device=keys.device)
-    bits = mix64(start[:, None] + index[None, :] * GOLDEN)  # [B, elements]
+    index = torch.arange(elements, device=keys.device).mul_(GOLDEN)
+    bits = mix64(start[:, None] + index[None, :])  # [B, elements]
     return _shift_right(bits, 11) >= int(p * 2**53)
+
+
+class Dropped(torch.autograd.Function):
+    """x times a mask and 1 / (1 - p): keeps a byte an element for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, p: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.p = p
+        return Dropped.apply_mask(x, keep, p)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (keep,) = ctx.saved_tensors
+        return Dropped.apply_mask(grads[0], keep, ctx.p), None, None
+
+    @staticmethod
+    def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:
+        return (x * keep).mul_(torch.ones((), dtype=x.dtype, device=x.device) / (1 - p))
 
 
 def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor:
@@ -48,8 +69,11 @@ def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor
     """
     if keys is None or p == 0:
         return x
-    keep = keep_mask(keys, site, p, x[0].numel())
-    return x * (keep.reshape(x.shape).to(x.dtype) / (1 - p))
+    keep = keep_mask(keys, site, p, x[0].numel()).reshape(x.shape)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        keep = keep.contiguous(memory_format=torch.channels_last)
+    dropped: Tensor = Dropped.apply(x, keep, p)
+    return dropped
 
 
 def number_sites(network: nn.Module) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
+from sid_ray.denoisers.convolution import Ready, UnitWeight, convolve
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.denoisers.recompute import run_block
@@ -118,12 +119,12 @@ def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
 
 def mp_silu(x: Tensor) -> Tensor:
     """Magnitude-preserving SiLU (EDM2, equation 81)."""
-    return F.silu(x) / SILU_MAGNITUDE
+    return F.silu(x).div_(SILU_MAGNITUDE)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Magnitude-preserving sum, b's weight t (EDM2, equation 88)."""
-    return a.lerp(b, t) / math.sqrt((1 - t) ** 2 + t**2)
+    return a.lerp(b, t).div_(math.sqrt((1 - t) ** 2 + t**2))
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -167,24 +168,41 @@ class MPFourier(nn.Module):
         return math.sqrt(2) * (x.outer(freqs) + phases).cos()
 
 
-class MPConv(nn.Module):
+class MPConv(Ready):
     """Convolution, or linear layer (kernel 0), with weights of unit magnitude and no bias.
 
     The weight is normalised for each output channel inside the forward pass, in float32, then cast
-    to the input's precision (EDM2, equation 47).
+    to the input's precision (EDM2, equation 47). ``gained`` layers are called with a gain.
     """
 
-    def __init__(self, n_in: int, n_out: int, kernel: int):
+    weight: nn.Parameter
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, gained: bool = False):
         super().__init__()
+        self.gained = gained
         self.weight = nn.Parameter(torch.randn(n_out, n_in, *[kernel] * 2 if kernel else []))
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        weight = self.weight.to(at_least_float32(self.weight.dtype))
-        weight = normalize(weight, dim=tuple(range(1, weight.ndim)))
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
-        if weight.ndim == 2:
-            return F.linear(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    def unit_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight of unit magnitude over the square root of the fan-in."""
+        scale = 1 / math.sqrt(self.weight[0].numel())
+        weight: Tensor = UnitWeight.apply(self.weight, scale, NORM_EPS, dtype)
+        return weight
+
+    def made_ready(self, dtype: torch.dtype | None) -> Tensor:
+        # Linear layers are embeddings, which are as precise as the weights; and a gain comes in
+        # before a weight is cast.
+        wide = at_least_float32(self.weight.dtype)
+        body = self.weight.ndim == 4 and not self.gained
+        return self.unit_weight(dtype if dtype is not None and body else wide)
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        wide = at_least_float32(self.weight.dtype)
+        weight = self.ready
+        if weight is None:
+            weight = self.unit_weight(x.dtype if gain is None else wide)
+        if gain is not None:
+            weight = (weight * gain).to(x.dtype)
+        return F.linear(x, weight) if weight.ndim == 2 else convolve(x, weight)
 
 
 def forced_normalize(name: str, weight: Tensor) -> Tensor | None:
@@ -232,7 +250,7 @@ class Block(nn.Module):
         self.recompute = False  # denoisers.recompute sets it
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(n_out if encoder else n_in, n_out, 3)
-        self.emb_linear = MPConv(net.emb_width, n_out, 0)
+        self.emb_linear = MPConv(net.emb_width, n_out, 0, gained=True)
         self.conv_res1 = MPConv(n_out, n_out, 3)
         self.conv_skip = MPConv(n_in, n_out, 1) if n_in != n_out else None
         if self.heads:
@@ -276,7 +294,7 @@ class UNet(nn.Module):
         self.emb_label = MPConv(net.label_dim, net.emb_width, 0) if net.label_dim else None
         self.enc, skips = self._encoder()
         self.dec = self._decoder(skips)
-        self.out_conv = MPConv(net.widths[0], net.img_channels, 3)
+        self.out_conv = MPConv(net.widths[0], net.img_channels, 3, gained=True)
         number_sites(self)
 
     def _encoder(self) -> tuple[nn.ModuleDict, list[int]]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
+from sid_ray.denoisers.convolution import Ready, convolve
 from sid_ray.denoisers.dropout import keyed_dropout
 
 
@@ -66,7 +67,7 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
-class Conv2d(nn.Module):
+class Conv2d(Ready):
     """A convolution that may first resample by two with a fixed filter.
 
     kernel 0 resamples only. The bias comes last, after every resampling.
@@ -109,18 +110,27 @@ class Conv2d(nn.Module):
         taps = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         return F.conv2d(x, taps, stride=2, padding=pad, groups=channels)
 
+    def made_ready(self, dtype: torch.dtype | None) -> Tensor:
+        assert self.weight is not None
+        return self.weight.detach().to(dtype or self.weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused_resample and self.down and self.weight is not None:
-            x = F.conv2d(x, self.weight.to(x.dtype), padding=self.weight_pad + self.filter_pad)
-            x = self.filter_down(x, pad=0)
-        else:
-            if self.up:
-                x = self.filter_up(x, self.filter_pad)
-            if self.down:
-                x = self.filter_down(x, self.filter_pad)
-            if self.weight is not None:
-                x = F.conv2d(x, self.weight.to(x.dtype), padding=self.weight_pad)
-        return x if self.bias is None else x + self.bias.to(x.dtype).reshape(1, -1, 1, 1)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.weight is None:
+            return self.resample(x)
+        weight = self.weight.to(x.dtype) if self.ready is None else self.ready
+        if not (self.fused_resample and self.down):
+            return convolve(self.resample(x), weight, bias)
+        # The published order: convolution, filter, bias.
+        x = F.conv2d(x, weight, padding=self.weight_pad + self.filter_pad)
+        assert bias is not None
+        return self.filter_down(x, pad=0) + bias.reshape(1, -1, 1, 1)
+
+    def resample(self, x: Tensor) -> Tensor:
+        """Before the convolution: up or down by two, or neither."""
+        if self.up:
+            x = self.filter_up(x, self.filter_pad)
+        return self.filter_down(x, self.filter_pad) if self.down else x
 
 
 class GroupNorm(nn.Module):

@@ -54,12 +54,14 @@ class Preconditioned(nn.Module):
     torch.float16 or torch.bfloat16. The arithmetic around it, the embeddings and all that is
     returned are float32 (float64 when x_t is). Parameters keep their own precision and are cast
     layer by layer, so that setting ``compute_dtype`` is all there is to mixed precision.
+    ``memory_format`` is the order in memory of the body's activations, which changes rounding only.
     """
 
     def __init__(self, sigma_data: float, label_dim: int):
         super().__init__()
         self.sigma_data, self.label_dim = sigma_data, label_dim
         self.compute_dtype: torch.dtype | None = None
+        self.memory_format = torch.contiguous_format
 
     def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
         """The body: x = c_in x_t in the compute precision, c_noise [B] in the wide one."""
@@ -78,7 +80,7 @@ class Preconditioned(nn.Module):
         if not want & (Want.X0 | Want.LOGITS):
             return Prediction(logvar=logvar)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        x = (c_in * x_t).to(self.compute_dtype or wide)
+        x = (c_in * x_t).to(self.compute_dtype or wide, memory_format=self.memory_format)
         raw, logits = self.raw(x, c_noise, self._condition(cond, x_t), want)
         if raw is None:
             return Prediction(logvar=logvar, logits=logits)

@@ -1,0 +1,144 @@
+"""Convolutions of networks that are evaluated but not trained, and weights made ready once.
+
+A frozen network still passes gradients on to its input (SiD's loss does, through teacher and fake
+score). Two things are then done that training needs and this does not: autograd keeps the input of
+each convolution, for the gradient of a weight that has none; and the weight is normalised and cast
+anew in every forward pass, though it does not change. Neither is done here.
+
+Symbols
+    B, H, W   batch, height, width     I, O   input and output channels     k   width of a kernel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FrozenConvolution(torch.autograd.Function):
+    """A convolution whose weight and bias have no gradient: its input is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.padding = x.shape, padding
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, bias, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (weight,) = grads, ctx.saved_tensors
+        layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        # The values of x are not asked for, only its shape and order: nothing is written to it.
+        like_x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
+            grad, like_x, weight, None, [1, 1], [ctx.padding] * 2, [1, 1], False, [0, 0], 1,
+            [True, False, False],
+        )  # fmt: skip
+        return grad_x, None, None, None
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, I, H, W], [O, I, k, k] -> [B, O, H, W]: as many pixels out as in; odd k."""
+    padding = weight.shape[-1] // 2
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if x.requires_grad and not trained and torch.is_grad_enabled():
+        out: Tensor = FrozenConvolution.apply(x, weight, bias, padding)
+        return out
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
+def dims_of_channel(weight: Tensor) -> list[int]:
+    """The dimensions over which one output channel of a weight extends."""
+    return list(range(1, weight.ndim))
+
+
+class UnitWeight(torch.autograd.Function):
+    """scale * w / (eps + rms(w)), rms over each output channel; keeps w and rms alone.
+
+    With f(r) = scale / (eps + r), r = |w| / sqrt(n) and g the gradient of the result, that of w is
+    f g + (<g, w> f'(r) / (n r)) w. The formula left to autograd keeps four copies of each weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: float, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(w.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(w, dim=dims_of_channel(w), keepdim=True, dtype=wide)
+        rms = norm / w[0].numel() ** 0.5
+        ctx.save_for_backward(w, rms)
+        ctx.scale, ctx.eps = scale, eps
+        return (w * (scale / (eps + rms))).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, rms = ctx.saved_tensors
+        g = grads[0].to(w.dtype)
+        along = torch.linalg.vecdot(g.flatten(1), w.flatten(1)).reshape(rms.shape)
+        slope = -ctx.scale / (ctx.eps + rms) ** 2 / (w[0].numel() * rms)
+        slope = slope.masked_fill(rms == 0, 0)  # as the gradient of a norm at 0
+        out = g * (ctx.scale / (ctx.eps + rms))
+        return out.addcmul_(w, along * slope), None, None, None
+
+
+class Ready(nn.Module):
+    """A layer whose weight can be made ready for as long as it does not change.
+
+    ``ready`` is what forward uses in place of what it would make of ``weight`` each time: no
+    parameter and no buffer, so no checkpoint has it.
+    """
+
+    weight: nn.Parameter | None
+    ready: Tensor | None = None
+
+    def made_ready(self, dtype: torch.dtype | None) -> Tensor:
+        """The weight as forward would make it for a body of this precision, None for its own."""
+        raise NotImplementedError
+
+
+def ready_layers(module: nn.Module) -> Iterator[Ready]:
+    """The layers that have a weight; those that an engine has taken apart are left out."""
+    for layer in module.modules():
+        if isinstance(layer, Ready) and layer.weight is not None and layer.weight.numel():
+            yield layer
+
+
+@contextmanager
+def weights_ready(*modules: nn.Module) -> Iterator[None]:
+    """Inside, weights of these frozen denoisers must not change: each is made ready once.
+
+    Costs a copy of them in the precision of the bodies.
+    """
+    chosen = [layer for module in modules for layer in take_ready(module)]
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.ready = None
+
+
+@torch.no_grad()
+def take_ready(module: nn.Module) -> list[Ready]:
+    """Makes all weights ready that are not; returns the layers."""
+    dtype = getattr(module, "compute_dtype", None)
+    chosen = [layer for layer in ready_layers(module) if layer.ready is None]
+    for layer in chosen:
+        layer.ready = layer.made_ready(dtype)
+    return chosen
+
+
+def freeze(module: nn.Module) -> None:
+    """Makes weights ready for good and gives up what they were made from.
+
+    For a network that is never trained nor written again: the memory is that of the ready weights
+    alone, in the precision of the body.
+    """
+    module.requires_grad_(False)
+    for layer in take_ready(module):
+        assert layer.weight is not None and layer.ready is not None
+        if layer.ready is not layer.weight:
+            layer.weight.data = layer.ready.new_empty(0)
