@@ -226,6 +226,10 @@ class ResourcesConfig:
     """
     threads: int = 1
     """CPU threads a worker."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Order in memory of images within EDM and EDM2 networks: which kernels a convolution takes.
+    Changes rounding only.
+    """
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
     data_cache_gib: float = 4.0

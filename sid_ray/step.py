@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.ema import ema_beta
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
@@ -163,6 +164,12 @@ class Phase:
     loss: Callable[[Networks, Batch, Draw, Scope], Loss]
     sums: SumsOf | None  # None where the loss couples no samples
 
+    @property
+    def frozen(self) -> Denoiser:
+        """The other trained network, which this loss leaves as it is."""
+        nets = self.nets
+        return nets.generator if nets.fake_score is self.role.network else nets.fake_score
+
 
 def run_phase(
     phase: Phase, images_seen: int, settings: StepSettings, draws: Draws, sums: Sums
@@ -171,8 +178,11 @@ def run_phase(
     plan, role = settings.plan, phase.role
     role.prepare()
     scope = Scope(images_seen, plan.group_size)
-    with trainable(role.module):
-        for micro_step in plan.micro_steps(settings.rank):
+    micro_steps = list(plan.micro_steps(settings.rank))
+    # A single pass makes them ready as it goes, and lets go of each.
+    ready = weights_ready(phase.frozen) if len(micro_steps) > 1 else nullcontext()
+    with trainable(role.module), ready:
+        for micro_step in micro_steps:
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
                 scope = replace(scope, sums=whole)

@@ -42,13 +42,15 @@ class Prediction(NamedTuple):
     ``x0`` [B, C, H, W] the denoised image, ``logvar`` [B] the log-variance head's output,
     ``logits`` [B, 1, h, w] the adversarial logits, ``raw`` [B, C, H, W] what the network itself
     predicts where that is not x0 (Stable Diffusion: epsilon or v, which SiD-LSG's fake-score loss
-    compares). What was not wanted, or what the network lacks, is None.
+    compares), ``real_logits`` [B, 1, h, w] the logits of ``Condition.real``. What was not wanted,
+    or what the network lacks, is None.
     """
 
     x0: Tensor | None = None
     logvar: Tensor | None = None
     logits: Tensor | None = None
     raw: Tensor | None = None
+    real_logits: Tensor | None = None
 
 
 class Condition(NamedTuple):
@@ -57,6 +59,9 @@ class Condition(NamedTuple):
     ``labels`` [B, label_dim] one-hot or None, ``augment`` [B, 9] augmentation labels or None,
     ``dropout_keys`` [B] int64: one key a sample switches dropout on, None switches it off,
     ``text`` [B, T, D] the prompts' token embeddings, in place of labels, for Stable Diffusion.
+    ``real`` [B, C, H, W] further noisy images, of which adversarial logits alone are wanted: the
+    encoder sees both in one pass. They share noise levels, labels and text, have augmentation
+    labels ``real_augment`` of their own, and the dropout keys ~dropout_keys.
     Dropout is an argument, not a mode of the module, so that nothing depends on a forgotten
     ``train()`` and any packing of samples sees the same masks.
     """
@@ -65,6 +70,8 @@ class Condition(NamedTuple):
     augment: Tensor | None = None
     dropout_keys: Tensor | None = None
     text: Tensor | None = None
+    real: Tensor | None = None
+    real_augment: Tensor | None = None
 
 
 class Batch(NamedTuple):

@@ -20,7 +20,7 @@ LEVELS = {
     "health": 0,
     "memory": 0, "ray_environment": 0,
     "store": 1, "store_errors": 1, "local_copies": 1, "journal": 1,
-    "rng": 1, "schedules": 1, "ema": 1, "augment": 1,
+    "rng": 1, "schedules": 1, "ema": 1, "augment": 1, "allocator": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
     "known_networks": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "step": 3, "checkpoint": 3, "checkpoint_parts": 3,

@@ -15,7 +15,8 @@ from torch import nn
 from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
-from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.convolution import freeze
+from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, shard_frozen
@@ -85,6 +86,7 @@ def build_networks(
         teacher = rebuilt(teacher, description)
     teacher.to(device)
     set_precision(teacher, config.training.precision)
+    set_memory_format(teacher, config.resources.memory_format)
     set_attention(teacher, config.resources.attention)
     set_recompute(teacher, config.resources.activation_checkpointing)
     plan = config.group_plan(world_size)
@@ -110,6 +112,8 @@ def build_networks(
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
     if config.resources.teacher_zero_stage == 3:
         teacher = shard_frozen(teacher)
+    else:
+        freeze(teacher)  # after the roles, which are copies of it
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
     return Networks(trainee, roles, description)
 

@@ -103,6 +103,19 @@ def split_heads(qkv: Tensor, heads: int) -> Tensor:
     return split.permute(3, 0, 1, 4, 2).contiguous()
 
 
-def merge_heads(out: Tensor, height: int, width: int) -> Tensor:
-    """[B, heads, L, d] -> [B, C, H, W], channels ordered (head, channel of the head)."""
+def merge_heads(out: Tensor, like: Tensor) -> Tensor:
+    """[B, heads, L, d] -> [B, C, H, W], channels ordered (head, channel of the head).
+
+    The size of the image and its order in memory are those of ``like`` [B, any, H, W].
+    """
+    height, width = like.shape[2:]
+    if is_channels_last(like):
+        pixels = out.transpose(1, 2).reshape(out.shape[0], height, width, -1)
+        return pixels.permute(0, 3, 1, 2)
     return out.transpose(2, 3).reshape(out.shape[0], -1, height, width)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether an image's channels are innermost in memory, and its pixels are not as well."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return last and not x.is_contiguous()

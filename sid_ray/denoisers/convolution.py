@@ -108,12 +108,13 @@ def ready_layers(module: nn.Module) -> Iterator[Ready]:
 
 
 @contextmanager
-def weights_ready(*modules: nn.Module) -> Iterator[None]:
+def weights_ready(*modules: Any) -> Iterator[None]:
     """Inside, weights of these frozen denoisers must not change: each is made ready once.
 
-    Costs a copy of them in the precision of the bodies.
+    Costs a copy of them in the precision of the bodies. A denoiser that is no module is left alone.
     """
-    chosen = [layer for module in modules for layer in take_ready(module)]
+    found = [module for module in modules if isinstance(module, nn.Module)]
+    chosen = [layer for module in found for layer in take_ready(module)]
     try:
         yield
     finally:

@@ -213,14 +213,16 @@ class EDMUNet(nn.Module):
         """Skips -> F [B, C, H, W]."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want, own: int
+    ) -> RawOutput:
         """(F in x's precision, adversarial logits in c_noise's), None what was not wanted.
 
         The logits are the channel mean of the last encoder block's output, [B, 1, h, w]: no
         parameters of their own (SiDA, section 3). Embeddings are computed in c_noise's precision.
         """
         emb = self.embed(c_noise, cond)
-        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype)
+        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype, own)
 
 
 class SongUNet(EDMUNet):
@@ -370,5 +372,5 @@ class EDMDenoiser(Preconditioned):
         self.net = net
         self.model = UNETS[net.model_type](net)
 
-    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
-        return self.model(x, c_noise, cond, want)
+    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want, own: int) -> RawOutput:
+        return self.model(x, c_noise, cond, want, own)

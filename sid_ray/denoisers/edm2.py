@@ -279,7 +279,7 @@ class Block(nn.Module):
         """Cosine-like self-attention over pixels: q, k and v are normalised over a head."""
         q, k, v = normalize(split_heads(self.attn_qkv(x), self.heads), dim=-1).unbind()
         out = attend(q, k, v, self.attention_backend)
-        return self.attn_proj(merge_heads(out, *x.shape[2:]))
+        return self.attn_proj(merge_heads(out, x))
 
 
 class UNet(nn.Module):
@@ -360,14 +360,16 @@ class UNet(nn.Module):
             x = run_block(layer, x, emb, dropout_keys)
         return self.out_conv(x, gain=self.out_gain)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want, own: int
+    ) -> RawOutput:
         """(F in x's precision, adversarial logits in c_noise's), None what was not wanted.
 
         The logits are the channel mean of the last encoder block's output, [B, 1, h, w] (SiDA,
         section 3).
         """
         emb = self.embed(c_noise, cond.labels)
-        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype)
+        return run_unet(self, x, emb, cond.dropout_keys, want, c_noise.dtype, own)
 
 
 class EDM2Denoiser(Preconditioned):
@@ -381,8 +383,8 @@ class EDM2Denoiser(Preconditioned):
             self.logvar_fourier = MPFourier(net.logvar_channels)
             self.logvar_linear = MPConv(net.logvar_channels, 1, 0)
 
-    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
-        return self.unet(x, c_noise, cond, want)
+    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want, own: int) -> RawOutput:
+        return self.unet(x, c_noise, cond, want, own)
 
     def logvar(self, c_noise: Tensor) -> Tensor | None:
         """u(sigma), [B] -> [B]: a function of the noise level alone."""

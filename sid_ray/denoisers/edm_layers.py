@@ -97,15 +97,20 @@ class Conv2d(Ready):
         if up or down:
             taps = torch.tensor(resample_filter, dtype=torch.float32)
             self.register_buffer("resample_filter", taps.outer(taps)[None, None] / taps.sum() ** 2)
+        self.plain_resample = tuple(resample_filter) == (1, 1)
         self.weight_pad = kernel // 2
         self.filter_pad = (len(resample_filter) - 1) // 2
 
     def filter_up(self, x: Tensor, pad: int) -> Tensor:
+        if self.plain_resample:  # each pixel four times
+            return F.interpolate(x, scale_factor=2)
         channels = x.shape[1]
         taps = (self.resample_filter * 4).to(x.dtype).expand(channels, 1, -1, -1)
         return F.conv_transpose2d(x, taps, stride=2, padding=pad, groups=channels)
 
     def filter_down(self, x: Tensor, pad: int) -> Tensor:
+        if self.plain_resample:  # the mean of 2 x 2 pixels
+            return F.avg_pool2d(x, 2, padding=pad)
         channels = x.shape[1]
         taps = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         return F.conv2d(x, taps, stride=2, padding=pad, groups=channels)
@@ -232,7 +237,7 @@ class UNetBlock(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """Residual self-attention over pixels, [B, C, H, W] -> the same."""
         q, k, v = split_heads(self.qkv(self.norm2(x)), self.heads).unbind()
-        out = merge_heads(attend(q, k, v, self.attention_backend), *x.shape[2:])
+        out = merge_heads(attend(q, k, v, self.attention_backend), x)
         return (self.proj(out) + x) * self.style.skip_scale
 
 

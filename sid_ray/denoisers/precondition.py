@@ -31,20 +31,41 @@ class UNet(Protocol):
 
 
 def run_unet(
-    unet: UNet, x: Tensor, emb: Tensor, keys: Tensor | None, want: Want, wide: torch.dtype
+    unet: UNet, x: Tensor, emb: Tensor, keys: Tensor | None, want: Want, wide: torch.dtype, own: int
 ) -> RawOutput:
     """(F in x's precision, adversarial logits in the wide one), None what was not wanted.
 
     The logits are the channel mean of the last encoder block's output, [B, 1, h, w]: no parameters
-    of their own (SiDA, section 3). Logits alone leave the decoder out.
+    of their own (SiDA, section 3). Logits alone leave the decoder out; it sees the first ``own``
+    images.
     """
     skips = unet.encode(x, emb, keys)
     logits = raw = None
     if Want.LOGITS in want:
         logits = skips[-1].mean(dim=1, keepdim=True, dtype=wide)
     if Want.X0 in want:
+        if own < len(x):
+            skips, emb = [skip[:own] for skip in skips], emb[:own]
+            keys = None if keys is None else keys[:own]
         raw = unet.decode(skips, emb, keys)
     return raw, logits
+
+
+def with_real(x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tensor, Condition]:
+    """Inputs of one pass for x and ``cond.real`` [B, C, H, W], behind each other."""
+    assert cond.real is not None
+
+    def twice(own: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if own is None or other is None else torch.cat([own, other])
+
+    keys = cond.dropout_keys
+    both = Condition(
+        twice(cond.labels, cond.labels),
+        twice(cond.augment, cond.real_augment),
+        twice(keys, None if keys is None else ~keys),
+        twice(cond.text, cond.text),
+    )
+    return torch.cat([x, cond.real]), torch.cat([c_noise, c_noise]), both
 
 
 class Preconditioned(nn.Module):
@@ -63,8 +84,11 @@ class Preconditioned(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.memory_format = torch.contiguous_format
 
-    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want) -> RawOutput:
-        """The body: x = c_in x_t in the compute precision, c_noise [B] in the wide one."""
+    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition, want: Want, own: int) -> RawOutput:
+        """The body: x = c_in x_t in the compute precision, c_noise [B] in the wide one.
+
+        F is wanted of the first ``own`` images.
+        """
         raise NotImplementedError
 
     def logvar(self, c_noise: Tensor) -> Tensor | None:
@@ -80,13 +104,19 @@ class Preconditioned(nn.Module):
         if not want & (Want.X0 | Want.LOGITS):
             return Prediction(logvar=logvar)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        x = (c_in * x_t).to(self.compute_dtype or wide, memory_format=self.memory_format)
-        raw, logits = self.raw(x, c_noise, self._condition(cond, x_t), want)
+        x, cond, own = c_in * x_t, self._condition(cond, x_t), len(x_t)
+        if cond.real is not None:
+            x, c_noise, cond = with_real(x, c_noise, cond._replace(real=c_in * cond.real))
+        x = x.to(self.compute_dtype or wide, memory_format=self.memory_format)
+        raw, logits = self.raw(x, c_noise, cond, want, own)
+        real_logits = logits[own:] if logits is not None and own < len(x) else None
+        logits = None if logits is None else logits[:own]
         if raw is None:
-            return Prediction(logvar=logvar, logits=logits)
+            return Prediction(logvar=logvar, logits=logits, real_logits=real_logits)
         c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         c_out = sigma * self.sigma_data * c_in
-        return Prediction(c_skip * x_t + c_out * raw.to(wide), logvar, logits)
+        x0 = c_skip * x_t + c_out * raw.to(wide)
+        return Prediction(x0, logvar, logits, real_logits=real_logits)
 
     def _condition(self, cond: Condition, like: Tensor) -> Condition:
         """The condition in like's precision; missing labels of a class-conditional net are zeros.
@@ -98,8 +128,9 @@ class Preconditioned(nn.Module):
             labels = like.new_zeros(len(like), self.label_dim)
         elif self.label_dim and cond.labels is not None:
             labels = cond.labels.to(like)
-        augment = None if cond.augment is None else cond.augment.to(like)
-        return Condition(labels, augment, cond.dropout_keys)
+        augments = (cond.augment, cond.real, cond.real_augment)
+        augment, real, theirs = (None if value is None else value.to(like) for value in augments)
+        return Condition(labels, augment, cond.dropout_keys, real=real, real_augment=theirs)
 
 
 def set_precision(module: nn.Module, precision: str) -> None:
@@ -112,3 +143,13 @@ def set_precision(module: nn.Module, precision: str) -> None:
     if not isinstance(module, Preconditioned):
         raise UserError(f"training.precision {precision} is for EDM and EDM2 networks only")
     module.compute_dtype = getattr(torch, precision)
+
+
+def set_memory_format(module: nn.Module, name: str) -> None:
+    """Sets the order in memory of a denoiser's activations: contiguous (NCHW) or channels_last.
+
+    Networks that choose their own, such as diffusers', are left alone.
+    """
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    if isinstance(module, Preconditioned):
+        module.memory_format = formats[name]

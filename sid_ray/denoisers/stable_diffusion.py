@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
 from sid_ray.denoisers.component import first_line, load_module, read_config
+from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
@@ -125,17 +126,25 @@ class StableDiffusionDenoiser(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)
         dtype = self.unet.dtype
         emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(dtype), level.t))
-        text = cond.text.to(x_t.device, dtype)
-        skips = self._encode(x_t.to(dtype), emb, text)
+        text, x, own = cond.text.to(x_t.device, dtype), x_t, len(x_t)
+        if cond.real is not None:  # one pass of the encoder for both
+            x, emb, both = with_real(x_t, emb, cond)
+            assert both.text is not None
+            text = both.text.to(x_t.device, dtype)
+        skips = self._encode(x.to(dtype), emb, text)
         mid = self.unet.mid_block(skips[-1], emb, encoder_hidden_states=text)
-        logits = raw = x0 = None
+        logits = real_logits = raw = x0 = None
         if Want.LOGITS in want:
             logits = mid.to(torch.float32).mean(dim=1, keepdim=True)  # [B, 1, h, w]
+            real_logits = None if cond.real is None else logits[own:]
+            logits = logits[:own]
         if want & (Want.X0 | Want.RAW):
-            raw = self._decode(mid, skips, emb, text).to(wide)
+            skips = tuple(skip[:own] for skip in skips)
+            raw = self._decode(mid[:own], skips, emb[:own], text[:own]).to(wide)
         if Want.X0 in want and raw is not None:
             x0 = x0_from_raw(self.prediction_type, x_t.to(wide), raw, level)
-        return Prediction(x0=x0, logits=logits, raw=raw if Want.RAW in want else None)
+        raw = raw if Want.RAW in want else None
+        return Prediction(x0, logits=logits, raw=raw, real_logits=real_logits)
 
     # The U-Net's own forward pass, of its own submodules: a hook to fetch the middle would be state
     # on a shared module, and could not stop before the decoder when only logits are wanted.

@@ -59,7 +59,6 @@ class Denoised(NamedTuple):
 
     target: Tensor  # x_0 or epsilon, [B, C, H, W]
     level: Level
-    cond: Condition
     prediction: Prediction
     found: Tensor  # the network's side of target
     weight: Tensor  # [B]
@@ -133,8 +132,14 @@ class SiD:
     def fake_sums(self, images_seen: int) -> SumsOf | None:
         return None
 
-    def denoise(self, nets: Networks, batch: Batch, draw: Draw, want: Want) -> Denoised:
-        """f_psi on noisy generated images, guided by kappa1."""
+    def denoise(
+        self, nets: Networks, batch: Batch, draw: Draw, want: Want, beside_real: bool = False
+    ) -> Denoised:
+        """f_psi on noisy generated images, guided by kappa1.
+
+        ``beside_real``: the encoder sees the batch's real images in the same pass, with the same
+        noise levels and noise.
+        """
         with torch.no_grad():
             y = self.generate(nets, batch, draw, dropout=False)
             # Out before the network sees it: one NaN within makes every weight's gradient NaN.
@@ -143,13 +148,18 @@ class SiD:
         level = self.schedule.fake_level(draw.time)
         x_t = self.schedule.add_noise(y, draw.noise, level)
         cond = Condition(batch.labels, labels, draw.dropout_keys, batch.text)
+        if beside_real:
+            assert batch.images is not None
+            real, labels = self.augmented(batch.images, draw, real=True)
+            real = self.schedule.add_noise(real, draw.noise, level)
+            cond = cond._replace(real=real, real_augment=labels)
         if self.logvar:
             want |= Want.LOGVAR
         prediction = self.guidance.own(nets.fake_score)(x_t, level, cond, want)
         found, target, weight = self.schedule.fake_terms(prediction, y, draw.noise, level)
         finite = usable * finite_samples(found)
         found, target = only(finite, found), only(finite, target)
-        return Denoised(target, level, cond, prediction, found, weight, finite)
+        return Denoised(target, level, prediction, found, weight, finite)
 
     def augmented(self, images: Tensor, draw: Draw, real: bool) -> tuple[Tensor, Tensor | None]:
         """Images as EDM's pipe augments them, and the labels that say how; or as they are."""

@@ -74,9 +74,9 @@ class SiDA(SiD):
     def fake_loss(self, nets: Networks, batch: Batch, draw: Draw, scope: Scope = WHOLE) -> Loss:
         """The denoising loss of SiD, and the discriminator's."""
         batch = self.guidance.drop_text(batch, draw)
-        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
+        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS, True)
         loss = self.denoising_loss(seen)
-        judged = self._judge(nets, batch, draw, seen)
+        judged = self._judge(seen)
         weight, value, finite = judged[:3]
         size = scope.group_size or len(value)
         adversarial = group_product(weight, value, finite, size, scope.sums)
@@ -85,16 +85,9 @@ class SiDA(SiD):
         metrics |= discriminator_statistics(judged.logits_real, judged.logits_fake, finite)
         return Loss(total, fake_metrics(loss, seen) | metrics)
 
-    def _judge(self, nets: Networks, batch: Batch, draw: Draw, seen: Denoised) -> Judged:
-        assert batch.images is not None and seen.prediction.logits is not None
-        real, labels = self.augmented(batch.images, draw, real=True)
-        x_t = self.schedule.add_noise(real, draw.noise, seen.level)
-        keys = None if draw.dropout_keys is None else ~draw.dropout_keys  # other masks than y's
-        cond = seen.cond._replace(augment=labels, dropout_keys=keys)
-        own = self.guidance.own(nets.fake_score)
-        logits_real = own(x_t, seen.level, cond, Want.LOGITS).logits
-        logits_fake = seen.prediction.logits
-        assert logits_real is not None
+    def _judge(self, seen: Denoised) -> Judged:
+        logits_real, logits_fake = seen.prediction.real_logits, seen.prediction.logits
+        assert logits_real is not None and logits_fake is not None
         value = discriminator_value(logits_real, logits_fake)
         finite = seen.finite * finite_samples(value)
         weight = only(finite, self._discriminator_weight(seen))
@@ -113,8 +106,8 @@ class SiDA(SiD):
     @torch.no_grad()
     def _discriminator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums:
         batch = self.guidance.drop_text(batch, draw)
-        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS)
-        return sums_of(*self._judge(nets, batch, draw, seen)[:3])
+        seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS, True)
+        return sums_of(*self._judge(seen)[:3])
 
     # Generator ------------------------------------------------------------------------------------
 

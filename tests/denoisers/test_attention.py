@@ -68,7 +68,7 @@ def test_heads_are_outermost_and_q_k_v_interleave():
             expected = [float(head * 3 * d + c * 3 + which) for c in range(d)]
             assert part[0, head, 0].tolist() == expected
     assert split_heads(qkv, heads).is_contiguous()
-    merged = merge_heads(q, height, width)
+    merged = merge_heads(q, qkv)
     assert merged[0, :, 0, 0].tolist() == [*q[0, 0, 0].tolist(), *q[0, 1, 0].tolist()]
 
 
