@@ -1,4 +1,4 @@
-"""A step the way the published code runs it, for comparisons in one process: same numbers, its costs.
+"""A step the way the published code runs it, for comparisons: the same numbers at its costs.
 
 What differs from sid_ray: images in NCHW; a convolution's bias added behind it; each EDM2 weight
 normalised in every forward pass, as autograd's own operations; the inputs of convolutions kept in

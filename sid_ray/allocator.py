@@ -24,4 +24,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = {M_MMAP_THRESHOLD: LARGEST_THRESHOLD, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: PAD}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    taken = [mallopt(name, value) for name, value in settings.items()]
+    return taken == [1, 1, 1]
