@@ -2,10 +2,11 @@
 
     python -m benchmarks.plan_memory [--worlds 1 2] [--stages 0 1 2 3] [--skip state|activations]
 
-state: one role with its average, of the digits teacher's network, as DeepSpeed holds it. Counted
-are the bytes of all tensors that exist after three iterations, and of those that operators make
-during a pass and an update. Buckets are 50,000 elements here, so that they hide nothing. The last
-row has stage 3 leave 50,000 elements gathered instead of a thousand million.
+state: one role with its average, of the digits teacher's network, as DeepSpeed holds it, or plain
+torch on one rank; with a first moment (beta1 0.9) on one rank and at stage 2 too. Counted are the
+bytes of all tensors that exist after three iterations, and of those that operators make during a
+pass and an update. Buckets are 50,000 elements here, so that they hide nothing. The last row has
+stage 3 leave all elements gathered in place of 100,000.
 
 activations: a pass of each phase. Predicted on the meta device; measured is the peak of torch's own
 CPU allocator, as its profiler records every allocation, which has the kernels' temporaries too.
@@ -35,6 +36,7 @@ from sid_ray.memory import (
     FAKE_SCORE,
     GENERATOR,
     TEACHER,
+    TRAINED,
     Layout,
     pass_parts,
     reduce_parts,
@@ -42,7 +44,7 @@ from sid_ray.memory import (
     update_parts,
 )
 from sid_ray.recipes import recipe
-from sid_ray.roles import AdamSettings
+from sid_ray.roles import AdamSettings, TorchRole
 from sid_ray.schedules import EDMSchedule
 from sid_ray.trace_memory import (
     LiveBytes,
@@ -58,7 +60,8 @@ from tests.networks import TINY_EDM2
 from tests.trajectories import spawn
 
 BUCKET, PASSES, IMAGES = 50_000, 3, 2
-ADAM = AdamSettings(1e-4, 0.0, 0.999, 1e-8)
+FEW = 2 * BUCKET  # elements that stage 3 leaves gathered: as many buckets as in a run
+MOMENTUM = {0.0: "", 0.9: ", first moment"}  # beta1
 EDM2 = ModelDescription("edm2", TINY_EDM2.to_json())
 ACTIVATIONS = {
     "digits-sid": ({}, (1, 16, 32)),
@@ -101,7 +104,7 @@ def activations_of(network) -> int:
     return live.peak
 
 
-def iteration(role: DeepSpeedRole, others: set[int] | None = None) -> dict[str, int]:
+def iteration(role: TorchRole | DeepSpeedRole, others: set[int] | None = None) -> dict[str, int]:
     """Most bytes during the passes, and during the update, of one iteration.
 
     Looks at all tensors only where it is told which are not the role's.
@@ -123,25 +126,33 @@ def iteration(role: DeepSpeedRole, others: set[int] | None = None) -> dict[str, 
 
 
 def measure(rank: int, world_size: int, folder: str, stages: list[int], live: int) -> None:
-    """Every stage in one start of the processes; rank 0 writes (stage, predicted, measured)."""
+    """Every stage in one start of the processes; rank 0 writes (words, predicted, measured)."""
     engine.BUCKET = BUCKET
-    if live != LIVE:
-        plain = deepspeed_config
+    plain = deepspeed_config
 
-        def limited(*given: int) -> dict:
-            found = plain(*given)
-            found["zero_optimization"] |= dict.fromkeys(LIVE_KEYS, live)
-            return found
+    def limited(*given: int) -> dict:
+        found = plain(*given)
+        # As in a run, buckets apart: no small weight is too many to be left gathered.
+        found["zero_optimization"]["stage3_model_persistence_threshold"] = 50_000_000
+        found["zero_optimization"] |= dict.fromkeys(LIVE_KEYS, live)
+        return found
 
-        engine.deepspeed_config = limited
+    engine.deepspeed_config = limited
     description = teacher_of(recipe("digits-sid"))
     network, rows = sizes_of(description, engine.PERSISTENT), []
-    for stage in stages:
+    with_momentum = [stage for stage in stages if stage == 2 or world_size == 1]
+    cases = [(stage, 0.0) for stage in stages] + [(stage, 0.9) for stage in with_momentum]
+    for stage, beta1 in cases:
         gc.collect()
         others = {tensor.untyped_storage()._cdata for tensor in everything()}
         module = spec_network(recipe("digits-sid"), description, "cpu").requires_grad_(True)
         needed = activations_of(module)
-        role = DeepSpeedRole(module, ADAM, stage, PASSES)
+        adam = AdamSettings(1e-4, beta1, 0.999, 1e-8)
+        role: TorchRole | DeepSpeedRole = (
+            TorchRole(module, adam)
+            if world_size == 1
+            else DeepSpeedRole(module, adam, stage, PASSES)
+        )
         role.module.requires_grad_(False)
         average = ShardedAverage(role)
         iteration(role)
@@ -149,8 +160,10 @@ def measure(rank: int, world_size: int, folder: str, stages: list[int], live: in
         gc.collect()
         found = {"kept": held(everything(), others)} | iteration(role, others)
         stages_of = {TEACHER: 0, FAKE_SCORE: 0, GENERATOR: stage}
-        layout = Layout(world_size, stages_of, BUCKET, live)
-        rows.append((stage, predicted(network, layout, needed), found))
+        held_moments = dict.fromkeys(TRAINED, len(adam.moments))
+        layout = Layout(world_size, stages_of, BUCKET, live, moments=held_moments)
+        words = f"{'none' if world_size == 1 else stage}{MOMENTUM[beta1]}"
+        rows.append((words, predicted(network, layout, needed), found))
         del role, module, average
     if rank == 0:
         torch.save(rows, f"{folder}/rows.pt")
@@ -169,12 +182,13 @@ def show_state(worlds: list[int], stages: list[int]) -> None:
     print("| ranks | stage | kept, KiB | pass, KiB | update, KiB |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for world_size in worlds:
-            for live, chosen in ((LIVE, stages), (BUCKET, [3])):
-                if live != LIVE and (world_size == 1 or 3 not in stages):
+            of_world = stages if world_size > 1 else [0]
+            for live, chosen in ((FEW, of_world), (LIVE, [3])):
+                if live == LIVE and (world_size == 1 or 3 not in stages):
                     continue
                 spawn(measure, world_size, folder, chosen, live)
-                for stage, expected, found in torch.load(Path(folder) / "rows.pt"):
-                    words = f"{stage}{'' if live == LIVE else ', few left gathered'}"
+                for words, expected, found in torch.load(Path(folder) / "rows.pt"):
+                    words += ", all left gathered" if live == LIVE else ""
                     cells = [cell(expected[name], found[name]) for name in found]
                     print(f"| {world_size} | {words} | {' | '.join(cells)} |", flush=True)
 

@@ -24,6 +24,8 @@ def ema_beta(images_seen: int, batch_size: int, half_life_images: float, rampup:
 
 @torch.no_grad()
 def update_ema(average: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
-    """average = beta * average + (1 - beta) * current, in place, pair by pair."""
-    for mean, value in zip(average, current, strict=True):
-        mean.copy_(value.lerp(mean, beta))
+    """average = beta * average + (1 - beta) * current, in place, pair by pair, no temporaries."""
+    pairs = list(zip(average, current, strict=True))
+    if pairs:
+        means, values = ([pair[side] for pair in pairs] for side in (0, 1))
+        torch._foreach_lerp_(means, values, 1 - beta)

@@ -26,11 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.adam import Adam, AdamSettings, all_finite
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
-from sid_ray.fragments import KINDS, MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
-from sid_ray.roles import PLAIN_RULES, AdamSettings, RoleState, UpdateRules, fill
+from sid_ray.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
+from sid_ray.roles import PLAIN_RULES, RoleState, UpdateRules, fill
+from sid_ray.sections import ResourcesConfig
 from sid_ray.shards import layout_of
 from sid_ray.types import Denoiser
 
@@ -134,6 +136,15 @@ def check_no_stale_lock() -> None:
             )
 
 
+def needs_deepspeed(resources: ResourcesConfig, world_size: int) -> bool:
+    """Whether roles are DeepSpeed's; else they are plain torch's (roles.TorchRole).
+
+    On one worker there is nobody to share with, at any stage: masters, buckets and gathering would
+    cost memory and time alone. Offloading to CPU memory is DeepSpeed's on any number of workers.
+    """
+    return world_size > 1 or resources.offload_optimizer
+
+
 def init_deepspeed() -> None:
     """Joins DeepSpeed to the process group that exists. Compiles nothing."""
     check_no_stale_lock()
@@ -144,6 +155,9 @@ def init_deepspeed() -> None:
     # torch.
     comm: Any = importlib.import_module("deepspeed.comm.torch")
     comm.build_shm_op = lambda: None
+    utils: Any = importlib.import_module("deepspeed.runtime.zero.utils")
+    if Adam not in utils.ZERO_SUPPORTED_OPTIMIZERS:  # torch's Adam: not one to be warned of
+        utils.ZERO_SUPPORTED_OPTIMIZERS.append(Adam)
     recompute_within(kept_gathered)
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
 
@@ -286,7 +300,7 @@ class DeepSpeedRole:
     def _update_unsharded(self) -> bool:
         """Stage 0 has no check of its own: gradients are reduced already, alike on every rank."""
         gradients = self._layout.gradients()
-        finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        finite = all_finite(gradients)
         if not finite:
             for parameter in self.module.parameters():
                 parameter.grad = None  # Adam leaves a parameter without gradient alone
@@ -333,21 +347,19 @@ class DeepSpeedRole:
         return self._layout.owned()
 
     def optimizer_steps(self) -> int:
-        states = self._layout.adam.state.values()
-        return max((int(state["step"]) for state in states), default=0)
+        return self._layout.adam.steps()
 
     @torch.no_grad()
     def load(self, read: Read, optimizer_steps: int) -> None:
         """Sets weights, moments and step; reads only what this rank holds. A collective."""
         fill(self._layout.held(), read)
-        for adam in self._layout.adam.state.values():
-            adam["step"] = torch.tensor(float(optimizer_steps))
+        self._layout.adam.set_steps(optimizer_steps)
         self._layout.refresh()
 
     def state(self) -> RoleState:
         """Whole tensors on every rank. A collective."""
         device = torch.device(self.engine.device)
-        whole = whole_tensors(self.shapes, self.owned(), KINDS, device)
+        whole = whole_tensors(self.shapes, self.owned(), self.kinds, device)
         tensors = {f"{name}/{kind}": value for name, kind, value in whole}
         return RoleState(tensors, self.optimizer_steps())
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sid_ray.assemble import adam_of
 from sid_ray.config import DistillConfig, replace
-from sid_ray.engine import PERSISTENT, deepspeed_config
+from sid_ray.engine import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
 from sid_ray.memory import (
     GIB,
@@ -32,7 +32,8 @@ LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # The order in which stages are recommended. 0 and 1 send least, 2 as much again for each further
 # pass, 3 gathers the networks in each of them.
 PREFERENCE = ("1", "2", "0", "3", "3, teacher")
-ALONE = ("0", "1", "2", "3", "3, teacher")  # on one GPU nothing is shared out
+NONE = "none"  # the stage of a run whose roles are plain torch's
+ALONE = (NONE, "1", "2", "3")
 MORE_GPUS = 8  # times as many are looked at
 
 
@@ -82,8 +83,15 @@ def micro_batches(config: DistillConfig, gpus: int) -> list[int]:
     return sorted(parts | {size * -(-rounds // passes) for passes in range(1, rounds + 1)})
 
 
-def stage_variants(config: DistillConfig) -> dict[str, DistillConfig]:
-    """Stage -> config, for the four stages and for stage 3 of the teacher too."""
+def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]:
+    """Stage -> config, for the four stages and for stage 3 of the teacher too.
+
+    On one GPU there is one way, or three where it offloads: what is offloaded differs in buckets.
+    """
+    if not needs_deepspeed(config.resources, gpus):
+        return {NONE: config}
+    if gpus == 1:
+        return {str(n): replace(config, resources__zero_stage=n) for n in (1, 2, 3)}
     found = {str(n): replace(config, resources__zero_stage=n) for n in (0, 1, 2)}
     if config.resources.teacher_zero_stage == 0:
         found["3"] = replace(config, resources__zero_stage=3)
@@ -127,14 +135,17 @@ class Planner:
     def layout(self, config: DistillConfig, machine: Machine) -> Layout:
         zero = deepspeed_config(3, 1, machine.gpus)["zero_optimization"]
         resources = config.resources
-        stages = {role: resources.stage_of(role) for role in TRAINED}
+        shared = needs_deepspeed(resources, machine.gpus)
+        stages = {role: resources.stage_of(role) if shared else 0 for role in TRAINED}
+        teacher = resources.teacher_zero_stage if machine.gpus > 1 else 0
         return Layout(
             gpus=machine.gpus,
-            stages=stages | {TEACHER: resources.teacher_zero_stage},
+            stages=stages | {TEACHER: teacher},
             bucket=zero["reduce_bucket_size"],
             live=max(zero.get(key, LIVE) for key in LIVE_KEYS),
             offload=resources.offload_optimizer,
             reserve=machine.reserve,
+            moments={role: len(adam_of(config, role).moments) for role in TRAINED},
         )
 
     def peak(self, config: DistillConfig, machine: Machine, micro_batch: int = 0) -> Moment:
@@ -160,7 +171,8 @@ class Planner:
 
     def rows(self, config: DistillConfig, machine: Machine) -> list[Row]:
         """Every stage."""
-        return [self.row(name, own, machine) for name, own in stage_variants(config).items()]
+        variants = stage_variants(config, machine.gpus)
+        return [self.row(name, own, machine) for name, own in variants.items()]
 
     def checkpoint(self, config: DistillConfig) -> int:
         """Bytes of a checkpoint: without a first moment that the next step replaces unread."""
@@ -197,16 +209,26 @@ def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
 def least(planner: Planner, config: DistillConfig, machine: Machine) -> tuple[int, str]:
     """(bytes, stage) of what needs least at any stage, one image a pass."""
     found = {
-        name: planner.peak(own, machine, 1).total for name, own in stage_variants(config).items()
+        name: planner.peak(own, machine, 1).total
+        for name, own in stage_variants(config, machine.gpus).items()
     }
     name = min(found, key=lambda stage: found[stage])
     return found[name], name
 
 
 def stage_flags(stage: str) -> str:
+    """Flags that set a stage; none where no stage says anything."""
+    if stage == NONE:
+        return ""
     number, _, teacher = stage.partition(", ")
     flags = f"--resources.zero-stage {number}"
     return flags + (" --resources.teacher-zero-stage 3" if teacher else "")
+
+
+def flags_of(stage: str, micro_batch: int = 0) -> list[str]:
+    """Flags of a stage and of a micro-batch, where they are to be set."""
+    micro = f"--resources.micro-batch {micro_batch}" if micro_batch else ""
+    return [flags for flags in (stage_flags(stage), micro) if flags]
 
 
 def any_stage(planner: Planner, config: DistillConfig, machine: Machine) -> str:
@@ -214,10 +236,9 @@ def any_stage(planner: Planner, config: DistillConfig, machine: Machine) -> str:
     row = recommended(planner.rows(config, machine), machine.gpus)
     if row is None:
         return ""
-    if row.fits:
-        return f"{stage_flags(row.stage)} ({gib(row.peak.total)})"
-    size = planner.peak(row.config, machine, row.largest).total
-    return f"{stage_flags(row.stage)} --resources.micro-batch {row.largest} ({gib(size)})"
+    micro_batch = 0 if row.fits else row.largest
+    size = planner.peak(row.config, machine, micro_batch).total
+    return " ".join([*flags_of(row.stage, micro_batch), f"({gib(size)})"])
 
 
 def other_machines(planner: Planner, config: DistillConfig, machine: Machine) -> Iterator[str]:
@@ -231,9 +252,7 @@ def other_machines(planner: Planner, config: DistillConfig, machine: Machine) ->
             break
     size, stage = least(planner, config, machine)
     larger = math.ceil(size / GIB)
-    yield (
-        f"{machine.gpus} GPUs of {larger} GiB with {stage_flags(stage)} --resources.micro-batch 1"
-    )
+    yield f"{machine.gpus} GPUs of {larger} GiB with {' '.join(flags_of(stage, 1))}"
 
 
 def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[str]:
@@ -245,7 +264,8 @@ def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> l
         found.append(f"--resources.micro-batch {smaller} ({gib(size)})")
     stage = any_stage(planner, config, machine)
     if stage:
-        return [*found, stage]
+        shared = needs_deepspeed(config.resources, machine.gpus)
+        return [*found, stage] if shared else found  # else it is that micro-batch again
     for flag, own in wider(config):
         if " " in flag and found:
             continue  # one of the two is enough
@@ -306,11 +326,13 @@ def fewest_that_fit(
     """
     planner = Planner(description, text)
     fitting(planner, config, Machine.of(workers[1], memory_gib))
-    for gpus in range(*workers):
+    least_workers, most = workers
+    # Downwards: one GPU alone has no buckets and may fit where two do not, but the way is barred.
+    for gpus in range(most - 1, least_workers - 1, -1):
         machine = Machine.of(gpus, memory_gib)
-        if planner.peak(config, machine).total <= machine.memory:
-            return gpus
-    return workers[1]
+        if planner.peak(config, machine).total > machine.memory:
+            return gpus + 1
+    return least_workers
 
 
 def check_any_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[Row]:

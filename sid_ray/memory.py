@@ -4,13 +4,16 @@ What DeepSpeed 0.19.8 holds in float32, in units of a network's 4 N bytes on P r
 by benchmarks/plan_memory.py. Beside the state there is what a moment of an iteration adds.
 
     stage    weights  masters  gradients  moments       during a pass        during an update
-    0        1        -        -          2             gradients 1          gradients 1, flat <= 1
-    1        1        1/P      -          2/P           gradients 1          gradients 2/P
-    2        1        1/P      -          2/P           gradients 2/P        gradients 2/P
-    3        1/P      1/P      1/P        2/P           gathered weights     gradients 1/P more
+    0        1        -        -          M             gradients 1          gradients 1, flat <= 1
+    1        1        1/P      -          M/P           gradients 1          gradients 2/P
+    2        1        1/P      -          M/P           gradients 2/P        gradients 2/P
+    3        1/P      1/P      1/P        M/P           gathered weights     gradients 1/P more
+
+One GPU that offloads nothing is plain torch, whatever stage is set: as stage 0 without the flat
+copy. Adam's fused kernels make no temporaries.
 
 Symbols
-    N, P   parameters of a network, GPUs
+    N, P, M   parameters of a network, GPUs, Adam's moments: 1 where a role's beta1 is 0, else 2
 """
 
 from __future__ import annotations
@@ -25,8 +28,6 @@ FLAT = 500_000_000  # elements that stage 0 copies side by side to add them up o
 # Buffers beside the gradients' own: the bucket that gradients are reduced in, and its copy on the
 # way. The second kind is what an update's gathering of new weights passes through.
 PASS_BUCKETS, UPDATE_BUCKETS = 2, 1
-# Adam's temporaries, of what a rank updates: the root of the second moment and its quotient.
-ADAM_TEMPORARIES = 2
 
 TEACHER, FAKE_SCORE, GENERATOR, PASS, RESERVE = (
     "teacher", "fake_score", "generator", "pass", "reserve"
@@ -34,7 +35,7 @@ TEACHER, FAKE_SCORE, GENERATOR, PASS, RESERVE = (
 TRAINED = (FAKE_SCORE, GENERATOR)
 KINDS = (
     "weights", "gathered", "masters", "gradients", "moments", "average", "activations", "buckets",
-    "adam", "other",
+    "other",
 )  # fmt: skip
 
 Parts = Counter[tuple[str, str]]  # (role, kind) -> bytes
@@ -61,7 +62,8 @@ class Layout:
     ``stages`` is the ZeRO stage of each role, the teacher's 0 or 3; ``bucket`` the elements of a
     communication bucket, ``live`` those that stage 3 may leave gathered between uses;
     ``offload`` keeps masters and moments in host memory. ``reserve`` bytes are no tensor's: CUDA
-    context, libraries' workspaces, what the allocator cannot use.
+    context, libraries' workspaces, what the allocator cannot use. ``moments`` is how many of Adam's
+    each trained role keeps.
     """
 
     gpus: int
@@ -70,6 +72,7 @@ class Layout:
     live: int
     offload: bool = False
     reserve: int = 0
+    moments: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TRAINED, 2))
 
     def part(self, elements: int) -> int:
         """Bytes of a rank's share of elements."""
@@ -107,7 +110,7 @@ def role_state(role: str, network: Network, layout: Layout) -> Parts:
         return parts
     optimised = WORD * count if stage == 0 else layout.part(count)
     if not (layout.offload and stage):
-        parts[role, "moments"] = 2 * optimised
+        parts[role, "moments"] = layout.moments[role] * optimised
         parts[role, "masters"] = optimised if stage else 0
     if stage == 3:
         parts[role, "gradients"] = optimised
@@ -128,7 +131,8 @@ def state(network: Network, layout: Layout) -> Parts:
 def host_bytes(network: Network, layout: Layout) -> int:
     """What a rank offloads to host memory: masters, moments and a copy of the gradients."""
     offloaded = [role for role in TRAINED if layout.offload and layout.stages[role]]
-    return len(offloaded) * 4 * layout.part(network.parameters)
+    copies = sum(2 + layout.moments[role] for role in offloaded)
+    return copies * layout.part(network.parameters)
 
 
 def pass_parts(role: str, network: Network, layout: Layout, activations: int) -> Parts:
@@ -157,7 +161,7 @@ def reduce_parts(role: str, network: Network, layout: Layout) -> Parts:
     if stage <= 1:
         parts[role, "gradients"] = WORD * count + (layout.part(count) if stage else 0)
         flat = PASS_BUCKETS * layout.bucket if stage else min(count, FLAT)
-        parts[role, "buckets"] = WORD * flat
+        parts[role, "buckets"] = WORD * flat if layout.gpus > 1 or stage else 0
     return parts
 
 
@@ -166,9 +170,6 @@ def update_parts(role: str, network: Network, layout: Layout) -> Parts:
     count, stage, parts = network.parameters, layout.stages[role], Parts()
     own = layout.part(count) if stage else WORD * count
     parts[role, "gradients"] = own if stage in (0, 3) else 2 * own
-    if not (layout.offload and stage):
-        # Stage 0 updates whole tensors one after the other or, on a GPU, all roots at once.
-        parts[role, "adam"] = (ADAM_TEMPORARIES if stage else 1) * own
     if stage:
         parts[role, "buckets"] = UPDATE_BUCKETS * WORD * layout.bucket
     return parts

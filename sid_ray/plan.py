@@ -14,15 +14,16 @@ from rich.table import Table
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError, did_you_mean
 from sid_ray.fit import (
+    NONE,
     RESERVE_GIB,
     Machine,
     Planner,
     Row,
     check_any_fits,
+    flags_of,
     micro_batch_of,
     micro_batches,
     recommended,
-    stage_flags,
 )
 from sid_ray.known_networks import teacher_of, text_bytes
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, KINDS, PASS, RESERVE, TEACHER, Moment
@@ -122,7 +123,7 @@ COLUMNS = {
     "EMA": ("average",),
     "activations": ("activations",),
     "buckets": ("buckets",),
-    "other": ("adam", "other"),
+    "other": ("other",),
 }
 
 
@@ -157,6 +158,8 @@ def stage_table(rows: Sequence[Row], best: Row, machine: Machine, unit: int) -> 
         f"* recommended   ! more than {machine.memory / GIB:g} GiB   "
         "sent: by a GPU in an iteration, at most"
     )
+    if rows[0].stage == NONE:
+        table.caption += "\nnone: on one GPU there is nobody to share with, whatever stage is set"
     return table
 
 
@@ -197,15 +200,19 @@ def used_peak(planner: Planner, row: Row, machine: Machine) -> Moment:
 
 def notes(planner: Planner, best: Row, machine: Machine, asked: PlanArgs) -> list[str]:
     """What to take, checkpoints, and what is assumed."""
-    config, flags = best.config, stage_flags(best.stage)
+    config = best.config
     micro = micro_batch_of(config) if best.fits else best.largest
-    if not best.fits:
-        flags += f" --resources.micro-batch {micro}"
+    flags = " ".join(
+        [
+            f"--resources.num-workers {machine.gpus} --resources.use-gpu",
+            *flags_of(best.stage, 0 if best.fits else micro),
+        ]
+    )
     total = used_peak(planner, best, machine).total
     size = planner.checkpoint(config)
     lines = [
-        f"take: --resources.num-workers {machine.gpus} --resources.use-gpu {flags}   "
-        f"({total / GIB:.1f} of {machine.memory / GIB:g} GiB with micro-batch {micro})",
+        f"take: {flags}   ({total / GIB:.1f} of {machine.memory / GIB:g} GiB with micro-batch "
+        f"{micro})",
     ]
     if best.host:
         lines.append(f"host memory: {best.host / GIB:.1f} GiB a worker, offloaded")

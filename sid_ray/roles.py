@@ -8,37 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sid_ray.adam import Adam, AdamSettings, all_finite
 from sid_ray.denoisers.spec import Constrain, leave_weight
 from sid_ray.ema import update_ema
-from sid_ray.fragments import EXP_AVG, KINDS, MASTER, MOMENTS, Fragment, Held, Read, Shapes
+from sid_ray.fragments import EXP_AVG, MASTER, Fragment, Held, Read, Shapes, ShardedAverage
 from sid_ray.types import Denoiser
-
-
-@dataclass(frozen=True)
-class AdamSettings:
-    """Adam's settings of one role."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    epsilon: float
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-        # Plain torch Adam: DeepSpeed's own would compile C++ for minutes on a CPU.
-        betas = (float(self.beta1), float(self.beta2))  # torch 2.13 refuses int next to float
-        return torch.optim.Adam(parameters, lr=self.lr, betas=betas, eps=self.epsilon)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What a checkpoint must hold. With beta1 = 0 the first moment is the last gradient, which
-        the next step replaces before it is read: not state.
-        """
-        return tuple(kind for kind in KINDS if kind != EXP_AVG or self.beta1)
 
 
 @dataclass(frozen=True)
@@ -77,32 +55,26 @@ PLAIN_RULES = UpdateRules()
 
 @dataclass(frozen=True)
 class RoleState:
-    """One role's training state: ``name/master``, ``name/exp_avg``, ``name/exp_avg_sq``, fp32."""
+    """One role's training state, fp32: ``name/master``, ``name/exp_avg_sq`` and, where beta1 is not
+    0, ``name/exp_avg``.
+    """
 
     tensors: dict[str, Tensor]
     optimizer_steps: int
 
     def read(self, fragment: Fragment, kind: str) -> Tensor:
-        """A part of one tensor, flat."""
+        """A part of one tensor, flat. A first moment that is not kept is 0."""
         name, offset, length = fragment
+        if kind == EXP_AVG and f"{name}/{kind}" not in self.tensors:
+            return torch.zeros(length)
         return self.tensors[f"{name}/{kind}"].reshape(-1)[offset : offset + length]
 
 
-def adam_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Adam's state of one tensor, created as zeros when there was no step yet."""
-    state = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.tensor(0.0)
-        for moment in MOMENTS:
-            state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return state
-
-
-def whole_held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Held]:
+def whole_held(module: nn.Module, optimizer: Adam) -> Iterator[Held]:
     """Every parameter as one fragment, where nothing is sharded."""
     for name, parameter in module.named_parameters():
-        adam = adam_state(parameter, optimizer)
-        values = {MASTER: parameter.data} | {moment: adam[moment] for moment in MOMENTS}
+        state = optimizer.state_of(parameter)
+        values = {MASTER: parameter.data} | {kind: state[kind] for kind in optimizer.moments}
         flat = {kind: value.view(-1) for kind, value in values.items()}
         yield Held(Fragment(name, 0, parameter.numel()), flat)
 
@@ -154,9 +126,15 @@ class TorchRole:
         loss.backward()
 
     def update(self) -> bool:
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        gradients = []
+        for parameter in self._module.parameters():
+            if parameter.grad is None:
+                # What no loss reached is stepped with 0, as by DeepSpeed: one count of steps for
+                # all, or a resumed run, which knows one, would differ when a later loss does.
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
         self.rules.adjust(gradients)
-        finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        finite = all_finite(gradients)
         if finite:
             self.optimizer.step()
             if not self.rules.constrain_first:
@@ -165,20 +143,21 @@ class TorchRole:
         return finite
 
     def average_into(self, average: nn.Module, beta: float) -> None:
-        update_ema(average.parameters(), self._module.parameters(), beta)
+        weights: Iterable[Tensor] = self._module.parameters()
+        if isinstance(average, ShardedAverage):
+            weights = (weight.view(-1) for weight in weights)  # its parts are flat
+        update_ema(average.parameters(), weights, beta)
 
     def owned(self) -> list[Held]:
         return list(whole_held(self._module, self.optimizer))
 
     def optimizer_steps(self) -> int:
-        # A parameter that no loss reached has not been stepped.
-        return max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        return self.optimizer.steps()
 
     def load(self, read: Read, optimizer_steps: int) -> None:
         """Sets weights, moments and step."""
         fill(self.owned(), read)
-        for state in self.optimizer.state.values():
-            state["step"] = torch.tensor(float(optimizer_steps))
+        self.optimizer.set_steps(optimizer_steps)
 
     def state(self) -> RoleState:
         tensors = {

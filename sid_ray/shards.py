@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.fragments import MASTER, MOMENTS, Fragment, Held, Shapes, own_slice, world
-from sid_ray.roles import adam_state, whole_held
+from sid_ray.adam import Adam
+from sid_ray.fragments import MASTER, Fragment, Held, Shapes, own_slice, world
+from sid_ray.roles import whole_held
 
 
 class Replicated:
@@ -30,7 +31,7 @@ class Replicated:
         return self.engine.module
 
     @property
-    def adam(self) -> torch.optim.Optimizer:
+    def adam(self) -> Adam:
         return self.engine.optimizer
 
     @property
@@ -75,13 +76,13 @@ class Partitioned(Replicated):
     """Stages 1 and 2: working weights everywhere, masters and moments in parts."""
 
     @property
-    def adam(self) -> torch.optim.Optimizer:
+    def adam(self) -> Adam:
         return self.engine.optimizer.optimizer
 
     def held(self) -> list[Held]:
         for group in self.adam.param_groups:
             for flat in group["params"]:
-                adam_state(flat, self.adam)
+                self.adam.state_of(flat)
         # Links each parameter to its part of the moments, which else happens in the first step.
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         found = []
@@ -91,7 +92,7 @@ class Partitioned(Replicated):
                 continue  # another rank's
             address = mapping.lp_fragment_address
             values = {MASTER: mapping.hp_fragment.data}
-            values |= {moment: mapping.get_hp_fragment(moment) for moment in MOMENTS}
+            values |= {moment: mapping.get_hp_fragment(moment) for moment in self.adam.moments}
             found.append(Held(Fragment(name, address.start, address.numel), values))
         return found
 
@@ -124,8 +125,8 @@ class FullySharded(Partitioned):
             if length <= 0:
                 continue
             flat = optimizer.fp32_partitioned_groups_flat[group]
-            adam = adam_state(flat, self.adam)
-            values = {MASTER: flat.data} | {moment: adam[moment] for moment in MOMENTS}
+            state = self.adam.state_of(flat)
+            values = {MASTER: flat.data} | {moment: state[moment] for moment in self.adam.moments}
             narrowed = {k: v.narrow(0, start, length) for k, v in values.items()}
             found.append(Held(Fragment(name, offset, length), narrowed))
         return found

@@ -45,6 +45,23 @@ def test_what_a_role_keeps_at_each_stage(stage, words):
     assert "average" not in dict(kept)
 
 
+def test_a_first_moment_that_is_not_state_is_not_counted():
+    given = layout(1, moments={FAKE_SCORE: 1, GENERATOR: 2})
+    assert role_state(FAKE_SCORE, NETWORK, given)[FAKE_SCORE, "moments"] == COUNT
+    assert role_state(GENERATOR, NETWORK, given)[GENERATOR, "moments"] == 2 * COUNT
+    offloaded = layout(1, moments={FAKE_SCORE: 1, GENERATOR: 2}, offload=True)
+    assert host_bytes(NETWORK, offloaded) == (3 + 4) * COUNT
+
+
+def test_one_gpu_holds_weights_moments_and_gradients_alone():
+    given = layout(0, gpus=1, moments={FAKE_SCORE: 1, GENERATOR: 1})
+    kept = sum(role_state(FAKE_SCORE, NETWORK, given).values())
+    assert kept == 2 * 4 * COUNT
+    none = dict.fromkeys(PASSES, 0)
+    for moment in moments(NETWORK, given, none)[1:]:
+        assert moment.total == sum(state(NETWORK, given).values()) + 4 * COUNT
+
+
 def test_the_teacher_is_whole_or_in_parts():
     assert role_state(TEACHER, NETWORK, layout(2))[TEACHER, "weights"] == 4 * COUNT
     assert role_state(TEACHER, NETWORK, layout(2, teacher=3))[TEACHER, "weights"] == COUNT + 4000

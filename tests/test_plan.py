@@ -89,12 +89,10 @@ def test_micro_batches_are_what_a_rank_can_use():
 def test_the_lowest_stage_that_fits_is_recommended(planner):
     machine = Machine.of(2, 8)
     rows = planner.rows(DIGITS, machine)
-    assert [row.stage for row in rows] == list(stage_variants(DIGITS))
+    assert [row.stage for row in rows] == list(stage_variants(DIGITS, 2))
     assert all(row.fits and row.largest == 32 for row in rows)
     best = recommended(rows, 2)
     assert best is not None and best.stage == "1"
-    best = recommended(rows, 1)
-    assert best is not None and best.stage == "0"
     for stage in ("0", "1"):
         rows = [replace(row, fits=row.fits and row.stage != stage) for row in rows]
     best = recommended(rows, 2)
@@ -106,12 +104,13 @@ def test_a_run_shrinks_no_further_than_it_fits(planner):
     def whole(gpus):
         return check_fits(DIGITS, TEACHER, gpus, 8).total
 
-    assert whole(1) > whole(2)
-    between = (whole(1) + whole(2)) / 2 / GIB
+    assert whole(2) > whole(3) > whole(1)  # alone without buckets
+    between = (whole(2) + whole(3)) / 2 / GIB
     assert fewest_that_fit(DIGITS, TEACHER, (1, 4), 8) == 1
-    assert fewest_that_fit(DIGITS, TEACHER, (1, 4), between) == 2
+    assert fewest_that_fit(DIGITS, TEACHER, (1, 4), between) == 3
+    assert fewest_that_fit(DIGITS, TEACHER, (1, 1), between) == 1
     with pytest.raises(UserError, match="fits"):
-        fewest_that_fit(DIGITS, TEACHER, (1, 1), between)
+        fewest_that_fit(DIGITS, TEACHER, (1, 2), between)
 
 
 def test_check_fits_names_a_smaller_micro_batch(planner):
@@ -185,3 +184,30 @@ def test_own_flags_are_taken_out():
     given, rest = own_flags(["--gpus", "8", "--seed", "1", "--disk-rate=2.5", "--reserve", "0"])
     assert (given.gpus, given.disk_rate, given.reserve) == (8, 2.5, 0)
     assert rest == ["--seed", "1"]
+
+
+def test_one_gpu_has_one_way_and_no_stage(capsys, planner):
+    machine = Machine.of(1, 8)
+    row, *more = planner.rows(saving(zero_stage=3, teacher_zero_stage=3), machine)
+    assert more == [] and row.stage == "none" and row.fits
+    assert recommended([row], 1) is row
+    assert row.peak.of_kind("masters") == row.peak.of_kind("buckets") == row.sent == 0
+    assert row.peak.of_kind("moments") == 2 * row.peak.of_role("teacher")["weights"]  # beta1 is 0
+    code, out, _ = run(capsys, "digits-sid", "--gpus", "1", "--gpu-memory", "8")
+    assert code == 0
+    assert "none *" in out and "nobody to share with" in out
+    assert "take: --resources.num-workers 1 --resources.use-gpu   (" in out
+    assert "--resources.zero-stage" not in out
+
+
+def test_one_gpu_that_is_too_small_is_offered_a_micro_batch_and_no_stage(planner):
+    needed = planner.peak(DIGITS, Machine(1, 0, 0)).total
+    smaller = planner.peak(DIGITS, Machine(1, 0, 0), 16).total
+    found = nearest_fits(planner, DIGITS, Machine(1, needed - 1, 0))
+    assert found == [f"--resources.micro-batch 16 ({smaller / GIB:.1f} GiB)"]
+
+
+def test_one_gpu_that_offloads_has_stages(planner):
+    rows = planner.rows(saving(offload_optimizer=True), Machine.of(1, 8))
+    assert [row.stage for row in rows] == ["1", "2", "3"]
+    assert all(row.host > 0 for row in rows)

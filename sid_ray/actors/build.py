@@ -19,14 +19,17 @@ from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.engine import DeepSpeedRole, shard_frozen
+from sid_ray.engine import DeepSpeedRole, init_deepspeed, needs_deepspeed, shard_frozen
 from sid_ray.fragments import ShardedAverage
+from sid_ray.roles import TorchRole
 from sid_ray.spool import Spool
 from sid_ray.step import Trainee
 from sid_ray.store import Store, set_endpoint
 from sid_ray.stored import find_generator
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source
+
+TrainedRole = TorchRole | DeepSpeedRole
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Networks:
     """The three roles, and what the teacher is."""
 
     trainee: Trainee
-    roles: dict[str, DeepSpeedRole]
+    roles: dict[str, TrainedRole]
     description: ModelDescription
 
 
@@ -93,16 +96,18 @@ def build_networks(
 
     rules = rules_of(config, description.family)
 
-    def role(name: str, start: nn.Module) -> DeepSpeedRole:
+    sharing = needs_deepspeed(config.resources, world_size)
+    if sharing:
+        init_deepspeed()
+
+    def role(name: str, start: nn.Module) -> TrainedRole:
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
-        stage = config.resources.stage_of(name)
-        built = DeepSpeedRole(
-            network,
-            adam_of(config, name),
-            stage,
-            plan.passes_a_rank,
-            rules[name],
-            config.resources.offload_optimizer,
+        adam, stage = adam_of(config, name), config.resources.stage_of(name)
+        passes, offload = plan.passes_a_rank, config.resources.offload_optimizer
+        built: TrainedRole = (
+            DeepSpeedRole(network, adam, stage, passes, rules[name], offload)
+            if sharing
+            else TorchRole(network, adam, rules[name])
         )
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
@@ -110,7 +115,7 @@ def build_networks(
     # One after the other: the whole copies that a sharded network is made of are not there at once.
     generator = role("generator", initial_generator(settings, teacher))
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
-    if config.resources.teacher_zero_stage == 3:
+    if config.resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
         freeze(teacher)  # after the roles, which are copies of it

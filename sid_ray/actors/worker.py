@@ -15,7 +15,13 @@ import ray
 import ray.train
 import torch
 
-from sid_ray.actors.build import WorkerSettings, build_networks, build_spool, on_this_node
+from sid_ray.actors.build import (
+    TrainedRole,
+    WorkerSettings,
+    build_networks,
+    build_spool,
+    on_this_node,
+)
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
@@ -24,7 +30,6 @@ from sid_ray.began import begin_from
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
-from sid_ray.engine import DeepSpeedRole, init_deepspeed
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
@@ -61,7 +66,7 @@ class Worker:
     world_size: int
     device: torch.device
     trainee: Trainee
-    roles: dict[str, DeepSpeedRole]
+    roles: dict[str, TrainedRole]
     teacher: ModelDescription
     spool: Spool
     attempt: str
@@ -235,7 +240,6 @@ def build(settings: WorkerSettings) -> Worker:
         settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
     device = ray.train.torch.get_device()
-    init_deepspeed()
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings)
     return Worker(

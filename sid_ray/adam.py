@@ -1,0 +1,131 @@
+"""Adam of the trained roles: torch's fused kernel, and no first moment where beta1 is 0.
+
+With beta1 = 0 the first moment is the gradient of this very step. The gradients stand in for it:
+the kernel reads each element, finds it equal to its own new value and writes that back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from sid_ray.fragments import EXP_AVG, KINDS, MOMENTS
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Adam's settings of one role."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> Adam:
+        return Adam(parameters, self)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Adam's state of a tensor, its step aside: with beta1 = 0 no first moment."""
+        return tuple(kind for kind in MOMENTS if kind != EXP_AVG or self.beta1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a role is in a checkpoint."""
+        return tuple(kind for kind in KINDS if kind not in MOMENTS or kind in self.moments)
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam's numbers to rounding, its state made here.
+
+    DeepSpeed puts flat tensors of its own into the groups, on whatever device: state and kernel
+    are chosen tensor by tensor, at the step. Its own Adam would compile C++ for minutes on a CPU.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: AdamSettings):
+        betas = (float(settings.beta1), float(settings.beta2))  # torch refuses int next to float
+        super().__init__(parameters, lr=settings.lr, betas=betas, eps=settings.epsilon)
+        self.moments = settings.moments
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of one tensor, created as zeros when there was no step yet."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)  # where fused kernels want it
+            for moment in self.moments:
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Steps every parameter that has a gradient; gradients keep their values."""
+        for group in self.param_groups:
+            stepped = [parameter for parameter in group["params"] if parameter.grad is not None]
+            kernels: dict[bool, list[Tensor]] = {True: [], False: []}
+            for parameter in stepped:
+                kernels[self._fits_fused(parameter)].append(parameter)
+            for fused, parameters in kernels.items():
+                if parameters:
+                    self._step(group, parameters, fused)
+
+    def _fits_fused(self, parameter: Tensor) -> bool:
+        """Fused kernels walk through memory: parameter, gradient and state must lie alike."""
+        gradient, state = parameter.grad, self.state_of(parameter)
+        assert gradient is not None
+        like = (gradient, *(state[moment] for moment in self.moments))
+        return (
+            parameter.device.type in FUSED_DEVICES
+            and parameter.is_floating_point()
+            and all(
+                (other.stride(), other.dtype, other.device)
+                == (parameter.stride(), parameter.dtype, parameter.device)
+                for other in like
+            )
+        )
+
+    def _step(self, group: dict, parameters: list[Tensor], fused: bool) -> None:
+        states = [self.state_of(parameter) for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        first, second = (
+            [state[moment] for state in states] if moment in self.moments else gradients
+            for moment in MOMENTS
+        )
+        beta1, beta2 = group["betas"]
+        adam(
+            parameters,
+            gradients,
+            first,
+            second,
+            [],
+            [state["step"] for state in states],
+            fused=fused,
+            foreach=not fused,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def steps(self) -> int:
+        """Steps made. A parameter that no loss reached may have made fewer."""
+        return max((int(state["step"]) for state in self.state.values()), default=0)
+
+    def set_steps(self, steps: int) -> None:
+        """Of every tensor that has a state."""
+        for state in self.state.values():
+            state["step"].fill_(float(steps))
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no element is infinite or NaN: by the largest, without temporaries of their size."""
+    return bool(torch.stack(torch._foreach_norm(tensors, inf)).isfinite().all())
