@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sid_ray.adam import AdamSettings
 from sid_ray.denoisers import dropout, edm2, edm_layers
 from sid_ray.denoisers.convolution import dims_of_channel
 from sid_ray.denoisers.precondition import Preconditioned
-from sid_ray.roles import AdamSettings, UpdateRules
+from sid_ray.roles import UpdateRules
 from sid_ray.types import Condition, Denoiser, Level, Prediction, Want
 
 Paused = Callable[[], AbstractContextManager[None]]

@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from sid_ray import engine
 from sid_ray.assemble import network_of
 from sid_ray.config import DistillConfig, replace
+from sid_ray.denoisers.convolution import freeze, weights_ready
 from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fit import LIVE, LIVE_KEYS
 from sid_ray.fragments import ShardedAverage
@@ -213,9 +214,16 @@ def measured(config: DistillConfig, description: ModelDescription, phase: str, i
     """Peak bytes of a pass on real tensors."""
     description = network_of(config, description)
     nets = [spec_network(config, description, "cpu") for _ in range(3)]
-    with trained_alone(nets[1] if phase == FAKE_SCORE else nets[2]):
-        run_phase(config, description, nets, phase, 1)  # caches of schedules are filled
-        return allocator_peak(lambda: run_phase(config, description, nets, phase, images))
+    freeze(nets[0])
+    trained, other = nets[1:] if phase == FAKE_SCORE else nets[:0:-1]
+
+    def run(images: int) -> None:
+        with weights_ready(other):
+            run_phase(config, description, nets, phase, images)
+
+    with trained_alone(trained):
+        run(1)  # caches of schedules are filled
+        return allocator_peak(lambda: run(images))
 
 
 def show_activations() -> None:

@@ -26,7 +26,7 @@ from sid_ray.allocator import keep_freed_memory
 from sid_ray.assemble import adam_of, network_of, objective_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
-from sid_ray.denoisers.convolution import freeze
+from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.known_networks import teacher_of
@@ -223,14 +223,6 @@ def iterate(
     return dict(clock.seconds)
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-    for layer in module.modules():
-        if getattr(layer, "ready", None) is not None:
-            yield layer.ready  # type: ignore[misc]
-
-
 def memory(side: Side, trainee: Trainee) -> dict[str, Any]:
     """Bytes by role and kind between two iterations, and the most there has been in all."""
     found: dict[str, dict[str, int]] = {}
@@ -240,11 +232,11 @@ def memory(side: Side, trainee: Trainee) -> dict[str, Any]:
         moments = [v for s in states for v in s.values() if isinstance(v, Tensor) and v.ndim]
         gradients = [p.grad for p in parameters if p.grad is not None]
         found[name] = {
-            "weights": size_of(tensors_of(role.module)),
+            "weights": size_of(weights_of(role.module)),
             "gradients": size_of(gradients),
             "moments": size_of(moments),
         }
-    found["teacher"] = {"weights": size_of(tensors_of(trainee.teacher))}
+    found["teacher"] = {"weights": size_of(weights_of(trainee.teacher))}
     found["average"] = {"weights": size_of(trainee.generator_ema.parameters())}
     if side.device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

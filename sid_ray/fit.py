@@ -23,7 +23,7 @@ from sid_ray.memory import (
     peak,
     sent_bytes,
 )
-from sid_ray.trace_memory import Traced, sizes_of, trace
+from sid_ray.trace_memory import Traced, frozen_bytes, sizes_of, trace
 from sid_ray.weights.folder import ModelDescription
 
 RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
@@ -110,12 +110,18 @@ class Planner:
         self.description, self.text = description, text
         self._traces: dict[tuple, dict[int, Mapping[str, int]]] = {}
         self._network: Network | None = None
+        self._teachers: dict[str, int] = {}
 
     @property
     def network(self) -> Network:
         if self._network is None:
             self._network = sizes_of(self.description, PERSISTENT, self.text)
         return self._network
+
+    def teacher_bytes(self, precision: str) -> int:
+        if precision not in self._teachers:
+            self._teachers[precision] = frozen_bytes(self.description, precision)
+        return self._teachers[precision]
 
     def activations(self, config: DistillConfig, micro_batch: int, gpus: int) -> dict[str, int]:
         """Phase -> bytes of one pass. Traces a micro-batch that is the config's own, else the chord
@@ -146,6 +152,7 @@ class Planner:
             offload=resources.offload_optimizer,
             reserve=machine.reserve,
             moments={role: len(adam_of(config, role).moments) for role in TRAINED},
+            teacher=self.teacher_bytes(config.training.precision),
         )
 
     def peak(self, config: DistillConfig, machine: Machine, micro_batch: int = 0) -> Moment:

@@ -63,7 +63,8 @@ class Layout:
     communication bucket, ``live`` those that stage 3 may leave gathered between uses;
     ``offload`` keeps masters and moments in host memory. ``reserve`` bytes are no tensor's: CUDA
     context, libraries' workspaces, what the allocator cannot use. ``moments`` is how many of Adam's
-    each trained role keeps.
+    each trained role keeps. ``teacher`` is the bytes of a whole teacher whose body is cast to half
+    precision for good; 0 where it is float32.
     """
 
     gpus: int
@@ -73,6 +74,7 @@ class Layout:
     offload: bool = False
     reserve: int = 0
     moments: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TRAINED, 2))
+    teacher: int = 0
 
     def part(self, elements: int) -> int:
         """Bytes of a rank's share of elements."""
@@ -107,6 +109,8 @@ def role_state(role: str, network: Network, layout: Layout) -> Parts:
         parts[role, "weights"] = WORD * count
     parts[role, "other"] = network.buffers
     if role == TEACHER:
+        if layout.teacher and not stage:
+            parts[role, "weights"] = layout.teacher
         return parts
     optimised = WORD * count if stage == 0 else layout.part(count)
     if not (layout.offload and stage):
@@ -180,6 +184,8 @@ def start_parts(network: Network, layout: Layout) -> Parts:
     whole, parts = WORD * network.parameters, Parts()
     if layout.stages[TEACHER] == 3:
         parts[TEACHER, "weights"] = whole - layout.part(network.parameters)
+    elif layout.teacher:
+        parts[TEACHER, "weights"] = whole - layout.teacher
     if layout.stages[GENERATOR]:
         parts[GENERATOR, "weights"] = whole
     return parts

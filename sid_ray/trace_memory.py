@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from sid_ray.assemble import network_of, objective_of
 from sid_ray.config import DistillConfig
+from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.spec import spec_of
@@ -121,6 +122,16 @@ def sizes_of(description: ModelDescription, persistent: int, text: int = 0) -> N
     return Network(sum(counts), small, buffers, text)
 
 
+def frozen_bytes(description: ModelDescription, precision: str) -> int:
+    """Bytes of the weights of a teacher made ready for a body of this precision; 0 for float32."""
+    if precision == "float32":
+        return 0
+    module = layout(description, "the teacher")
+    set_precision(module, precision)
+    freeze(module)
+    return sum(tensor.nbytes for tensor in weights_of(module))
+
+
 def trace(
     config: DistillConfig,
     description: ModelDescription,
@@ -134,6 +145,7 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
+    freeze(nets[0])
     for net in nets:
         set_recompute(net, config.resources.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
@@ -172,9 +184,9 @@ def phase_bytes(
     images: int,
 ) -> int:
     """Peak bytes of a forward and backward pass; a gradient of a weight is gone once complete."""
-    trained = nets[1] if phase == FAKE_SCORE else nets[2]
-    known = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
-    with trained_alone(trained), LiveBytes(known) as live, FusedAttention():
+    trained, other = nets[1:] if phase == FAKE_SCORE else nets[:0:-1]
+    known = [tensor for net in nets for tensor in (*weights_of(net), *net.buffers())]
+    with trained_alone(trained), LiveBytes(known) as live, FusedAttention(), weights_ready(other):
         run_phase(config, description, nets, phase, images)
     return live.peak
 

@@ -132,6 +132,14 @@ def take_ready(module: nn.Module) -> list[Ready]:
     return chosen
 
 
+def weights_of(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors that a network's weights are in, made ready or not."""
+    yield from (parameter for parameter in module.parameters() if parameter.numel())
+    for layer in module.modules():
+        if isinstance(layer, Ready) and layer.ready is not None:
+            yield layer.ready
+
+
 def freeze(module: nn.Module) -> None:
     """Makes weights ready for good and gives up what they were made from.
 
