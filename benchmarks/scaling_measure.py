@@ -39,6 +39,7 @@ from sid_ray.weights.description import ModelDescription
 from tests.trajectories import LabelledImages
 
 BUCKET = 1_000_000  # several of them make a network, as 50,000,000 make several of an XXL
+OWN_BUCKET = engine.BUCKET
 SEEN = 1 << 30  # images: every warm-up is over, all terms of a loss count
 SHAPE = (4, 8, 8)
 NETWORK = EDM2Network(

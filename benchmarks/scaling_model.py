@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sid_ray.groups import GroupPlan
+from sid_ray.memory import FLAT, WORD
 
-WORD = 4  # gradients and weights travel in float32
 REDUCE, GATHER, SCATTER = "all_reduce", "all_gather", "reduce_scatter"
 # A ring's traffic a rank, of bytes (P - 1) / P: an all-reduce is a reduce-scatter and a gathering.
 ROUNDS = {REDUCE: 2, GATHER: 1, SCATTER: 1}
@@ -81,12 +81,12 @@ def collectives(stages: Stages, sizes: Sizes, passes: int) -> list[Collective]:
     """Those of one iteration of two roles, as DeepSpeed 0.19.8 issues them with engine.py's keys.
 
     Stages 1 and 2 reduce by all-reduce (use_multi_rank_bucket_allreduce), of which each rank keeps
-    its part: twice what a reduce-scatter would send. Stage 0 does so in one piece, 1 in the last
+    its part: twice what a reduce-scatter would send. Stage 0 does so in pieces of FLAT elements, 1 in the last
     pass, 2 in every pass. Those of a few numbers (norms) are left out.
     """
     count, bucket = sizes.parameters, stages.bucket
     if stages.trained == 0:
-        found = [Collective(REDUCE, count, 2)]
+        found = pieces(REDUCE, count, FLAT, 2)
     elif stages.trained < 3:
         reductions = 2 * (passes if stages.trained == 2 else 1)
         found = pieces(REDUCE, count, bucket, reductions) + pieces(GATHER, count, bucket, 2)
@@ -136,9 +136,10 @@ class StatedLink:
     """Rings over nodes of ``node`` GPUs, from stated bandwidths in bytes a second and direction.
 
     ``within`` a node is a GPU's; ``between`` nodes is a whole node's, over all its adapters: rings
-    go through the node's GPUs one after the other and leave it once each, so that all rings together
+    go through a node's GPUs one after the other and leave it once each, so that all rings together
     carry the same bytes over a GPU's link and over a node's adapters, and the slower of the two
-    decides. ``share`` of the bandwidth is reached; each of a ring's steps waits ``hop_s``.
+    decides. ``share`` of the bandwidth is reached. A ring's step waits ``hop_within`` or
+    ``hop_between`` seconds, as NCCL's own tuning assumes for rings of large messages (Simple).
     """
 
     name: str
@@ -146,12 +147,15 @@ class StatedLink:
     between: float
     node: int = 8
     share: float = 0.8
-    hop_s: float = 5e-6
+    hop_within: float = 3.4e-6
+    hop_between: float = 14e-6
 
     def seconds(self, kind: str, elements: int, workers: int) -> float:
-        slowest = self.within if workers <= self.node else min(self.within, self.between)
-        rounds, steps = ROUNDS[kind], workers - 1
-        return rounds * steps * (WORD * elements / workers / (slowest * self.share) + self.hop_s)
+        nodes = math.ceil(workers / self.node)
+        slowest = self.within if nodes == 1 else min(self.within, self.between)
+        waits = (nodes - 1) * self.hop_between + (workers - nodes) * self.hop_within
+        moved = WORD * elements * (workers - 1) / workers
+        return ROUNDS[kind] * (moved / (slowest * self.share) + waits)
 
 
 @dataclass(frozen=True)
