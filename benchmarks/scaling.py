@@ -1,12 +1,12 @@
 """Step time and memory against world size: measured to 4 CPU workers, modelled for XXL to 512 GPUs.
 
     python -m benchmarks.scaling [--only measured|model] [--workers 1 2 3 4] [--iterations 5]
-        [--flops 989e12] [--share 0.4] [--memory-rate 3.35e12] [--gpu-memory 80] [--overlap 0]
-        [--picture docs/scaling.png]
+        [--flops 989e12] [--share 0.4] [--memory-rate 3.35e12] [--gpu-memory 80]
+        [--overlap 0] [--picture docs/scaling.png]
 
-measured: real workers over gloo, a thread each, ZeRO 0 to 3, beside benchmarks/scaling_model.py. The
-model is given one worker's seconds of compute, collectives by themselves at each number of workers,
-and how many cores the workers get; never a step of more than one worker.
+measured: real workers over gloo, a thread each, ZeRO 0 to 3, beside benchmarks/scaling_model.py.
+The model is given one worker's seconds of compute, collectives by themselves at each number of
+workers, and how many cores the workers get; never a step of more than one worker.
 
 model: EDM2-XXL on 8 to 512 GPUs by rates that are assumptions: nothing here ran on a GPU.
 """
@@ -108,7 +108,10 @@ class Comparison:
         lines.append(f"\nplain: MiB modelled | measured | error: {pair(modelled, plain, 1)}\n")
         return lines
 
-    def row(self, workers: int, stage: int, found: Mapping[str, Any], link: MeasuredLink) -> str:
+    def row(
+        self, workers: int, stage: int, found: Mapping[str, Any], link: MeasuredLink
+    ) -> list[str]:
+        """Two lines: seconds, and bytes."""
         plan: GroupPlan = config_of(stage).group_plan(workers)
         stages = Stages(stage, bucket=BUCKET)
         seconds = iteration(
@@ -128,16 +131,22 @@ class Comparison:
             ("memory", peak, found["peak"]),
         ):
             self.errors[name].append(abs(modelled / measured - 1))
-        cells = (
+        seconds_cells = (
+            f"{found['cores']:.1f}",
             pair(seconds.total, found["step"]),
             pair(computing, computed),
             f"{seconds.communication:.2f} | {found['waiting']:.2f}",
+        )
+        bytes_cells = (
             pair(sent / MIB, found["sent"] / MIB, 1),
             f"{self.planned_sent(stage, workers, plan) / MIB:,.1f}",
             pair(peak / MIB, found["peak"] / MIB, 1),
             f"{found['rss'] / MIB:,.0f}",
         )
-        return f"| {workers} | {stage} | {found['cores']:.1f} | {' | '.join(cells)} |"
+        return [
+            f"| {workers} | {stage} | {' | '.join(cells)} |"
+            for cells in (seconds_cells, bytes_cells)
+        ]
 
     def planned_sent(self, stage: int, workers: int, plan: GroupPlan) -> int:
         """What `sid-ray plan` says of the same."""
@@ -155,10 +164,13 @@ class Comparison:
         )
 
 
-HEADER = (
-    "| P | ZeRO | cores | step, s: model | measured | error | on a core, s: model | measured | error "
-    "| collectives, s: model | waited | sent, MiB: model | counted | error | plan says "
-    "| MiB: model | measured | error | RSS |"
+SECONDS = (
+    "| P | ZeRO | cores | step, s: model | measured | error "
+    "| on a core, s: model | measured | error | collectives, s: model | waited |"
+)
+BYTES = (
+    "| P | ZeRO | sent, MiB: model | counted | error | plan says "
+    "| most, MiB: model | measured | error | RSS |"
 )
 
 
@@ -179,8 +191,10 @@ def show_measured(workers: Sequence[int], iterations: int) -> None:
         link = MeasuredLink({number: points})
         rows += [comparison.row(number, int(stage), found[stage], link) for stage in found]
     print("collectives by themselves, ms:\n\n" + "\n".join(speed_header() + speeds))
-    print("\n" + HEADER + "\n" + "|" + "---:|" * (HEADER.count("|") - 1))
-    print("\n".join(rows) + "\n\n" + comparison.summary(), flush=True)
+    for header, lines in zip((SECONDS, BYTES), zip(*rows, strict=True), strict=True):
+        print("\n" + header + "\n|" + "---:|" * (header.count("|") - 1))
+        print("\n".join(lines))
+    print("\n" + comparison.summary(), flush=True)
 
 
 def speed_header() -> list[str]:
@@ -210,7 +224,8 @@ def main() -> None:
     if given.only != "model":
         show_measured(given.workers, given.iterations)
     if given.only != "measured":
-        from benchmarks.scaling_xxl import Rates, show_model
+        from benchmarks.scaling_tables import show_model
+        from benchmarks.scaling_xxl import Rates
 
         engine.BUCKET = scaling_measure.OWN_BUCKET
         rates = Rates(given.flops, given.share, given.memory_rate, given.gpu_memory)

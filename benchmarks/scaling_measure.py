@@ -2,7 +2,7 @@
 
 Measured of each iteration: wall seconds; of what a rank computes, by section, seconds of its thread
 on a core, which other programs on the machine do not change; seconds of waiting for collectives.
-Then one iteration in which all tensors and all collectives are counted, whose time counts for nothing.
+Then one iteration in which all tensors and all collectives are counted and nothing is timed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Clock:
         generator.average_into = self.within("average", generator.average_into)
 
     def watch_collectives(self) -> None:
-        """Counts seconds in which a rank waits for a collective, or for the others to come to it."""
+        """Counts seconds of waiting for a collective, or for the others to come to it."""
         wait = torch._C._distributed_c10d.Work.wait
 
         def timed(work: Any, *arguments: Any) -> Any:
@@ -191,9 +192,7 @@ def measure(
         draws = draws_of(LabelledImages(SHAPE), plan, 0, torch.device("cpu"), objective.draw_spec)
         settings = StepSettings(plan, rank, config.training.ema_half_life, 0.5)
 
-        def iterate(trainee: Trainee = trainee, settings: Any = settings) -> None:
-            step(trainee, objective, settings, draws, Sums())
-
+        iterate = partial(step, trainee, objective, settings, draws, Sums())
         iterate()
         clock.watch(trainee)
         cores = available()

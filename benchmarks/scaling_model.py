@@ -3,13 +3,13 @@
     iteration = passes + communication not hidden behind them + update
 
     passes         n (p_fake + p_generator) max(1, P / C),   n = passes a rank of the group plan.
-                   A rank that runs short of groups repeats some with weight zero: every rank computes
-                   as long as the one with the most groups.
+                   A rank that runs short of groups repeats some with weight zero: every rank
+                   computes as long as the one with the most groups.
     update         (adam / S + normalise + average / P) max(1, P / C),   S = 1 at stage 0, else P.
                    Stage 0 steps every parameter on every rank; forced normalisation writes whole
                    working weights on every rank at every stage; the average is shared out always.
-    communication  the sum over all collectives, one after the other (overlap_comm is off), of what
-                   one takes on a link. ``overlap`` hides that share of what there is to hide behind.
+    communication  the sum over all collectives of what one takes on a link, one after the other:
+                   overlap_comm is off. ``overlap`` hides a share of it behind passes.
 
 Symbols
     P, C   workers, cores that they share (a GPU each: C = P)
@@ -81,8 +81,8 @@ def collectives(stages: Stages, sizes: Sizes, passes: int) -> list[Collective]:
     """Those of one iteration of two roles, as DeepSpeed 0.19.8 issues them with engine.py's keys.
 
     Stages 1 and 2 reduce by all-reduce (use_multi_rank_bucket_allreduce), of which each rank keeps
-    its part: twice what a reduce-scatter would send. Stage 0 does so in pieces of FLAT elements, 1 in the last
-    pass, 2 in every pass. Those of a few numbers (norms) are left out.
+    its part: twice what a reduce-scatter would send. Stage 0 does so in pieces of FLAT
+    elements, 1 in the last pass, 2 in every pass. Those of a few numbers (norms) are left out.
     """
     count, bucket = sizes.parameters, stages.bucket
     if stages.trained == 0:
