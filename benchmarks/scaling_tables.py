@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.scaling_model import StatedLink
 from benchmarks.scaling_xxl import GPUS, LINKS, PHASES, RECIPE, Model, Rates, Row
+from sid_ray import engine
 from sid_ray.config import DistillConfig
 from sid_ray.fit import stage_variants
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB
@@ -103,6 +104,16 @@ def recipe_micro_batch(model: Model) -> str:
     )
 
 
+def larger_buckets(model: Model) -> str:
+    """What fewer, larger collectives would do where waiting for a ring's steps is most of them."""
+    gpus, stage = GPUS[-1], model.chosen(GPUS[-1])
+    own, ten = (model.row(gpus, stage, LINKS[0], times * engine.BUCKET) for times in (1, 10))
+    return (
+        f"\nbuckets of {10 * engine.BUCKET:,} elements instead of {engine.BUCKET:,}: {gpus} GPUs "
+        f"with {LINKS[0].name} {ten.images_s:,.0f} images/s instead of {own.images_s:,.0f}"
+    )
+
+
 def show_model(rates: Rates, overlap: float, picture: Path) -> None:
     """Prints the tables and draws the picture."""
     model = Model(rates, overlap)
@@ -112,6 +123,7 @@ def show_model(rates: Rates, overlap: float, picture: Path) -> None:
     for link, own in rows.items():
         print("\n".join(main_table(model, link, own)), flush=True)
     print(recipe_micro_batch(model))
+    print(larger_buckets(model))
     print("\n".join(stages_table(model)))
     print("\n".join(groups_table(model.config)))
     memory = {

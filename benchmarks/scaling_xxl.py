@@ -156,14 +156,17 @@ class Model:
         assert best is not None
         return best.stage
 
-    def row(self, gpus: int, stage: str, link: StatedLink) -> Row:
-        """At the largest micro-batch that fits; at the recipe's where none does."""
+    def row(self, gpus: int, stage: str, link: StatedLink, bucket: int = 0) -> Row:
+        """At the largest micro-batch that fits; at the recipe's where none does.
+
+        ``bucket`` is elements, 0 for the engine's own; the micro-batch is that of the engine's.
+        """
         config, machine = stage_variants(self.config)[stage], self.machine(gpus)
         largest = self.planner.largest(config, machine)
         micro = largest or self.config.training.group_size
         plan = replace(config.group_plan(1), world_size=gpus, micro_batch=micro)
         number, _, teacher = stage.partition(", ")
-        stages = Stages(int(number), 3 if teacher else 0, engine.BUCKET)
+        stages = Stages(int(number), 3 if teacher else 0, bucket or engine.BUCKET)
         rounds = -(-plan.num_groups // gpus)
         # The last pass of a rank may hold fewer groups: seconds of a mean one.
         images = rounds * plan.group_size / plan.passes_a_rank
