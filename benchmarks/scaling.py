@@ -1,6 +1,6 @@
 """Step time and memory against world size: measured to 4 CPU workers, modelled for XXL to 512 GPUs.
 
-    python -m benchmarks.scaling [--only measured|model] [--workers 1 2 3 4] [--iterations 5]
+    python -m benchmarks.scaling [--only measured|model] [--workers 1 2 3 4] [--iterations 4]
         [--flops 989e12] [--share 0.4] [--memory-rate 3.35e12] [--gpu-memory 80]
         [--overlap 0] [--picture docs/scaling.png]
 
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("measured", "model"))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--flops", type=float, default=989e12, help="of a GPU, stated, bfloat16")
     parser.add_argument("--share", type=float, default=0.4, help="of them reached: assumed")
     parser.add_argument("--memory-rate", type=float, default=3.35e12, help="bytes a second, stated")
