@@ -29,8 +29,9 @@ from sid_ray.weights.folder import ModelDescription
 RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
 LIVE = 1_000_000_000  # DeepSpeed's default of both keys below
 LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
-# The order in which stages are recommended. 0 and 1 send least, 2 as much again for each further
-# pass, 3 gathers the networks in each of them.
+# The order in which stages are recommended. 0 and 1 send least, and 1, for half as much again, is
+# less memory and has each rank step its part alone; 2 sends as much again for each further pass, 3
+# gathers the networks in each of them.
 PREFERENCE = ("1", "2", "0", "3", "3, teacher")
 NONE = "none"  # the stage of a run whose roles are plain torch's
 ALONE = (NONE, "1", "2", "3")
@@ -188,7 +189,7 @@ class Planner:
 
 
 def recommended(rows: list[Row], gpus: int) -> Row | None:
-    """The stage that sends least where the config's micro-batch fits, else any; None for none."""
+    """The first of PREFERENCE where the config's micro-batch fits, else any; None for none."""
     order = {row.stage: row for row in rows}
     names = [name for name in (PREFERENCE if gpus > 1 else ALONE) if name in order]
     for fits in (lambda row: row.fits, lambda row: row.largest):

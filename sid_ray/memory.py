@@ -220,13 +220,15 @@ def checkpoint_bytes(network: Network, stored: Mapping[str, int]) -> int:
 def sent_bytes(network: Network, layout: Layout, passes: int) -> int:
     """Bytes that a GPU sends in one iteration of ``passes`` passes a phase, at most.
 
-    A reduction or a gathering of N elements sends N (P - 1) / P of them. Stages 0 and 1: one of
-    each an update; 2: a reduction each pass; 3: gatherings for each forward and backward pass of
-    each network, also where it is only evaluated.
+    A reduction or a gathering of N elements sends N (P - 1) / P of them, an all-reduce is one of
+    each. Stage 0: an all-reduce an update. Stages 1 and 2 sum gradients by all-reduce too, of which
+    each rank keeps its part (use_multi_rank_bucket_allreduce), once an update or in each pass, and
+    gather new weights. 3: gatherings for each forward and backward pass of each network, also where
+    it is only evaluated, and for forced normalisation.
     """
     times = 0
     for role, evaluated in ((FAKE_SCORE, 2), (GENERATOR, 1)):
         stage = layout.stages[role]
-        times += (2, 2, passes + 1, passes * (3 + evaluated))[stage]
+        times += (2, 3, 2 * passes + 1, passes * (3 + evaluated) + 1)[stage]
     times += 2 * passes if layout.stages[TEACHER] == 3 else 0
     return times * WORD * network.parameters * (layout.gpus - 1) // layout.gpus

@@ -89,7 +89,7 @@ def test_the_fullest_moment_is_one_of_the_iteration():
 
 def test_higher_stages_send_more_and_one_gpu_nothing():
     sent = [sent_bytes(NETWORK, layout(stage), passes=4) for stage in range(4)]
-    assert sent[0] == sent[1] == 2 * 2 * 3 * COUNT < sent[2] < sent[3]
+    assert sent[0] == 2 * 2 * 3 * COUNT < sent[1] == 1.5 * sent[0] < sent[2] < sent[3]
     assert sent_bytes(NETWORK, layout(3, gpus=1), passes=4) == 0
 
 
