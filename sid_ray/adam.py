@@ -127,5 +127,10 @@ class Adam(torch.optim.Adam):
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no element is infinite or NaN: by the largest, without temporaries of their size."""
-    return bool(torch.stack(torch._foreach_norm(tensors, inf)).isfinite().all())
+    """Whether no element is infinite or NaN, without temporaries of their size.
+
+    The sum of squares is fast and finite only where all elements are; where it is not, it may have
+    overflowed: the largest element decides.
+    """
+    norms = (torch._foreach_norm(tensors, order) for order in (2, inf))
+    return any(bool(torch.stack(norm).isfinite().all()) for norm in norms)
