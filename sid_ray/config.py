@@ -211,12 +211,17 @@ def check_compile(resources: ResourcesConfig) -> None:
                 f"gathers weights inside the networks, but {role} is at stage 3: set "
                 f"resources.{role}_zero_stage, or --resources.compile off"
             )
-    if resources.compile == "cudagraphs":
-        if not resources.use_gpu:
-            raise UserError(
-                "resources.compile cudagraphs needs GPUs: set --resources.use-gpu, or "
-                "--resources.compile default"
-            )
+    if resources.compile == "cudagraphs" and not resources.use_gpu:
+        raise UserError(
+            "resources.compile cudagraphs needs GPUs: set --resources.use-gpu, or "
+            "--resources.compile default"
+        )
+    if resources.compile == "cudagraphs" and resources.activation_checkpointing:
+        raise UserError(
+            "resources.compile cudagraphs compiles whole networks, in which blocks cannot be "
+            "computed again: set --resources.no-activation-checkpointing, or "
+            "--resources.compile default"
+        )
 
 
 def asked_metrics(text: str) -> tuple[str, ...]:

@@ -100,6 +100,10 @@ def keep_compiled(folder: Path) -> None:
 
     Before anything is compiled. Inductor's and AOTAutograd's caches lie there, keyed by the code,
     versions and machine, written whole or not at all, so that processes may share the folder. A
-    TORCHINDUCTOR_CACHE_DIR in the environment is left as it is.
+    TORCHINDUCTOR_CACHE_DIR of the user's own is left as it is.
     """
-    os.environ.setdefault(CACHE_VARIABLE, str(folder))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Importing dynamo, which diffusers or DeepSpeed may have done, sets it to torch's default.
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
+        os.environ[CACHE_VARIABLE] = str(folder)

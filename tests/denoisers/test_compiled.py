@@ -1,6 +1,7 @@
 """Compiled networks: the same numbers, whole graphs, names and copies as without."""
 
 import copy
+import logging
 import os
 from dataclasses import replace
 
@@ -37,9 +38,11 @@ FAMILIES = {"edm": tiny_network, "adm": adm, "edm2": tiny_edm2}
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(monkeypatch):
     """Graphs of other tests, and limits that set_compile raises, are not this test's."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # slow, and long
     with torch._dynamo.config.patch():
         yield
     torch._dynamo.reset()
