@@ -86,7 +86,7 @@ class Case:
         with torch.no_grad():
             other = copy.deepcopy(start)
             for parameter in other.parameters():
-                parameter.mul_(1.02)  # teacher and fake score disagree
+                parameter.mul_(1.1)  # teacher and fake score disagree
         self.networks = Networks(start, other, copy.deepcopy(start))
         for network in self.networks:
             switch.apply(network)

@@ -88,7 +88,8 @@ def build_networks(
     set_precision(teacher, config.training.precision)
     set_attention(teacher, config.resources.attention)
     set_recompute(teacher, config.resources.activation_checkpointing)
-    keep_compiled(local_disk(settings) / "compiled")
+    if config.resources.compile != "off":
+        keep_compiled(local_disk(settings) / "compiled")
     plan = config.group_plan(world_size)
 
     rules = rules_of(config, description.family)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sid_ray.errors import UserError
+
 MODES = ("off", "default", "cudagraphs")
 # Of diffusers' U-Nets: what they repeat. By name, as only stable_diffusion.py imports diffusers.
 DIFFUSERS_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
@@ -100,10 +102,18 @@ def keep_compiled(folder: Path) -> None:
 
     Before anything is compiled. Inductor's and AOTAutograd's caches lie there, keyed by the code,
     versions and machine, written whole or not at all, so that processes may share the folder. A
-    TORCHINDUCTOR_CACHE_DIR of the user's own is left as it is.
+    TORCHINDUCTOR_CACHE_DIR of the user's own is left as it is. What lies there is executed: the
+    folder is this user's alone. Raises UserError where it is somebody else's.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     # Importing dynamo, which diffusers or DeepSpeed may have done, sets it to torch's default.
-    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
-        os.environ[CACHE_VARIABLE] = str(folder)
+    if os.environ.get(CACHE_VARIABLE) not in (None, default_cache_dir()):
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(
+            f"{folder}, for compiled code, belongs to another user; set output.local_folder, or "
+            f"{CACHE_VARIABLE} on every node"
+        )
+    os.environ[CACHE_VARIABLE] = str(folder)
