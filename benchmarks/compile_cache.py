@@ -1,11 +1,10 @@
 """Seconds to the first step with resources.compile default: without, with and beside a cache.
 
-    python -m benchmarks.compile_cache [--resize]
+    python -m benchmarks.compile_cache
 
 Both phases of SiD on a small DDPM++ network, each row a process of its own: cold, again with the
-cache, with the phases in the other order, and two cold processes at once on one empty folder. With
---resize also a real run of digits-sid through Ray on one worker, then resumed on two, from images
-seen and seconds of its log: a worker that has to compile is slower than one that has not.
+cache, as after an elastic restart, with the phases in the other order, and two cold processes at
+once on one empty folder.
 """
 
 from __future__ import annotations
@@ -99,36 +98,15 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
         print(f"| {name} | {row['first_s']:.1f} | {row['next_s']:.3f} | {' | '.join(counts)} |")
 
 
-def resize(folder: Path) -> None:
-    """One worker compiles; then the same run goes on with two, from its cache."""
-    options = ["--output.folder", str(folder), "--run", "resized", "--resources.compile", "default"]
-    options += ["--evaluation.every", "0", "--evaluation.no-final-report"]
-    print("| | command, s |\n|---|---:|")
-    for name, workers, images in (
-        ("1 worker, cold", 1, 512),
-        ("2 workers go on", 2, 1024),
-        ("2 workers go on again", 2, 1536),
-    ):
-        own = ["--workers", str(workers), "--images", str(images)]
-        command = [sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid", *options, *own]
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        print(f"| {name} | {time.perf_counter() - began:.0f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--resize", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(child(options.child[0], options.child[1:])))
         return
-    folder = Path(tempfile.mkdtemp(prefix="compile_cache_"))
-    if options.resize:
-        resize(folder)
-    else:
-        print_table(measure(folder))
+    with tempfile.TemporaryDirectory(prefix="compile_cache_") as folder:
+        print_table(measure(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def work(rank: int, port: int, folder: str, rounds: int, channels: int) -> None:
 
 
 def measure(rounds: int, channels: int) -> dict[int, dict[str, Any]]:
-    """By stage: ``largest`` difference of weights and moments, ``seconds`` of an update each way."""
+    """By stage: ``largest`` difference of weights and moments, ``seconds`` of an update."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import tempfile
 import time
@@ -86,7 +87,7 @@ class Case:
         with torch.no_grad():
             other = copy.deepcopy(start)
             for parameter in other.parameters():
-                parameter.mul_(1.1)  # teacher and fake score disagree
+                parameter.mul_(1.02)  # teacher and fake score disagree
         self.networks = Networks(start, other, copy.deepcopy(start))
         for network in self.networks:
             switch.apply(network)
@@ -147,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
-    keep_compiled(Path(tempfile.mkdtemp(prefix="switches_")))
+    keep_compiled(Path(tempfile.gettempdir()) / f"sid_ray_switches_{os.getuid()}")
     print("| network | switch | fake loss | its gradient | generator loss | its gradient | s |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for family in ("DDPM++", "EDM2"):
