@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+import torch._inductor.metrics
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -255,3 +256,15 @@ def test_a_new_process_compiles_nothing_again():
 def test_overlap_changes_no_bit_at_any_stage():
     for stage, row in overlap.measure(rounds=4, channels=32).items():
         assert row["largest"] == 0, stage
+
+
+@slow
+def test_compiled_masks_are_the_same_to_the_bit(tmp_path, monkeypatch):
+    """The 64-bit hash, really compiled: wrapping products and shifts as torch's own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    mask = torch.compile(keep_mask, dynamic=False, fullgraph=True)
+    keys = torch.tensor([1, -5, 2**61, -(2**63), 2**63 - 1])
+    for site in (torch.tensor(0), torch.tensor(57)):
+        assert torch.equal(mask(keys, site, 0.13, 4096), keep_mask(keys, site, 0.13, 4096))
+    # Two loops at most: the sample's start, and its elements.
+    assert torch._inductor.metrics.generated_kernel_count <= 2
