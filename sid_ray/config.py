@@ -99,6 +99,7 @@ class DistillConfig:
                     f"resources.offload_optimizer needs ZeRO stage 1, 2 or 3, but {role} is at "
                     f"stage 0: set resources.{role}_zero_stage, or --resources.no-offload-optimizer"
                 )
+        check_compile(self.resources)
         evaluation = self.evaluation
         if not evaluation.feature_space and (evaluation.every or evaluation.final_report):
             raise UserError(
@@ -196,6 +197,31 @@ MINIMUM = {
     "output.keep_checkpoints": 1,
     "output.report_every": 1,
 }
+
+
+def check_compile(resources: ResourcesConfig) -> None:
+    """Raises UserError where resources.compile cannot work."""
+    if resources.compile == "off":
+        return
+    stages = {role: resources.stage_of(role) for role in ("fake_score", "generator")}
+    for role, stage in (stages | {"teacher": resources.teacher_zero_stage}).items():
+        if stage == 3:
+            raise UserError(
+                f"resources.compile {resources.compile} does not go with ZeRO stage 3, which "
+                f"gathers weights inside the networks, but {role} is at stage 3: set "
+                f"resources.{role}_zero_stage, or --resources.compile off"
+            )
+    if resources.compile == "cudagraphs" and not resources.use_gpu:
+        raise UserError(
+            "resources.compile cudagraphs needs GPUs: set --resources.use-gpu, or "
+            "--resources.compile default"
+        )
+    if resources.compile == "cudagraphs" and resources.activation_checkpointing:
+        raise UserError(
+            "resources.compile cudagraphs compiles whole networks, in which blocks cannot be "
+            "computed again: set --resources.no-activation-checkpointing, or "
+            "--resources.compile default"
+        )
 
 
 def asked_metrics(text: str) -> tuple[str, ...]:

@@ -45,13 +45,14 @@ SUB_GROUP = 1_000_000_000  # elements that stage 3 steps at once
 
 
 def deepspeed_config(
-    zero_stage: int, passes: int, world_size: int, offload: bool = False
+    zero_stage: int, passes: int, world_size: int, offload: bool = False, overlap: bool = False
 ) -> dict[str, Any]:
     """DeepSpeed's configuration of one role; every key that changes numbers or memory is set.
 
     ``passes`` is the number of backward passes before an update. A micro-batch is called one
     sample here: the losses are already divided by the global batch. ``offload`` keeps masters,
     moments and accumulated gradients in CPU memory and steps them there (stages 1 to 3).
+    ``overlap`` sums gradients over ranks while the backward pass goes on (stages 1 to 3).
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -65,7 +66,7 @@ def deepspeed_config(
         "communication_data_type": "fp32",
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
-        "zero_optimization": zero_config(zero_stage, offload),
+        "zero_optimization": zero_config(zero_stage, offload, overlap),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
@@ -73,11 +74,11 @@ def deepspeed_config(
     }
 
 
-def zero_config(stage: int, offload: bool) -> dict[str, Any]:
+def zero_config(stage: int, offload: bool, overlap: bool = False) -> dict[str, Any]:
     """The part of the configuration about what is shared out over ranks."""
     return {
         "stage": stage,
-        "overlap_comm": False,
+        "overlap_comm": overlap,
         "contiguous_gradients": True,
         "round_robin_gradients": False,
         "reduce_scatter": True,
@@ -242,6 +243,7 @@ class DeepSpeedRole:
         passes: int,
         rules: UpdateRules = PLAIN_RULES,
         offload: bool = False,
+        overlap: bool = False,
     ):
         import deepspeed
 
@@ -251,7 +253,7 @@ class DeepSpeedRole:
             self.engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=adam.build(module.parameters()),
-                config=deepspeed_config(zero_stage, passes, self.world_size, offload),
+                config=deepspeed_config(zero_stage, passes, self.world_size, offload, overlap),
                 dist_init_required=False,
             )
         self._layout = layout_of(self.engine, zero_stage, offload)

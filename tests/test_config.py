@@ -120,3 +120,22 @@ def test_offload_needs_something_that_is_shared_out():
     config.check()
     with pytest.raises(UserError, match="generator is at stage 0"):
         replace(config, resources__generator_zero_stage=0).check()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"zero_stage": 3}, "fake_score is at stage 3: set resources.fake_score_zero_stage"),
+        ({"teacher_zero_stage": 3}, "teacher is at stage 3: set resources.teacher_zero_stage"),
+        ({"compile": "cudagraphs"}, "needs GPUs: set --resources.use-gpu"),
+        (
+            {"compile": "cudagraphs", "use_gpu": True, "activation_checkpointing": True},
+            "set --resources.no-activation-checkpointing",
+        ),
+    ],
+)
+def test_compile_is_refused_where_it_cannot_work(fields, text):
+    resources = {f"resources__{name}": value for name, value in fields.items()}
+    with pytest.raises(UserError, match=text):
+        replace(DIGITS, **({"resources__compile": "default"} | resources)).check()
+    assert replace(DIGITS, resources__compile="default").check()

@@ -15,6 +15,7 @@ from torch import nn
 from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
+from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
@@ -92,6 +93,8 @@ def build_networks(
     set_memory_format(teacher, config.resources.memory_format)
     set_attention(teacher, config.resources.attention)
     set_recompute(teacher, config.resources.activation_checkpointing)
+    if config.resources.compile != "off":
+        keep_compiled(local_disk(settings) / "compiled")
     plan = config.group_plan(world_size)
 
     rules = rules_of(config, description.family)
@@ -102,10 +105,12 @@ def build_networks(
 
     def role(name: str, start: nn.Module) -> TrainedRole:
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
+        set_compile(network, config.resources.compile)
         adam, stage = adam_of(config, name), config.resources.stage_of(name)
-        passes, offload = plan.passes_a_rank, config.resources.offload_optimizer
+        passes, resources = plan.passes_a_rank, config.resources
+        offload, overlap = resources.offload_optimizer, resources.overlap_comm
         built: TrainedRole = (
-            DeepSpeedRole(network, adam, stage, passes, rules[name], offload)
+            DeepSpeedRole(network, adam, stage, passes, rules[name], offload, overlap)
             if sharing
             else TorchRole(network, adam, rules[name])
         )
@@ -115,6 +120,7 @@ def build_networks(
     # One after the other: the whole copies that a sharded network is made of are not there at once.
     generator = role("generator", initial_generator(settings, teacher))
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
+    set_compile(teacher, config.resources.compile)  # a copy of it would not be
     if config.resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
@@ -141,13 +147,17 @@ def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module
     return network
 
 
+def local_disk(settings: WorkerSettings) -> Path:
+    """A folder on this node's own disk, for all runs."""
+    return Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
+
+
 def build_spool(config: DistillConfig, settings: WorkerSettings) -> Spool:
     """This rank's spool. A collective."""
     run, tracker = Store.at(settings.run_folder), settings.tracker
-    local = Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
     gloo = torch.distributed.get_backend() == "gloo"
     return Spool(
-        local / settings.run_key,
+        local_disk(settings) / settings.run_key,
         run,
         config.output.keep_checkpoints,
         tell=lambda text: tracker.event.remote(text),

@@ -35,9 +35,13 @@ def mix64(z: Tensor) -> Tensor:
     return z.bitwise_xor_(_shift_right(z, 31))
 
 
-def keep_mask(keys: Tensor, site: int, p: float, elements: int) -> Tensor:
-    """[B] int64 keys -> [B, elements] bool, each element True with probability 1 - p."""
-    start = mix64(keys + _signed64((site + 1) * GOLDEN))  # [B]
+def keep_mask(keys: Tensor, site: int | Tensor, p: float, elements: int) -> Tensor:
+    """[B] int64 keys -> [B, elements] bool, each element True with probability 1 - p.
+
+    ``site`` may be an int64 tensor [], whose products wrap around as those of integers here.
+    """
+    shift = (site + 1) * GOLDEN
+    start = mix64(keys + (_signed64(shift) if isinstance(shift, int) else shift))  # [B]
     index = torch.arange(elements, device=keys.device).mul_(GOLDEN)
     bits = mix64(start[:, None] + index[None, :])  # [B, elements]
     return _shift_right(bits, 11) >= int(p * 2**53)
@@ -62,7 +66,7 @@ class Dropped(torch.autograd.Function):
         return (x * keep).mul_(torch.ones((), dtype=x.dtype, device=x.device) / (1 - p))
 
 
-def keyed_dropout(x: Tensor, keys: Tensor | None, site: int, p: float) -> Tensor:
+def keyed_dropout(x: Tensor, keys: Tensor | None, site: int | Tensor, p: float) -> Tensor:
     """Dropout of x [B, ...] with one int64 key a sample [B]; keys None or p 0 returns x.
 
     ``site`` tells the network's dropout layers apart. Kept elements are scaled by 1 / (1 - p).
