@@ -40,7 +40,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.ray_environment import set_ray_environment, stop_like_ctrl_c
+from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
@@ -101,7 +101,7 @@ def start_ray(config: DistillConfig) -> None:
     set_ray_environment()
     # Compiled operators stay inside the project's environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         ray.init(logging_level="warning")
         stop_like_ctrl_c()
         return
@@ -125,7 +125,7 @@ def check_resources(config: DistillConfig, show: Display) -> None:
     if there >= needed:
         return
     found = f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}"
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         show.update("", {}, [f"{found}: waiting for nodes"])
     else:
         raise UserError(f"{found}: lower --resources.num-workers")
@@ -156,7 +156,7 @@ def gpu_memory_gib() -> float:
 def workers_of(config: DistillConfig) -> tuple[int, int]:
     """(least, most) workers. On a Ray of its own nothing comes or goes: the number is fixed."""
     resources = config.resources
-    if not os.environ.get("RAY_ADDRESS"):
+    if not joins_cluster():
         return resources.num_workers, resources.num_workers
     return resources.min_workers, resources.num_workers
 
@@ -185,7 +185,7 @@ def local_folder(config: DistillConfig, run: Path) -> str:
     """
     if config.output.local_folder:
         return str(Path(config.output.local_folder).expanduser())
-    return "" if os.environ.get("RAY_ADDRESS") else str(run / LOCAL)
+    return "" if joins_cluster() else str(run / LOCAL)
 
 
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
@@ -198,7 +198,8 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
     least, most = workers_of(config)
     make = TorchTrainer
     if settings.own_scaling:
-        make = partial(scaling.ElasticTrainer, tracker=settings.tracker)
+        alone = not joins_cluster()
+        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone)
     return make(
         train_loop,
         train_loop_config={
