@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.deepspeed_import import import_deepspeed
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
@@ -137,6 +138,7 @@ def check_no_stale_lock() -> None:
 def init_deepspeed() -> None:
     """Joins DeepSpeed to the process group that exists. Compiles nothing."""
     check_no_stale_lock()
+    import_deepspeed()
     import deepspeed
 
     # Without this, the first process on a CPU compiles deepspeed_shm_comm for minutes, an operator

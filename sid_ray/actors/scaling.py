@@ -1,4 +1,4 @@
-"""Growing, shrinking and failing as sid_ray wants it: the only file that uses private parts of Ray.
+"""Growing, shrinking and failing as sid_ray wants it, on private parts of Ray (own_ray.py too).
 
 Ray Train's own elasticity (2.60) kills the workers where they stand when it resizes: the steps
 since the last checkpoint are lost. It sees reservations up to 20 s late and counts draining nodes.
@@ -13,12 +13,9 @@ numbers stay the same, more steps are repeated.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,9 +23,9 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from sid_ray.actors.own_ray import VERSION, environment
 from sid_ray.actors.signals import PausedError
 
-VERSION = "2.60."
 CALL_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 1.0
 IDLE_S = 0.2
@@ -193,18 +190,6 @@ class Alone(FixedScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> Any:
         self.tracker.mark.remote("reserve", time.time())
         return super().make_decision_for_non_running_worker_group()
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Variables for as long as it lasts; a value that the user has set wins."""
-    ours = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
 
 
 class OwnTrainer(TorchTrainer):

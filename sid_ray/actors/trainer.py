@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sid_ray.actors import scaling
 from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
+from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
@@ -105,13 +106,7 @@ def start_ray(config: DistillConfig) -> None:
         ray.init(logging_level="warning")
         stop_like_ctrl_c()
         return
-    workers = config.resources.num_workers
-    ray.init(
-        address="local",  # a bare init would attach to any cluster on the machine
-        num_cpus=None if config.resources.use_gpu else max(workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        logging_level="warning",
-    )
+    start_own_ray(config.resources.num_workers, config.resources.use_gpu)
     stop_like_ctrl_c()
 
 

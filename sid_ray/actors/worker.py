@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,19 +225,6 @@ def crossed(every: int, before: int, after: int) -> bool:
     return every > 0 and after // every > before // every
 
 
-@contextmanager
-def hidden(module: str) -> Iterator[None]:
-    """A module that is not loaded yet cannot be imported for as long as this lasts."""
-    ours = module not in sys.modules
-    if ours:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if ours:
-            del sys.modules[module]
-
-
 def build(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
@@ -250,8 +235,7 @@ def build(settings: WorkerSettings) -> Worker:
         settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
     device = ray.train.torch.get_device()
-    with hidden("mlflow"):  # DeepSpeed's autotuner would load it: most of DeepSpeed's import
-        init_deepspeed()
+    init_deepspeed()
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings)
     return Worker(
