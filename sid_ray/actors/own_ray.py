@@ -17,20 +17,20 @@ import ray
 VERSION = "2.60."
 NEEDLESS = ("start_api_server", "start_monitor")
 # With two CPUs Ray starts two processes at a time, and a helper of its own comes before workers.
-SPARE_STARTS = 4
+STARTS, SPARE_STARTS = "RAY_worker_maximum_startup_concurrency", 4
 
 
 def start_own_ray(workers: int, use_gpu: bool) -> None:
     """A Ray on this machine, which ends with this process."""
     cpus = max(workers, os.cpu_count() or 1)
-    with environment(RAY_worker_maximum_startup_concurrency=str(workers + SPARE_STARTS)):
-        with without(*NEEDLESS):
-            ray.init(
-                address="local",  # a bare init would attach to any cluster on the machine
-                num_cpus=None if use_gpu else cpus,
-                include_dashboard=False,
-                logging_level="warning",
-            )
+    starts = {STARTS: str(workers + SPARE_STARTS)}
+    with environment(**starts), without(*NEEDLESS):
+        ray.init(
+            address="local",  # a bare init would attach to any cluster on the machine
+            num_cpus=None if use_gpu else cpus,
+            include_dashboard=False,
+            logging_level="warning",
+        )
 
 
 @contextmanager
