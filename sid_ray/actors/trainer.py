@@ -238,6 +238,18 @@ class FitThread(threading.Thread):
         self.ended.set()
 
 
+def noted(board: Board, record: RunRecord, run: RunFolder) -> RunRecord:
+    """The record with the MLflow run as soon as it exists, in the run's folder too.
+
+    Raises StoreError where that cannot be written.
+    """
+    if not board.run_id or board.run_id == record.tracker_run_id:
+        return record
+    with_it = dataclasses.replace(record, tracker_run_id=board.run_id)
+    write_record(run.store, with_it)
+    return with_it
+
+
 def follow(
     fit: FitThread, tracker: Any, record: RunRecord, run: RunFolder, show: Display, clock: Clock
 ) -> RunRecord:
@@ -249,12 +261,9 @@ def follow(
     while True:
         alive = not fit.ended.is_set()
         board: Board = ray.get(tracker.board.remote())
-        new = board.run_id and board.run_id != record.tracker_run_id
-        if new and time.monotonic() >= again_at:
-            noted = dataclasses.replace(record, tracker_run_id=board.run_id)
+        if time.monotonic() >= again_at:
             try:
-                write_record(run.store, noted)
-                record = noted
+                record = noted(board, record, run)
             except StoreError:  # the workers say that storage is away
                 again_at = time.monotonic() + AGAIN_S
         show.update(board.phase, board.metrics, board.events)
@@ -409,6 +418,8 @@ def run_actors(
         raise
     finally:
         left = ray.get(tracker.finish.remote(status))
+        with contextlib.suppress(StoreError):  # MLflow may be slower than a short run
+            noted(ray.get(tracker.board.remote()), record, run)
         if left and status != "FINISHED":  # else the outcome tells
             show.update("", {}, [f"warning: {left}"])
         trouble += left
