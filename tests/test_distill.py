@@ -105,7 +105,10 @@ def assert_same_checkpoint(whole: Path, resumed: Path) -> None:
 
 def test_both_parts_are_one_mlflow_run(folder, undisturbed, disturbed):
     run_id = disturbed["stopped"]["run_id"]
-    assert disturbed["killed"]["run_id"] in (None, run_id), "killed before MLflow was open, or after"
+    assert disturbed["killed"]["run_id"] in (
+        None,
+        run_id,
+    )  # killed before MLflow was open, or after
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("sid_ray")
     runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
