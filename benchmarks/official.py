@@ -27,7 +27,7 @@ from sid_ray.adam import AdamSettings
 from sid_ray.denoisers import dropout, edm2, edm_layers
 from sid_ray.denoisers.convolution import dims_of_channel
 from sid_ray.denoisers.precondition import Preconditioned
-from sid_ray.roles import UpdateRules
+from sid_ray.roles import UpdateRules, constrain_module
 from sid_ray.types import Condition, Denoiser, Level, Prediction, Want
 
 Paused = Callable[[], AbstractContextManager[None]]
@@ -135,6 +135,7 @@ class OfficialRole:
         self, module: nn.Module, adam: AdamSettings, rules: UpdateRules, keeps_gradients: bool
     ):
         self._module, self.rules, self.keeps_gradients = module, rules, keeps_gradients
+        constrain_module(module, rules.constrain)
         self.optimizer = torch.optim.Adam(
             module.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.epsilon
         )
@@ -161,10 +162,7 @@ class OfficialRole:
         self.optimizer.step()
         if not self.keeps_gradients:
             self.optimizer.zero_grad(set_to_none=True)
-        for name, parameter in self._module.named_parameters():
-            new = self.rules.constrain(name, parameter)
-            if new is not None:
-                parameter.copy_(new)
+        constrain_module(self._module, self.rules.constrain)
         return True
 
     @torch.no_grad()

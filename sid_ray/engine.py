@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.adam import Adam, AdamSettings, all_finite
+from sid_ray.deepspeed_import import import_deepspeed
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
@@ -149,6 +150,7 @@ def needs_deepspeed(resources: ResourcesConfig, world_size: int) -> bool:
 def init_deepspeed() -> None:
     """Joins DeepSpeed to the process group that exists. Compiles nothing."""
     check_no_stale_lock()
+    import_deepspeed()
     import deepspeed
 
     # Without this, the first process on a CPU compiles deepspeed_shm_comm for minutes, an operator

@@ -38,6 +38,8 @@ class Tracking:
         run: what talks to MLflow; another one in tests.
         hold_s: how long a new run's first numbers wait for a score. MLflow's pages show metrics in
             the order in which they first came; scores shall be the first.
+        rest_s: how long nothing is sent unless ``wake`` or ``finish`` is called. Loading MLflow and
+            making its tables takes seconds of a CPU that others may need first.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Tracking:
         tell: Callable[[str], None] = lambda text: None,
         run: Any = None,
         hold_s: float = 0.0,
+        rest_s: float = 0.0,
     ):
+        self._rest_s, self._awake = rest_s, threading.Event()
         self._began, self._hold_s = time.monotonic(), hold_s
         self._folder, self._tell, self._uri = folder, tell, shown_uri(target.uri)
         self._journal = Journal(folder, target.key, tell)
@@ -139,12 +143,17 @@ class Tracking:
         """RUNNING, FINISHED, FAILED or KILLED."""
         self._add("status", status=status)
 
+    def wake(self) -> None:
+        """Records are sent from now on."""
+        self._awake.set()
+
     def finish(self, timeout_s: float = TIMEOUT_S, close: bool = True) -> str:
         """Waits until all is sent, for a limited time. Returns '' or what is left, and why.
 
         Without ``close`` records may follow: workers that are about to be stopped still tell some.
         """
         began = time.monotonic()
+        self.wake()
         timeout_s += self._weights_s()
         with self._changed:
             self._failures, self._hold_s = min(self._failures, TOLD_AFTER), 0.0
@@ -203,6 +212,7 @@ class Tracking:
         return sum(file.stat().st_size for file in files) / SLOWEST
 
     def _send_all(self) -> None:
+        self._awake.wait(self._rest_s)
         while self._wait():
             try:
                 self._send()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -323,3 +324,17 @@ def test_a_runs_first_numbers_wait_for_a_score_to_stand_before_them(tmp_path, sc
     assert sorted(told) == sorted(["a_loss", "fake_loss", *scores])
     assert told[0] == (scores or ["a_loss"])[0]
     assert kept.finish() == ""
+
+
+def test_nothing_is_sent_before_it_is_woken_or_finished(tmp_path):
+    for wake in (True, False):
+        opened = threading.Event()
+        run = SimpleNamespace(open=opened.set, write=lambda batch: None, run_id="x", best={})
+        tracking = Tracking(target(tmp_path), tmp_path / str(wake), run=run, rest_s=60)
+        tracking.status("RUNNING")
+        assert not opened.wait(0.2)
+        if wake:
+            tracking.wake()
+            assert opened.wait(10)
+        assert tracking.finish() == ""
+        assert opened.is_set()

@@ -20,6 +20,7 @@ from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 
 LOOK_S = 0.5
 FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait
+FIRST_STEP_S = 60.0  # for which MLflow itself waits: while workers start, the CPUs are theirs
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -56,6 +57,7 @@ def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any
         config.training.batch_size,
         began,
         FIRST_SCORE_S if new else 0.0,
+        FIRST_STEP_S,
     )
 
 

@@ -1,4 +1,4 @@
-"""Growing, shrinking and failing as sid_ray wants it: the only file that uses private parts of Ray.
+"""Growing, shrinking and failing as sid_ray wants it, on private parts of Ray (own_ray.py too).
 
 Ray Train's own elasticity (2.60) kills the workers where they stand when it resizes: the steps
 since the last checkpoint are lost. It sees reservations up to 20 s late and counts draining nodes.
@@ -23,9 +23,9 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from sid_ray.actors.own_ray import VERSION, environment
 from sid_ray.actors.signals import PausedError
 
-VERSION = "2.60."
 CALL_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 1.0
 IDLE_S = 0.2
@@ -34,15 +34,24 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL comm
 logger = logging.getLogger(__name__)
 
 try:
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+    from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
     from ray.train.v2._internal.execution.context import get_train_context
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-    from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy import (
+        FixedScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+    )
     from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
     PARTS_FOUND = True
 except ImportError:
-    ElasticScalingPolicy = DefaultFailurePolicy = object
+    ElasticScalingPolicy = FixedScalingPolicy = DefaultFailurePolicy = object
     PARTS_FOUND = False
 
 
@@ -162,16 +171,53 @@ def first_line(error: BaseException, failures: dict) -> str:
     return (text if rank is None else f"worker {rank} failed: {text}")[:200]
 
 
-class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer with these policies."""
+class Alone(FixedScalingPolicy):
+    """A fixed number of workers on a Ray of the run's own, asked of nobody.
 
-    def __init__(self, *args: Any, tracker: Any, **kwargs: Any):
+    Ray's would first start an actor that shares a cluster among several runs, and wait for it.
+    """
+
+    def __init__(self, scaling_config: Any, tracker: Any):
+        super().__init__(scaling_config)
+        self.tracker = tracker
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """No request is sent; without a client none is cancelled either."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        self.tracker.mark.remote("reserve", time.time())
+        return super().make_decision_for_non_running_worker_group()
+
+
+class OwnTrainer(TorchTrainer):
+    """A TorchTrainer with these policies, without actors that a run of ours does not need.
+
+    Each such actor is a process that imports Ray Train: 2 CPU seconds of every start. ``alone``:
+    on a Ray of the run's own. No node is drained there, and nothing outlives the run.
+    """
+
+    def __init__(self, *args: Any, tracker: Any, alone: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._tracker = tracker
+        self._tracker, self._alone = tracker, alone
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # No Ray Data set is given. The cleaner asks the dashboard, which a Ray of our own has not:
+        # at the end of a run it would be waited for, in vain, for 12 s.
+        needless: tuple[type, ...] = (DatasetsCallback,)
+        if self._alone:
+            needless += (PlacementGroupCleanerCallback,)
+        return [it for it in super()._create_default_callbacks() if not isinstance(it, needless)]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         if isinstance(kwargs["scaling_policy"], ElasticScalingPolicy):
             run = f"{self.run_config.storage_path}/{self.run_config.name}"
             kwargs["scaling_policy"] = AskFirst(self.scaling_config, self._tracker, run)
+        elif self._alone:
+            kwargs["scaling_policy"] = Alone(self.scaling_config, self._tracker)
         kwargs["failure_policy"] = Budget(self.run_config.failure_config, self._tracker)
-        return super()._initialize_and_run_controller(**kwargs)
+        changed = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"} if self._alone else {}
+        with environment(**changed):
+            return super()._initialize_and_run_controller(**kwargs)

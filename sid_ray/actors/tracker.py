@@ -56,6 +56,7 @@ class Tracker:
         batch_size: int = 1,
         began: float = 0.0,
         hold_s: float = 0.0,
+        rest_s: float = 0.0,
     ):
         self._board = Board()
         self._timeline = Timeline(batch_size, began, time.time())
@@ -63,7 +64,7 @@ class Tracker:
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._folder = Path(folder)
-        self._tracking = Tracking(target, self._folder, self.event, hold_s=hold_s)
+        self._tracking = Tracking(target, self._folder, self.event, None, hold_s, rest_s)
         self._tracking.status("RUNNING")
 
     def log(self, metrics: Mapping[str, float], images_seen: int) -> None:
@@ -125,6 +126,8 @@ class Tracker:
 
     def beat(self, images_seen: int, at: float) -> str:
         """Rank 0's newest step (0 for none yet). Returns why to pause, empty for going on."""
+        if images_seen:
+            self._tracking.wake()
         with self._lock:
             ended = self._timeline.stepped(images_seen, at) if images_seen else None
             if ended:

@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sid_ray.actors import scaling
 from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
+from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
@@ -40,7 +41,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.ray_environment import set_ray_environment, stop_like_ctrl_c
+from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
@@ -101,17 +102,11 @@ def start_ray(config: DistillConfig) -> None:
     set_ray_environment()
     # Compiled operators stay inside the project's environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         ray.init(logging_level="warning")
         stop_like_ctrl_c()
         return
-    workers = config.resources.num_workers
-    ray.init(
-        address="local",  # a bare init would attach to any cluster on the machine
-        num_cpus=None if config.resources.use_gpu else max(workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        logging_level="warning",
-    )
+    start_own_ray(config.resources.num_workers, config.resources.use_gpu)
     stop_like_ctrl_c()
 
 
@@ -125,7 +120,7 @@ def check_resources(config: DistillConfig, show: Display) -> None:
     if there >= needed:
         return
     found = f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}"
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         show.update("", {}, [f"{found}: waiting for nodes"])
     else:
         raise UserError(f"{found}: lower --resources.num-workers")
@@ -156,7 +151,7 @@ def gpu_memory_gib() -> float:
 def workers_of(config: DistillConfig) -> tuple[int, int]:
     """(least, most) workers. On a Ray of its own nothing comes or goes: the number is fixed."""
     resources = config.resources
-    if not os.environ.get("RAY_ADDRESS"):
+    if not joins_cluster():
         return resources.num_workers, resources.num_workers
     return resources.min_workers, resources.num_workers
 
@@ -185,7 +180,7 @@ def local_folder(config: DistillConfig, run: Path) -> str:
     """
     if config.output.local_folder:
         return str(Path(config.output.local_folder).expanduser())
-    return "" if os.environ.get("RAY_ADDRESS") else str(run / LOCAL)
+    return "" if joins_cluster() else str(run / LOCAL)
 
 
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
@@ -198,7 +193,8 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
     least, most = workers_of(config)
     make = TorchTrainer
     if settings.own_scaling:
-        make = partial(scaling.ElasticTrainer, tracker=settings.tracker)
+        alone = not joins_cluster()
+        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone)
     return make(
         train_loop,
         train_loop_config={
@@ -242,6 +238,18 @@ class FitThread(threading.Thread):
         self.ended.set()
 
 
+def noted(board: Board, record: RunRecord, run: RunFolder) -> RunRecord:
+    """The record with the MLflow run as soon as it exists, in the run's folder too.
+
+    Raises StoreError where that cannot be written.
+    """
+    if not board.run_id or board.run_id == record.tracker_run_id:
+        return record
+    with_it = dataclasses.replace(record, tracker_run_id=board.run_id)
+    write_record(run.store, with_it)
+    return with_it
+
+
 def follow(
     fit: FitThread, tracker: Any, record: RunRecord, run: RunFolder, show: Display, clock: Clock
 ) -> RunRecord:
@@ -253,12 +261,9 @@ def follow(
     while True:
         alive = not fit.ended.is_set()
         board: Board = ray.get(tracker.board.remote())
-        new = board.run_id and board.run_id != record.tracker_run_id
-        if new and time.monotonic() >= again_at:
-            noted = dataclasses.replace(record, tracker_run_id=board.run_id)
+        if time.monotonic() >= again_at:
             try:
-                write_record(run.store, noted)
-                record = noted
+                record = noted(board, record, run)
             except StoreError:  # the workers say that storage is away
                 again_at = time.monotonic() + AGAIN_S
         show.update(board.phase, board.metrics, board.events)
@@ -413,6 +418,8 @@ def run_actors(
         raise
     finally:
         left = ray.get(tracker.finish.remote(status))
+        with contextlib.suppress(StoreError):  # MLflow may be slower than a short run
+            noted(ray.get(tracker.board.remote()), record, run)
         if left and status != "FINISHED":  # else the outcome tells
             show.update("", {}, [f"warning: {left}"])
         trouble += left

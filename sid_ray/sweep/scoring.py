@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sid_ray.actors.evaluator import EvaluatorSettings, Examiner
+from sid_ray.actors.evaluator import EvaluatorSettings
+from sid_ray.actors.examiner import Examiner
 from sid_ray.assemble import find_start
 from sid_ray.checkpoint import EMA_FOLDER
 from sid_ray.config import DistillConfig

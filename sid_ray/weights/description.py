@@ -11,14 +11,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from sid_ray.errors import UserError
+
+if TYPE_CHECKING:  # what reads no weights must not load torch
+    from torch import Tensor, nn
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 METADATA = "sid_ray"  # the description inside a safetensors file
@@ -69,6 +67,8 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file with the permissions of any other new file."""
+    from safetensors.torch import save_file
+
     save_file(dict(tensors), path, dict(metadata) if metadata else None)
     mask = os.umask(0)
     os.umask(mask)
@@ -88,6 +88,9 @@ def read_description(folder: Path) -> ModelDescription:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError when it is missing or not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -101,6 +104,8 @@ def safetensors_description(path: Path) -> ModelDescription | None:
 
     None where nothing does. Raises UserError when the description is not one.
     """
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         inside = (file.metadata() or {}).get(METADATA)
     if inside is not None:
@@ -111,6 +116,8 @@ def safetensors_description(path: Path) -> ModelDescription | None:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file by name: nothing missing, nothing left over, shapes equal."""
+    import torch
+
     weights = read_safetensors(path)
     check_fit(model, weights, str(path))
     model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sid_ray import snapshot
 from sid_ray.actors import evaluator as module
+from sid_ray.actors import examiner
 from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.assemble import find_start
 from sid_ray.best_weights import SCORE, find_best
@@ -51,7 +53,7 @@ class Told:
 def start(monkeypatch):
     monkeypatch.setattr(module.ray, "get", lambda answer: answer)
     monkeypatch.setattr(module.ray, "get_gpu_ids", list)
-    monkeypatch.setattr(module.os, "nice", lambda by: by)
+    monkeypatch.setattr(module, "step_back", lambda: None)
     threads = torch.get_num_threads()
     yield find_start(recipe("digits-sid"))
     torch.set_num_threads(threads)
@@ -116,7 +118,7 @@ def test_results_name_the_weights_by_the_checksum_of_their_checkpoint(start, tmp
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_a_killed_driver_left_is_scored_by_the_next(start, tmp_path, monkeypatch):
     first = made(start, tmp_path, Told())
-    monkeypatch.setattr(module.Examiner, "examine", lambda *args: exit_thread())
+    monkeypatch.setattr(examiner.Examiner, "examine", lambda *args: exit_thread())
 
     def exit_thread():
         raise SystemExit  # the process goes while it scores
@@ -128,7 +130,7 @@ def test_what_a_killed_driver_left_is_scored_by_the_next(start, tmp_path, monkey
     monkeypatch.undo()
     monkeypatch.setattr(module.ray, "get", lambda answer: answer)
     monkeypatch.setattr(module.ray, "get_gpu_ids", list)
-    monkeypatch.setattr(module.os, "nice", lambda by: by)
+    monkeypatch.setattr(module, "step_back", lambda: None)
     tracker = Told()
     assert made(start, tmp_path, tracker).drain() == ""
     assert [seen for _, seen in tracker.told("log_score")] == [100]
@@ -161,7 +163,7 @@ def test_a_full_disk_costs_a_score_and_is_said(start, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_weights", full)
+    monkeypatch.setattr(snapshot, "write_weights", full)
     evaluator.take(weights(start, 0), 100)
     assert "evaluation at 100 images failed: [Errno 28] No space left" in evaluator.drain()
     assert not tracker.told("log_score")

@@ -1,5 +1,6 @@
 """Growing and failing as sid_ray wants it; Ray's controller and coordinator are faked."""
 
+import os
 import pickle
 import socket
 from types import SimpleNamespace
@@ -7,9 +8,14 @@ from types import SimpleNamespace
 import pytest
 import ray
 import ray.train
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    create_scaling_policy,
+)
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sid_ray.actors import scaling
@@ -171,3 +177,43 @@ def test_a_new_driver_takes_over_what_a_dead_one_had_reserved(policy, monkeypatc
     for run_id in ("first driver", "second driver"):
         policy.after_controller_start(SimpleNamespace(run_id=run_id))
     assert asked == ["train-/runs/x"] * 2
+
+
+def test_a_run_on_its_own_ray_asks_nobody_for_workers():
+    config = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1})
+    policy = scaling.Alone(config, Remote())
+    policy.after_controller_start(None)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert (decision.num_workers, decision.resources_per_worker) == (2, {"CPU": 1})
+    assert [call[0] for call in policy.tracker.calls] == ["mark"]
+    running_on = policy.make_decision_for_running_worker_group(running(2), None)
+    assert isinstance(running_on, NoopDecision)
+    policy.before_controller_abort()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_actors_that_a_run_does_not_need_are_not_started(alone, tmp_path, monkeypatch):
+    seen = {}
+
+    def controller(self, **kwargs):
+        seen.update(kwargs, watcher=os.environ.get(scaling.ENABLE_PREEMPTION_WATCHER_ENV_VAR))
+
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", controller)
+    workers = 2 if alone else (1, 2)
+    trainer = scaling.OwnTrainer(
+        print,
+        tracker=Remote(),
+        alone=alone,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
+        run_config=ray.train.RunConfig(name="x", storage_path=str(tmp_path)),
+    )
+    trainer._initialize_and_run_controller(
+        scaling_policy=create_scaling_policy(trainer.scaling_config)
+    )
+    names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+    assert "DatasetsCallback" not in names
+    assert ("PlacementGroupCleanerCallback" in names) is not alone
+    assert type(seen["scaling_policy"]) is (scaling.Alone if alone else AskFirst)
+    assert isinstance(seen["failure_policy"], Budget)
+    assert seen["watcher"] == ("0" if alone else None)
+    assert scaling.ENABLE_PREEMPTION_WATCHER_ENV_VAR not in os.environ

@@ -1,0 +1,70 @@
+"""What the evaluator does with some weights: loads them, makes images, scores these."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from sid_ray.actors.build import teacher_here
+from sid_ray.assemble import data_of, schedule_of
+from sid_ray.config import DistillConfig
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.evaluation import Judge, blocks, codec_of
+from sid_ray.local_copies import file_sha256
+from sid_ray.pictures import pixel_scale, sheet_samples, tile
+from sid_ray.sampling import generator_sampler
+from sid_ray.weights.folder import load_weights
+
+if TYPE_CHECKING:
+    from sid_ray.actors.evaluator import EvaluatorSettings
+
+
+class Examined(NamedTuple):
+    """What came of a look at some weights: scores and what they mean, and a contact sheet (PNG)."""
+
+    result: dict[str, Any]
+    sheet: bytes
+
+
+class Examiner:
+    """Scores weights of a run's generator. Raises UserError where something it needs is missing."""
+
+    def __init__(
+        self, settings: EvaluatorSettings, device: torch.device, tell: Callable[[str], None]
+    ):
+        config = DistillConfig.from_json(settings.config)
+        teacher = settings.teacher
+        folder = Path(teacher_here(config, settings.teacher_folder))
+        net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        self.net = net.to(device)
+        num_steps = config.objective.num_steps
+        self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
+        source = data_of(config, teacher, folder, device).source
+        codec = codec_of(teacher, folder, config.evaluation.vae, device)
+        self.judge = Judge(config.evaluation, source, codec, num_steps, device, tell)
+
+    def examine(self, weights: Path, images_seen: int) -> Examined:
+        """Looks at the weights of a file."""
+        began = time.monotonic()
+        load_weights(self.net, weights)
+        looks = [self.judge.look(self.sampler, seeds) for seeds in blocks(self.judge.seeds)]
+        result = {
+            "images_seen": images_seen,
+            "weights_sha256": file_sha256(weights),
+            "scores": self.judge.scores(looks),
+            **self.judge.protocol(self.judge.seeds),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        return Examined(result, self._sheet())
+
+    def _sheet(self) -> bytes:
+        columns, index = sheet_samples(self.judge.source, self.judge.resolution)
+        images = self.judge.images(self.sampler, range(len(index)), index)
+        held = io.BytesIO()
+        tile(images, columns, pixel_scale(images.shape[-1])).save(held, "PNG")
+        return held.getvalue()
