@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sid_ray.denoisers import cpu_convolution
+from sid_ray.denoisers.cpu_convolution import CPUConvolution, CPUUnitConvolution
+
 
 class FrozenConvolution(torch.autograd.Function):
     """A convolution whose weight and bias have no gradient: its input is not kept."""
@@ -45,6 +48,9 @@ class FrozenConvolution(torch.autograd.Function):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[B, I, H, W], [O, I, k, k] -> [B, O, H, W]: as many pixels out as in; odd k."""
+    if cpu_convolution.fits(x, weight):
+        found: Tensor = CPUConvolution.apply(x, weight, bias)
+        return found
     padding = weight.shape[-1] // 2
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     if x.requires_grad and not trained and torch.is_grad_enabled():
@@ -83,6 +89,20 @@ class UnitWeight(torch.autograd.Function):
         slope = slope.masked_fill(rms == 0, 0)  # as the gradient of a norm at 0
         out = g * (ctx.scale / (ctx.eps + rms))
         return out.addcmul_(w, along * slope), None, None, None
+
+
+def convolve_unit(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x convolved with a weight of unit magnitude over the square root of its fan-in, in x's dtype.
+
+    [B, I, H, W], [O, I, k, k] -> [B, O, H, W] (EDM2, equation 47).
+    """
+    scale = float(weight[0].numel()) ** -0.5
+    # Where outputs are the larger part, as with large batches, weights are better scaled.
+    small = x.numel() // weight.shape[1] * weight.shape[0] < weight.numel()
+    if small and cpu_convolution.fits(x, weight):
+        out: Tensor = CPUUnitConvolution.apply(x, weight, scale, eps)
+        return out
+    return convolve(x, UnitWeight.apply(weight, scale, eps, x.dtype))
 
 
 class Ready(nn.Module):

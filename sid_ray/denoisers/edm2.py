@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
-from sid_ray.denoisers.convolution import Ready, UnitWeight, convolve
+from sid_ray.denoisers.convolution import Ready, UnitWeight, convolve, convolve_unit
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.denoisers.recompute import run_block
@@ -198,6 +198,8 @@ class MPConv(Ready):
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         wide = at_least_float32(self.weight.dtype)
         weight = self.ready
+        if weight is None and gain is None and self.weight.ndim == 4:
+            return convolve_unit(x, self.weight, NORM_EPS)
         if weight is None:
             weight = self.unit_weight(x.dtype if gain is None else wide)
         if gain is not None:
