@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sid_ray.allocator import keep_freed_memory
 from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
@@ -84,6 +85,8 @@ def build_networks(
     config: DistillConfig, settings: WorkerSettings, world_size: int, device: torch.device
 ) -> Networks:
     """Teacher, fake score and generator on this rank, all with the teacher's weights."""
+    if device.type == "cpu":
+        keep_freed_memory()
     teacher, given = load_model(Path(settings.teacher_folder))
     description = network_of(config, given)
     if description != given:

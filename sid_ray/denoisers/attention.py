@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sid_ray.denoisers.layouts import is_channels_last
 from sid_ray.errors import UserError, nearest
 
 BACKENDS = ("sdpa", "xformers")
@@ -113,9 +114,3 @@ def merge_heads(out: Tensor, like: Tensor) -> Tensor:
         pixels = out.transpose(1, 2).reshape(out.shape[0], height, width, -1)
         return pixels.permute(0, 3, 1, 2)
     return out.transpose(2, 3).reshape(out.shape[0], -1, height, width)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether an image's channels are innermost in memory, and its pixels are not as well."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return last and not x.is_contiguous()

@@ -21,7 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_ray.denoisers.layouts import is_channels_last
+
 ONEDNN = torch.backends.mkldnn.is_available()
+# Times an image's elements from which on a weight is no longer brought into the image's order in
+# memory, but the image into the weight's, for the outputs and for the gradient of a weight.
+MANY, SOME = 16, 2
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
@@ -52,18 +57,20 @@ def rows(x: Tensor) -> Tensor:
 def image(found: Tensor, like: Tensor) -> Tensor:
     """[P, C] -> [B, C, H, W] in the order in memory of ``like``."""
     batch, _, height, width = like.shape
-    out = found.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
-    return out if is_channels_last(like) else out.contiguous()
+    return as_in(found.reshape(batch, height, width, -1).permute(0, 3, 1, 2), like)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+def as_in(found: Tensor, like: Tensor) -> Tensor:
+    """In the order in memory of ``like``."""
+    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    return found.contiguous(memory_format=layout)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[B, I, H, W], [O, I, k, k] -> [B, O, H, W]."""
     if weight.shape[-1] > 1:
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        inner = x.contiguous() if weight.numel() > MANY * x.numel() else x
+        return as_in(F.conv2d(inner, weight, bias, padding=weight.shape[-1] // 2), x)
     out = image(product(pixels(x), weight.flatten(1)), x)
     return out if bias is None else out.add_(bias.reshape(1, -1, 1, 1))
 
@@ -80,19 +87,19 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """grad [B, O, H, W] -> [B, I, H, W]."""
     if weight.shape[-1] == 1:
         return image(product(pixels(grad), weight.flatten(1).t()), grad)
-    batch, _, height, width = grad.shape
-    layout = torch.channels_last if is_channels_last(grad) else torch.contiguous_format
+    inner = grad.contiguous() if weight.numel() > MANY * grad.numel() else grad
+    layout = torch.channels_last if is_channels_last(inner) else torch.contiguous_format
     # The input's values are not asked for, only its shape and order: nothing is written to it.
-    shape = (batch, weight.shape[1], height, width)
+    shape = (len(grad), weight.shape[1], *grad.shape[2:])
     like = torch.empty(shape, dtype=grad.dtype, memory_format=layout)
-    return backward(grad, like, weight, [True, False, False])[0]
+    return as_in(backward(inner, like, weight, [True, False, False])[0], grad)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """grad [B, O, H, W], x [B, I, H, W] -> [O, I, k, k], contiguous as parameters are."""
     if weight.shape[-1] == 1:
         return product(rows(grad), rows(x)).reshape(weight.shape)
-    if weight.numel() > x.numel():
+    if weight.numel() > SOME * x.numel():
         grad, x = grad.contiguous(), x.contiguous()
     return backward(grad, x, weight, [False, True, False])[1].contiguous()
 
@@ -117,7 +124,7 @@ class CPUConvolution(torch.autograd.Function):
 
 
 class CPUUnitConvolution(torch.autograd.Function):
-    """x convolved with scale * w / (eps + rms(w)), rms over each output channel (EDM2, equation 47).
+    """x convolved with scale w / (eps + rms(w)), rms over each output channel (EDM2, equation 47).
 
     With f = scale / (eps + rms) and n elements a channel, and h the gradient of a plain weight
     where the output's is f g: that of w is h - (<h, w> / ((eps + rms) n rms)) w.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from benchmarks import compile_cache, overlap
-from sid_ray.denoisers import compiled
+from sid_ray.denoisers import compiled, cpu_convolution
 from sid_ray.denoisers.compiled import CACHE_VARIABLE, blocks, keep_compiled, set_compile
 from sid_ray.denoisers.dropout import keep_mask
 from sid_ray.denoisers.edm import EDMDenoiser
@@ -60,6 +60,7 @@ def fresh(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # slow, and long
+    monkeypatch.setattr(cpu_convolution, "ONEDNN", False)  # compiled networks do not use it
     with torch._dynamo.config.patch():
         yield
     torch._dynamo.reset()
