@@ -128,8 +128,9 @@ class Planner:
         """Phase -> bytes of one pass. Traces a micro-batch that is the config's own, else the chord
         of the smallest and the largest one.
         """
-        checkpointing = config.resources.activation_checkpointing
-        key = (config.training.precision, checkpointing)
+        resources = config.resources
+        shared = resources.teacher_zero_stage == 3
+        key = (config.training.precision, resources.activation_checkpointing, shared)
         points = self._traces.setdefault(key, {})
         wanted = {micro_batch}
         if micro_batch != micro_batch_of(config) and micro_batch not in points:

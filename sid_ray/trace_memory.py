@@ -145,7 +145,8 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
-    freeze(nets[0])
+    if config.resources.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
+        freeze(nets[0])
     for net in nets:
         set_recompute(net, config.resources.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
