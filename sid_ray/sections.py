@@ -213,8 +213,8 @@ class ResourcesConfig:
     """0: the frozen teacher is whole on each worker; 3: each keeps a part of it."""
     offload_optimizer: bool = False
     """Keep Adam's state, the master weights and accumulated gradients in CPU memory and step there,
-    ZeRO stages 1 to 3. Saves 16 bytes a parameter over the workers' GPUs; torch's own Adam is right
-    on a CPU but slow, so a step takes longer.
+    ZeRO stages 1 to 3. Saves 12 bytes a parameter over the workers' GPUs, 16 with a first moment
+    (beta1 above 0); a step takes longer.
     """
     activation_checkpointing: bool = False
     """Compute the networks' blocks again in the backward pass instead of keeping what is inside

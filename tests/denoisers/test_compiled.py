@@ -25,6 +25,7 @@ from sid_ray.errors import UserError
 from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Condition, Level, Want
 from tests.conftest import relative_error
+from tests.denoisers.test_recompute import FAMILIES
 from tests.networks import TINY, some_draw, tiny_edm2, tiny_network
 
 ROUNDING = 2e-5
@@ -38,20 +39,6 @@ TINY_UNET = {
     "attention_head_dim": 8,
     "norm_num_groups": 8,
 }
-
-
-def adm() -> nn.Module:
-    torch.manual_seed(0)
-    net = replace(TINY, model_type="DhariwalUNet", model_channels=64, channel_mult_emb=4)
-    network = EDMDenoiser(net)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
-    return network
-
-
-FAMILIES = {"edm": tiny_network, "adm": adm, "edm2": tiny_edm2}
 
 
 @pytest.fixture(autouse=True)
