@@ -19,8 +19,13 @@ from sid_ray.errors import UserError
 
 
 def end_with_parent() -> None:
-    """Interrupts the thread that calls this, the main one, when stdin ends."""
+    """Interrupts the thread that calls this, the main one, when stdin ends.
 
+    Also in a process that a shell has put into the background (``... &`` in a script), where SIGINT
+    is ignored and Python therefore leaves it alone.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main_thread = threading.get_ident()
 
     def wait() -> None:

@@ -182,9 +182,11 @@ except KeyboardInterrupt:
 """
 
 
-def child(seconds, stdin):
+def child(seconds, stdin, background=False):
+    """``background``: as a script's ``... &`` starts it, SIGINT ignored."""
     return subprocess.Popen(
         [sys.executable, "-c", CHILD.format(seconds=seconds)],
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
         stdin=stdin,
         stdout=subprocess.PIPE,
         text=True,
@@ -215,10 +217,11 @@ def test_a_process_that_ends_first_ends_well():
     assert process.wait(timeout=20) == 0
 
 
-def test_asking_a_process_to_end(tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_asking_a_process_to_end(tmp_path, background):
     trial = Trial(recipe("digits-sida"), tmp_path, "")
     trial.end()  # none there
-    trial.process = process = child(60, subprocess.PIPE)
+    trial.process = process = child(60, subprocess.PIPE, background)
     assert process.stdout.readline() == "ready\n"
     trial.end()
     assert process.returncode == 0
