@@ -28,7 +28,7 @@ from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
-from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.objectives.sid import SiD
 from sid_ray.rng import GENERATOR, draw_group
@@ -48,6 +48,9 @@ class Switch:
 
 
 SWITCHES = {
+    "resources.memory_format channels_last": Switch(
+        partial(set_memory_format, name="channels_last")
+    ),
     "training.precision bfloat16": Switch(partial(set_precision, precision="bfloat16")),
     "training.precision float16": Switch(partial(set_precision, precision="float16")),
     "resources.compile default": Switch(partial(set_compile, mode="default")),
