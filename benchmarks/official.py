@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -27,8 +28,8 @@ from sid_ray.adam import AdamSettings
 from sid_ray.denoisers import dropout, edm2, edm_layers
 from sid_ray.denoisers.convolution import dims_of_channel
 from sid_ray.denoisers.precondition import Preconditioned
-from sid_ray.roles import UpdateRules, constrain_module
-from sid_ray.types import Condition, Denoiser, Level, Prediction, Want
+from sid_ray.roles import TorchRole, UpdateRules, constrain_module
+from sid_ray.types import Condition, Level, Prediction, Want
 
 Paused = Callable[[], AbstractContextManager[None]]
 
@@ -125,7 +126,7 @@ def as_official(paused: Paused) -> Iterator[None]:
         yield
 
 
-class OfficialRole:
+class OfficialRole(TorchRole):
     """A role in plain torch as the published loop has it.
 
     ``keeps_gradients``: they stay until the role's next phase, as SiD's fake score's do.
@@ -134,25 +135,13 @@ class OfficialRole:
     def __init__(
         self, module: nn.Module, adam: AdamSettings, rules: UpdateRules, keeps_gradients: bool
     ):
-        self._module, self.rules, self.keeps_gradients = module, rules, keeps_gradients
-        constrain_module(module, rules.constrain)
-        self.optimizer = torch.optim.Adam(
-            module.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.epsilon
-        )
-
-    @property
-    def network(self) -> Denoiser:
-        return self._module
-
-    @property
-    def module(self) -> nn.Module:
-        return self._module
+        super().__init__(module, adam, rules)
+        self.keeps_gradients = keeps_gradients
+        betas = adam.beta1, adam.beta2
+        self.optimizer: Any = torch.optim.Adam(module.parameters(), adam.lr, betas, adam.epsilon)
 
     def prepare(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
 
     @torch.no_grad()
     def update(self) -> bool:

@@ -29,7 +29,7 @@ class FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.padding = x.shape, padding
+        ctx.shape = x.shape
         ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, weight, bias, padding=padding)
 
@@ -39,10 +39,7 @@ class FrozenConvolution(torch.autograd.Function):
         layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
         # The values of x are not asked for, only its shape and order: nothing is written to it.
         like_x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
-        grad_x, _, _ = torch.ops.aten.convolution_backward(
-            grad, like_x, weight, None, [1, 1], [ctx.padding] * 2, [1, 1], False, [0, 0], 1,
-            [True, False, False],
-        )  # fmt: skip
+        grad_x = cpu_convolution.backward(grad, like_x, weight, [True, False, False])[0]
         return grad_x, None, None, None
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.layouts import is_channels_last
+
 # splitmix64's increment and multipliers, as signed 64-bit integers (Steele et al., 2014).
 GOLDEN = -7046029254386353131
 MIX_1 = -4658895280553007687
@@ -74,7 +76,7 @@ def keyed_dropout(x: Tensor, keys: Tensor | None, site: int | Tensor, p: float) 
     if keys is None or p == 0:
         return x
     keep = keep_mask(keys, site, p, x[0].numel()).reshape(x.shape)
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+    if x.ndim == 4 and is_channels_last(x):
         keep = keep.contiguous(memory_format=torch.channels_last)
     dropped: Tensor = Dropped.apply(x, keep, p)
     return dropped
