@@ -18,7 +18,7 @@ from sid_ray.config import DistillConfig
 from sid_ray.data.encode import text_encoder_sha256
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
-from sid_ray.denoisers.spec import leave_weight, spec_of
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
@@ -29,9 +29,11 @@ from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_co
 from sid_ray.store_errors import is_s3
 from sid_ray.stored import find_generator
 from sid_ray.types import Objective
+from sid_ray.update_rules import update_rules
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.remotes import FILE_SUFFIXES
+from sid_ray.weights.same import unlike
 from sid_ray.weights.sources import resolve_source
 
 Schedule = EDMSchedule | DiscreteVPSchedule
@@ -68,6 +70,7 @@ def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Obje
         "augment": AugmentPipe(chosen.augment) if chosen.augment else None,
         "num_steps": chosen.num_steps,
         "guidance": guidance,
+        "official": chosen.compat == "official",
     }
     if chosen.name == "sida":
         return SiDA(
@@ -76,22 +79,16 @@ def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Obje
             discriminator_weight=chosen.discriminator_weight,
             generator_start=chosen.generator_start,
             adversarial_start=chosen.adversarial_start,
-            official=chosen.compat == "official",
         )
     return (VSD if chosen.name == "vsd" else SiD)(**common)
 
 
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     """What happens around the updates of fake score and generator."""
-    constrain = spec_of(family).constrain if config.training.normalize_weights else leave_weight
-    official = config.objective.compat == "official"
-    fake_score = UpdateRules(
-        leave_weight if official else constrain,
-        clip_value=config.training.clip_value,
-        replace_nonfinite=official,
+    objective, training = config.objective, config.training
+    return update_rules(
+        objective.name, family, objective.compat, training.normalize_weights, training.clip_value
     )
-    generator = UpdateRules(constrain, constrain_first=official, replace_nonfinite=official)
-    return {"fake_score": fake_score, "generator": generator}
 
 
 def adam_of(config: DistillConfig, role: str) -> AdamSettings:
@@ -201,14 +198,12 @@ def is_generator_address(source: str) -> bool:
 
 def check_generator(source: str, teacher: ModelDescription, generator: ModelDescription) -> None:
     """Raises UserError where the initial generator is another network than the teacher."""
-    trained_otherwise = ("logvar", "dropout", "augment_dim")  # neither changes what is evaluated
-    for name, has in teacher.network.items():
-        found = generator.network.get(name)
-        if name not in trained_otherwise and found != has:
-            raise UserError(
-                f"teacher.initial_generator {source} has {name} {found!r}, the teacher {has!r}: "
-                "it must be a generator distilled from a teacher of the same network"
-            )
+    found = unlike(generator, teacher)
+    if found is not None:
+        raise UserError(
+            f"teacher.initial_generator {source} is {found[0]}, the teacher {found[1]}: it must "
+            "be a generator distilled from a teacher of the same network"
+        )
 
 
 def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path) -> None:

@@ -10,14 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sid_ray.checkpoint import DamagedCheckpointError, Manifest, damage_of, load_files
+from sid_ray.checkpoint import (
+    EMA_FOLDER,
+    DamagedCheckpointError,
+    Manifest,
+    damage_of,
+    load_files,
+)
 from sid_ray.errors import UserError
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
 from sid_ray.snapshot import StatefulRole
 from sid_ray.step import Trainee
 from sid_ray.store import Store
-from sid_ray.stored import manifest_of
+from sid_ray.stored import manifest_of, newest_listed
+from sid_ray.weights.description import DESCRIPTION, ModelDescription
+from sid_ray.weights.same import unlike
 
 
 def donor_of(address: str) -> Manifest:
@@ -30,6 +38,31 @@ def donor_of(address: str) -> Manifest:
         return manifest_of(Store.at(run), name)
     except DamagedCheckpointError as error:
         raise UserError(f"cannot begin from {address}: {error}") from None
+
+
+def check_network(run: Store, name: str, teacher: str, network: ModelDescription) -> None:
+    """Raises UserError where a checkpoint is of another network than the run's teacher.
+
+    ``teacher`` is its source, ``network`` what that holds now. StoreError where storage fails.
+    """
+    try:
+        text = run.read_text(f"{name}/{EMA_FOLDER}/{DESCRIPTION}")
+    except FileNotFoundError:
+        return  # damaged: said where checkpoints are looked through
+    stored = ModelDescription.from_json(text, f"{run}/{name}")
+    found = unlike(stored, network, as_trained=True)
+    if found is not None:
+        raise UserError(
+            f"{run}/{name} is of {found[0]}, teacher {teacher} is {found[1]}: go on with the "
+            "teacher that it began with, or choose another --run name"
+        )
+
+
+def check_newest(run: Store, teacher: str, network: ModelDescription) -> None:
+    """check_network for what a run would go on from, if there is anything. Raises the same."""
+    newest = newest_listed(run)
+    if newest is not None:
+        check_network(run, newest[0], teacher, network)
 
 
 def began_at(address: str) -> int:

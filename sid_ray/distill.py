@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray.assemble import Start, bare_source, find_start
+from sid_ray.began import check_network, check_newest
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
@@ -43,7 +44,7 @@ from sid_ray.run_folder import (
     tracking_uri,
     write_record,
 )
-from sid_ray.store import set_endpoint
+from sid_ray.store import Store, set_endpoint
 from sid_ray.store_errors import StoreError, is_s3
 from sid_ray.stored import find_generator, newest_listed
 
@@ -81,6 +82,10 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
             fingerprint = data_fingerprint(config.data)
             record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
             check_same_data(record, fingerprint)
+            check_newest(run.store, config.teacher.source, start.description)
+            if began_from:
+                donor, _, name = began_from.rpartition("/")
+                check_network(Store.at(donor), name, config.teacher.source, start.description)
         record = dataclasses.replace(record, config=config.to_json(), data=fingerprint)
         log = run.local / LOG
         with quiet_output(log) as console:

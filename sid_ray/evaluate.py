@@ -72,7 +72,8 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     subject = find_subject(options.source)
     job = job_of(options, subject)
     network, description = load_model(subject.network)
-    if description.network != subject.description.network:
+    described = subject.description
+    if (description.family, description.network) != (described.family, described.network):
         raise UserError(f"{subject.source} changed while it was read; run the command again")
     with Meter(console, "evaluating", "images", "opening") as meter:
         bench = Bench(job, network, own_device(options), console.print)

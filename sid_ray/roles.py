@@ -25,7 +25,8 @@ class UpdateRules:
 
     Args:
         constrain: the family's rule on weights (EDM2's forced normalisation), after each update.
-        constrain_first: that rule before the role's phase instead, as the published code has it.
+        constrain_first: that rule before each group's pass of the role's own phase instead, as the
+            published code has it.
         clip_value: gradients are clipped to +- this, element by element; 0 for not.
         replace_nonfinite: gradients that are not finite become 0, 1e5 or -1e5, as published;
             otherwise the update is skipped on all ranks.

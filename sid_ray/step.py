@@ -47,7 +47,7 @@ class Role(Protocol):
         """The bare network, for phases in which it is frozen."""
 
     def prepare(self) -> None:
-        """Called before the role's phase."""
+        """Called in the role's phase, before each pass that opens groups."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of a sum over this rank's samples."""
@@ -176,13 +176,14 @@ def run_phase(
 ) -> None:
     """Accumulates one loss over this rank's micro-steps, then updates one role."""
     plan, role = settings.plan, phase.role
-    role.prepare()
     scope = Scope(images_seen, plan.group_size)
     micro_steps = list(plan.micro_steps(settings.rank))
     # A single pass makes them ready as it goes, and lets go of each.
     ready = weights_ready(phase.frozen) if len(micro_steps) > 1 else nullcontext()
     with trainable(role.module), ready:
         for micro_step in micro_steps:
+            if micro_step.opens_group:
+                role.prepare()
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
                 scope = replace(scope, sums=whole)
@@ -193,6 +194,17 @@ def run_phase(
                 sums.add(dict(loss.metrics), len(draw.time))
         applied = role.update()
     sums.add({"skipped_updates": torch.tensor(float(not applied))}, 0)
+
+
+def leave_out_phase(role: Role, settings: StepSettings) -> None:
+    """A phase whose update is not due yet.
+
+    The published code runs it all the same and throws the gradients away. What its passes do to
+    the weights stays: a role that is normalised before each pass is normalised as often.
+    """
+    for micro_step in settings.plan.micro_steps(settings.rank):
+        if micro_step.opens_group:
+            role.prepare()
 
 
 @torch.no_grad()
@@ -234,6 +246,8 @@ def step(
             generator, GENERATOR, nets, objective.generator_loss, objective.generator_sums(seen)
         )
         run_phase(distil, seen, settings, draws, sums)
+    else:
+        leave_out_phase(generator, settings)
     batch_size = settings.plan.batch_size
     beta = ema_beta(seen, batch_size, settings.ema_half_life, settings.ema_rampup)
     generator.average_into(trainee.generator_ema, beta)

@@ -25,7 +25,7 @@ LEVELS = {
     "known_networks": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "step": 3, "checkpoint": 3, "checkpoint_parts": 3,
     "snapshot": 3, "spool": 3, "storage": 3, "recovery": 3, "began": 3, "stored": 3, "lease": 3,
-    "fragments": 3, "adam": 3, "roles": 3, "shards": 3, "engine": 3, "deepspeed_import": 3,
+    "fragments": 3, "adam": 3, "roles": 3, "update_rules": 3, "shards": 3, "engine": 3, "deepspeed_import": 3,
     "trace_memory": 3, "fit": 3,
     "mlflow_run": 3, "mlflow_artifacts": 3, "best": 3, "tracking": 3, "history": 3,
     "model_card": 3,

@@ -114,12 +114,58 @@ def test_text_and_prompts_go_together(prompts):
         check_teacher(config, unlabelled, REFERENCE)
 
 
-def test_an_initial_generator_is_of_the_teachers_network():
-    without_head = ModelDescription("edm2", dict(EDM2.network) | {"logvar": False})
-    check_generator("there", EDM2, without_head)
-    other = ModelDescription("edm", TINY.to_json() | {"model_channels": 32})
-    with pytest.raises(UserError, match="there has model_channels 32, the teacher 16"):
-        check_generator("there", EDM, other)
+def with_arguments(description: ModelDescription, **arguments) -> ModelDescription:
+    return ModelDescription(description.family, dict(description.network) | arguments)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "generator"),
+    [
+        (EDM2, with_arguments(EDM2, logvar=False, logvar_channels=64, dropout=0.3)),
+        # Published files write out what is None by default, and resolutions that there are none of.
+        (EDM2, with_arguments(EDM2, channel_mult_noise=1, channel_mult_emb=4)),
+        (EDM2, with_arguments(EDM2, attn_resolutions=[8, 16, 32])),
+        (EDM, with_arguments(EDM, augment_dim=9, dropout=0.0, label_dropout=0.1)),
+        (EDM, with_arguments(EDM, channel_mult=(1, 2))),
+        (with_arguments(EDM, augment_dim=9), EDM),
+        (TEXT, with_arguments(TEXT, dropout=0.1, prediction_type="epsilon", upcast_attention=True)),
+        (TEXT, ModelDescription(TEXT.family, {k: v for k, v in UNET.items() if k[0] != "_"})),
+    ],
+)
+def test_an_initial_generator_may_be_trained_otherwise(teacher, generator):
+    """What is left out, written otherwise or never asked of a generator changes no image."""
+    check_generator("there", teacher, generator)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "generator", "words"),
+    [
+        (
+            EDM,
+            with_arguments(EDM, model_channels=32),
+            "there is an edm network with model_channels 32, the teacher an edm network with "
+            "model_channels 16: it must be a generator",
+        ),
+        (EDM, EDM2, "there is an edm2 network, the teacher an edm network: it must"),
+        (EDM2, EDM, "there is an edm network, the teacher an edm2 network: it must"),
+        (EDM2, TEXT, "there is a stable-diffusion network, the teacher an edm2 network"),
+        (
+            EDM2,
+            with_arguments(EDM2, sigma_data=0.6, num_blocks=2, label_dim=3, img_channels=4),
+            "with img_channels 4, label_dim 3, num_blocks 2 and 1 more, the teacher an edm2",
+        ),
+        (EDM2, with_arguments(EDM2, channel_mult_noise=2), "channel_mult_noise 2, the teacher"),
+        (
+            TEXT,
+            with_arguments(TEXT, prediction_type="v_prediction"),
+            "with prediction_type 'v_prediction', the teacher",
+        ),
+        (EDM, with_arguments(EDM, no_such=1), "not the arguments of an edm network: .*no_such"),
+    ],
+)
+def test_an_initial_generator_of_another_network_is_named(teacher, generator, words):
+    with pytest.raises(UserError, match=words):
+        check_generator("there", teacher, generator)
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
@@ -180,17 +226,41 @@ def test_objectives_carry_the_configs_numbers():
     assert sida.logvar
 
 
-def test_rules_of_the_published_code_and_ours():
-    """Ours normalises both networks after each update; the published code the generator, before."""
-    ours = rules_of(config_of(EDM2, training__clip_value=1.0), "edm2")
-    assert {rule.constrain for rule in ours.values()} == {forced_normalize}
-    assert not any(rule.constrain_first or rule.replace_nonfinite for rule in ours.values())
-    assert (ours["fake_score"].clip_value, ours["generator"].clip_value) == (1.0, 0.0)
-    official = rules_of(config_of(EDM2, objective__compat="official"), "edm2")
-    assert official["fake_score"].constrain is leave_weight
-    assert official["generator"].constrain is forced_normalize
-    assert official["generator"].constrain_first
-    assert all(rule.replace_nonfinite for rule in official.values())
-    without = rules_of(config_of(EDM2, training__normalize_weights=False), "edm2")
-    assert {rule.constrain for rule in without.values()} == {leave_weight}
-    assert {rule.constrain for rule in rules_of(config_of(EDM), "edm").values()} == {leave_weight}
+def test_our_rules_are_the_same_for_all_objectives():
+    """Both networks are normalised after each update where the config asks for it."""
+    for name in ("sid", "sida", "vsd"):
+        ours = rules_of(config_of(EDM2, objective__name=name, training__clip_value=1.0), "edm2")
+        assert {rule.constrain for rule in ours.values()} == {forced_normalize}
+        assert not any(rule.constrain_first or rule.replace_nonfinite for rule in ours.values())
+        assert (ours["fake_score"].clip_value, ours["generator"].clip_value) == (1.0, 0.0)
+        changes = {"objective__name": name, "training__normalize_weights": False}
+        without = rules_of(config_of(EDM2, **changes), "edm2")
+        assert {rule.constrain for rule in without.values()} == {leave_weight}
+
+
+@pytest.mark.parametrize(
+    ("objective", "flag", "fake_score", "generator"),
+    [
+        ("sid", True, forced_normalize, forced_normalize),
+        ("sid", False, forced_normalize, forced_normalize),  # the published code reads no flag
+        ("vsd", False, forced_normalize, forced_normalize),
+        ("sida", True, leave_weight, forced_normalize),
+        ("sida", False, leave_weight, leave_weight),
+    ],
+)
+def test_published_rules_depend_on_the_objective(objective, flag, fake_score, generator):
+    changes = {"objective__name": objective, "objective__compat": "official"}
+    rules = rules_of(config_of(EDM2, training__normalize_weights=flag, **changes), "edm2")
+    for role, constrain in (("fake_score", fake_score), ("generator", generator)):
+        assert rules[role].constrain is constrain
+        assert rules[role].constrain_first == (constrain is forced_normalize)
+        assert rules[role].replace_nonfinite
+
+
+@pytest.mark.parametrize("compat", ["none", "official"])
+def test_other_families_weights_are_left_alone(compat):
+    for family in ("edm", "stable-diffusion"):
+        for name in ("sid", "sida", "vsd", "lsg"):
+            changes = {"objective__name": name, "objective__compat": compat}
+            rules = rules_of(config_of(EDM, **changes), family)
+            assert {rule.constrain for rule in rules.values()} == {leave_weight}

@@ -49,6 +49,7 @@ RULES = {
 }
 OFFLOADED = ("replace and clip", "constrain first")  # the others too in test_zero3.py
 SOFT_ADAM = AdamSettings(1.0, 0.0, 0.999, 1.0)  # steps follow the size of the gradient ...
+PASSES = 2  # an update: weights that are normalised before each pass change within it
 RULE_TOLERANCE = 1e-4  # ... so that rounding stays rounding
 # Float32, other orders of summation; Adam with beta1 = 0 turns the rounding of small gradients
 # into parts of a step. The keys' third of qkv.bias has no true gradient at all: left out.
@@ -110,25 +111,26 @@ def poison(module: torch.nn.Module) -> list:
 
 
 def rule_steps(name: str, role_of: Callable[..., TorchRole | DeepSpeedRole], ranks: range) -> dict:
-    """Two steps under one of RULES on the samples of these ranks, out of two."""
+    """Two steps under one of RULES on the samples of these ranks, out of two, in two passes."""
     role = role_of(tiny_edm2().requires_grad_(True), RULES[name])
     applied, before = [], []
     for number in range(2):
-        role.prepare()
-        before.append({k: v.clone() for k, v in role.module.state_dict().items()})
-        for rank in ranks:
-            generator = torch.Generator().manual_seed(2 * number + rank)
-            x, level = (
-                torch.randn(2, 1, 8, 8, generator=generator),
-                EDMSchedule().level(torch.ones(2)),
-            )
-            # The ranks' gradients nearly cancel: clipped before they are summed, they would differ.
-            sign = 1.0 if rank else -1.1
-            loss = sign * (role.network(x, level, Condition(torch.eye(10)[:2])).x0 ** 2).sum()
-            hooks = poison(role.module) if rank == 0 and "replace" in name else []
-            role.backward(loss)
-            for hook in hooks:
-                hook.remove()
+        for turn in range(PASSES):
+            role.prepare()
+            before.append({k: v.clone() for k, v in role.module.state_dict().items()})
+            for rank in ranks:
+                generator = torch.Generator().manual_seed(2 * number + rank + 4 * turn)
+                x, level = (
+                    torch.randn(2, 1, 8, 8, generator=generator),
+                    EDMSchedule().level(torch.ones(2)),
+                )
+                # Ranks' gradients nearly cancel: clipped before they are summed, they would differ.
+                sign = 1.0 if rank else -1.1
+                loss = sign * (role.network(x, level, Condition(torch.eye(10)[:2])).x0 ** 2).sum()
+                hooks = poison(role.module) if rank == 0 and "replace" in name else []
+                role.backward(loss / PASSES)
+                for hook in hooks:
+                    hook.remove()
         applied.append(role.update())
     return {"state": role.state(), "applied": applied, "before": before}
 
@@ -213,10 +215,10 @@ def more_of_two(rank: int, stage: int, folder: str) -> None:
     """What is worth comparing on two processes only."""
 
     def role_of(module: torch.nn.Module, rules: UpdateRules) -> DeepSpeedRole:
-        return DeepSpeedRole(module, SOFT_ADAM, stage, 1, rules)
+        return DeepSpeedRole(module, SOFT_ADAM, stage, PASSES, rules)
 
     def offloaded(module: torch.nn.Module, rules: UpdateRules) -> DeepSpeedRole:
-        return DeepSpeedRole(module, SOFT_ADAM, stage, 1, rules, offload=True)
+        return DeepSpeedRole(module, SOFT_ADAM, stage, PASSES, rules, offload=True)
 
     found = {name: rule_steps(name, role_of, range(rank, rank + 1)) for name in RULES}
     for name in OFFLOADED if stage else ():

@@ -17,7 +17,7 @@ from sid_ray.step import Trainee
 from sid_ray.types import Draw
 from tests import trajectories
 from tests.conftest import relative_error
-from tests.test_engine import RULE_TOLERANCE, RULES, SOFT_ADAM, rule_steps
+from tests.test_engine import PASSES, RULE_TOLERANCE, RULES, SOFT_ADAM, rule_steps
 from tests.trajectories import (
     ADAM,
     CASES,
@@ -79,7 +79,7 @@ def work(rank: int, world_size: int, folder: str) -> None:
     for offload in (False, True):
 
         def role_of(module: torch.nn.Module, chosen: UpdateRules, offload=offload) -> DeepSpeedRole:
-            return DeepSpeedRole(module, SOFT_ADAM, 3, 1, chosen, offload)
+            return DeepSpeedRole(module, SOFT_ADAM, 3, PASSES, chosen, offload)
 
         engine.PERSISTENT = 10_000  # what the rules' test poisons is there whole
         for name in RULES:

@@ -145,8 +145,15 @@ def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module
         return teacher
     start, _ = load_model(Path(settings.initial_generator))
     network = copy.deepcopy(teacher)
-    # EDM2's published generators lack the log-variance head, which a generator never uses.
-    network.load_state_dict(network.state_dict() | start.state_dict())
+    own = network.state_dict()
+    # The two compute the same (assemble.check_generator). What is in one of them alone, or has
+    # another size, a generator never uses: the log-variance head, the layer of augmentation labels.
+    fitting = {
+        name: value
+        for name, value in start.state_dict().items()
+        if name in own and own[name].shape == value.shape
+    }
+    network.load_state_dict(own | fitting)
     return network
 
 

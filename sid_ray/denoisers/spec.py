@@ -59,7 +59,9 @@ class ModelSpec:
     whose optimizer keeps master copies apart. ``bare_prefix`` is the attribute under which the
     denoiser holds the network that other programs' files name without it. Of the network's
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
-    whether there is a log-variance head. ``load_text`` opens the text encoder that lies beside the
+    whether there is a log-variance head, and ``computes`` those that decide what is computed, each
+    written out in one way: equal for networks that can take each other's weights as generators.
+    ``load_text`` opens the text encoder that lies beside the
     network in its folder; None for families that read no text. ``standard`` is how a folder's
     network wants latents of its auto-encoder; None for families of pixels. ``schedule`` is the kind
     of noise levels in the config.
@@ -73,6 +75,7 @@ class ModelSpec:
     shape: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _edm_shape
     label_dim: Callable[[Mapping[str, Any]], int] = _edm_label_dim
     logvar: Callable[[Mapping[str, Any]], bool] = _no_logvar
+    computes: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     load_text: Callable[..., TextEmbeddings] | None = None
     standard: Callable[[Path], Standard] | None = None
     schedule: str = "edm"
@@ -96,6 +99,38 @@ def _build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
     from sid_ray.denoisers.stable_diffusion import build_stable_diffusion
 
     return build_stable_diffusion(network)
+
+
+def _edm_computes(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a generator is trained with, or is never asked for."""
+    values = EDMNetwork.from_json(dict(network)).to_json()
+    for name in ("dropout", "label_dropout", "augment_dim"):
+        del values[name]
+    return _levels_attended(values)
+
+
+def _edm2_computes(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for EDM2, whose log-variance head no generator has; widths as they come out."""
+    net = EDM2Network.from_json(dict(network))
+    values = net.to_json()
+    for name in ("dropout", "logvar", "logvar_channels"):
+        del values[name]
+    values["channel_mult_noise"] = net.noise_width // net.model_channels
+    values["channel_mult_emb"] = net.emb_width // net.model_channels
+    return _levels_attended(values)
+
+
+def _levels_attended(values: dict[str, Any]) -> dict[str, Any]:
+    """Resolutions with attention that the network has, the largest first."""
+    levels = [values["img_resolution"] >> level for level in range(len(values["channel_mult"]))]
+    attended = [resolution for resolution in levels if resolution in values["attn_resolutions"]]
+    return values | {"attn_resolutions": attended}
+
+
+def _unet_computes(network: Mapping[str, Any]) -> dict[str, Any]:
+    from sid_ray.denoisers.stable_diffusion import computing_arguments
+
+    return computing_arguments(network)
 
 
 def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -127,13 +162,14 @@ def _scaling_factor(folder: Path) -> Standard:
 
 
 _FAMILIES = (
-    ModelSpec("edm", _build_edm),
+    ModelSpec("edm", _build_edm, computes=_edm_computes),
     ModelSpec(
         "edm2",
         _build_edm2,
         normalize_weights,
         forced_normalize,
         logvar=_edm2_logvar,
+        computes=_edm2_computes,
         standard=_edm2_standard,
     ),
     ModelSpec(
@@ -142,6 +178,7 @@ _FAMILIES = (
         bare_prefix="unet.",
         shape=_unet_shape,
         label_dim=_no_labels,
+        computes=_unet_computes,
         load_text=_load_text,
         standard=_scaling_factor,
         schedule="vp",

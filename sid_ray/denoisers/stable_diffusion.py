@@ -228,6 +228,29 @@ def network_arguments(denoiser: StableDiffusionDenoiser) -> dict[str, Any]:
     return json.loads(json.dumps(config)) | {"prediction_type": denoiser.prediction_type}
 
 
+def computing_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a U-Net's arguments that decide what it computes, defaults written out.
+
+    Versions of diffusers record different sets of them. Dropout is of training; upcast_attention
+    changes nothing in float32, the one precision that these networks have here.
+    """
+    require_diffusers()
+    from diffusers import UNet2DConditionModel
+
+    known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    defaults = {name: of.default for name, of in known.items() if of.default is not of.empty}
+    values = {"prediction_type": "epsilon"} | defaults | dict(network)
+    for name in [name for name in values if name.startswith("_")] + ["dropout", "upcast_attention"]:
+        values.pop(name, None)
+    return {name: for_all_levels(json.loads(json.dumps(value))) for name, value in values.items()}
+
+
+def for_all_levels(value: Any) -> Any:
+    """One number where a list repeats it for each level: diffusers takes both."""
+    repeated = isinstance(value, list) and len(value) > 1 and value == value[:1] * len(value)
+    return value[0] if repeated and isinstance(value[0], int) else value
+
+
 def use_attention(unet: nn.Module, backend: str) -> None:
     """Switches every attention layer of a U-Net or VAE to ``sdpa`` or ``xformers``.
 

@@ -79,6 +79,7 @@ class SiD:
         augment: EDM's augmentation in the fake-score phase, or None.
         num_steps: K evaluations of the generator an image; one of them, at random, is trained.
         guidance: where SiD-LSG guides the scores.
+        official: of K evaluations, train all as one, as the published code (compat).
     """
 
     schedule: Schedule
@@ -90,6 +91,7 @@ class SiD:
     augment: AugmentPipe | None = None
     num_steps: int = 1
     guidance: Guidance = PLAIN
+    official: bool = False
 
     through_scores: ClassVar[bool] = True  # the generator's gradient passes through both scores
 
@@ -105,16 +107,21 @@ class SiD:
     def generate(self, nets: Networks, batch: Batch, draw: Draw, dropout: bool) -> Tensor:
         """y = G(z, c), [B, C, H, W]; of K evaluations only the drawn one has a gradient.
 
-        The outputs of all K are matched with one fake score (few-step SiD, arXiv:2505.12674).
+        The outputs of all K are matched with one fake score (few-step SiD, arXiv:2505.12674). The
+        published code matches the last output alone, and its gradient passes through all K, each
+        with dropout of its own.
         """
         trained = 0 if draw.step is None else int(draw.step[0])
+        if self.official:
+            trained = self.num_steps - 1
         later = () if draw.more_noise is None else draw.more_noise.unbind(1)
         cond = Condition(batch.labels, text=batch.text)
         y = torch.zeros_like(draw.latents)
         for step, noise in enumerate((draw.latents, *later)[: trained + 1]):
-            if step == trained and dropout:
-                cond = cond._replace(dropout_keys=draw.dropout_keys)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and step == trained):
+            learns = self.official or step == trained
+            if learns and dropout and draw.dropout_keys is not None:
+                cond = cond._replace(dropout_keys=draw.dropout_keys + (trained - step))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 y = generator_step(
                     nets.generator, self.schedule, y, noise, step, self.num_steps, cond
                 )

@@ -54,14 +54,13 @@ class SiDA(SiD):
         discriminator_weight: factor of the discriminator's loss (1 for EDM, 100 for EDM2).
         generator_start: images seen before the generator is trained at all.
         adversarial_start: images seen before its loss is half SiD's and half adversarial.
-        official: let the discriminator's loss train the log-variance head, as the published code.
+        official: also lets the discriminator's loss train the log-variance head.
     """
 
     adversarial_weight: float = 0.01
     discriminator_weight: float = 1.0
     generator_start: int = 0
     adversarial_start: int = 0
-    official: bool = False
 
     def trains_generator(self, images_seen: int) -> bool:
         return images_seen > self.generator_start or self.generator_start == 0

@@ -49,9 +49,11 @@ def drawn(step: int | None) -> Draw:
     return draw._replace(step=torch.full((COUNT,), step), more_noise=more)
 
 
-def generate(schedule: Schedule, step: int, dropout: bool = True) -> tuple[Tensor, Shrink, Draw]:
+def generate(
+    schedule: Schedule, step: int, dropout: bool = True, official: bool = False
+) -> tuple[Tensor, Shrink, Draw]:
     net, draw = Shrink(), drawn(step)
-    objective = SiD(schedule, num_steps=STEPS)
+    objective = SiD(schedule, num_steps=STEPS, official=official)
     y = objective.generate(Networks(net, net, net), Batch(), draw, dropout)
     return y, net, draw
 
@@ -89,6 +91,26 @@ def test_dropout_is_on_in_the_drawn_step_alone():
     assert torch.equal(keys[2], draw.dropout_keys)
     _, net, _ = generate(EDMSchedule(), 2, dropout=False)
     assert all(cond.dropout_keys is None for _, _, cond, _ in net.calls)
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize("schedule", [EDMSchedule(), DiscreteVPSchedule()], ids=["edm", "vp"])
+def test_the_published_gradient_passes_all_steps(schedule, step):
+    """Whichever step is drawn: the last output counts, and every step has masks of its own."""
+    y, net, draw = generate(schedule, step, official=True)
+    assert [enabled for *_, enabled in net.calls] == [True] * STEPS
+    gain = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    noises, expected = (draw.latents, *draw.more_noise.unbind(1)), torch.zeros_like(y)
+    for index, noise in enumerate(noises):
+        level = schedule.step_level(index, STEPS, COUNT, expected)
+        expected = gain * schedule.add_noise(expected, noise, level)
+    assert torch.allclose(y, expected, rtol=1e-12)
+    y.sum().backward()
+    expected.sum().backward()
+    assert float(net.gain.grad) == pytest.approx(float(gain.grad), rel=1e-12)
+    keys = {tuple(cond.dropout_keys.tolist()) for _, _, cond, _ in net.calls}
+    assert len(keys) == STEPS
+    assert tuple(draw.dropout_keys.tolist()) in keys
 
 
 def test_no_gradient_in_the_fake_score_phase():
