@@ -1,11 +1,13 @@
 """A step the way the published code runs it, for comparisons: the same numbers at its costs.
 
-What differs from sid_ray: images in NCHW; a convolution's bias added behind it; each EDM2 weight
-normalised in every forward pass, as autograd's own operations; the inputs of convolutions kept in
-frozen networks too; real images through the encoder in a pass of their own; dropout's factors kept
-as floats; Adam with both moments and a loop over tensors; gradients of both networks kept until
-their next phase (SiD; SiDA lets go of the fake score's); every gradient through nan_to_num; the
-average written tensor by tensor.
+What differs from sid_ray: images in NCHW; a convolution's bias added behind it; biases, embeddings
+and skips added in place; attention as two products around a softmax, on the layout that the
+convolution leaves; EDM2's resampling as a convolution of each channel; each EDM2 weight normalised
+in every forward pass, as autograd's own operations; the inputs of convolutions kept in frozen
+networks too; real images through the encoder in a pass of their own; dropout's factors kept as
+floats; Adam with both moments and a loop over tensors; gradients of both networks kept until their
+next phase (SiD; SiDA lets go of the fake score's); every gradient through nan_to_num; the average
+written tensor by tensor.
 
 What is the same: random numbers, losses and data. Masks of dropout too, so that weights can be
 compared: they are made while the clock stands, and the draw that torch's own dropout would make is
@@ -47,7 +49,7 @@ def conv2d(self: edm_layers.Conv2d, x: Tensor) -> Tensor:
             x = filter_down(self, x, self.filter_pad)
         if self.weight is not None:
             x = F.conv2d(x, self.weight.to(x.dtype), padding=self.weight_pad)
-    return x if self.bias is None else x + self.bias.to(x.dtype).reshape(1, -1, 1, 1)
+    return x if self.bias is None else x.add_(self.bias.to(x.dtype).reshape(1, -1, 1, 1))
 
 
 def filter_up(self: edm_layers.Conv2d, x: Tensor) -> Tensor:
@@ -58,6 +60,59 @@ def filter_up(self: edm_layers.Conv2d, x: Tensor) -> Tensor:
 def filter_down(self: edm_layers.Conv2d, x: Tensor, pad: int) -> Tensor:
     taps = self.resample_filter.to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, taps, stride=2, padding=pad, groups=x.shape[1])
+
+
+def edm_block(
+    self: edm_layers.UNetBlock, x: Tensor, emb: Tensor, dropout_keys: Tensor | None
+) -> Tensor:
+    """EDM's block, whose sums are written into what a convolution has just made."""
+    style = self.style
+    h = self.conv0(F.silu(self.norm0(x)))
+    affine = self.affine(emb)[:, :, None, None].to(h.dtype)
+    if style.adaptive_scale:
+        scale, shift = affine.chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+    else:
+        h = F.silu(self.norm1(h.add_(affine)))
+    h = self.conv1(edm_layers.keyed_dropout(h, dropout_keys, self.dropout_site, style.dropout))
+    x = h.add_(x if self.skip is None else self.skip(x)) * style.skip_scale
+    return self.attention(x) if self.heads else x
+
+
+def edm_attention(self: edm_layers.UNetBlock, x: Tensor) -> Tensor:
+    """Products and softmax in float32."""
+    parts = heads_of(self.qkv(self.norm2(x)), self.heads)
+    out = weighted(*parts.unbind(3), torch.float32).reshape(x.shape)
+    return self.proj(out).add_(x) * self.style.skip_scale
+
+
+def edm2_attention(self: edm2.Block, x: Tensor) -> Tensor:
+    """Products and softmax in the body's own precision, q, k and v normalised over a head."""
+    parts = edm2.normalize(heads_of(self.attn_qkv(x), self.heads), dim=2)
+    return self.attn_proj(weighted(*parts.unbind(3), x.dtype).reshape(x.shape))
+
+
+def heads_of(qkv: Tensor, heads: int) -> Tensor:
+    """[B, 3C, H, W] -> [B, heads, d, 3, L], as it lies in memory."""
+    batch, channels, height, width = qkv.shape
+    return qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
+
+
+def weighted(q: Tensor, k: Tensor, v: Tensor, wide: torch.dtype) -> Tensor:
+    """v weighted by softmax(q k / sqrt(d)); all [B, heads, d, L]."""
+    scores = q.to(wide).transpose(2, 3) @ (k / math.sqrt(k.shape[2])).to(wide)
+    return v @ scores.softmax(dim=3).to(v.dtype).transpose(2, 3)
+
+
+def resample(x: Tensor, taps: tuple[int, ...], mode: str) -> Tensor:
+    """EDM2: a convolution of each channel, for the mean of 2 x 2 pixels too."""
+    if mode == "keep":
+        return x
+    row = torch.tensor(taps, dtype=x.dtype, device=x.device)
+    kernel = row.outer(row) / row.sum() ** 2 * (4 if mode == "up" else 1)
+    kernel, pad = kernel.expand(x.shape[1], 1, -1, -1), (len(taps) - 1) // 2
+    convolve = F.conv_transpose2d if mode == "up" else F.conv2d
+    return convolve(x, kernel, stride=2, padding=pad, groups=x.shape[1])
 
 
 def mp_conv(self: edm2.MPConv, x: Tensor, gain: Tensor | float | None = None) -> Tensor:
@@ -116,6 +171,10 @@ def as_official(paused: Paused) -> Iterator[None]:
         for home, name, other in (
             (edm_layers.Conv2d, "forward", conv2d),
             (edm_layers, "keyed_dropout", keyed),
+            (edm_layers.UNetBlock, "forward", edm_block),
+            (edm_layers.UNetBlock, "attention", edm_attention),
+            (edm2.Block, "attention", edm2_attention),
+            (edm2, "resample", resample),
             (edm2.MPConv, "forward", mp_conv),
             (edm2, "mp_silu", mp_silu),
             (edm2, "mp_sum", mp_sum),
@@ -136,12 +195,14 @@ class OfficialRole(TorchRole):
         self, module: nn.Module, adam: AdamSettings, rules: UpdateRules, keeps_gradients: bool
     ):
         super().__init__(module, adam, rules)
-        self.keeps_gradients = keeps_gradients
+        self.keeps_gradients, self.updated = keeps_gradients, False
         betas = adam.beta1, adam.beta2
         self.optimizer: Any = torch.optim.Adam(module.parameters(), adam.lr, betas, adam.epsilon)
 
     def prepare(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.updated:  # gradients of an accumulation's earlier passes stay
+            self.optimizer.zero_grad(set_to_none=True)
+            self.updated = False
 
     @torch.no_grad()
     def update(self) -> bool:
@@ -152,6 +213,7 @@ class OfficialRole(TorchRole):
         if not self.keeps_gradients:
             self.optimizer.zero_grad(set_to_none=True)
         constrain_module(self._module, self.rules.constrain)
+        self.updated = True
         return True
 
     @torch.no_grad()

@@ -37,10 +37,13 @@ class ObjectiveConfig:
     a text-to-image teacher), vsd (variational score distillation, a baseline).
     """
     compat: Literal["none", "official"] = "none"
-    """official: behave as the published code where it was corrected here. The discriminator's loss
-    also trains the log-variance head (EDM2); EDM2's forced normalisation spares the fake score and
-    acts on the generator before its phase, not after its update; gradients that are not finite are
-    replaced (0 for NaN, +-1e5 for inf) instead of skipping the update.
+    """official: behave as the published code where it was corrected here (docs/objectives.md). On
+    EDM2 the discriminator's loss also trains the log-variance head, and forced normalisation acts
+    before each pass of a network's own phase instead of after its update: on fake score and
+    generator without a discriminator, whatever training.normalize_weights says; with one on the
+    generator alone. Of several evaluations an image, the last output is matched and all are
+    trained. Gradients that are not finite are replaced (0 for NaN, +-1e5 for inf) instead of
+    skipping the update.
     """
     alpha: float = 1.2
     """Weight of the Delta^2 correction in the generator loss; published runs use 1.0 and 1.2."""
@@ -56,7 +59,7 @@ class ObjectiveConfig:
     """Probability of each transform of EDM's augmentation pipe in the fake-score phase."""
     num_steps: int = 1
     """Evaluations of the generator an image. Above 1, a random one of them is trained in each
-    iteration; those before it run without gradient.
+    iteration; those before it run without gradient (compat official: all are trained, as one).
     """
     adversarial_weight: float = 0.01
     """sida: factor of the generator's adversarial loss (published: lsg_gan)."""
@@ -176,7 +179,9 @@ class TrainingConfig:
     (published: 1 for SiDA on EDM).
     """
     normalize_weights: bool = True
-    """EDM2's forced weight normalisation after each update; published without it for SiDA on S."""
+    """EDM2's forced weight normalisation after each update; published without it for SiDA and SiD2A
+    on S. With compat official and no discriminator it is on whatever stands here.
+    """
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
     seed: int = 0

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 
-from sid_ray.began import began_at, begin_from
+from sid_ray.began import began_at, begin_from, check_network, check_newest
 from sid_ray.checkpoint import MANIFEST
 from sid_ray.errors import UserError
 from sid_ray.store import Store
-from sid_ray.weights.folder import load_model
-from tests.networks import tiny_network
+from sid_ray.weights.folder import ModelDescription, load_model
+from tests.networks import TINY, TINY_EDM2, tiny_network
 from tests.test_checkpoint import write
 from tests.test_step import trainee_of
 
@@ -69,3 +69,22 @@ def test_a_damaged_donor_is_said(tmp_path):
     with pytest.raises(UserError, match="cannot begin from"):
         began_at(str(folder))
     assert began_at("") == 0
+
+
+def test_a_teacher_of_another_network_is_named_before_anything_starts(tmp_path):
+    """A run goes on, and a donor is begun from, with the network that the checkpoint is of."""
+    folder, _, _ = write(tmp_path, 192)
+    run = Store.at(str(tmp_path))
+    check_newest(run, "teacher.pkl", ModelDescription("edm", TINY.to_json() | {"dropout": 0.5}))
+    others = {
+        "an edm network with augment_dim 9: go on": ("edm", TINY.to_json() | {"augment_dim": 9}),
+        "an edm network with num_blocks 2: go on": ("edm", TINY.to_json() | {"num_blocks": 2}),
+        "an edm2 network: go on with the teacher": ("edm2", TINY_EDM2.to_json()),
+    }
+    for words, described in others.items():
+        expected = rf"{folder.name} is of an edm network.*, teacher teacher\.pkl is {words}"
+        with pytest.raises(UserError, match=expected):
+            check_newest(run, "teacher.pkl", ModelDescription(*described))
+        with pytest.raises(UserError, match=expected):
+            check_network(run, folder.name, "teacher.pkl", ModelDescription(*described))
+    check_newest(Store.at(str(tmp_path / "none")), "teacher.pkl", ModelDescription("edm2", {}))
