@@ -59,9 +59,9 @@ class ModelSpec:
     whose optimizer keeps master copies apart. ``bare_prefix`` is the attribute under which the
     denoiser holds the network that other programs' files name without it. Of the network's
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
-    whether there is a log-variance head, and ``computes`` those that decide what is computed, each
-    written out in one way: equal for networks that can take each other's weights as generators.
-    ``load_text`` opens the text encoder that lies beside the
+    whether there is a log-variance head, and ``written_out`` all that say which network it is
+    (dropout does not), defaults filled in and each in one way of writing it; ``training_only`` are
+    those of them that no generator's image depends on. ``load_text`` opens the text encoder that lies beside the
     network in its folder; None for families that read no text. ``standard`` is how a folder's
     network wants latents of its auto-encoder; None for families of pixels. ``schedule`` is the kind
     of noise levels in the config.
@@ -75,7 +75,8 @@ class ModelSpec:
     shape: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _edm_shape
     label_dim: Callable[[Mapping[str, Any]], int] = _edm_label_dim
     logvar: Callable[[Mapping[str, Any]], bool] = _no_logvar
-    computes: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    written_out: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    training_only: tuple[str, ...] = ()
     load_text: Callable[..., TextEmbeddings] | None = None
     standard: Callable[[Path], Standard] | None = None
     schedule: str = "edm"
@@ -101,36 +102,33 @@ def _build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
     return build_stable_diffusion(network)
 
 
-def _edm_computes(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what a generator is trained with, or is never asked for."""
-    values = EDMNetwork.from_json(dict(network)).to_json()
-    for name in ("dropout", "label_dropout", "augment_dim"):
-        del values[name]
-    return _levels_attended(values)
+def _edm_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
+    return _levels_attended(EDMNetwork.from_json(dict(network)).to_json())
 
 
-def _edm2_computes(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for EDM2, whose log-variance head no generator has; widths as they come out."""
+def _edm2_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Widths as they come out; no width of a log-variance head that is not there."""
     net = EDM2Network.from_json(dict(network))
-    values = net.to_json()
-    for name in ("dropout", "logvar", "logvar_channels"):
-        del values[name]
-    values["channel_mult_noise"] = net.noise_width // net.model_channels
-    values["channel_mult_emb"] = net.emb_width // net.model_channels
+    values = net.to_json() | {
+        "channel_mult_noise": net.noise_width // net.model_channels,
+        "channel_mult_emb": net.emb_width // net.model_channels,
+        "logvar_channels": net.logvar_channels if net.logvar else 0,
+    }
     return _levels_attended(values)
 
 
 def _levels_attended(values: dict[str, Any]) -> dict[str, Any]:
-    """Resolutions with attention that the network has, the largest first."""
+    """Without dropout; of the resolutions with attention those that the network has."""
     levels = [values["img_resolution"] >> level for level in range(len(values["channel_mult"]))]
     attended = [resolution for resolution in levels if resolution in values["attn_resolutions"]]
+    del values["dropout"]
     return values | {"attn_resolutions": attended}
 
 
-def _unet_computes(network: Mapping[str, Any]) -> dict[str, Any]:
-    from sid_ray.denoisers.stable_diffusion import computing_arguments
+def _unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
+    from sid_ray.denoisers.stable_diffusion import unet_written_out
 
-    return computing_arguments(network)
+    return unet_written_out(network)
 
 
 def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -162,14 +160,20 @@ def _scaling_factor(folder: Path) -> Standard:
 
 
 _FAMILIES = (
-    ModelSpec("edm", _build_edm, computes=_edm_computes),
+    ModelSpec(
+        "edm",
+        _build_edm,
+        written_out=_edm_written_out,
+        training_only=("label_dropout", "augment_dim"),
+    ),
     ModelSpec(
         "edm2",
         _build_edm2,
         normalize_weights,
         forced_normalize,
         logvar=_edm2_logvar,
-        computes=_edm2_computes,
+        written_out=_edm2_written_out,
+        training_only=("logvar", "logvar_channels"),
         standard=_edm2_standard,
     ),
     ModelSpec(
@@ -178,7 +182,7 @@ _FAMILIES = (
         bare_prefix="unet.",
         shape=_unet_shape,
         label_dim=_no_labels,
-        computes=_unet_computes,
+        written_out=_unet_written_out,
         load_text=_load_text,
         standard=_scaling_factor,
         schedule="vp",

@@ -228,8 +228,8 @@ def network_arguments(denoiser: StableDiffusionDenoiser) -> dict[str, Any]:
     return json.loads(json.dumps(config)) | {"prediction_type": denoiser.prediction_type}
 
 
-def computing_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a U-Net's arguments that decide what it computes, defaults written out.
+def unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a U-Net's arguments that say which it is, defaults filled in.
 
     Versions of diffusers record different sets of them. Dropout is of training; upcast_attention
     changes nothing in float32, the one precision that these networks have here.

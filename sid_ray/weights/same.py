@@ -27,22 +27,20 @@ def unlike(
     """
     if one.family != other.family:
         return called(one.family), called(other.family)
-    own, theirs = written_out(one), written_out(other)
-    decide = own | theirs
-    if as_trained:
-        recorded = [name for name in one.network if name in other.network and name != "dropout"]
-        decide |= dict.fromkeys(recorded)
-        own, theirs = dict(one.network) | own, dict(other.network) | theirs
-    names = [name for name in decide if own.get(name) != theirs.get(name)]
+    if one.network == other.network:  # and no library of the family need be loaded
+        return None
+    spec, own, theirs = spec_of(one.family), written_out(one), written_out(other)
+    passed = () if as_trained else spec.training_only
+    names = [n for n in own | theirs if own.get(n) != theirs.get(n) and n not in passed]
     if not names:
         return None
     return told(one.family, own, names), told(one.family, theirs, names)
 
 
 def written_out(description: ModelDescription) -> dict[str, Any]:
-    """The arguments that decide what a network computes. Raises UserError."""
+    """The arguments of a network, each in one way of writing it. Raises UserError."""
     try:
-        return spec_of(description.family).computes(description.network)
+        return spec_of(description.family).written_out(description.network)
     except (TypeError, ValueError) as error:
         raise UserError(f"not the arguments of {called(description.family)}: {error}") from None
 
