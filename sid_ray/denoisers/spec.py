@@ -61,10 +61,10 @@ class ModelSpec:
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
     whether there is a log-variance head, and ``written_out`` all that say which network it is
     (dropout does not), defaults filled in and each in one way of writing it; ``training_only`` are
-    those of them that no generator's image depends on. ``load_text`` opens the text encoder that lies beside the
-    network in its folder; None for families that read no text. ``standard`` is how a folder's
-    network wants latents of its auto-encoder; None for families of pixels. ``schedule`` is the kind
-    of noise levels in the config.
+    those of them that no generator's image depends on. ``load_text`` opens the text encoder that
+    lies beside the network in its folder; None for families that read no text. ``standard`` is how
+    a folder's network wants latents of its auto-encoder; None for families of pixels. ``schedule``
+    is the kind of noise levels in the config.
     """
 
     family: str

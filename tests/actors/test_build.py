@@ -4,10 +4,17 @@ import dataclasses
 import os
 from pathlib import Path
 
+import pytest
+import torch
+
 from sid_ray.actors import build
-from sid_ray.actors.build import WorkerSettings, on_this_node
+from sid_ray.actors.build import WorkerSettings, initial_generator, on_this_node
+from sid_ray.assemble import check_generator
 from sid_ray.config import replace
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.recipes import recipe
+from sid_ray.weights.folder import ModelDescription, save_model
+from tests.networks import TINY, TINY_EDM2
 from tests.test_storage_s3 import S3Bench
 
 SETTINGS = WorkerSettings("", "/runs/x", "/not/here", "", "", "key", True, None, None)
@@ -38,3 +45,31 @@ def test_a_server_of_the_config_is_the_processs(monkeypatch):
     config = replace(recipe("digits-sid"), storage__endpoint_url="http://here:2")
     assert on_this_node(config, SETTINGS) == SETTINGS
     assert os.environ["AWS_ENDPOINT_URL"] == "http://here:2"
+
+
+@pytest.mark.parametrize(
+    ("family", "teacher", "generator"),
+    [
+        ("edm2", TINY_EDM2, {"logvar": False}),
+        ("edm2", TINY_EDM2, {"logvar_channels": 8}),
+        ("edm2", dataclasses.replace(TINY_EDM2, logvar=False), {"logvar": True}),
+        ("edm", TINY, {"augment_dim": 9}),
+        ("edm", dataclasses.replace(TINY, augment_dim=9), {"augment_dim": 0}),
+    ],
+)
+def test_a_generator_starts_with_all_that_it_uses(tmp_path, family, teacher, generator):
+    """What check_generator lets pass can be taken up: layers that no generator uses may differ."""
+    build = spec_of(family).build
+    network = build(teacher.to_json())
+    torch.manual_seed(1)
+    description = ModelDescription(family, teacher.to_json() | generator)
+    start = build(description.network)
+    save_model(tmp_path, start.state_dict(), description)
+    check_generator("there", ModelDescription(family, teacher.to_json()), description)
+    settings = dataclasses.replace(SETTINGS, initial_generator=str(tmp_path))
+    found, own = initial_generator(settings, network).state_dict(), network.state_dict()
+    assert found.keys() == own.keys()
+    given = start.state_dict()
+    unused = [name for name in found if "logvar" in name or "map_augment" in name]
+    assert all(torch.equal(found[n], given[n]) for n in found if n not in unused)
+    assert not all(torch.equal(found[n], own[n]) for n in found if n not in unused)
