@@ -20,6 +20,7 @@ from sid_ray.roles import AdamSettings, TorchRole, UpdateRules
 from sid_ray.schedules import EDMSchedule
 from sid_ray.step import Draws, Phase, StepSettings, Sums, Trainee, draws_of, run_phase, step
 from sid_ray.types import Batch, Draw, Networks, Objective
+from sid_ray.update_rules import update_rules
 from tests.conftest import Reference, relative_error
 from tests.networks import (
     LabelledNoise,
@@ -148,7 +149,7 @@ def test_five_iterations_of_sida_equal_the_official_ones(dtype):
     network.load_state_dict(start)
     network.to(dtype)
     spec = spec_of("edm2")
-    rules = {"generator": UpdateRules(spec.constrain, constrain_first=True)}
+    rules = update_rules("sida", "edm2", "official", normalize_weights=True)
     trainee = trainee_of(network, rules=rules)
     spec.after_step(trainee.generator_ema)
     average = copy.deepcopy(network).double()
