@@ -25,6 +25,7 @@ from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.mlflow_run import shown_uri
+from sid_ray.mlflow_state import check_tracking
 from sid_ray.ray_environment import stop_like_ctrl_c
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
@@ -75,6 +76,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     run = RunFolder.of(config)
     if not run.store.is_local:  # before anything is fetched or built
         run.check()
+    check_tracking(config)
     start = find_start(config)
     check_evaluation(config, start)
     with only_driver(run):

@@ -167,6 +167,21 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
     yield Finding(OK, f"{store}{server}: written, read back, replaced, removed in {seconds:.2f} s")
 
 
+def check_tracking_store(patient: Patient) -> Iterator[Finding]:
+    """MLflow's store: whether it takes what a run will tell, and keeps the run's experiment."""
+    from sid_ray.config import replace
+    from sid_ray.mlflow_state import AwayError, look_at_tracking
+
+    config = replace(patient.config or DistillConfig(), output__folder=patient.runs)
+    try:
+        yield Finding(OK, look_at_tracking(config))
+    except AwayError as error:
+        yield Finding(
+            WARNING,
+            f"MLflow does not answer now ({error}): a run keeps its numbers and sends them later",
+        )
+
+
 def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
@@ -275,6 +290,7 @@ GENERAL: dict[str, Check] = {
     "versions": check_versions,
     "machine": check_machine,
     "storage": check_storage,
+    "tracking": check_tracking_store,
     "cluster": check_cluster,
 }
 OF_A_RECIPE: dict[str, Check] = {

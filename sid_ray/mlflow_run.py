@@ -5,6 +5,8 @@ The only module that talks to MLflow. It does one try; ``tracking.py`` tries aga
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +19,10 @@ from urllib.parse import unquote, urlsplit
 from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
 from sid_ray.mlflow_artifacts import Artifacts
+from sid_ray.mlflow_sqlite import database_of, put_right
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
+OLD_PARAM_LIMIT = 250  # that any version keeps
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
@@ -28,6 +32,9 @@ REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 NO_REGISTRY = ("PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 NO_UPLOAD = (400, 404, 405, 413)  # HTTP: a server that takes no artifacts, or none as large
 GONE = "RESOURCE_DOES_NOT_EXIST"
+DELETED = "must be in the 'active' state"  # of a run or an experiment: no fault of a record
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+FILES = ("file", "image", "model")
 CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connection reset)"
 # MLflow's own tries take minutes; a server that is away shall be noticed within seconds.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
@@ -74,6 +81,9 @@ class MlflowRun:
         for name, value in BOUNDS.items():
             os.environ.setdefault(name, value)
         with only_opener(self._target.uri):
+            database = database_of(self._target.uri)
+            if database is not None and (moved := put_right(database)):
+                self._tell(moved)
             self._open()
 
     def _open(self) -> None:
@@ -103,18 +113,24 @@ class MlflowRun:
         from requests import HTTPError
 
         models = any(record.kind == "model" for record in records)
+        files = any(record.kind in FILES for record in records)
         try:
             for record in records:
                 if record.kind != "metrics":
                     getattr(self, f"_write_{record.kind}")(**record.values)
             self._write_metrics([r.values for r in records if r.kind == "metrics"])
         except MlflowException as error:
-            if error.error_code in (*REFUSED, *(NO_REGISTRY if models else ())):
+            refused = error.error_code in (*REFUSED, *(NO_REGISTRY if models else ()))
+            if refused and DELETED not in str(error):
                 raise RefusedError(one_line(error)) from error
             raise
         except HTTPError as error:  # of artifacts alone
             if error.response is not None and error.response.status_code in NO_UPLOAD:
                 raise RefusedError(one_line(error)) from error
+            raise
+        except OSError as error:  # a place for artifacts that cannot be written; a full disk waits
+            if files and error.errno in UNWRITABLE:
+                raise RefusedError(f"{error.filename}: {error.strerror}") from error
             raise
 
     def _best(self, run: Any) -> dict[str, tuple[float, int]]:
@@ -172,7 +188,29 @@ class MlflowRun:
             if name not in run.data.params
         ]
         for first in range(0, len(params), BATCH):
-            self._client.log_batch(run.info.run_id, params=params[first : first + BATCH])
+            self._log_params(run.info.run_id, params[first : first + BATCH])
+
+    def _log_params(self, run_id: str, params: Sequence[Any]) -> None:
+        """A server of an older MLflow takes shorter values; one that it refuses is cut."""
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(run_id, params=params)
+            return
+        except MlflowException as error:
+            if error.error_code not in REFUSED or DELETED in str(error):
+                raise
+        for param in params:
+            try:
+                self._client.log_param(run_id, param.key, param.value)
+            except MlflowException as error:
+                if error.error_code not in REFUSED:
+                    raise
+                cut = Param(param.key, param.value[:OLD_PARAM_LIMIT])
+                self._tell(f"warning: param {cut.key} is cut in MLflow: {one_line(error)}")
+                with contextlib.suppress(MlflowException):  # refused for another reason
+                    self._client.log_param(run_id, cut.key, cut.value)
 
     def _steps(self, name: str) -> set[int]:
         """The steps at which MLflow has a value of a metric."""
@@ -247,10 +285,11 @@ def only_opener(uri: str) -> Iterator[None]:
     The first one makes MLflow's tables; two at once stumble over each other's, and could leave a
     store that is half made. Raises OSError where another one takes too long.
     """
-    if not uri.startswith("sqlite:///"):
+    database = database_of(uri)
+    if database is None:
         yield
         return
-    with Path(uri.removeprefix("sqlite:///") + ".lock").open("ab") as file:
+    with Path(f"{database}.lock").open("ab") as file:
         try:
             lock(file.fileno(), LOCK_S)
         except OSError as error:

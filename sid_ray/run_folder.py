@@ -29,6 +29,7 @@ from sid_ray.config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.lease import only_lease
 from sid_ray.local_copies import folder_of
+from sid_ray.mlflow_sqlite import absolute
 from sid_ray.store import Store, probe
 from sid_ray.store_errors import S3, StoreError, is_s3
 
@@ -83,7 +84,7 @@ def default_tracking_uri(folder: str) -> str:
 def tracking_uri(config: DistillConfig) -> str:
     """The config's MLflow store, MLFLOW_TRACKING_URI, or the default of its folder of runs."""
     named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or default_tracking_uri(config.output.folder)
+    return absolute(named) if named else default_tracking_uri(config.output.folder)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ What is left at the end is sent by the next start of the run.
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from sid_ray.journal import Journal, Record
 from sid_ray.metrics.names import BEST, EVAL
 from sid_ray.mlflow_artifacts import SLOWEST, model_files
 from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.mlflow_state import advice
 from sid_ray.store_errors import pause_s
 
 VALUES = 900  # metrics in one request; MLflow takes 1000
@@ -63,7 +65,10 @@ class Tracking:
         self._changed, self._hurry = threading.Condition(), threading.Event()
         self._pending = deque(self._journal.records(self._journal.sent))
         self._failures, self._away_since, self._stamp = 0, 0.0, 0
+        self._experiment = target.experiment
         self.trouble = ""  # why MLflow does not answer now
+        self.advice = ""  # what a person can do about it, where waiting cannot mend it
+        self._said: set[str] = set()  # why records were refused
         self.run_id = ""  # MLflow's id of the run, once it is open
         self._best = self._best_told()
         self._sender = threading.Thread(target=self._send_all, daemon=True)
@@ -162,6 +167,8 @@ class Tracking:
                 waited_s = time.monotonic() - began
                 if waited_s > (min(AWAY_PATIENCE_S, timeout_s) if self.trouble else timeout_s):
                     break
+                if self.advice and self._failures > TOLD_AFTER:  # tried once more, just now
+                    break
                 self._changed.wait(0.1)
             left, self._closed = self.left, close
             self._changed.notify_all()
@@ -174,6 +181,8 @@ class Tracking:
         where = f"could not be kept ({kept})" if kept else f"are kept in {self._folder}"
         why = self.trouble or f"not written within {timeout_s:.0f} s"
         then = "" if kept else ": the same command sends them"
+        if self.advice:
+            then = f": {self.advice}; the same command then sends them"
         return f"{left} records are not in MLflow ({why}), they {where}{then}"
 
     def _short(self, file: Path) -> str:
@@ -270,7 +279,10 @@ class Tracking:
         self._confirm([record])
 
     def _refused(self, record: Record, error: RefusedError) -> None:
-        self._tell(f"warning: record {record.number} ({record.kind}) is not in MLflow: {error}")
+        why = re.sub(r"\d+|[0-9a-f]{32}", "", f"{record.kind} {error}")
+        if why not in self._said:  # the same place refuses every picture
+            self._said.add(why)
+            self._tell(f"warning: record {record.number} ({record.kind}) is not in MLflow: {error}")
 
     def _is_open(self) -> None:
         """A run that is another one than before gets all that was ever told."""
@@ -308,20 +320,23 @@ class Tracking:
         self._failures += 1
         if self._failures == 1:
             self._away_since = time.monotonic()
-        if self._failures < TOLD_AFTER:
+        told = advice(error, self._uri, self._experiment)
+        if told and told != self.advice:
+            self._tell(f"warning: MLflow at {self._uri} takes no numbers: {told}; they are kept")
+        elif not told and self._failures < TOLD_AFTER:
             return
-        if not self.trouble:
+        elif not told and not self.trouble:
             self._tell(
                 f"MLflow does not answer at {self._uri} ({one_line(error)}): numbers are kept and "
                 "sent later"
             )
-        self.trouble = one_line(error)
+        self.trouble, self.advice = one_line(error), told
 
     def _works(self) -> None:
         if self.trouble:
             away_s = time.monotonic() - self._away_since
             self._tell(f"MLflow is back after {away_s:.0f} s: {self.left} records are left to send")
-        self._failures, self.trouble = 0, ""
+        self._failures, self.trouble, self.advice = 0, "", ""
 
 
 def without(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

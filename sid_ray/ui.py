@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
+from sid_ray.mlflow_run import shown_uri
+from sid_ray.mlflow_sqlite import database_of, put_right
+from sid_ray.mlflow_state import advice
 from sid_ray.run_folder import runs_folder, tracking_uri
 
 READY_S = 120.0
@@ -29,6 +33,18 @@ def store_of(folder: str) -> str:
             "with MLFLOW_TRACKING_URI"
         )
     return uri
+
+
+def put_right_for(uri: str) -> str:
+    """Points a sqlite store at the artifacts beside it. Returns '' or a line. Raises UserError."""
+    database = database_of(uri)
+    if database is None:
+        return ""
+    try:
+        return put_right(database)
+    except (sqlite3.Error, OSError) as error:
+        told = advice(error, uri, "") or "another process works on it: try again"
+        raise UserError(f"MLflow at {shown_uri(uri)}: {told} (it says: {error})") from None
 
 
 def check_free(host: str, port: int) -> None:
@@ -57,6 +73,8 @@ def run_ui(folder: str, host: str, port: int, tell: Callable[[str], None] = prin
         tell(f"{uri}: a server of its own keeps these runs; open it")
         return 0
     check_free(host, port)
+    if line := put_right_for(uri):
+        tell(line)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     with (

@@ -28,6 +28,7 @@ LEVELS = {
     "fragments": 3, "adam": 3, "roles": 3, "shards": 3, "engine": 3, "deepspeed_import": 3,
     "update_rules": 3,
     "trace_memory": 3, "fit": 3,
+    "mlflow_sqlite": 1, "mlflow_state": 3,
     "mlflow_run": 3, "mlflow_artifacts": 3, "best": 3, "tracking": 3, "history": 3,
     "model_card": 3,
     "evaluation": 3, "evaluations": 3, "page": 3, "real_images": 3, "release": 3,
@@ -40,7 +41,7 @@ LEVELS = {
 HOMES = {
     "deepspeed": ("engine",),
     "ray": ("actors", "data/pipeline", "jobs/client", "jobs/local_nodes", "jobs/upload", "sweep"),
-    "mlflow": ("mlflow_run", "mlflow_artifacts", "history"),
+    "mlflow": ("mlflow_run", "mlflow_artifacts", "mlflow_state", "history"),
     "optuna": ("sweep",),
     "diffusers": ("denoisers/stable_diffusion",),
     "transformers": ("denoisers/stable_diffusion", "metrics/transformers_folder"),

@@ -16,6 +16,7 @@ from sid_ray.assemble import Start
 from sid_ray.config import DistillConfig, flatten, ray_resources
 from sid_ray.errors import UserError
 from sid_ray.mlflow_run import Target
+from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 
 LOOK_S = 0.5
@@ -43,7 +44,7 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
         record.key,
         flatten(config),
         tags,
-        f"{config.output.folder}/mlartifacts",
+        artifacts_of(uri, config.output.folder),
         record.tracker_run_id,
     )
 

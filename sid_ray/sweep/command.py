@@ -177,12 +177,14 @@ def check_trial(order: Order) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
     from sid_ray.assemble import find_start
     from sid_ray.distill import check_evaluation
+    from sid_ray.mlflow_state import check_tracking
     from sid_ray.store import set_endpoint
     from sid_ray.sweep.searcher import spec_of
 
     set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)
     point = spec_of(order, []).point
     config = config_of(order.space, order.base, point)
+    check_tracking(config)
     check_evaluation(config, find_start(config))
 
 

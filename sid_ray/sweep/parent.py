@@ -18,6 +18,7 @@ from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.mlflow_run import Target, one_line
+from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import read_record, tracking_uri
 from sid_ray.store import Store
 from sid_ray.sweep.importance import Importance, importance_of
@@ -159,14 +160,15 @@ def config_of_runs(sweep: Sweep) -> DistillConfig:
 
 def target_of(sweep: Sweep, config: DistillConfig) -> Target:
     """The sweep's run in MLflow, in the experiment of its trials."""
+    uri = tracking_uri(config)
     return Target(
-        tracking_uri(config),
+        uri,
         config.output.experiment,
         sweep.name,
         key_of(sweep.folder),
         params_of(sweep),
         {"recipe": sweep.recipe, "system": "sid_ray", "sid_ray.sweep": sweep.name},
-        f"{config.output.folder}/mlartifacts",
+        artifacts_of(uri, config.output.folder),
     )
 
 
