@@ -120,6 +120,10 @@ class DistillConfig:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
+    def stored(self) -> str:
+        """JSON for a file in a run's folder: without where that lies, as it may be moved."""
+        return replace(self, output__folder="").to_json()
+
     @classmethod
     def from_json(cls, text: str, source: str = "the config") -> DistillConfig:
         """The inverse of to_json. Raises UserError that names the first wrong field."""

@@ -21,6 +21,7 @@ from sid_ray.assemble import Start, bare_source, find_start
 from sid_ray.began import check_network, check_newest
 from sid_ray.config import DistillConfig, flags, replace
 from sid_ray.console import Display, duration, quiet_output
+from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import plain_scores, shown_score
@@ -88,13 +89,16 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
             if began_from:
                 donor, _, name = began_from.rpartition("/")
                 check_network(Store.at(donor), name, config.teacher.source, start.description)
-        record = dataclasses.replace(record, config=config.to_json(), data=fingerprint)
+            record, copied = settle(record, run, config)
+        record = dataclasses.replace(record, config=config.stored(), data=fingerprint)
         log = run.local / LOG
         with quiet_output(log) as console:
             console.print(
                 f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
                 f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
             )
+            if copied:
+                console.print(copied, markup=False)
             return distil_with(config, start, run, record, console, began)
 
 
@@ -230,8 +234,8 @@ def write_summary(
         "num_workers": config.resources.num_workers,
         "interruptions": [dataclasses.asdict(item) for item in outcome.interruptions],
         "zero_stage": config.resources.zero_stage,
-        "checkpoint": str(outcome.checkpoint),
-        "grid": f"{run.store}/{GRID}" if rows else None,
+        "checkpoint": outcome.checkpoint.name,  # in the run's folder, wherever that lies
+        "grid": GRID if rows else None,
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

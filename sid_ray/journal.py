@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,38 @@ class Journal:
                 "that MLflow does not have yet are only in memory"
             )
         self.trouble = str(error.strerror or error)
+
+
+def carry_over(folder: Path, key: str, keep_sent: bool) -> None:
+    """Makes what a run's copied folder has to tell that of the copy, whose key is ``key``.
+
+    Args:
+        keep_sent: whether the copy has what MLflow had confirmed, in an MLflow run of its own.
+
+    What would change the first run is left out: versions of a registered model, and other runs that
+    were put below it. Raises OSError.
+    """
+    path, note = folder / JOURNAL, folder / SENT
+    try:
+        _, *lines, _ = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, ValueError):
+        return
+    kept = [json.dumps({"run": key}).encode()]
+    for values in filter(None, map(json_of, lines)):
+        if isinstance(values, list) and values[1] != "child":
+            record = Record(*values)
+            if record.kind == "model":
+                record = replace(record, values={**record.values, "name": ""})
+            kept.append(record.line.rstrip())
+    sent = None
+    with contextlib.suppress(OSError):
+        sent = json_of(note.read_bytes())
+    note.unlink(missing_ok=True)  # first: it must not speak of the new lines
+    new = path.with_suffix(".new")
+    new.write_bytes(b"\n".join(kept) + b"\n")
+    new.replace(path)
+    if keep_sent and isinstance(sent, dict):
+        note.write_text(json.dumps(sent | {"run": key}) + "\n")
 
 
 def lock(file: int, patience_s: float = LOCK_S) -> None:

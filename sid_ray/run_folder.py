@@ -150,6 +150,11 @@ class RunRecord:
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     data: str = ""  # fingerprint of the data set, empty where it was not taken
     began_from: str = ""  # address of another run's checkpoint, whose state this one began with
+    name: str = ""  # at the last start; with the next two it tells a copy: copies.py
+    place: str = ""
+    number: int = 0
+    copied_from: str = ""  # name of the run that this one is a copy of, and its MLflow run
+    copied_from_run: str = ""
 
 
 def read_record(run: Store) -> RunRecord | None:

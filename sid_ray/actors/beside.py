@@ -37,6 +37,8 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
     tags = {"recipe": config.recipe, "objective": config.objective.name, "system": "sid_ray"}
     if record.began_from:
         tags["began_from"] = record.began_from
+    if record.copied_from:
+        tags |= {"copied_from": record.copied_from, "copied_from_run": record.copied_from_run}
     return Target(
         uri,
         config.output.experiment,

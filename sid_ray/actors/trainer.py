@@ -38,6 +38,7 @@ from sid_ray.assemble import Start
 from sid_ray.began import began_at
 from sid_ray.config import DistillConfig, replace
 from sid_ray.console import Display
+from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
@@ -51,7 +52,6 @@ POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STOP_PATIENCE_S = 60.0  # for workers that save when the driver is stopped
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
-LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ class Worker:
         """Copies the state; it is written and uploaded while training goes on. A collective."""
         began = time.monotonic()
         description = generator_description(self.config, self.teacher)
-        snapshot = take_snapshot(self.trainee, self.roles, description, self.settings.config)
+        snapshot = take_snapshot(self.trainee, self.roles, description, self.config.stored())
         self.spool.save(snapshot, checkpoint_name(self.trainee.images_seen, self.attempt))
         self.stalled_s += time.monotonic() - began
 

@@ -166,6 +166,12 @@ def check_same(order: Order, earlier: dict) -> None:
         return
     what = f"sweep {order.name!r} exists"
     again = "repeat its command to go on, or choose another --name"
+    named = earlier.get("name", order.name)
+    if named != order.name:  # its trials' runs have that name, and may be another sweep's
+        raise UserError(
+            f"{order.folder} is the folder of sweep {named!r}, copied or renamed: give it that "
+            "name again, in a folder of runs with its trials' runs, or choose another --name"
+        )
     if earlier["space"] != order.text:
         raise UserError(f"{what} with another space or number of trials: {again}")
     changes = list(differences(DistillConfig.from_json(earlier["base"]), order.base))
@@ -253,7 +259,7 @@ def note_sweep(order: Order, earlier: dict) -> None:
         metrics=metrics,
         started=earlier.get("started", now),
         state="running",
-        base=order.base.to_json(),
+        base=order.base.stored(),
     )
 
 

@@ -8,19 +8,21 @@ by MLflow's tag mlflow.parentRunId, set from here once run.json names their MLfl
 
 from __future__ import annotations
 
+import contextlib
 import json
-import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config import DistillConfig
+from sid_ray.copies import here_and_now, is_copy, named, own_record, store_is_beside
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.mlflow_run import Target, one_line
 from sid_ray.mlflow_sqlite import artifacts_of
-from sid_ray.run_folder import read_record, tracking_uri
-from sid_ray.store import Store
+from sid_ray.run_folder import RunRecord, read_record, tracking_uri
+from sid_ray.store import Store, moved_into_place
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.repeats import means_of
 from sid_ray.sweep.report import command_of, csv_of, write_report
@@ -153,45 +155,57 @@ def config_of_runs(sweep: Sweep) -> DistillConfig:
     base = base_of(sweep)
     if base is None:
         raise UserError(f"the recipe {sweep.recipe!r} is not known")
-    if not Path(base.output.folder).is_absolute() and "://" not in base.output.folder:
-        base = replace(base, output__folder=str(sweep.folder.parent))
     return base
 
 
 def target_of(sweep: Sweep, config: DistillConfig) -> Target:
     """The sweep's run in MLflow, in the experiment of its trials."""
-    uri = tracking_uri(config)
+    uri, record = tracking_uri(config), record_of(sweep.folder, store_is_beside(config))
+    tags = {"recipe": sweep.recipe, "system": "sid_ray", "sid_ray.sweep": sweep.name}
+    if record.copied_from:
+        tags["copied_from"] = record.copied_from
     return Target(
         uri,
         config.output.experiment,
         sweep.name,
-        key_of(sweep.folder),
+        record.key,
         params_of(sweep),
-        {"recipe": sweep.recipe, "system": "sid_ray", "sid_ray.sweep": sweep.name},
+        tags,
         artifacts_of(uri, config.output.folder),
     )
 
 
-def key_of(folder: Path) -> str:
-    """Drawn once: a sweep of the same name that is begun anew is another run."""
-    path = folder / KEY
-    try:
-        return str(json.loads(path.read_text())["key"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        key = uuid.uuid4().hex[:12]
-        part = path.with_suffix(".part")
-        part.write_text(as_json({"key": key}))
-        part.replace(path)
-        return key
+def record_of(folder: Path, goes_on: bool) -> RunRecord:
+    """The key that was drawn once, so that a sweep begun anew under its name is another run.
+
+    A copied sweep gets one of its own: copies.py.
+
+    Args:
+        goes_on: whether MLflow's store is copied with the folder of runs.
+    """
+    path, store = folder / KEY, Store.at(folder)
+    record, fields = RunRecord(""), ("key", "name", "place", "number", "copied_from")
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        told = json.loads(path.read_text())
+        record = replace(record, **{name: told[name] for name in fields if name in told})
+    if record.name and is_copy(record, store):
+        record = own_record(record, store, folder, goes_on and record.name == store.name)
+    record = here_and_now(record, store)
+    with moved_into_place(path) as part:
+        part.write_text(as_json({name: getattr(record, name) for name in fields}))
+    return record
 
 
 def mlflow_run_of(config: DistillConfig, run: str) -> str:
     """MLflow's id of a trial's run, '' where it has none yet or its folder cannot be read."""
     try:
-        record = read_record(Store.at(config.output.folder) / run)
+        store = Store.at(config.output.folder) / run
+        record = read_record(store)
+        if record is None or is_copy(named(record), store):  # a copy's is the first one's
+            return ""
     except (UserError, OSError):
         return ""
-    return (record.tracker_run_id or "") if record else ""
+    return record.tracker_run_id or ""
 
 
 # What is told -------------------------------------------------------------------------------------

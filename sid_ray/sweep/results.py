@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import DistillConfig
+from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes import recipe
@@ -128,15 +128,20 @@ def metric_of(told: Any) -> Metric:
 
 
 def base_of(sweep: Sweep) -> DistillConfig | None:
-    """The config that the trials' points were put into, None where it cannot be known."""
+    """The config that the trials' points were put into, None where it cannot be known.
+
+    Runs on a disk lie beside the sweep, wherever that was moved since.
+    """
     try:
-        return DistillConfig.from_json(json.loads((sweep.folder / TASK).read_text())["base"])
+        base = DistillConfig.from_json(json.loads((sweep.folder / TASK).read_text())["base"])
     except (OSError, ValueError, KeyError, TypeError, UserError):
-        pass
-    try:
-        return recipe(sweep.recipe)
-    except UserError:
-        return None
+        try:
+            base = recipe(sweep.recipe)
+        except UserError:
+            return None
+    if "://" in base.output.folder:
+        return base
+    return replace(base, output__folder=str(sweep.folder.absolute().parent))
 
 
 def repeats_in(sweep: Sweep) -> list[Repeat]:
