@@ -79,7 +79,7 @@ def is_copy(record: RunRecord, store: Store) -> bool:
 def is_alias(name: str, store: Store) -> bool:
     """Whether the run's folder is there under its recorded name too: a link."""
     with contextlib.suppress(OSError):
-        return store.folder.parent.joinpath(name).samefile(store.folder)
+        return store.is_local and store.folder.with_name(name).samefile(store.folder)
     return False
 
 

@@ -166,8 +166,7 @@ def look(database: Path, experiment: str) -> Experiment | None:
     if not database.exists() or (database.is_file() and not database.stat().st_size):
         return None
     with opened(database) as connection:
-        connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written says so
-        connection.execute("ROLLBACK")
+        check_takes_changes(connection)
         tables = tables_of(connection)
         if "experiments" not in tables:
             return None
@@ -181,6 +180,14 @@ def look(database: Path, experiment: str) -> Experiment | None:
         return None
     number, stage, artifacts = rows[0]
     return Experiment(str(number), stage == "active", right_address(artifacts or "", database))
+
+
+def check_takes_changes(connection: sqlite3.Connection) -> None:
+    """Changes a number that nobody reads, and takes it back. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    (number,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {number + 1}")
+    connection.execute("ROLLBACK")
 
 
 def tables_of(connection: sqlite3.Connection) -> set[str]:

@@ -183,6 +183,8 @@ def found_in(uri: str, experiment: str) -> Experiment | None:
                 raise AwayError("another process has locked it") from None
             raise
     if uri.startswith(("http://", "https://")):
+        if not urllib.parse.urlsplit(uri).hostname:
+            raise ValueError("Invalid URL")
         try:
             return told_by_server(uri, experiment)
         except (urllib.error.HTTPError, ValueError) as error:
@@ -190,7 +192,7 @@ def found_in(uri: str, experiment: str) -> Experiment | None:
                 raise AwayError(f"HTTP {error.code}") from None
             # MLflow itself has more ways to sign in; what it says, counts
         except urllib.error.URLError as error:
-            if "SSL" not in str(error) and "no host" not in str(error):
+            if "SSL" not in str(error):
                 raise AwayError(str(error.reason)) from None
         except OSError as error:
             raise AwayError(str(error)) from None
@@ -238,6 +240,8 @@ def told_by_mlflow(uri: str, experiment: str) -> Experiment | None:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
+    if not found.experiment_id:
+        raise ValueError("no JSON of MLflow")
     active = found.lifecycle_stage == "active"
     return Experiment(found.experiment_id, active, found.artifact_location)
 
