@@ -88,7 +88,18 @@ class DistillConfig:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
             raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        experiment = self.output.experiment
+        if not experiment.strip() or len(experiment) > MLFLOW_NAME:
+            raise UserError(
+                f"output.experiment is {experiment!r:.60}; it must be a name of 1 to {MLFLOW_NAME} "
+                "characters"
+            )
         model = self.output.register_model
+        if model and (not model.strip() or len(model) > MLFLOW_NAME):
+            raise UserError(
+                f"output.register_model is {model!r:.60}; it must be a name of at most "
+                f"{MLFLOW_NAME} characters, or empty for none"
+            )
         if set(model) & set("/:'"):  # in a run's last minute it would be too late to hear it
             raise UserError(f"output.register_model is {model!r}; it may not contain / : '")
         if model and not self.output.log_model:
@@ -146,6 +157,7 @@ class DistillConfig:
 
 
 IDENTITY_SECTIONS = ("teacher", "objective", "schedule", "data", "training")
+MLFLOW_NAME = 250  # characters that any MLflow takes as a name
 MAY_CHANGE = ("training.images", "data.source")
 POSITIVE = (
     "training.fake_score_lr",

@@ -25,6 +25,7 @@ PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
+WHERE_TAG = "folder"  # of all runs, as of the last start
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # Of a store without a registry of models, or one that this user may not write to: what comes behind
@@ -98,6 +99,9 @@ class MlflowRun:
             run = self._begun()
         self.run_id = run.info.run_id
         self._describe(run)
+        where = self._target.tags.get(WHERE_TAG, "")
+        if run.data.tags.get(WHERE_TAG, "") != where:
+            self._client.set_tag(self.run_id, WHERE_TAG, where)
         self._artifacts = Artifacts(
             self._client, self.run_id, run.info.artifact_uri, self._target.key
         )

@@ -33,7 +33,7 @@ LEVELS = {
     "model_card": 3,
     "evaluation": 3, "evaluations": 3, "page": 3, "real_images": 3, "release": 3,
     "best_weights": 3, "subject": 3, "looks": 3,
-    "run_folder": 3, "report": 3, "generate": 3, "console": 3,
+    "run_folder": 3, "copies": 3, "report": 3, "generate": 3, "console": 3,
     "actors": 4,
     "sweep": 5, "distill": 5, "plan": 5, "doctor": 5, "parsing": 5, "compare": 5, "ui": 5, "cli": 5,
     "jobs": 5, "evaluate": 5, "evaluate_options": 5, "evaluate_result": 5,

@@ -79,6 +79,7 @@ def test_a_copy_of_another_name_is_another_run_that_says_where_it_came_from(tmp_
     assert losses(uri, copy.tracker_run_id) == [1, 2, 3, 4], "all that was told before, and its own"
     found = mlflow.MlflowClient(uri).get_run(copy.tracker_run_id)
     assert found.info.run_name == "b"
+    assert str(tmp_path) not in str((found.data.params, found.data.tags)), "it lies beside them"
     tags = {name: found.data.tags[name] for name in ("copied_from", "copied_from_run")}
     assert tags == {"copied_from": "a", "copied_from_run": first.tracker_run_id}
     assert copy.key != first.key, "they share no checkpoint on nodes' disks"
@@ -133,6 +134,8 @@ def test_a_moved_folder_of_runs_keeps_its_runs(tmp_path):
     moved, said = told(tmp_path / "two", "a", 2, uri=uri)
     assert (said, moved.key, moved.tracker_run_id) == ("", first.key, first.tracker_run_id)
     assert losses(uri, moved.tracker_run_id) == [1, 2]
+    tags = mlflow.MlflowClient(uri).get_run(moved.tracker_run_id).data.tags
+    assert tags["folder"] == f"{tmp_path}/two"
 
 
 def test_a_link_to_a_run_is_the_run(tmp_path):

@@ -38,6 +38,18 @@ def test_a_machine_that_is_well(tmp_path, capsys):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_tracking_store_that_takes_nothing_or_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert findings(tmp_path)["tracking"] == [
+        (OK, f"sqlite:///{tmp_path}/mlflow.db: experiment 'sid_ray' will be made")
+    ]
+    (tmp_path / "mlflow.db").write_bytes(b"something else" * 100)
+    assert "is no sqlite database: move it away" in failures(findings(tmp_path))["tracking"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    ((state, text),) = findings(tmp_path)["tracking"]
+    assert state == WARNING and "a run keeps its numbers and sends them later" in text
+
+
 def test_a_library_of_another_version(tmp_path, monkeypatch):
     real = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "ray" else real(name))

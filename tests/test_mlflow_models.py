@@ -190,6 +190,10 @@ def test_large_weights_have_time(monkeypatch):
     [
         ({"output__register_model": "a/b"}, "output.register_model is 'a/b'; it may not contain"),
         ({"output__register_model": "a", "output__log_model": False}, "needs the weights"),
+        ({"output__register_model": " "}, "output.register_model is ' '; it must be a name"),
+        ({"output__register_model": "a" * 251}, "it must be a name of at most 250 characters"),
+        ({"output__experiment": ""}, "output.experiment is ''; it must be a name"),
+        ({"output__experiment": "e" * 251}, "it must be a name of 1 to 250 characters"),
     ],
 )
 def test_a_name_that_mlflow_would_refuse_is_refused_at_the_start(fields, words):

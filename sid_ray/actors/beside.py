@@ -14,8 +14,9 @@ from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.actors.tracker import Tracker
 from sid_ray.assemble import Start
 from sid_ray.config import DistillConfig, flatten, ray_resources
+from sid_ray.copies import store_is_beside
 from sid_ray.errors import UserError
-from sid_ray.mlflow_run import Target
+from sid_ray.mlflow_run import WHERE_TAG, Target
 from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 
@@ -39,12 +40,16 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
         tags["began_from"] = record.began_from
     if record.copied_from:
         tags |= {"copied_from": record.copied_from, "copied_from_run": record.copied_from_run}
+    params = flatten(config)
+    folder = params.pop("output.folder")  # a param stays, and a folder may be moved
+    if not store_is_beside(config):
+        tags[WHERE_TAG] = folder
     return Target(
         uri,
         config.output.experiment,
         config.run_name,
         record.key,
-        flatten(config),
+        params,
         tags,
         artifacts_of(uri, config.output.folder),
         record.tracker_run_id,

@@ -1,6 +1,7 @@
 """The sweep's own run in MLflow, and the trials' runs below it."""
 
 import json
+import shutil
 from collections import ChainMap
 
 import mlflow
@@ -11,7 +12,7 @@ from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunRecord, write_record
 from sid_ray.store import Store
 from sid_ray.sweep import parent as parents
-from sid_ray.sweep.parent import Parent, after_event, described, key_of, params_of
+from sid_ray.sweep.parent import Parent, after_event, described, params_of, record_of
 from sid_ray.sweep.results import read_sweep
 from tests.sweep.ledgers import asha_ledger, lsg_ledger, with_seeds
 from tests.sweep.spaces import space_of
@@ -27,7 +28,7 @@ def own_store(monkeypatch):
 
 def begun(folder, name: str, run_id: str | None) -> None:
     """A trial's run folder, beside the sweep's."""
-    config = replace(recipe("digits-sid"), output__run=name)
+    config = replace(recipe("digits-sid"), output__run=name, output__folder=str(folder))
     (folder / name).mkdir(exist_ok=True)
     write_record(Store.at(folder / name), RunRecord(config.to_json(), run_id))
 
@@ -98,9 +99,39 @@ def test_params_say_the_space(tmp_path):
 
 
 def test_a_sweep_is_known_again_by_its_key(tmp_path):
-    assert key_of(tmp_path) == key_of(tmp_path)
+    key = record_of(tmp_path, True).key
+    assert key == record_of(tmp_path, True).key
+    (tmp_path / "parent.json").write_text(json.dumps({"key": key}))  # an earlier version's
+    assert key == record_of(tmp_path, True).key
     (tmp_path / "parent.json").write_text("{")
-    assert len(key_of(tmp_path)) == 12
+    assert len(record_of(tmp_path, True).key) == 12
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_sweep_in_a_moved_or_copied_folder_of_runs(tmp_path, moved):
+    """It works on the runs beside it; a copy that shares a server with the first is another run,
+    and leaves the first one's runs where they are below it.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    ledger = asha_ledger(one / "made", state="running")
+    task = {"base": replace(recipe("digits-sid"), output__folder=str(one)).to_json()}
+    (ledger.folder / "task.json").write_text(json.dumps(task))
+    begun(one, "made-00000", "id0")
+    first = Parent(read_sweep(one / "made"), run=MadeUpRun())
+    first.tell(read_sweep(one / "made"))
+    assert first._tracking.finish(20) == "" and first._children == {"made-00000"}
+    one.rename(two) if moved else shutil.copytree(one, two)
+    parent = Parent(read_sweep(two / "made"), run=MadeUpRun(run_id="second"))
+    assert parent.config.output.folder == str(two)
+    before, now = first._tracking._journal._key, parent._tracking._journal._key
+    assert (now == before) == moved
+    parent.tell(read_sweep(two / "made"))
+    assert parent._tracking.finish(20) == ""
+    assert children(parent._tracking._run) == []  # run.json is of a run that lay elsewhere
+    begun(two, "made-00000", "id1")  # started here
+    parent.tell(read_sweep(two / "made"))
+    assert parent._children == {"made-00000"}
 
 
 def test_trouble_is_a_line_never_an_error(tmp_path):
