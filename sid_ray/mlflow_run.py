@@ -259,7 +259,7 @@ class MlflowRun:
         try:
             self._client.set_tag(run_id, PARENT_TAG, self.run_id)
         except MlflowException as error:
-            if error.error_code in (GONE, "INVALID_STATE"):  # a run that was deleted
+            if error.error_code in (GONE, "INVALID_STATE") or DELETED in str(error):
                 raise RefusedError(f"MLflow run {run_id} is not there") from error
             raise
 

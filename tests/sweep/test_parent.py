@@ -122,7 +122,8 @@ def test_a_sweep_in_a_moved_or_copied_folder_of_runs(tmp_path, moved):
     first.tell(read_sweep(one / "made"))
     assert first._tracking.finish(20) == "" and first._children == {"made-00000"}
     one.rename(two) if moved else shutil.copytree(one, two)
-    parent = Parent(read_sweep(two / "made"), run=MadeUpRun(run_id="second"))
+    run = MadeUpRun(run_id="made-up" if moved else "second")
+    parent = Parent(read_sweep(two / "made"), run=run)
     assert parent.config.output.folder == str(two)
     before, now = first._tracking._journal._key, parent._tracking._journal._key
     assert (now == before) == moved
