@@ -177,7 +177,7 @@ def generate(args: Sequence[str]) -> int:
     classes = number_list(parsed.labels, "labels") if parsed.labels else None
     prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
     if parsed.prompts is not None:
-        from sid_ray.data.source import read_prompts
+        from sid_ray.data.prompts import read_prompts
 
         prompts = list(read_prompts(str(parsed.prompts)))
     written = generate_pictures(

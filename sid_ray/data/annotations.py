@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_label, checked_prompt
 from sid_ray.errors import UserError
+from sid_ray.text_lines import json_lines, json_value, text_of
 
 TEXT_FIELDS = ("text", "caption", "prompt")
 Row = tuple[str, str, Any, Any]  # where it stands, file, label or None, text or None
@@ -34,7 +34,9 @@ class Annotations:
 
 def read_annotations(name: str, data: bytes, where: str) -> Annotations:
     """What one of FILES says. Raises UserError that names the line or entry."""
-    rows = list(FILES[name](decoded(data, where), where))
+    if len(data) > MAX_LIST_BYTES:
+        raise UserError(f"{where}: more than {MAX_LIST_BYTES // MIB} MiB")
+    rows = list(FILES[name](data, where))
     files = [file for _, file, _, _ in rows]
     if len(set(files)) != len(files):
         seen: set[str] = set()
@@ -49,26 +51,8 @@ def read_annotations(name: str, data: bytes, where: str) -> Annotations:
     return Annotations(where, labels or None, texts or None)
 
 
-def decoded(data: bytes, where: str) -> str:
-    """UTF-8, with or without a byte order mark. Raises UserError that names the line."""
-    if len(data) > MAX_LIST_BYTES:
-        raise UserError(f"{where}: more than {MAX_LIST_BYTES // MIB} MiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}, line {line}: not UTF-8: save it as UTF-8") from None
-
-
-def parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error})") from None
-
-
-def dataset_json(text: str, where: str) -> Iterator[Row]:
-    values = parsed(text, where)
+def dataset_json(data: bytes, where: str) -> Iterator[Row]:
+    values = json_value(text_of(data, where), where)
     if not isinstance(values, dict) or "labels" not in values:
         raise UserError(f'{where}: {{"labels": [[file, class], ...]}} is expected')
     labels = values["labels"]
@@ -85,16 +69,14 @@ def dataset_json(text: str, where: str) -> Iterator[Row]:
         yield f"{at} ({entry[0]:.100})", entry[0], entry[1], None
 
 
-def metadata_jsonl(text: str, where: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            at = f"{where}, line {number}"
-            yield from fields_of(parsed(line, at), at)
+def metadata_jsonl(data: bytes, where: str) -> Iterator[Row]:
+    for number, values in json_lines(data, where):
+        yield from fields_of(values, f"{where}, line {number}")
 
 
-def table(text: str, where: str) -> Iterator[Row]:
+def table(data: bytes, where: str) -> Iterator[Row]:
     """metadata.csv, or labels.csv with its columns named or not."""
-    lines = csv.reader(io.StringIO(text), strict=True)
+    lines = csv.reader(io.StringIO(text_of(data, where), newline=""), strict=True)
     header: list[str] | None = None
     try:
         for row in lines:
@@ -129,7 +111,7 @@ def fields_of(values: Any, at: str) -> Iterator[Row]:
     yield at, file.removeprefix("./"), label, text
 
 
-FILES: dict[str, Callable[[str, str], Iterator[Row]]] = {
+FILES: dict[str, Callable[[bytes, str], Iterator[Row]]] = {
     "dataset.json": dataset_json,
     "labels.csv": table,
     "metadata.jsonl": metadata_jsonl,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import random
 from dataclasses import replace
 from pathlib import Path
 
-from sid_ray.data.annotations import decoded, read_annotations
+from sid_ray.data.annotations import read_annotations
 from sid_ray.data.archives import ZipReader, list_zip
 from sid_ray.data.folders import FolderReader, folder_samples, labels_only
 from sid_ray.data.offline import offline_samples
 from sid_ray.data.options import MAX_LIST_BYTES, MIB, OFFLINE, PrepareOptions
-from sid_ray.data.samples import Samples, checked_prompt
+from sid_ray.data.prompts import prompts_of
+from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError, nearest
 from sid_ray.store import Store
 
@@ -107,46 +107,6 @@ def folder_source(store: Store, source: str, kind: str) -> Samples:
 
 
 def prompt_list(data: bytes, suffix: str, source: str, column: str) -> Samples:
-    """Prompts of a .txt, a line each, or of a table's column; empty ones left out."""
-    if suffix == ".parquet":
-        texts = parquet_column(data, source, column)
-    elif suffix == ".csv":
-        texts = csv_column(decoded(data, source), source, column)
-    else:
-        texts = list(enumerate(decoded(data, source).split("\n"), 1))
-    prompts = [checked_prompt(text, f"{source}, line {line}").strip() for line, text in texts]
-    prompts = [prompt for prompt in prompts if prompt]
-    if not prompts:
-        raise UserError(f"{source} holds no prompts: a text file, a prompt a line")
+    """Prompts of a .txt, a line each, or of a table's column."""
+    prompts = prompts_of(data, suffix, source, column)
     return Samples("prompts", source, len(prompts), prompts=prompts)
-
-
-def csv_column(text: str, source: str, column: str) -> list[tuple[int, str]]:
-    import csv
-
-    lines = csv.DictReader(io.StringIO(text), strict=True)
-    try:
-        if column not in (lines.fieldnames or ()):
-            raise no_column(source, column, lines.fieldnames or ())
-        return [(lines.line_num, row[column] or "") for row in lines]
-    except csv.Error as error:
-        raise UserError(f"{source}, line {lines.line_num}: {error}") from None
-
-
-def parquet_column(data: bytes, source: str, column: str) -> list[tuple[int, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        if column not in file.schema_arrow.names:
-            raise no_column(source, column, file.schema_arrow.names)
-        values = file.read(columns=[column])[column].to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{source} is not a whole Parquet file ({error})") from None
-    return [(line, value or "") for line, value in enumerate(values)]
-
-
-def no_column(source: str, column: str, names: object) -> UserError:
-    listed = ", ".join(map(str, names))[:200]  # type: ignore[call-overload]
-    return UserError(f"{source}: no column {column!r}; it has {listed}: --caption-column names one")

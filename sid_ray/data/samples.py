@@ -116,6 +116,8 @@ def checked_prompt(value: Any, where: str) -> str:
     """A prompt. Raises UserError where it is no text or too long."""
     if not isinstance(value, str):
         raise UserError(f"{where}: expected a text, found {value!r:.40}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{where}: half of a character (a lone surrogate): write the text again")
     if len(value) > MAX_PROMPT:
         raise UserError(f"{where}: {len(value):,} characters, at most {MAX_PROMPT:,} are taken")
     return value

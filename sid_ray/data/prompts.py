@@ -1,0 +1,87 @@
+"""Prompts out of a file: the same ones for every command that reads them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sid_ray.data.options import MAX_LIST_BYTES, MIB
+from sid_ray.data.samples import checked_prompt, first_line
+from sid_ray.errors import UserError
+from sid_ray.text_lines import numbered_lines, read_file, text_of
+
+COLUMN = "caption"
+Texts = Iterable[tuple[int, Any]]  # line or row, its text
+
+
+def read_prompts(source: str) -> tuple[str, ...]:
+    """The prompts of a file: a .txt with one a line, or the column ``caption`` of a table.
+
+    Raises UserError in one line.
+    """
+    if not source:
+        raise UserError("data.source is empty; name a text file with a prompt a line")
+    path = Path(source).expanduser()
+    return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source))
+
+
+def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> list[str]:
+    """The prompts of a file's bytes; blank lines and empty cells are left out.
+
+    Raises UserError with the line's number.
+    """
+    if len(data) > MAX_LIST_BYTES:
+        raise UserError(f"{source}: more than {MAX_LIST_BYTES // MIB} MiB")
+    read = TABLES.get(suffix.lower())
+    texts = read(data, source, column) if read else numbered_lines(data, source)
+    prompts = [checked_prompt(text, f"{source}, line {line}").strip() for line, text in texts]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise UserError(f"{source} holds no prompts: a text file, a prompt a line")
+    return prompts
+
+
+def csv_column(data: bytes, source: str, column: str) -> Iterator[tuple[int, Any]]:
+    lines = csv.DictReader(io.StringIO(text_of(data, source), newline=""), strict=True)
+    try:
+        if column not in (lines.fieldnames or ()):
+            raise no_column(source, column, lines.fieldnames or ())
+        for row in lines:
+            yield lines.line_num, row[column] or ""
+    except csv.Error as error:
+        raise UserError(f"{source}, line {lines.line_num}: {error}") from None
+
+
+def parquet_column(data: bytes, source: str, column: str) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = file.schema_arrow.names
+        values = file.read(columns=[column])[column].to_pylist() if column in names else None
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UserError(
+            f"{source} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+        ) from None
+    if values is None:
+        raise no_column(source, column, names)
+    for row, value in enumerate(values):
+        yield row, "" if value is None else value
+
+
+TABLES: dict[str, Callable[[bytes, str, str], Texts]] = {
+    ".csv": csv_column,
+    ".parquet": parquet_column,
+}
+
+
+def no_column(source: str, column: str, names: Iterable[object]) -> UserError:
+    listed = ", ".join(map(str, names))[:200]
+    return UserError(
+        f"{source}: no column {column!r}; it has {listed}: sid-ray data prepare --caption-column "
+        "names one"
+    )
