@@ -99,9 +99,7 @@ class Notes(tune.Callback):
 def reason_of(trial: Any) -> str:
     """The last line of a trial's error."""
     try:
-        lines = [
-            line.strip() for line in lines_in(Path(trial.error_file).read_text(errors="replace"))
-        ]
+        text = Path(trial.error_file).read_text(errors="replace")
     except (OSError, TypeError):
         text = ""
     told = [line.strip() for line in lines_in(text) if line.strip()]
