@@ -55,6 +55,11 @@ class OfflineReader:
 def offline_samples(source: str, split: str) -> Samples:
     """Samples of a set by its name. Raises UserError where its files are missing or damaged."""
     name, _, place = source.partition(":")
+    if name != FASHION and split:
+        raise UserError(f"--split {split}: {name} has no parts: leave it out")
+    split = split or "train"
+    if split not in PREFIX:
+        raise UserError(f"--split {split}: {name} has {' and '.join(PREFIX)}")
     if place and name != FASHION:
         raise UserError(f"{source}: only {FASHION} takes a folder; {name} comes with the package")
     folder = str(Path(place or FASHION_FOLDER).expanduser().absolute()) if name == FASHION else ""

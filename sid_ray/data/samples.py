@@ -36,6 +36,9 @@ class Samples:
         numbers: [count] of each in its source, for messages; empty for 0, 1, 2 ...
         remote: reading waits for a network.
         notes: for the manifest's ``source``.
+        account: how the source was understood and what was left out, for the manifest and people;
+            no part of the plan.
+        run: samples at most that stay together in a mixed order, as they are read together.
     """
 
     kind: str
@@ -51,6 +54,8 @@ class Samples:
     numbers: Sequence[int] = ()
     remote: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    account: dict[str, Any] = field(default_factory=dict)
+    run: int = 16
 
     def take(self, chosen: Sequence[int]) -> Samples:
         """Some of them, in the order given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sid_ray.data.left_out import account_lines
 from sid_ray.data.manifest import DataManifest
 from sid_ray.data.options import MIB
 
@@ -41,6 +42,7 @@ def source_lines(manifest: DataManifest) -> Iterator[str]:
     source = manifest.source
     if "path" in source:
         yield f"source      {source['path']}"
+    yield from account_lines(source, manifest.class_names if source.get("labels") else ())
     options = source.get("options") or {}
     if options:
         yield f"options     {', '.join(f'{name} = {value}' for name, value in options.items())}"
