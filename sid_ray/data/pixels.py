@@ -72,9 +72,9 @@ def open_picture(data: bytes) -> Any:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # a camera's own: the first is the picture
-                raise UserError(f"{frames} pictures (an animation or pages): one is expected")
+            several = getattr(picture, "is_animated", False)
+            if several and picture.format != "MPO":  # a camera's own: the first is the picture
+                raise UserError("an animation or several pages: one picture a file is expected")
             picture.load()
     except UnidentifiedImageError:
         raise UserError("not an image (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or PPM)") from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
@@ -80,7 +81,7 @@ TABLES: dict[str, Callable[[bytes, str, str], Texts]] = {
 
 
 def no_column(source: str, column: str, names: Iterable[object]) -> UserError:
-    listed = ", ".join(map(str, names))[:200]
+    listed = shown(", ".join(map(str, names)))
     return UserError(
         f"{source}: no column {column!r}; it has {listed}: sid-ray data prepare --caption-column "
         "names one"

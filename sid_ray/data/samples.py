@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
 from sid_ray.errors import UserError
 
@@ -94,13 +95,13 @@ class Samples:
 
     def wrong(self, index: int, what: str) -> UserError:
         """An error that names the source, the file and the sample's number."""
-        named = f": {self.name(index)}" if self.name(index) else ""
+        named = f": {shown(self.name(index), 300)}" if self.name(index) else ""
         return UserError(f"{self.source}{named} (sample {self.number(index)}): {what}")
 
 
 def first_line(error: Exception, length: int = 120) -> str:
     """What a library says, in one short line."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    return shown(" ".join(str(error).split()), length) or type(error).__name__
 
 
 def checked_label(value: Any, where: str) -> int:
@@ -111,7 +112,7 @@ def checked_label(value: Any, where: str) -> int:
             "numbers from 0"
         )
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{where}: label {value!r:.40} is not a whole number from 0")
+        raise UserError(f"{where}: label {value!a:.40} is not a whole number from 0")
     if not 0 <= value < MAX_CLASSES:
         raise UserError(f"{where}: label {value!s:.40} is not in 0 to {MAX_CLASSES - 1}")
     return value
@@ -120,7 +121,7 @@ def checked_label(value: Any, where: str) -> int:
 def checked_prompt(value: Any, where: str) -> str:
     """A prompt. Raises UserError where it is no text or too long."""
     if not isinstance(value, str):
-        raise UserError(f"{where}: expected a text, found {value!r:.40}")
+        raise UserError(f"{where}: expected a text, found {value!a:.40}")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise UserError(f"{where}: half of a character (a lone surrogate): write the text again")
     if len(value) > MAX_PROMPT:
