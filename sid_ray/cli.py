@@ -55,8 +55,9 @@ it asks for exactly that file. Each has --help."""
 DATA_USAGE = """usage: sid-ray data prepare SRC DST [--resolution N] [--encode TEACHER] [...]
        sid-ray data show DST [--out sheet.png] [--verify]
 
-SRC is a zip, a folder of images, labels (dataset.json), prompts (.txt), or digits, emoji or
-fashion-mnist[:FOLDER]; SRC and DST are paths or s3://BUCKET/PREFIX. Each has --help."""
+SRC is a folder, zip or tar of images, tar shards, Parquet with images, labels (dataset.json),
+prompts (.txt), or digits, emoji or fashion-mnist[:FOLDER]; SRC and DST are paths or
+s3://BUCKET/PREFIX. Each has --help."""
 
 
 def distill(args: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from tests.s3_server import s3_server
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-# Properties are tried on the same examples each time: new ones are for benchmarks/fuzz_*.py, and for
+# Properties are tried on the same examples each time; new ones are for benchmarks/fuzz_*.py and
 # pytest --hypothesis-profile=default.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.load_profile("fixed")

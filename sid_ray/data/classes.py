@@ -129,4 +129,4 @@ def count_folders(names: Iterable[str], others: Iterable[str], left_out: LeftOut
     lonely = {folder for name in others for folder in folders_above(name)} - holding
     for folder in sorted(lonely):
         if folder.rpartition("/")[0] in holding:
-            left_out.add("folders without samples", folder + "/")
+            left_out.add("folder without samples", folder + "/")

@@ -9,6 +9,7 @@ from sid_ray.data.names import shown, suffix_of
 
 LISTED = 12  # reasons that one line names
 NAMED = 12  # classes that one line names
+NOUNS = ("folder", "link", "column")  # with which a reason may begin
 
 
 class LeftOut:
@@ -38,13 +39,19 @@ class LeftOut:
 def left_out_line(records: Sequence[Mapping[str, Any]]) -> str:
     """'3 .mov (first a/b.mov), 2 hidden (first .DS_Store)', '' for nothing."""
     parts = [
-        f"{record['count']:,} {record['why']} ({'first ' * (record['count'] > 1)}"
+        f"{record['count']:,} {plural(record['why'], record['count'])} "
+        f"({'first ' * (record['count'] > 1)}"
         f"{shown(record['first'], 60)})"
         for record in records[:LISTED]
     ]
     if len(records) > LISTED:
         parts.append(f"{sum(record['count'] for record in records[LISTED:]):,} more of other kinds")
     return ", ".join(parts)
+
+
+def plural(why: str, count: int) -> str:
+    noun, space, rest = why.partition(" ")
+    return f"{noun}s{space}{rest}" if count != 1 and noun in NOUNS else why
 
 
 def class_line(names: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def annotations_of(listing: Listing, others: Iterable[str], names: Sequence[str]
         if noted.said.unused:
             columns = ", ".join(shown(column, 40) for column in noted.said.unused[:8])
             listing.left_out.add(
-                f"columns of a list ({columns})", noted.name, len(noted.said.unused)
+                f"column of a list ({columns})", noted.name, len(noted.said.unused)
             )
     return found
 

@@ -43,7 +43,7 @@ def look(
         ) from None
     here = (about.st_dev, about.st_ino)
     if here in above:
-        found.left_out.add("links to a folder that they lie in", prefix)
+        found.left_out.add("link to a folder that it lies in", prefix)
         return
     if not entries and prefix:
         found.empty.append(prefix.rstrip("/"))
@@ -52,12 +52,12 @@ def look(
         try:
             about = entry.stat()
         except OSError:
-            found.left_out.add("links to nothing", name)
+            found.left_out.add("link to nothing", name)
             continue
         if stat.S_ISDIR(about.st_mode):
             look(folder / entry.name, name + "/", (*above, here), found, source)
         elif not stat.S_ISREG(about.st_mode):
-            found.left_out.add("neither files nor folders", name)
+            found.left_out.add("neither file nor folder", name)
         elif any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
                 f"{source}: the name {os.fsencode(name)!r:.200} is not UTF-8: rename it"

@@ -46,16 +46,17 @@ def key_of(name: str) -> str:
 
 def partners(names: Iterable[str], others: Iterable[str], keyed: bool) -> dict[str, dict[str, str]]:
     """By suffix: sample -> the file beside it. ``keyed``: by webdataset's key, too."""
+    others = [name for name in others if suffix_of(name) in SUFFIXES]
+    if not others:
+        return {}
     by_stem: dict[str, list[str]] = {}
     for name in names:
         for stem in {name, stem_of(name), *((key_of(name),) if keyed else ())}:
             by_stem.setdefault(stem, []).append(name)
     found: dict[str, dict[str, str]] = {}
     for other in others:
-        suffix = suffix_of(other)
-        if suffix in SUFFIXES:
-            for name in by_stem.get(stem_of(other), ()):
-                found.setdefault(suffix, {})[name] = other
+        for name in by_stem.get(stem_of(other), ()):
+            found.setdefault(suffix_of(other), {})[name] = other
     return found
 
 

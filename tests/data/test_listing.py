@@ -88,7 +88,7 @@ def test_the_line_the_manifest_and_show_say_the_same(tmp_path):
         "classes     2 in this order: cat, dog",
         "labels      from the folders that samples lie in",
         "not used    1 hidden or of a system (.DS_Store), 1 .mov (dog/c.mov), "
-        "1 .txt (notes.txt), 1 folders without samples (bird/)",
+        "1 .txt (notes.txt), 1 folder without samples (bird/)",
     ]
     shown = list(describe(manifest, "out"))
     assert all(line in shown for line in said)
@@ -182,7 +182,7 @@ def test_wrapping_folders_are_looked_through(wrap, tmp_path):
     packed[f"{wrap}bird/"] = b""
     zipped = samples(write_zip(tmp_path / "a.zip", packed))
     assert zipped.labels == found.labels
-    assert not_used(zipped) == not_used(found) | {"folders without samples": 1}
+    assert not_used(zipped) == not_used(found) | {"folder without samples": 1}
 
 
 def test_folders_of_five_digits_and_of_cameras_are_said(tmp_path):
@@ -279,8 +279,8 @@ def test_links_and_what_is_no_file(tmp_path):
     found = samples(source)
     assert found.class_names == ("bird", "cat", "dog") and found.count == 3
     assert not_used(found) == {
-        "links to nothing": 1, "neither files nor folders": 1,
-        "links to a folder that they lie in": 1,
+        "link to nothing": 1, "neither file nor folder": 1,
+        "link to a folder that it lies in": 1,
     }  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def test_lists_that_contradict_each_other_and_columns_that_are_not_used(tmp_path
     source = write(tmp_path / "n", "a.png")
     (source / "metadata.csv").write_text("file_name,text,box,caption\na.png,x,1 2,y\n")
     found = samples(source)
-    assert not_used(found) == {"columns of a list (box, caption)": 2}
+    assert not_used(found) == {"column of a list (box, caption)": 2}
     (source / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "z"}')
     assert "say different prompts of a.png" in refusal(source)
 
