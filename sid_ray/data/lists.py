@@ -75,6 +75,8 @@ def column_of(
     Raises UserError for a sample without one, for one that is not there, and where two lists
     contradict each other.
     """
+    if all(getattr(noted.said, what) is None for noted in notes):
+        return None
     source = listing.source
     known: dict[str, str] = {same_text(name): name for name in every}
     found: dict[str, Any] = {}
@@ -94,8 +96,6 @@ def column_of(
                     f"{noted.said.where} and {told_by[0].said.where} say different {what} of "
                     f"{shown(name)}: keep one of them"
                 )
-    if not told_by:
-        return None
     for index, name in enumerate(names):
         if name not in found:
             raise UserError(
