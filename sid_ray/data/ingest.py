@@ -17,14 +17,15 @@ from sid_ray.data.offline import offline_samples
 from sid_ray.data.options import MAX_LIST_BYTES, MIB, OFFLINE, PrepareOptions
 from sid_ray.data.parquet_images import parquet_samples
 from sid_ray.data.prompts import prompts_of
-from sid_ray.data.samples import Samples
+from sid_ray.data.samples import Samples, first_line
 from sid_ray.data.splits import shard_split
 from sid_ray.data.tars import TarReader, list_tar
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError, nearest
 from sid_ray.store import Store
+from sid_ray.store_errors import StoreError
 
-TARS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")  # packed ones are refused by name
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # packed: refused by name
 MANY = 1024  # runs, at least, before that
 KNOWN = ".zip, .tar, .json, .txt, .csv, .parquet, a folder, " + ", ".join(OFFLINE)
 
@@ -34,7 +35,13 @@ def open_samples(options: PrepareOptions) -> Samples:
 
     Raises UserError in one line for a source that is missing, damaged or empty; StoreError.
     """
-    samples = all_samples(options)
+    try:
+        samples = all_samples(options)
+    except StoreError:
+        raise
+    except OSError as error:  # of the source: a name too long, no permission, a failing disk
+        what = error.strerror or first_line(error)
+        raise UserError(f"{shown(options.source)}: {what}") from None
     if options.kind not in ("auto", samples.kind):
         raise UserError(f"--kind {options.kind}: {options.source} holds {samples.kind}")
     if samples.count < 1:
@@ -60,6 +67,8 @@ def mixed(count: int, seed: int, most: int = 16) -> list[int]:
 
 def all_samples(options: PrepareOptions) -> Samples:
     source = options.source
+    if not source:
+        raise UserError(f"SRC is empty; expected {KNOWN}")
     if source.partition(":")[0] in OFFLINE:
         return offline_samples(source, options.split)
     whole = Store.at(source)
@@ -76,8 +85,8 @@ def all_samples(options: PrepareOptions) -> Samples:
     suffix = Path(name).suffix.lower()
     if start[:2] == b"PK" or suffix == ".zip":
         return zip_source(above, name, options)
-    if suffix in TARS or start[257:262] == b"ustar":
-        return tar_source(above, [name], options)
+    if name.lower().endswith(TARS) or start[257:262] == b"ustar":
+        return tar_source(above, [name], options, alone=True)
     if suffix == ".parquet" and options.kind != "prompts":
         found = parquet_samples(above, {name: size}, options, not above.is_local)
         if found is not None:
@@ -101,11 +110,12 @@ def zip_source(above: Store, name: str, options: PrepareOptions) -> Samples:
     )
 
 
-def tar_source(store: Store, shards: Sequence[str], options: PrepareOptions) -> Samples:
-    """Archives whose members are as files of one folder; of several, each in its own."""
+def tar_source(
+    store: Store, shards: Sequence[str], options: PrepareOptions, alone: bool = False
+) -> Samples:
+    """Archives whose members are as files of one folder; those of a folder, each in its own."""
     reader, listing = TarReader(store), {}
     paths: dict[str, str] = {}
-    alone = len(shards) == 1
     for shard in shards:
         prefix = "" if alone else shard + "/"
         where = options.source if alone else f"{options.source}/{shown(shard)}"
@@ -136,7 +146,7 @@ def folder_source(store: Store, options: PrepareOptions) -> Samples:
     plain = [name for name in found.files if not HIDDEN.search(name)]
     endings = tuple(end for ends in SUFFIXES.values() for end in ends)
     if not any(name.lower().endswith(endings) for name in plain):
-        shards = sorted((n for n in plain if n.lower().endswith(tuple(TARS))), key=natural)
+        shards = sorted((n for n in plain if n.lower().endswith(TARS)), key=natural)
         if shards:
             return tar_source(store, shards, options)
         tables = {name: found.files[name] for name in plain if name.lower().endswith(".parquet")}

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 DIGITS = re.compile(r"[0-9]+")
-NUMBER = re.compile(r"[+-]?[0-9]{1,300}(\.[0-9]{1,300})?")
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 # What systems and viewers put beside people's files: not theirs, whatever its suffix says.
 HIDDEN = re.compile(
     r"(^|/)(\..*|__MACOSX|@eaDir|\$RECYCLE\.BIN|System Volume Information|lost\+found|"

@@ -122,7 +122,7 @@ def workers_for(work: Work, count: int, options: PrepareOptions) -> int:
 
 def check_apart(source: str, destination: Store) -> None:
     """Raises UserError where the set would lie in its source."""
-    if source.partition(":")[0] in OFFLINE:
+    if not source or source.partition(":")[0] in OFFLINE:
         return
     from_, to = Store.at(source), destination
     if from_.is_local and to.is_local:

@@ -25,7 +25,10 @@ def read_prompts(source: str) -> tuple[str, ...]:
     """
     if not source:
         raise UserError("data.source is empty; name a text file with a prompt a line")
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{source}: {error}: write the whole path") from None
     return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
 from sid_ray.errors import UserError
+from sid_ray.store_errors import StoreError
 
 
 class Reader(Protocol):
@@ -86,6 +87,12 @@ class Samples:
             raise self.wrong(index, str(error)) from None
         except FileNotFoundError:
             raise self.wrong(index, "is gone since the source was listed") from None
+        except PermissionError:
+            raise self.wrong(index, "may not be read: change its permissions") from None
+        except StoreError:
+            raise
+        except OSError as error:  # of the source's disk, which may work again
+            raise StoreError(str(self.wrong(index, error.strerror or first_line(error)))) from None
 
     def name(self, index: int) -> str:
         return self.names[index] if len(self.names) else ""

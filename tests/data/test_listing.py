@@ -17,6 +17,7 @@ from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
+from sid_ray.store_errors import StoreError
 from tests.data.sources import encoded, pixels, write_zip
 
 PNG = encoded(pixels(1)[0])
@@ -420,3 +421,29 @@ def test_boxes_of_detectors_are_no_captions_and_empty_ones_are_counted(tmp_path)
     write(source, "b.txt", data=b"")
     found = samples(source)
     assert found.prompts == ["a cat", ""] and "1 of them empty" in found.account["captions"]
+
+
+@pytest.mark.parametrize("place", ["", "~nobody-of-this-name/x", "a\0b", "a\udcffb", "x" * 5000])
+def test_places_that_are_none_are_one_line(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(place)
+    with pytest.raises(UserError):
+        prepare_data(PrepareOptions("digits", place or "~nobody-of-this-name", workers=0))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [(PermissionError(13, "Permission denied"), UserError, "may not be read"),
+     (OSError(5, "Input/output error"), StoreError, "Input/output error"),
+     (FileNotFoundError(2, "gone"), UserError, "is gone since")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(error, kind, words, tmp_path, monkeypatch):
+    found = samples(write(tmp_path / "n", "a.png"))
+
+    def read(self, name):
+        raise error
+
+    monkeypatch.setattr("sid_ray.store.Store.read", read)
+    with pytest.raises(kind, match=words) as caught:
+        found.read(0)
+    assert "a.png (sample 0)" in str(caught.value)
