@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sid_ray.data.left_out import account_lines
 from sid_ray.data.manifest import DataManifest
+from sid_ray.data.names import shown
 from sid_ray.data.options import MIB
 
 LISTED_CLASSES, BAR = 20, 30
@@ -59,7 +60,7 @@ def classes(manifest: DataManifest) -> Iterator[str]:
     yield f"classes     {len(counts):,} of {min(counts):,} to {max(counts):,} samples{without}"
     if len(counts) > LISTED_CLASSES:
         return
-    names = manifest.class_names or tuple(str(number) for number in range(len(counts)))
+    names = [shown(name) for name in manifest.class_names] or list(map(str, range(len(counts))))
     wide = min(max(len(name) for name in names), 24)
     for name, count in zip(names, counts, strict=True):
         bar = "#" * round(BAR * count / max(counts))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sid_ray.data.command import prepare
 from sid_ray.data.ingest import open_samples
 from sid_ray.data.left_out import account_lines, class_line
 from sid_ray.data.names import in_order, natural
@@ -428,7 +429,7 @@ def test_places_that_are_none_are_one_line(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(place)
     with pytest.raises(UserError):
-        prepare_data(PrepareOptions("digits", place or "~nobody-of-this-name", workers=0))
+        prepare(PrepareOptions("digits", place or "~nobody-of-this-name", workers=0))
 
 
 @pytest.mark.parametrize(
