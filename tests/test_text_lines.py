@@ -9,6 +9,7 @@ import pytest
 import sid_ray
 from sid_ray.data.annotations import read_annotations
 from sid_ray.data.ingest import open_samples
+from sid_ray.data.left_out import account_lines
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prompts import read_prompts
 from sid_ray.errors import UserError
@@ -89,6 +90,14 @@ def test_a_table_is_a_table_for_every_command(tmp_path):
     path.write_text("id,text\n1,a cat\n")
     with pytest.raises(UserError, match="no column 'caption'; it has id, text"):
         read_prompts(str(path))
+    path.write_text("caption\na cat\na cat, asleep\n")
+    with pytest.raises(UserError, match="line 3: 2 columns, 1 are expected: a text with commas"):
+        read_prompts(str(path))
+    path.write_text("id,caption\n1,x\n2,\n")
+    found = open_samples(PrepareOptions(str(path), "x"))
+    assert account_lines(found.account, ()) == [
+        "not used    1 empty in column caption, 1 column (id)"
+    ]
 
 
 def test_half_a_character_is_refused():

@@ -9,7 +9,7 @@ from pathlib import Path
 from sid_ray.data.annotations import read_annotations
 from sid_ray.data.archives import ZipReader, list_zip
 from sid_ray.data.folders import SUFFIXES, FolderReader, folder_samples, labels_only
-from sid_ray.data.left_out import left_out_line
+from sid_ray.data.left_out import LeftOut, left_out_line
 from sid_ray.data.listing import Listing
 from sid_ray.data.local_files import LocalFiles, local_files
 from sid_ray.data.names import HIDDEN, natural, shown
@@ -162,5 +162,10 @@ def folder_source(store: Store, options: PrepareOptions) -> Samples:
 
 def prompt_list(data: bytes, suffix: str, source: str, column: str) -> Samples:
     """Prompts of a .txt, a line each, or of a table's column."""
-    prompts = prompts_of(data, suffix, source, column)
-    return Samples("prompts", source, len(prompts), prompts=prompts)
+    found, left_out = prompts_of(data, suffix, source, column), LeftOut()
+    if found.blank:
+        left_out.add(f"empty in column {shown(column, 60)}", "", found.blank)
+    for name in found.columns:
+        left_out.add("column", name)
+    account = {"left_out": left_out.records} if left_out.records else {}
+    return Samples("prompts", source, len(found.prompts), prompts=found.prompts, account=account)

@@ -39,14 +39,18 @@ class LeftOut:
 def left_out_line(records: Sequence[Mapping[str, Any]]) -> str:
     """'3 .mov (first a/b.mov), 2 hidden (first .DS_Store)', '' for nothing."""
     parts = [
-        f"{record['count']:,} {plural(record['why'], record['count'])} "
-        f"({'first ' * (record['count'] > 1)}"
-        f"{shown(record['first'], 60)})"
+        f"{record['count']:,} {plural(record['why'], record['count'])}{example(record)}"
         for record in records[:LISTED]
     ]
     if len(records) > LISTED:
         parts.append(f"{sum(record['count'] for record in records[LISTED:]):,} more of other kinds")
     return ", ".join(parts)
+
+
+def example(record: Mapping[str, Any]) -> str:
+    if not record["first"]:
+        return ""
+    return f" ({'first ' * (record['count'] > 1)}{shown(record['first'], 60)})"
 
 
 def plural(why: str, count: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
@@ -15,7 +15,15 @@ from sid_ray.errors import UserError
 from sid_ray.text_lines import numbered_lines, read_file, text_of
 
 COLUMN = "caption"
-Texts = Iterable[tuple[int, Any]]  # line or row, its text
+Texts = list[tuple[int, Any]]  # line or row, its text
+
+
+class Prompts(NamedTuple):
+    """The prompts of a file; ``blank`` cells of a table that hold none, its other ``columns``."""
+
+    prompts: list[str]
+    blank: int = 0
+    columns: tuple[str, ...] = ()
 
 
 def read_prompts(source: str) -> tuple[str, ...]:
@@ -29,10 +37,10 @@ def read_prompts(source: str) -> tuple[str, ...]:
         path = Path(source).expanduser()
     except RuntimeError as error:  # ~name of nobody
         raise UserError(f"{source}: {error}: write the whole path") from None
-    return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source))
+    return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source).prompts)
 
 
-def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> list[str]:
+def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> Prompts:
     """The prompts of a file's bytes; blank lines and empty cells are left out.
 
     Raises UserError with the line's number.
@@ -40,26 +48,40 @@ def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> l
     if len(data) > MAX_LIST_BYTES:
         raise UserError(f"{source}: more than {MAX_LIST_BYTES // MIB} MiB")
     read = TABLES.get(suffix.lower())
-    texts = read(data, source, column) if read else numbered_lines(data, source)
-    prompts = [checked_prompt(text, f"{source}, line {line}").strip() for line, text in texts]
-    prompts = [prompt for prompt in prompts if prompt]
+    texts, names = read(data, source, column) if read else (numbered_lines(data, source), ())
+    found = [checked_prompt(text, f"{source}, line {line}").strip() for line, text in texts]
+    prompts = [prompt for prompt in found if prompt]
     if not prompts:
         raise UserError(f"{source} holds no prompts: a text file, a prompt a line")
-    return prompts
+    others = tuple(str(name) for name in names if name != column)
+    return Prompts(prompts, len(found) - len(prompts), others)
 
 
-def csv_column(data: bytes, source: str, column: str) -> Iterator[tuple[int, Any]]:
-    lines = csv.DictReader(io.StringIO(text_of(data, source), newline=""), strict=True)
+def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
+    lines = csv.reader(io.StringIO(text_of(data, source), newline=""), strict=True)
+    header: list[str] = []
+    texts: Texts = []
     try:
-        if column not in (lines.fieldnames or ()):
-            raise no_column(source, column, lines.fieldnames or ())
         for row in lines:
-            yield lines.line_num, row[column] or ""
+            if not row:
+                continue
+            if not header:
+                header = row
+                if column not in header:
+                    raise no_column(source, column, header)
+            elif len(row) != len(header):
+                raise UserError(
+                    f"{source}, line {lines.line_num}: {len(row)} columns, {len(header)} are "
+                    "expected: a text with commas stands in quotes"
+                )
+            else:
+                texts.append((lines.line_num, row[header.index(column)]))
     except csv.Error as error:
         raise UserError(f"{source}, line {lines.line_num}: {error}") from None
+    return texts, header
 
 
-def parquet_column(data: bytes, source: str, column: str) -> Iterator[tuple[int, Any]]:
+def parquet_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,11 +95,10 @@ def parquet_column(data: bytes, source: str, column: str) -> Iterator[tuple[int,
         ) from None
     if values is None:
         raise no_column(source, column, names)
-    for row, value in enumerate(values):
-        yield row, "" if value is None else value
+    return [(row, "" if value is None else value) for row, value in enumerate(values)], names
 
 
-TABLES: dict[str, Callable[[bytes, str, str], Texts]] = {
+TABLES: dict[str, Callable[[bytes, str, str], tuple[Texts, Iterable[str]]]] = {
     ".csv": csv_column,
     ".parquet": parquet_column,
 }
