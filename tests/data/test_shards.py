@@ -73,6 +73,7 @@ def test_one_archive_of_class_folders(tmp_path):
     names = ["./dog/a.png", "./cat/b.png", "./cat/._b.png"]
     found = samples(tar(tmp_path / "a.tar", dict.fromkeys(names, PNGS[0])))
     assert (found.class_names, found.labels) == (("cat", "dog"), [0, 1])
+    assert pickle.loads(pickle.dumps(found)).read(1) == PNGS[0]  # as Ray's workers get it
     assert found.account["left_out"][0]["why"] == "hidden or of a system"
 
 
