@@ -121,7 +121,7 @@ def parquet_samples(
         where = source if len(tables) == 1 else f"{source}/{shown(file)}"
         found, groups, values = look(store, file, where, options)
         if found is None:
-            if columns is None and len(files) == 1:
+            if columns is None:
                 return None
             raise UserError(f"{where}: no column of pictures, though other files have one")
         if columns is not None and found != columns:
