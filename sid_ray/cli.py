@@ -55,8 +55,9 @@ it asks for exactly that file. Each has --help."""
 DATA_USAGE = """usage: sid-ray data prepare SRC DST [--resolution N] [--encode TEACHER] [...]
        sid-ray data show DST [--out sheet.png] [--verify]
 
-SRC is a zip, a folder of images, labels (dataset.json), prompts (.txt), or digits, emoji or
-fashion-mnist[:FOLDER]; SRC and DST are paths or s3://BUCKET/PREFIX. Each has --help."""
+SRC is a folder, zip or tar of images, tar shards, Parquet with images, labels (dataset.json),
+prompts (.txt), or digits, emoji or fashion-mnist[:FOLDER]; SRC and DST are paths or
+s3://BUCKET/PREFIX. Each has --help."""
 
 
 def distill(args: Sequence[str]) -> int:
@@ -177,7 +178,7 @@ def generate(args: Sequence[str]) -> int:
     classes = number_list(parsed.labels, "labels") if parsed.labels else None
     prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
     if parsed.prompts is not None:
-        from sid_ray.data.source import read_prompts
+        from sid_ray.data.prompts import read_prompts
 
         prompts = list(read_prompts(str(parsed.prompts)))
     written = generate_pictures(

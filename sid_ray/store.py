@@ -96,7 +96,12 @@ class Store:
             return cls(text.rstrip("/"))
         if "://" in text:
             raise UserError(f"{text}: expected a path or s3://BUCKET/PREFIX")
-        return cls(str(Path(text).expanduser().absolute()))
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{text!a:.300} is no path: it is not UTF-8, or holds a zero byte")
+        try:
+            return cls(str(Path(text).expanduser().absolute()))
+        except RuntimeError as error:  # ~name of nobody
+            raise UserError(f"{text}: {error}: write the whole path") from None
 
     def __truediv__(self, name: str) -> Store:
         return Store(f"{self.url}/{name}")

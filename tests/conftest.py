@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors import safe_open
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from tests.s3_server import s3_server
 # Ray of the tests is their own: no cluster of the machine, no telemetry, quiet workers.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Properties are tried on the same examples each time; new ones are for benchmarks/fuzz_*.py and
+# pytest --hypothesis-profile=default.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,7 @@ import sid_ray
 PACKAGE = Path(sid_ray.__file__).parent
 LEVELS = {
     "errors": 0, "types": 0, "groups": 0, "config": 0, "sections": 0, "recipes": 0,
-    "confidential": 0,
+    "confidential": 0, "text_lines": 0,
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
     "memory": 0, "ray_environment": 0,

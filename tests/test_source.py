@@ -38,7 +38,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
         (None, "No such file"),
         (b"", "holds no prompts"),
         (b"\n  \n", "holds no prompts"),
-        (b"\xff\xfe\x00caf\xe9", "decode"),
+        (b"\xff\xfe\x00caf\xe9", "not UTF-8"),
     ],
     ids=["missing", "empty", "blank", "binary"],
 )
@@ -52,7 +52,7 @@ def test_a_file_without_prompts_is_named(tmp_path, content, words):
 
 
 def test_a_folder_and_nothing_are_no_prompts(tmp_path):
-    with pytest.raises(UserError, match=r"data\.source .*irectory"):
+    with pytest.raises(UserError, match="irectory"):
         read_prompts(str(tmp_path))
     with pytest.raises(UserError, match=r"data\.source is empty"):
         read_prompts("")

@@ -4,71 +4,75 @@ dataset.json      {"labels": [["00000/img00000000.png", 5], ...]}, or null for n
 labels.csv        file,label
 metadata.jsonl    {"file_name": "a.png", "text": "a cat", "label": 3}, a line each
 metadata.csv      the same with a header
+metadata.parquet  the same as columns
+
+A label is a whole number from 0, or a class's name; all of a source are of one kind.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
-from sid_ray.data.samples import checked_label, checked_prompt
+from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
+from sid_ray.text_lines import json_lines, json_value, text_of
 
+FILE_FIELDS = ("file_name", "file", "filename")
 TEXT_FIELDS = ("text", "caption", "prompt")
-Row = tuple[str, str, Any, Any]  # where it stands, file, label or None, text or None
+LABEL_FIELD = "label"
+Row = tuple[str, Mapping[str, Any]]  # where it stands, its values by name
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """By file name; None where the file has no such column."""
+    """By file name; None where the file has no such column.
+
+    ``labels`` are numbers or names as they stand there, ``places`` says where of each file;
+    ``unused`` are columns that are neither file, label nor text.
+    """
 
     where: str
-    labels: dict[str, int] | None = None
+    labels: dict[str, Any] | None = None
     prompts: dict[str, str] | None = None
+    places: dict[str, str] | None = None
+    unused: tuple[str, ...] = ()
 
 
 def read_annotations(name: str, data: bytes, where: str) -> Annotations:
     """What one of FILES says. Raises UserError that names the line or entry."""
-    rows = list(FILES[name](decoded(data, where), where))
-    files = [file for _, file, _, _ in rows]
-    if len(set(files)) != len(files):
-        seen: set[str] = set()
-        twice = next(file for file in files if file in seen or seen.add(file))  # type: ignore[func-returns-value]
-        raise UserError(f"{where}: {twice!a:.200} is named twice")
-    labels = {file: checked_label(v, at) for at, file, v, _ in rows if v is not None}
-    texts = {file: checked_prompt(v, at) for at, file, _, v in rows if v is not None}
-    for what, column in (("label", labels), ("text", texts)):
-        if column and len(column) < len(rows):
-            at = next(at for at, file, _, _ in rows if file not in column)
-            raise UserError(f"{at}: no {what}, though others have one")
-    return Annotations(where, labels or None, texts or None)
-
-
-def decoded(data: bytes, where: str) -> str:
-    """UTF-8, with or without a byte order mark. Raises UserError that names the line."""
     if len(data) > MAX_LIST_BYTES:
         raise UserError(f"{where}: more than {MAX_LIST_BYTES // MIB} MiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}, line {line}: not UTF-8: save it as UTF-8") from None
+    labels: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    places: dict[str, str] = {}
+    columns: dict[str, None] = {}
+    for at, values in FILES[name](data, where):
+        columns |= dict.fromkeys(used_of(values)[1])
+        file, label, text = fields_of(values, at)
+        if file is None:
+            raise UserError(f"{at}: no file_name")
+        if file in places:
+            raise UserError(f"{where}: {file!a:.200} is named twice")
+        places[file] = at
+        if label is not None:
+            labels[file] = label
+        if text is not None:
+            texts[file] = checked_prompt(text, at)
+    for what, column in (("label", labels), ("text", texts)):
+        if column and len(column) < len(places):
+            at = next(at for file, at in places.items() if file not in column)
+            raise UserError(f"{at}: no {what}, though others have one")
+    return Annotations(where, labels or None, texts or None, places, tuple(columns))
 
 
-def parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error})") from None
-
-
-def dataset_json(text: str, where: str) -> Iterator[Row]:
-    values = parsed(text, where)
+def dataset_json(data: bytes, where: str) -> Iterator[Row]:
+    values = json_value(text_of(data, where), where)
     if not isinstance(values, dict) or "labels" not in values:
         raise UserError(f'{where}: {{"labels": [[file, class], ...]}} is expected')
     labels = values["labels"]
@@ -79,22 +83,23 @@ def dataset_json(text: str, where: str) -> Iterator[Row]:
     for index, entry in enumerate(labels):
         at = f"{where}, entry {index}"
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-            raise UserError(f"{at}: [file, class] is expected, found {entry!r:.60}")
+            raise UserError(f"{at}: [file, class] is expected, found {entry!a:.60}")
         if entry[1] is None:
             raise UserError(f"{at}: {entry[0]!a:.100} has no label")
-        yield f"{at} ({entry[0]:.100})", entry[0], entry[1], None
+        yield f"{at} ({shown(entry[0], 100)})", {"file_name": entry[0], LABEL_FIELD: entry[1]}
 
 
-def metadata_jsonl(text: str, where: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            at = f"{where}, line {number}"
-            yield from fields_of(parsed(line, at), at)
+def metadata_jsonl(data: bytes, where: str) -> Iterator[Row]:
+    for number, values in json_lines(data, where):
+        at = f"{where}, line {number}"
+        if not isinstance(values, dict):
+            raise UserError(f"{at}: no file_name")
+        yield at, values
 
 
-def table(text: str, where: str) -> Iterator[Row]:
+def table(data: bytes, where: str) -> Iterator[Row]:
     """metadata.csv, or labels.csv with its columns named or not."""
-    lines = csv.reader(io.StringIO(text), strict=True)
+    lines = csv.reader(io.StringIO(text_of(data, where), newline=""), strict=True)
     header: list[str] | None = None
     try:
         for row in lines:
@@ -102,36 +107,67 @@ def table(text: str, where: str) -> Iterator[Row]:
             if not row:
                 continue
             if header is None:
-                named = {cell.strip() for cell in row} & {"file", "file_name", "filename"}
-                header = [cell.strip() for cell in row] if named else ["file_name", "label"]
+                named = {cell.strip() for cell in row} & set(FILE_FIELDS)
+                header = [cell.strip() for cell in row] if named else ["file_name", LABEL_FIELD]
+                if len(set(header)) != len(header):
+                    raise UserError(f"{at}: two columns of one name")
                 if named:
                     continue
             if len(row) != len(header):
                 raise UserError(f"{at}: {len(row)} columns, {len(header)} are expected")
-            yield from fields_of(dict(zip(header, row, strict=True)), at)
+            yield at, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{where}, line {lines.line_num}: {error}") from None
 
 
-def fields_of(values: Any, at: str) -> Iterator[Row]:
-    """A line's file, label and text."""
-    names = ("file_name", "file", "filename")
-    if not isinstance(values, dict) or not any(isinstance(values.get(n), str) for n in names):
+def metadata_parquet(data: bytes, where: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = [*FILE_FIELDS, *TEXT_FIELDS, LABEL_FIELD]
+        rest = [name for name in file.schema_arrow.names if name not in names]
+        found = file.read(columns=[n for n in file.schema_arrow.names if n in names]).to_pylist()
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UserError(
+            f"{where} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+        ) from None
+    for number, values in enumerate(found):
+        yield f"{where}, row {number}", values | dict.fromkeys(rest)
+
+
+def used_of(values: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Which of a row's columns are its file, label and text; and the others."""
+    used: dict[str, str] = {}
+    for what, names in (("file", FILE_FIELDS), ("text", TEXT_FIELDS), ("label", (LABEL_FIELD,))):
+        for name in names:
+            if values.get(name) is not None and what not in used:
+                used[what] = name
+    taken = set(used.values()) | {LABEL_FIELD}
+    return used, [name for name in values if name not in taken]
+
+
+def fields_of(values: Mapping[str, Any], at: str) -> tuple[str | None, Any, Any]:
+    """A row's file, its label (a number or a name, as it stands there) and its text.
+
+    Raises UserError for a file or label of another type.
+    """
+    used, _ = used_of(values)
+    file = values[used["file"]] if "file" in used else None
+    if file is not None and not isinstance(file, str):
         raise UserError(f"{at}: no file_name")
-    file = next(values[n] for n in names if isinstance(values.get(n), str))
-    label = values.get("label")
+    label = values.get(LABEL_FIELD)
     if isinstance(label, str):
-        try:
-            label = int(label)
-        except ValueError:
-            raise UserError(f"{at}: label {label!r:.40} is not a whole number from 0") from None
-    text = next((values[n] for n in TEXT_FIELDS if values.get(n) is not None), None)
-    yield at, file.removeprefix("./"), label, text
+        label = label.strip() or None
+    text = values[used["text"]] if "text" in used else None
+    return file.removeprefix("./") if file is not None else None, label, text
 
 
-FILES: dict[str, Callable[[str, str], Iterator[Row]]] = {
+FILES: dict[str, Callable[[bytes, str], Iterator[Row]]] = {
     "dataset.json": dataset_json,
     "labels.csv": table,
     "metadata.jsonl": metadata_jsonl,
     "metadata.csv": table,
+    "metadata.parquet": metadata_parquet,
 }

@@ -11,23 +11,23 @@ import itertools
 import re
 import stat
 import struct
-import threading
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
 from sid_ray.data.samples import first_line
+from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
 
-FIRST_WINDOW, WINDOW = MIB // 16, 4 * MIB  # bytes read at once: at a new place, going on
 HEADER = struct.Struct("<4s22xHH")  # of a member: magic, lengths of its name and its extra field
 MAGIC = b"PK\x03\x04"
 EMPTY = b"PK\x05\x06"  # how an archive without members begins
-LISTS = (".json", ".jsonl", ".csv")  # labels and captions
+LISTS = (".json", ".jsonl", ".csv", ".parquet")  # labels and captions
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -45,50 +45,18 @@ class Member(NamedTuple):
 class ZipReader:
     """Reads members of one archive; each process opens it by itself."""
 
-    store: Store
-    file_name: str
-    _lock: Any = field(default=None, repr=False, compare=False)
-    _file: Any = field(default=None, repr=False, compare=False)
-    _begin: int = field(default=0, repr=False, compare=False)
-    _window: bytes = field(default=b"", repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store, "file_name": self.file_name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    window: Window
 
     def read(self, name: str, place: Any) -> bytes:
         member = Member(*place)
-        with self._lock:
-            header = self._bytes(member.start, HEADER.size)
-            magic, *lengths = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0)
-            if magic != MAGIC:
-                raise UserError("the zip archive is damaged: no member where its directory says")
-            packed = self._bytes(member.start + HEADER.size + sum(lengths), member.packed)
+        header = self.window.read(member.start, HEADER.size)
+        magic, *lengths = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0)
+        if magic != MAGIC:
+            raise UserError("the zip archive is damaged: no member where its directory says")
+        packed = self.window.read(member.start + HEADER.size + sum(lengths), member.packed)
         if len(packed) != member.packed:
             raise UserError("the zip archive is cut: the member goes past its end")
         return unpack(packed, member)
-
-    def _bytes(self, start: int, count: int) -> bytes:
-        """Bytes of the archive; many more where the last ones were just before."""
-        offset = start - self._begin
-        if offset < 0 or offset + count > len(self._window):
-            if self._file is None:
-                self._file = self.store.open(self.file_name)
-            try:
-                self._file.seek(start)
-                goes_on = 0 <= start - self._begin <= len(self._window) + FIRST_WINDOW
-                self._window = self._file.read(max(count, WINDOW if goes_on else FIRST_WINDOW))
-            except OSError as error:
-                if isinstance(error, StoreError):
-                    raise
-                raise StoreError(f"{self.store}/{self.file_name}: {error}") from None
-            self._begin, offset = start, 0
-        return self._window[offset : offset + count]
 
 
 def unpack(packed: bytes, member: Member) -> bytes:
@@ -107,8 +75,8 @@ def unpack(packed: bytes, member: Member) -> bytes:
     return data
 
 
-def list_zip(store: Store, file_name: str, source: str) -> dict[str, Member]:
-    """The files of an archive by name, in order of their names.
+def list_zip(store: Store, file_name: str, source: str) -> tuple[dict[str, Member], list[str]]:
+    """The files of an archive by name, in order of their names; and its empty folders.
 
     Raises UserError for what no honest archive of samples has: names that point elsewhere, links,
     passwords, members over one another or absurdly large.
@@ -132,7 +100,7 @@ def list_zip(store: Store, file_name: str, source: str) -> dict[str, Member]:
         if info.filename in found:
             trouble = "is in the archive twice"
         if trouble:
-            raise UserError(f"{source}: member {info.orig_filename!a:.200} {trouble}: refused")
+            raise UserError(f"{source}: member {shown(info.orig_filename)} {trouble}: refused")
         if not info.is_dir():
             found[info.filename] = Member(
                 info.header_offset,
@@ -146,7 +114,9 @@ def list_zip(store: Store, file_name: str, source: str) -> dict[str, Member]:
     ):
         if before.start + HEADER.size + before.packed > after.start:
             raise UserError(f"{source}: members {one!a:.100} and {two!a:.100} overlap: refused")
-    return dict(sorted(found.items()))
+    holding = {name.rsplit("/", 1)[0] for name in found if "/" in name}
+    folders = [info.filename.rstrip("/") for info in infos if info.is_dir()]
+    return dict(sorted(found.items())), [name for name in folders if name not in holding]
 
 
 def trouble_of(info: zipfile.ZipInfo, length: int) -> str:

@@ -18,7 +18,6 @@ from sid_ray.store import Store
 
 AGAIN = "prepare the set again, or bring the file back"
 CHUNK = 8 << 20
-ERRORS = (OSError, ValueError, IndexError, KeyError, EOFError)  # pyarrow's among them
 
 
 def check_data(store: Store, deep: bool = False) -> list[str]:
@@ -76,7 +75,7 @@ def check_shard(
             if counts is not None:
                 for group in range(len(shard.row_groups)):
                     findings += check_group(file, group, where, manifest, counts)
-    except ERRORS as error:
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
         findings.append(f"{where} cannot be read ({first_line(error)}): {AGAIN}")
     return findings
 
@@ -111,7 +110,7 @@ def check_group(
     """Findings of one row group, one a column at most: its first bad row and how many more."""
     try:
         table = file.read_row_group(group, columns=list(manifest.columns))
-    except ERRORS as error:
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
         yield f"{where}, row group {group} cannot be read ({first_line(error)}): {AGAIN}"
         return
     for name in manifest.columns:

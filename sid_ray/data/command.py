@@ -87,7 +87,7 @@ def prepare(options: PrepareOptions) -> int:
     began = time.monotonic()
     try:
         with Meter(console) as meter:
-            outcome = prepare_data(options, meter.tell)
+            outcome = prepare_data(options, meter.tell, console.print)
     except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; what is finished stays, the same command goes on") from None
     except BrokenPipeError:  # nobody reads the output

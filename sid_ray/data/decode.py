@@ -16,6 +16,7 @@ import numpy as np
 from sid_ray.data.manifest import DataManifest
 from sid_ray.data.order import Located
 from sid_ray.data.row_groups import DamagedDataError
+from sid_ray.data.samples import first_line
 
 Where = Callable[[int, int], str]  # (row group, row) -> its place, for a person
 
@@ -121,8 +122,8 @@ def _images(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) 
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 pixels = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            what = re.sub(r" <.*>", "", str(error))
+        except Exception as error:  # decoders raise many kinds
+            what = re.sub(r" <.*>", "", first_line(error))
             raise _DamagedRowError(row, f"not a whole PNG image ({what})") from None
         if pixels.shape != expected or pixels.dtype != np.uint8:
             raise _DamagedRowError(
@@ -147,8 +148,12 @@ def _labels(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) 
 
 
 def _prompts(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-    for place, data in zip(places.tolist(), stored_bytes(column, rows), strict=True):
-        out[place] = str(data, "utf-8")
+    stored = stored_bytes(column, rows)
+    for place, row, data in zip(places.tolist(), rows.tolist(), stored, strict=True):
+        try:
+            out[place] = str(data, "utf-8")
+        except UnicodeDecodeError as error:
+            raise _DamagedRowError(row, f"a text that is not UTF-8 ({error})") from None
 
 
 _READERS: dict[str, Callable[[Any, np.ndarray, np.ndarray, np.ndarray], None]] = {

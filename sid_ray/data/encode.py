@@ -7,7 +7,6 @@ are always the same: batches begin where row groups do.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ import torch
 
 from sid_ray.data.latent_files import MAX_HALF, to_half
 from sid_ray.errors import UserError
+from sid_ray.text_lines import json_value, read_text
 
 BATCH = 8  # images an encoder call
 CONVENTIONS = ("edm2", "sd")
@@ -52,11 +52,19 @@ def weights_sha256(folder: Path) -> str:
             files = [folder / f"{stem}.{end}"]
             index = folder / f"{stem}.{end}.index.json"
             if index.is_file():
-                names = json.loads(index.read_text())["weight_map"].values()
-                files = [folder / name for name in sorted(set(names))]
+                files = [folder / name for name in indexed(index)]
             if all(file.is_file() for file in files):
                 return files_sha256(files)
     raise UserError(f"no weights in {folder}: model.safetensors is missing")
+
+
+def indexed(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises UserError where it is none."""
+    values = json_value(read_text(index), str(index))
+    names = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{index} is damaged: no weight_map of names and files")
+    return sorted(set(names.values()))
 
 
 def text_encoder_sha256(pipeline: Path) -> str:
@@ -96,11 +104,11 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
     """Reads the VAE's config. Raises UserError where the resolution does not suit it."""
     folder = component_folder(source, "vae")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json_value(read_text(folder / "config.json"), str(folder / "config.json"))
         channels = int(config["latent_channels"])
         factor = 2 ** (len(config["block_out_channels"]) - 1)
         inputs = int(config.get("in_channels", 3))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} is not a VAE's config ({error})") from None
     if inputs != 3:
         raise UserError(f"{source}: the VAE takes {inputs} channels, 3 are expected")

@@ -1,22 +1,35 @@
-"""Images or latents in a folder or a zip archive, with the labels and captions beside them."""
+"""Images or latents in a folder or an archive, with the labels and captions beside them.
+
+Nothing is left out, reordered or taken for something else in silence: what a person should know
+stands in ``Samples.account``, which ``prepare`` prints and the manifest keeps.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sid_ray.data.annotations import FILES, Annotations, read_annotations
-from sid_ray.data.options import MAX_CLASSES, MAX_SAMPLE_BYTES, MIB
-from sid_ray.data.samples import Reader, Samples
+from sid_ray.data.annotations import Annotations, read_annotations
+from sid_ray.data.classes import Classes, class_folders, count_folders, numbered, without_common
+from sid_ray.data.left_out import LeftOut, left_out_line
+from sid_ray.data.listing import Listing
+from sid_ray.data.lists import Noted, annotations_of, column_of, note_at, places_of
+from sid_ray.data.names import HIDDEN, natural, shown
+from sid_ray.data.options import MAX_SAMPLE_BYTES, MIB, PrepareOptions
+from sid_ray.data.samples import Samples
+from sid_ray.data.sidecars import Beside, key_of, read_sidecars
+from sid_ray.data.splits import chosen
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 
-SUFFIXES = {"images": (".png", ".jpg", ".jpeg", ".webp"), "latents": (".npy",)}
-NUMBERED = re.compile(r"\d{5}")  # folders of EDM's archives: a thousand images each, not classes
-HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
-Read = Callable[[str], bytes]
+SUFFIXES = {
+    "images": (
+        ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+        ".avif", ".ppm", ".pgm",
+    ),
+    "latents": (".npy",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,128 +44,183 @@ class FolderReader:
         return self.store.read(name)
 
 
-def folder_samples(
-    files: Mapping[str, Any], read: Read, reader: Reader, source: str, kind: str
-) -> Samples:
-    """Samples out of files by name (in order) with their places.
+def folder_samples(listing: Listing, options: PrepareOptions) -> Samples:
+    """Samples out of a listing, in the natural order of their names.
 
     Raises UserError where there are none, or where labels or captions are missing or too many.
     """
-    files = {name: place for name, place in files.items() if not HIDDEN.search(name)}
-    kind = kind_of(files, source) if kind in ("auto", "prompts") else kind
-    root = root_of(files)
-    notes = [
-        read_annotations(name, read(root + name), f"{source}/{root}{name}")
-        for name in FILES
-        if root + name in files
-    ]
+    source, left_out, said = listing.source, listing.left_out, []
+    for name in [name for name in listing.files if HIDDEN.search(name)]:
+        left_out.add("hidden or of a system", name)
+        del listing.files[name]
+    kind = kind_of(listing, options.kind)
     if kind == "labels":
-        return labels_only(notes, source)
-    names = [name for name in files if name.lower().endswith(SUFFIXES[kind])]
-    if not names:
-        raise UserError(f"{source}: no {kind} in it ({', '.join(SUFFIXES[kind])} are looked for)")
-    short = [name.removeprefix(root) for name in names]
-    labels = column_of(notes, "labels", short, source)
-    prompts = column_of(notes, "prompts", short, source)
-    class_names: tuple[str, ...] = ()
-    if labels is None and f"{root}dataset.json" not in files:
-        labels, class_names = class_folders(short, source)
+        return labels_only(read_annotations(*note_at(listing, "dataset.json")), source)
+    every = [name for name in listing.files if name.lower().endswith(SUFFIXES[kind])]
+    if not every:
+        looked = ", ".join(SUFFIXES[kind])
+        raise UserError(f"{source}: no {kind} in it ({looked} are looked for){there(listing)}")
+    paths, note = chosen(
+        {name: listing.path(name) for name in every}, options.split, source, left_out
+    )
+    said += [note] if note else []
+    names = sorted(paths, key=natural)
+    check_keys(names, listing)
+    pictures = set(every)
+    others = [name for name in listing.files if name not in pictures]
+    notes = annotations_of(listing, others, names)
+    beside = read_sidecars(
+        names, others, listing.read, source, left_out, listing.keyed, listing.remote,
+        options.captions != "none",
+    )  # fmt: skip
+    prompts, prompts_from = captions_of(notes, beside, names, every, listing, options, said)
+    classes = classes_of(notes, beside, names, every, paths, listing, options, said)
+    used = beside.used | {noted.name for noted in notes}
+    left_out.add_files(name for name in others if name not in used)
+    if classes.origin == "folders":
+        count_folders(names, [*others, *(f"{folder}/" for folder in listing.empty)], left_out)
     return Samples(
         kind=kind,
         source=source,
         count=len(names),
-        reader=reader,
+        reader=listing.reader,
         names=names,
-        places=[files[name] for name in names],
-        labels=labels,
+        places=[listing.files[name] for name in names],
+        labels=classes.labels,
         prompts=prompts,
-        label_dim=len(class_names) or (max(labels) + 1 if labels else 0),
-        class_names=class_names,
+        label_dim=classes.label_dim,
+        class_names=classes.names,
+        remote=listing.remote,
+        account=account(classes.origin, prompts, prompts_from, said, left_out),
     )
 
 
-def parts(name: str) -> list[str]:
-    return name.split("/")
+def account(
+    labels_from: str,
+    prompts: Sequence[str] | None,
+    prompts_from: str,
+    said: Sequence[str],
+    left_out: LeftOut,
+) -> dict[str, Any]:
+    """What the manifest keeps of how a source was understood."""
+    blank = sum(not prompt.strip() for prompt in prompts or ())
+    captions = prompts_from + (f", {blank:,} of them empty" if blank else "")
+    origin = "the folders that samples lie in" if labels_from == "folders" else labels_from
+    values = {
+        "labels": f"from {origin}" if origin else "",
+        "captions": f"from {captions}" if captions else "",
+        "notes": list(said),
+        "left_out": left_out.records,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
-def kind_of(files: Mapping[str, Any], source: str) -> str:
+def kind_of(listing: Listing, asked: str) -> str:
     """images, latents or labels, by the files' suffixes."""
+    if asked in SUFFIXES or asked == "labels":
+        return asked
     found = {
-        kind: next((name for name in files if name.lower().endswith(ends)), "")
+        kind: next((name for name in listing.files if name.lower().endswith(ends)), "")
         for kind, ends in SUFFIXES.items()
     }
+    source = listing.source
     if all(found.values()):
         raise UserError(
-            f"{source} holds images ({found['images']:.80}) and latents "
-            f"({found['latents']:.80}): --kind says which are meant"
+            f"{source} holds images ({shown(found['images'], 80)}) and latents "
+            f"({shown(found['latents'], 80)}): --kind says which are meant"
         )
     kinds = [kind for kind, name in found.items() if name]
     if kinds:
         return kinds[0]
-    if "dataset.json" in files:
+    if "dataset.json" in listing.files:
         return "labels"
     raise UserError(
-        f"{source} holds no samples: PNG, JPEG, WebP or .npy files, or dataset.json, are looked for"
+        f"{source} holds no samples: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or .npy files, .tar "
+        f"or .parquet shards, or dataset.json, are looked for{there(listing)}"
     )
 
 
-def root_of(files: Mapping[str, Any]) -> str:
-    """'' or 'folder/', where all is in one folder that labels lie in or class folders."""
-    tops = {parts(name)[0] for name in files}
-    if len(tops) != 1 or any("/" not in name for name in files):
-        return ""
-    top = tops.pop() + "/"
-    deeper = all("/" in name.removeprefix(top) for name in files)
-    return top if deeper or any(top + name in files for name in FILES) else ""
+def there(listing: Listing) -> str:
+    """'; it holds 3 .heic (first a.heic)' for a source without samples."""
+    listing.left_out.add_files(listing.files)
+    held = left_out_line(listing.left_out.records)
+    return f"; it holds {held}" if held else ""
 
 
-def column_of(
-    notes: Sequence[Annotations], what: str, names: Sequence[str], source: str
-) -> list[Any] | None:
-    """[count] labels or prompts of the first file that has them, None without one.
-
-    Raises UserError for a sample without one, and for one that is not there.
-    """
-    for note in notes:
-        values = getattr(note, what)
-        if values is None:
-            continue
-        known = set(names)
-        missing = next((name for name in values if name not in known), None)
-        if missing is not None:
-            raise UserError(f"{note.where} lists {missing!a:.200}, which is not in {source}")
-        for index, name in enumerate(names):
-            if name not in values:
-                raise UserError(
-                    f"{source}: {name:.200} (sample {index}) is not listed in {note.where}, "
-                    "though others are"
-                )
-        return [values[name] for name in names]
-    return None
+def check_keys(names: Sequence[str], listing: Listing) -> None:
+    """In shards a key is one sample: key.jpg and key.seg.png cannot both be the picture."""
+    seen: dict[str, str] = {}
+    for name in names if listing.keyed else ():
+        other = seen.setdefault(key_of(name), name)
+        if other != name:
+            raise UserError(
+                f"{listing.source}: {shown(other)} and {shown(name)} are of one key: which is the "
+                "picture? write shards with one a key"
+            )
 
 
-def class_folders(names: Sequence[str], source: str) -> tuple[list[int] | None, tuple[str, ...]]:
-    """([count] classes, their names) by the first folder of each name; none without folders."""
-    tops = [parts(name)[0] if "/" in name else "" for name in names]
-    classes = sorted(set(tops))
-    if classes == [""] or all(NUMBERED.fullmatch(name) for name in classes) or len(classes) == 1:
-        return None, ()
-    if "" in classes:
-        index = tops.index("")
-        raise UserError(
-            f"{source}: {names[index]:.200} (sample {index}) is in no class folder, though "
-            f"others are in {classes[1]:.80}/: move it, or list labels in labels.csv"
-        )
-    if len(classes) > MAX_CLASSES:
-        raise UserError(f"{source}: {len(classes):,} class folders, at most {MAX_CLASSES:,}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    return [numbers[top] for top in tops], tuple(classes)
+def captions_of(
+    notes: Sequence[Noted],
+    beside: Beside,
+    names: Sequence[str],
+    every: Sequence[str],
+    listing: Listing,
+    options: PrepareOptions,
+    said: list[str],
+) -> tuple[list[str] | None, str]:
+    """[count] captions, None without any; and where they are from."""
+    if options.captions == "none":
+        return None, ""
+    listed = column_of(notes, "prompts", names, every, listing)
+    if listed is None:
+        if beside.prompts is None:
+            return None, ""
+        return [beside.prompts[name] for name in names], beside.prompts_from
+    if beside.prompts is not None:
+        said.append(f"captions in {beside.prompts_from} are not used: a list has them")
+    return list(listed[0].values()), listed[1]
 
 
-def labels_only(notes: Sequence[Annotations], source: str) -> Samples:
+def classes_of(
+    notes: Sequence[Noted],
+    beside: Beside,
+    names: Sequence[str],
+    every: Sequence[str],
+    paths: Mapping[str, str],
+    listing: Listing,
+    options: PrepareOptions,
+    said: list[str],
+) -> Classes:
+    """Classes by a list, else by files beside the samples, else by folders."""
+    source, asked = listing.source, options.labels
+    inner = without_common([paths[name] for name in names])
+    if asked in ("folders", "none"):
+        return class_folders(inner, names, source, asked, said)
+    listed = column_of(notes, "labels", names, every, listing)
+    if listed is not None:
+        if beside.labels is not None:
+            said.append(f"labels in {beside.labels_from} are not used: a list has them")
+        return numbered(listed[0], places_of(notes, names), listed[1])
+    if beside.labels is not None:
+        values = {name: beside.labels[name] for name in names}
+        places = {name: f"{source}: the label beside {shown(name)}" for name in names}
+        return numbered(values, places, beside.labels_from)
+    if any(noted.name.rsplit("/", 1)[-1] == "dataset.json" for noted in notes):
+        return Classes()  # it says that there are none
+    return class_folders(inner, names, source, asked, said)
+
+
+def labels_only(note: Annotations, source: str) -> Samples:
     """Labels of dataset.json in the order of the files' names."""
-    labels = next((note.labels for note in notes if note.labels), None)
-    if labels is None:
+    if not note.labels:
         raise UserError(f"{source}: no labels in it")
-    values = [labels[name] for name in sorted(labels)]
-    return Samples("labels", source, len(values), labels=values, label_dim=max(values) + 1)
+    values = {name: note.labels[name] for name in sorted(note.labels, key=natural)}
+    classes = numbered(values, note.places or {}, note.where)
+    return Samples(
+        "labels",
+        source,
+        len(values),
+        labels=classes.labels,
+        label_dim=classes.label_dim,
+        class_names=classes.names,
+    )

@@ -133,7 +133,7 @@ def parse_manifest(text: str, where: str) -> DataManifest:
         digest = values.pop(DIGEST, "")
         whole = digest == _digest(values)
         manifest = _built(values)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise UserError(f"{where} is damaged ({error}): prepare the set again") from None
     if not whole:
         raise UserError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +54,11 @@ class OfflineReader:
 def offline_samples(source: str, split: str) -> Samples:
     """Samples of a set by its name. Raises UserError where its files are missing or damaged."""
     name, _, place = source.partition(":")
+    if name != FASHION and split:
+        raise UserError(f"--split {split}: {name} has no parts: leave it out")
+    split = split or "train"
+    if split not in PREFIX:
+        raise UserError(f"--split {split}: {name} has {' and '.join(PREFIX)}")
     if place and name != FASHION:
         raise UserError(f"{source}: only {FASHION} takes a folder; {name} comes with the package")
     folder = str(Path(place or FASHION_FOLDER).expanduser().absolute()) if name == FASHION else ""
@@ -127,7 +131,7 @@ def read_idx(path: Path, head: bytes, count: int) -> np.ndarray:
             f"{path} is missing: apt install dataset-fashion-mnist, or name the folder of its "
             f"four .gz files: {FASHION}:FOLDER"
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except Exception as error:  # gzip raises many kinds for a damaged file
         raise UserError(f"{path} is damaged ({error}): fetch it again") from None
     if not data.startswith(head):
         found = struct.unpack(f">{len(head) // 4}i", data[: len(head)].ljust(len(head), b"\0"))

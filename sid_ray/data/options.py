@@ -49,8 +49,14 @@ class PrepareOptions:
     """Encode prompts with this diffusers folder's text_encoder and tokenizer."""
     caption_column: str = "caption"
     """Column with the prompts of a .csv or .parquet file."""
-    split: Literal["train", "test"] = "train"
-    """Which part of fashion-mnist."""
+    split: str = ""
+    """Which part of a source that is split: train, val, test, a folder's own name, or all. Must be
+    said where there are folders or shards of several; of fashion-mnist train is the default."""
+    labels: Literal["auto", "folders", "none"] = "auto"
+    """Lists and files beside the samples, else class folders (auto); the folders whatever else says
+    (folders); or no classes (none)."""
+    captions: Literal["auto", "none"] = "auto"
+    """Lists, or a .txt, .caption or .json beside each sample (auto); or no captions (none)."""
     max_images: int = 0
     """Take only so many samples, drawn with --seed; 0 takes all."""
     shuffle: bool = True

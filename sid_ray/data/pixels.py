@@ -21,8 +21,9 @@ from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # MPO is JPEG's
 COMPRESSION = 6
+ORIENTATION = 0x0112  # of EXIF: how the camera was held
 GREY, RGB = 1, 3
 MODES = {GREY: "L", RGB: "RGB"}
 
@@ -61,6 +62,8 @@ def open_picture(data: bytes) -> Any:
     """A decoded picture of Pillow's. Raises UserError that says what is wrong with it."""
     from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise UserError("not an image: the file is empty")
     if data.startswith(PNG):
         check_png(data)
     try:
@@ -69,11 +72,12 @@ def open_picture(data: bytes) -> Any:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if getattr(picture, "n_frames", 1) > 1:
-                raise UserError("an animation: one picture a file is expected")
+            several = getattr(picture, "is_animated", False)
+            if several and picture.format != "MPO":  # a camera's own: the first is the picture
+                raise UserError("an animation or several pages: one picture a file is expected")
             picture.load()
     except UnidentifiedImageError:
-        raise UserError("not an image (PNG, JPEG or WebP)") from None
+        raise UserError("not an image (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or PPM)") from None
     except Image.DecompressionBombError:
         raise UserError(f"announces more than {MAX_PIXELS:,} pixels: not decoded") from None
     except UserError:
@@ -87,14 +91,16 @@ def plain(picture: Any) -> Any:
     """The picture as L or RGB: upright, on white where it is transparent, 8 bit a channel."""
     from PIL import Image, ImageOps
 
-    if picture.format in ("JPEG", "WEBP"):
-        with warnings.catch_warnings(), suppress(Exception):  # a damaged EXIF: it tells no turn
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), suppress(Exception):  # a damaged EXIF: it tells no turn
+        warnings.simplefilter("ignore")
+        if picture.getexif().get(ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("L", "RGB") and "transparency" not in picture.info:
         return picture
     if picture.mode in ("I;16", "I;16L", "I;16B", "I"):  # 16-bit grey: 65535 -> 255
-        levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        levels = np.asarray(picture).astype(np.int64)
+        if levels.size and not 0 <= levels.min() <= levels.max() <= 65535:
+            raise UserError("grey levels beyond 16 bit: save it with 8 or 16")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if picture.mode in ("1", "CMYK", "YCbCr"):
         return picture.convert("L" if picture.mode == "1" else "RGB")

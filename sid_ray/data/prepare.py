@@ -10,6 +10,7 @@ from typing import Any
 
 from sid_ray.data.ingest import open_samples
 from sid_ray.data.layout import Unit, Work, plan_work
+from sid_ray.data.left_out import account_lines
 from sid_ray.data.manifest import MANIFEST, DataManifest, TextEncoder, read_manifest
 from sid_ray.data.options import OFFLINE, PrepareOptions
 from sid_ray.data.progress import (
@@ -30,9 +31,10 @@ from sid_ray.store import Store, set_endpoint
 SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
 RECORDED = (
     "resolution", "crop", "grey", "rgb", "encode", "convention", "encode_text", "split",
-    "max_images", "shuffle", "seed", "row_group_mib",
+    "labels", "captions", "max_images", "shuffle", "seed", "row_group_mib",
 )  # fmt: skip
 Tell = Callable[[int, int], None]  # samples done, samples in all
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,14 @@ class Outcome:
     resumed: int
 
 
-def prepare_data(options: PrepareOptions, tell: Tell = lambda done, total: None) -> Outcome:
+def prepare_data(
+    options: PrepareOptions,
+    tell: Tell = lambda done, total: None,
+    say: Say = lambda line: None,
+) -> Outcome:
     """Prepares a set. After an interruption the same call goes on.
+
+    ``say`` hears, before the work, how the source was understood and what of it is not used.
 
     Raises UserError in one line for wrong input, and then leaves nothing half-written; StoreError
     or StoppedError where storage or Ray fails, and then finished files stay.
@@ -54,6 +62,8 @@ def prepare_data(options: PrepareOptions, tell: Tell = lambda done, total: None)
     destination = Store.at(options.destination)
     check_apart(options.source, destination)
     samples = open_samples(options)
+    for line in account_lines(samples.account, samples.class_names):
+        say(line)
     work, units = plan_work(samples, options, destination)
     there = standing(work, options.force)
     if there is not None:
@@ -112,7 +122,7 @@ def workers_for(work: Work, count: int, options: PrepareOptions) -> int:
 
 def check_apart(source: str, destination: Store) -> None:
     """Raises UserError where the set would lie in its source."""
-    if source.partition(":")[0] in OFFLINE:
+    if not source or source.partition(":")[0] in OFFLINE:
         return
     from_, to = Store.at(source), destination
     if from_.is_local and to.is_local:
@@ -185,6 +195,7 @@ def manifest_of(
     asked = asdict(options)
     default = asdict(PrepareOptions("", ""))
     source: dict[str, Any] = {"path": options.source, "samples": samples.count, **samples.notes}
+    source |= samples.account
     source["options"] = {name: asked[name] for name in RECORDED if asked[name] != default[name]}
     if work.vae is not None:
         source |= {"vae_sha256": work.vae.sha256, "convention": work.vae.convention}

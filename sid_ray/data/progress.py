@@ -80,7 +80,7 @@ def finished(work: Work, units: list[Unit]) -> dict[int, Report]:
             continue
         try:
             report = Report.from_json(work.destination.read_text(note_name(unit.index)))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
         same = (report.plan, report.index, report.row_groups) == (
             work.plan,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.manifest import DataManifest, Shard
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, UnreachableStoreError, retrying, store_error
@@ -127,17 +128,17 @@ class RowGroups:
         """What pyarrow raises, as damage or as a store that does not answer."""
         try:
             yield
-        except UnreachableStoreError:
+        except (UnreachableStoreError, UserError):
             raise
         except StoreError as error:
             raise DamagedDataError(str(error)) from None
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        except Exception as error:  # pyarrow raises many kinds for a damaged file
             if isinstance(error, OSError) and "AWS Error" in str(error):
                 found = store_error(where, error)
                 if isinstance(found, UnreachableStoreError):
                     raise found from None
                 raise DamagedDataError(str(found)) from None
-            what = " ".join(str(error).split())[:200]
+            what = first_line(error, 200)
             raise DamagedDataError(
                 f"{where} cannot be read ({what}): prepare the set again"
             ) from None

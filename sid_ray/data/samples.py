@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
 from sid_ray.errors import UserError
+from sid_ray.store_errors import StoreError
 
 
 class Reader(Protocol):
@@ -36,6 +38,9 @@ class Samples:
         numbers: [count] of each in its source, for messages; empty for 0, 1, 2 ...
         remote: reading waits for a network.
         notes: for the manifest's ``source``.
+        account: how the source was understood and what was left out, for the manifest and people;
+            no part of the plan.
+        run: samples at most that stay together in a mixed order, as they are read together.
     """
 
     kind: str
@@ -51,6 +56,8 @@ class Samples:
     numbers: Sequence[int] = ()
     remote: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    account: dict[str, Any] = field(default_factory=dict)
+    run: int = 16
 
     def take(self, chosen: Sequence[int]) -> Samples:
         """Some of them, in the order given."""
@@ -80,6 +87,12 @@ class Samples:
             raise self.wrong(index, str(error)) from None
         except FileNotFoundError:
             raise self.wrong(index, "is gone since the source was listed") from None
+        except PermissionError:
+            raise self.wrong(index, "may not be read: change its permissions") from None
+        except StoreError:
+            raise
+        except OSError as error:  # of the source's disk, which may work again
+            raise StoreError(str(self.wrong(index, error.strerror or first_line(error)))) from None
 
     def name(self, index: int) -> str:
         return self.names[index] if len(self.names) else ""
@@ -89,13 +102,13 @@ class Samples:
 
     def wrong(self, index: int, what: str) -> UserError:
         """An error that names the source, the file and the sample's number."""
-        named = f": {self.name(index)}" if self.name(index) else ""
+        named = f": {shown(self.name(index), 300)}" if self.name(index) else ""
         return UserError(f"{self.source}{named} (sample {self.number(index)}): {what}")
 
 
 def first_line(error: Exception, length: int = 120) -> str:
     """What a library says, in one short line."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    return shown(" ".join(str(error).split()), length) or type(error).__name__
 
 
 def checked_label(value: Any, where: str) -> int:
@@ -106,7 +119,7 @@ def checked_label(value: Any, where: str) -> int:
             "numbers from 0"
         )
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{where}: label {value!r:.40} is not a whole number from 0")
+        raise UserError(f"{where}: label {value!a:.40} is not a whole number from 0")
     if not 0 <= value < MAX_CLASSES:
         raise UserError(f"{where}: label {value!s:.40} is not in 0 to {MAX_CLASSES - 1}")
     return value
@@ -115,7 +128,9 @@ def checked_label(value: Any, where: str) -> int:
 def checked_prompt(value: Any, where: str) -> str:
     """A prompt. Raises UserError where it is no text or too long."""
     if not isinstance(value, str):
-        raise UserError(f"{where}: expected a text, found {value!r:.40}")
+        raise UserError(f"{where}: expected a text, found {value!a:.40}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{where}: half of a character (a lone surrogate): write the text again")
     if len(value) > MAX_PROMPT:
         raise UserError(f"{where}: {len(value):,} characters, at most {MAX_PROMPT:,} are taken")
     return value

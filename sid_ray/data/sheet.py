@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.manifest import DataManifest
+from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 from sid_ray.store import Store
+from sid_ray.store_errors import StoreError
 
 SHOWN, ROW_GROUPS = 48, 12  # samples at most, out of so many row groups
 COLUMNS, CELL = 8, 112  # pixels that a small picture is enlarged to
@@ -36,8 +38,15 @@ def draw_sheet(store: Store, manifest: DataManifest, path: Path, decode: str = "
     """
     if manifest.kind not in ("images", "latents"):
         raise UserError(f"--out: {store} holds {manifest.kind}, no pictures")
-    shown = [sample_of(row, manifest, decode) for row in spread_rows(store, manifest)]
-    picture = sheet([one for one in shown if one.pixels is not None])
+    try:
+        shown = [sample_of(row, manifest, decode) for row in spread_rows(store, manifest)]
+        picture = sheet([one for one in shown if one.pixels is not None])
+    except (StoreError, UserError):
+        raise
+    except Exception as error:  # pyarrow and decoders raise many kinds for damaged files
+        raise UserError(
+            f"{store} cannot be drawn ({first_line(error)}): --verify says why"
+        ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, "PNG")
     return len(shown)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sid_ray.data.left_out import account_lines
 from sid_ray.data.manifest import DataManifest
+from sid_ray.data.names import shown
 from sid_ray.data.options import MIB
 
 LISTED_CLASSES, BAR = 20, 30
@@ -41,6 +43,7 @@ def source_lines(manifest: DataManifest) -> Iterator[str]:
     source = manifest.source
     if "path" in source:
         yield f"source      {source['path']}"
+    yield from account_lines(source, manifest.class_names if source.get("labels") else ())
     options = source.get("options") or {}
     if options:
         yield f"options     {', '.join(f'{name} = {value}' for name, value in options.items())}"
@@ -57,7 +60,7 @@ def classes(manifest: DataManifest) -> Iterator[str]:
     yield f"classes     {len(counts):,} of {min(counts):,} to {max(counts):,} samples{without}"
     if len(counts) > LISTED_CLASSES:
         return
-    names = manifest.class_names or tuple(str(number) for number in range(len(counts)))
+    names = [shown(name) for name in manifest.class_names] or list(map(str, range(len(counts))))
     wide = min(max(len(name) for name in names), 24)
     for name, count in zip(names, counts, strict=True):
         bar = "#" * round(BAR * count / max(counts))

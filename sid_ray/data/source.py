@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
-from sid_ray.errors import UserError
+from sid_ray.data.prompts import read_prompts
 from sid_ray.local_copies import file_sha256
 from sid_ray.sections import DataConfig
 from sid_ray.store import Store
@@ -164,17 +164,3 @@ def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = No
         return Source(shape, prompts=read_prompts(data.source), embed=embed)
     size, label_dim = LABELS_ONLY[data.name]
     return Source(size, label_dim)
-
-
-def read_prompts(source: str) -> tuple[str, ...]:
-    """The lines of a text file, empty ones left out. Raises UserError."""
-    if not source:
-        raise UserError("data.source is empty; name a text file with a prompt a line")
-    try:
-        lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.source {source}: {error}") from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise UserError(f"data.source {source} holds no prompts: a text file, a prompt a line")
-    return prompts

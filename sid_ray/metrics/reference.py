@@ -22,7 +22,7 @@ from sid_ray.local_copies import cache_folder, locked
 from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.weights.archives import read_pickled
-from sid_ray.weights.inert import NumpyArray, as_mapping
+from sid_ray.weights.inert import NumpyArray, as_mapping, printable
 
 MAKING = 1
 """Raised when statistics of the same data and extractor come out otherwise than before."""
@@ -49,7 +49,12 @@ class Statistics:
 
 def checked(path: Path, mean: Any, covariance: Any, count: int = 0, name: str = "") -> Statistics:
     """Statistics whose shapes fit and whose numbers are finite, or a UserError."""
-    mean, covariance = (np.asarray(each, np.float64) for each in (mean, covariance))
+    try:
+        mean, covariance = (np.asarray(each, np.float64) for each in (mean, covariance))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path} holds no numbers ({short(error)}): fetch or make it again"
+        ) from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"{path} has a mean of shape {list(mean.shape)} and a covariance of shape "
@@ -73,19 +78,31 @@ def read_statistics(path: Path, metric: str = "fid") -> Statistics:
     return read_pickle(path, metric)
 
 
+def short(error: Exception) -> str:
+    """What a library says, in one line: it may repeat bytes of the file."""
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
 def read_npz(path: Path) -> Statistics:
     """NVIDIA's npz or an own one. Raises UserError for others."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as npz ({error}): fetch or make it again") from None
+    except Exception as error:  # zipfile, zlib and numpy's headers raise many kinds
+        raise UserError(
+            f"{path} cannot be read as npz ({short(error)}): fetch or make it again"
+        ) from None
     if {"mu", "sigma"} <= found.keys():
         return checked(path, found["mu"], found["sigma"])
     if {"mean", "covariance", "count", "identity"} <= found.keys():
-        count, name = int(found["count"]), str(found["identity"])
+        try:
+            count, name = int(found["count"]), str(found["identity"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{path} holds no count ({short(error)}): fetch or make it again"
+            ) from None
         return checked(path, found["mean"], found["covariance"], count, name)
-    names = ", ".join(sorted(found)) or "nothing"
+    names = printable(", ".join(sorted(found)))[:300] or "nothing"
     raise UserError(f"{path} holds {names}; expected mu and sigma, the statistics of features")
 
 
@@ -97,7 +114,7 @@ def read_pickle(path: Path, metric: str) -> Statistics:
         raise UserError(f"{path} is no file of statistics: {error}") from None
     held = as_mapping(root.get(metric)) if root is not None else None
     if held is None or not {"mu", "sigma"} <= held.keys():
-        names = ", ".join(str(name) for name in root) if root else "nothing"
+        names = printable(", ".join(map(str, root)))[:300] if root else "nothing"
         raise UserError(f"{path} holds {names}; expected {metric!r} with mu and sigma")
     return checked(path, numbers(held["mu"]), numbers(held["sigma"]))
 
@@ -107,8 +124,11 @@ def numbers(value: Any) -> Any:
     if not isinstance(value, NumpyArray) or value.type is None:
         return np.zeros(()) if not isinstance(value, list | float | int) else value
     order = value.type.order if value.type.order in "<>" else ""
-    kind = np.dtype(order + value.type.code.lstrip("<>=|"))
-    return np.frombuffer(value.data, kind).reshape(value.shape)
+    try:
+        kind = np.dtype(order + value.type.code.lstrip("<>=|"))
+        return np.frombuffer(value.data, kind).reshape(value.shape)
+    except (TypeError, ValueError):  # no type of numbers, or not as many as its shape says
+        return np.zeros(())
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
@@ -191,6 +211,6 @@ def readable(path: Path) -> bool:
     """Whether a file is a whole npy of float32 features [N, D]."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError):
+    except Exception:  # numpy's headers raise many kinds
         return False
     return found.ndim == 2 and found.dtype == np.float32 and len(found) > 0

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sid_ray.text_lines import json_lines
+
 
 def whole_lines(path: Path) -> list[Any]:
     """The values of the whole lines; none where there is no file."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    return [value for _, value in json_lines(whole, str(path))]
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -19,5 +22,5 @@ def append_line(path: Path, value: Any) -> None:
     if data and not data.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")

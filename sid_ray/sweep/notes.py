@@ -14,6 +14,7 @@ from sid_ray.sweep.space import Space
 from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
 from sid_ray.sweep.trials import End
 from sid_ray.sweep.words import shown_scores
+from sid_ray.text_lines import lines_in
 
 
 @dataclass
@@ -98,8 +99,8 @@ class Notes(tune.Callback):
 def reason_of(trial: Any) -> str:
     """The last line of a trial's error."""
     try:
-        lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines()]
+        text = Path(trial.error_file).read_text(errors="replace")
     except (OSError, TypeError):
-        lines = []
-    told = [line for line in lines if line]
+        text = ""
+    told = [line.strip() for line in lines_in(text) if line.strip()]
     return told[-1][:500] if told else "its actor died"

@@ -19,6 +19,7 @@ from sid_ray.distill import GAVE_UP, STOPPED
 from sid_ray.evaluations import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
 from sid_ray.stored import newest_listed
+from sid_ray.text_lines import lines_in
 from sid_ray.weights.description import WEIGHTS
 
 TRIES = 3  # of a segment in a row without a new checkpoint between
@@ -154,13 +155,13 @@ class Trial:
             text = self.output.read_text(errors="replace")
         except OSError:
             return "its process said nothing"
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in lines_in(text) if line.strip()]
         return lines[-1][:500] if lines else "its process said nothing"
 
     def reason(self) -> str:
         """The line with which the newest process said that it failed; else its last."""
         try:
-            lines = self.output.read_text(errors="replace").splitlines()
+            lines = lines_in(self.output.read_text(errors="replace"))
         except OSError:
             lines = []
         told = [line.strip() for line in lines if line.startswith("failed: ")]

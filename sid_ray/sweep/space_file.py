@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 import yaml
 
+from sid_ray import text_lines
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.sweep.fields_file import fields_of
@@ -40,10 +41,9 @@ def read_space(path: Path) -> Space:
 def read_text(path: Path) -> str:
     """A file's text. Raises UserError in one line."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text"
-        raise UserError(f"{path}: {reason}; name a search space, like tune_spaces/*.yaml") from None
+        return text_lines.read_text(path)
+    except UserError as error:
+        raise UserError(f"{error}; name a search space, like tune_spaces/*.yaml") from None
 
 
 def parse_space(text: str, source: str) -> Space:

@@ -130,7 +130,7 @@ def read_record(path: Path) -> Record | None:
     try:
         record = Record(**json.loads(path.with_name(path.name + ".json").read_text()))
         return record if path.stat().st_size == record.size else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -186,7 +186,7 @@ class Download:
     def part_etag(self) -> str | None:
         try:
             etag = json.loads(self.version.read_text())["etag"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
         return etag if isinstance(etag, str) else None
 

@@ -95,7 +95,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(f"no weights at {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (
+        SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, OverflowError,
+        MemoryError,
+    ) as error:  # fmt: skip
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
 
 

@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import pickle
+import random
 import struct
 import zipfile
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from sid_ray.cli import main
 from sid_ray.data.offline import FASHION_COUNT
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
+from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.store import Store
+from tests.data.damage import corpus, tried
 from tests.data.sources import edm_members, edm_name, encoded, moments, npy, pixels, write_zip
+from tests.weights.mutate import mutated
 
 
 def refusal(source, destination, **options) -> str:
@@ -266,20 +271,45 @@ def test_a_damaged_fashion_mnist(tmp_path, monkeypatch):
     assert "label of sample 2 is 11" in refusal(source, tmp_path / "out", split="test")
 
 
-@settings(max_examples=60, deadline=None)
-@given(place=st.integers(0, 10_000), value=st.integers(1, 255))
-def test_any_changed_byte_is_refused_or_harmless(place, value, tmp_path_factory):
-    """No change of an archive ends in anything but a set or one line."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    source = write_zip(folder / "a.zip", edm_members(pixels(3), [0, 1, 1]), 8)
-    data = bytearray(source.read_bytes())
-    data[place % len(data)] ^= value
-    source.write_bytes(data)
-    try:
-        prepare_data(PrepareOptions(str(source), str(folder / "out"), workers=0))
-    except UserError as error:
-        assert "\n" not in str(error)
-        assert not (folder / "out").exists()
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_a_place_that_no_file_has(sources, tmp_path):
+    """Found by chance: the directory of a zip pointed before the file's start."""
+    zipped = sources["zip"]
+    for value in range(1, 256, 16):
+        for place in (6716, zipped.data.index(b"PK\x01\x02") + 45):
+            data = bytearray(zipped.data)
+            data[place % len(data)] ^= value
+            tried(zipped, bytes(data), tmp_path / f"{value}-{place}")
+
+
+@pytest.mark.parametrize("start", [-1, 1 << 63, 1 << 80])
+def test_a_window_anywhere(start, tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    with pytest.raises(UserError, match="points to byte"):
+        Window(Store.at(tmp_path), "a").read(start, 4)
+
+
+NAMES = (
+    "zip tar parquet metadata.jsonl metadata.csv metadata.parquet labels.csv dataset.json png jpg "
+    "webp gif bmp tif avif ppm npy txt prompts npz set manifest"
+)
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_any_damage_is_refused_or_harmless(name, sources, tmp_path):
+    """The same examples each time; benchmarks/fuzz_data.py makes new ones for as long as it may."""
+    rng = random.Random(name)
+    whole = [source.data for source in sources.values()]
+    outcomes = Counter(
+        tried(sources[name], mutated(sources[name].data, whole, rng), tmp_path / str(number))
+        for number in range(12)
+    )
+    assert outcomes.total() == 12
+    assert tried(sources[name], sources[name].data, tmp_path / "whole") == "prepared"
 
 
 def test_a_bad_picture_leaves_nothing_in_s3_either(bucket, tmp_path):
@@ -292,7 +322,11 @@ def test_a_bad_picture_leaves_nothing_in_s3_either(bucket, tmp_path):
     assert Store.at(bucket).files() == {}
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_for_a_picture_are_refused_in_one_line(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bytes")

@@ -72,10 +72,20 @@ def test_what_is_no_statistics_is_refused(tmp_path, capsys):
         ({"mu": MU, "sigma": SIGMA[:2]}, r"covariance of shape \[2, 5\]"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "not finite"),
         ({"mu": np.array([Hostile()]), "sigma": SIGMA}, "cannot be read as npz"),
+        ({"mu": np.array(b"\n\x1b[1m" * 900), "sigma": SIGMA}, "holds no numbers"),
+        ({"mu": np.array(["a"]), "sigma": SIGMA}, "holds no numbers"),
+        ({"mean": MU, "covariance": SIGMA, "count": MU, "identity": "x"}, "holds no count"),
+        ({"a\nb" * 400: MU}, r"holds a\\nba"),
     ):
         with path.open("wb") as file:
             np.savez(file, **wrong)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
+            read_statistics(path)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):  # zlib, struct and numpy's headers raise many kinds
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        with pytest.raises(UserError):
             read_statistics(path)
     with (tmp_path / "pickled").open("wb") as file:
         pickle.dump({"fid": {"mu": "text", "sigma": MU}}, file)

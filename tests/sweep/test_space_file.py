@@ -183,7 +183,7 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/none.yaml: No such file")):
         read_space(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="it is not a text"):
+    with pytest.raises(UserError, match="not UTF-8"):
         read_space(tmp_path / "binary.yaml")
 
 

@@ -1,0 +1,112 @@
+"""Prompts out of a file: the same ones for every command that reads them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sid_ray.data.names import shown
+from sid_ray.data.options import MAX_LIST_BYTES, MIB
+from sid_ray.data.samples import checked_prompt, first_line
+from sid_ray.errors import UserError
+from sid_ray.text_lines import numbered_lines, read_file, text_of
+
+COLUMN = "caption"
+Texts = list[tuple[int, Any]]  # line or row, its text
+
+
+class Prompts(NamedTuple):
+    """The prompts of a file; ``blank`` cells of a table that hold none, its other ``columns``."""
+
+    prompts: list[str]
+    blank: int = 0
+    columns: tuple[str, ...] = ()
+
+
+def read_prompts(source: str) -> tuple[str, ...]:
+    """The prompts of a file: a .txt with one a line, or the column ``caption`` of a table.
+
+    Raises UserError in one line.
+    """
+    if not source:
+        raise UserError("data.source is empty; name a text file with a prompt a line")
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{source}: {error}: write the whole path") from None
+    return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source).prompts)
+
+
+def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> Prompts:
+    """The prompts of a file's bytes; blank lines and empty cells are left out.
+
+    Raises UserError with the line's number.
+    """
+    if len(data) > MAX_LIST_BYTES:
+        raise UserError(f"{source}: more than {MAX_LIST_BYTES // MIB} MiB")
+    read = TABLES.get(suffix.lower())
+    texts, names = read(data, source, column) if read else (numbered_lines(data, source), ())
+    found = [checked_prompt(text, f"{source}, line {line}").strip() for line, text in texts]
+    prompts = [prompt for prompt in found if prompt]
+    if not prompts:
+        raise UserError(f"{source} holds no prompts: a text file, a prompt a line")
+    others = tuple(str(name) for name in names if name != column)
+    return Prompts(prompts, len(found) - len(prompts), others)
+
+
+def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
+    lines = csv.reader(io.StringIO(text_of(data, source), newline=""), strict=True)
+    header: list[str] = []
+    texts: Texts = []
+    try:
+        for row in lines:
+            if not row:
+                continue
+            if not header:
+                header = row
+                if column not in header:
+                    raise no_column(source, column, header)
+            elif len(row) != len(header):
+                raise UserError(
+                    f"{source}, line {lines.line_num}: {len(row)} columns, {len(header)} are "
+                    "expected: a text with commas stands in quotes"
+                )
+            else:
+                texts.append((lines.line_num, row[header.index(column)]))
+    except csv.Error as error:
+        raise UserError(f"{source}, line {lines.line_num}: {error}") from None
+    return texts, header
+
+
+def parquet_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = file.schema_arrow.names
+        values = file.read(columns=[column])[column].to_pylist() if column in names else None
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UserError(
+            f"{source} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+        ) from None
+    if values is None:
+        raise no_column(source, column, names)
+    return [(row, "" if value is None else value) for row, value in enumerate(values)], names
+
+
+TABLES: dict[str, Callable[[bytes, str, str], tuple[Texts, Iterable[str]]]] = {
+    ".csv": csv_column,
+    ".parquet": parquet_column,
+}
+
+
+def no_column(source: str, column: str, names: Iterable[object]) -> UserError:
+    listed = shown(", ".join(map(str, names)))
+    return UserError(
+        f"{source}: no column {column!r}; it has {listed}: sid-ray data prepare --caption-column "
+        "names one"
+    )
