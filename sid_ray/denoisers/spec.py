@@ -20,6 +20,7 @@ from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
 
 Constrain = Callable[[str, Tensor], Tensor | None]
+Adapt = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Any]]
 
 
 def leave_weights(module: nn.Module) -> None:
@@ -48,6 +49,27 @@ def _edm2_logvar(network: Mapping[str, Any]) -> bool:
     return network.get("logvar", EDM2Network.logvar)
 
 
+def as_it_is(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """adapted of a family whose tensors decide no argument."""
+    return network
+
+
+def _edm_adapted(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    return dict(network) | {"augment_dim": _width(tensors, "model.map_augment.weight")}
+
+
+def _edm2_adapted(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    channels = _width(tensors, "logvar_linear.weight")
+    own = {"logvar": bool(channels)} | ({"logvar_channels": channels} if channels else {})
+    return dict(network) | own
+
+
+def _width(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Inputs of a layer; 0 where it is not there."""
+    weight = tensors.get(name)
+    return 0 if weight is None or weight.ndim < 2 else weight.shape[1]
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A family of denoisers.
@@ -64,7 +86,8 @@ class ModelSpec:
     those of them that no generator's image depends on. ``load_text`` opens the text encoder that
     lies beside the network in its folder; None for families that read no text. ``standard`` is how
     a folder's network wants latents of its auto-encoder; None for families of pixels. ``schedule``
-    is the kind of noise levels in the config.
+    is the kind of noise levels in the config. ``adapted`` are the arguments of a network that is
+    another's but for what its tensors (by name, with or without bare_prefix) say otherwise.
     """
 
     family: str
@@ -80,6 +103,7 @@ class ModelSpec:
     load_text: Callable[..., TextEmbeddings] | None = None
     standard: Callable[[Path], Standard] | None = None
     schedule: str = "edm"
+    adapted: Adapt = as_it_is
 
 
 def _build_edm(network: Mapping[str, Any]) -> nn.Module:
@@ -133,7 +157,7 @@ def _unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
     size = network["sample_size"]
-    return network["in_channels"], size, size
+    return network.get("in_channels", 4), size, size
 
 
 def _no_labels(network: Mapping[str, Any]) -> int:
@@ -165,6 +189,7 @@ _FAMILIES = (
         _build_edm,
         written_out=_edm_written_out,
         training_only=("label_dropout", "augment_dim"),
+        adapted=_edm_adapted,
     ),
     ModelSpec(
         "edm2",
@@ -175,6 +200,7 @@ _FAMILIES = (
         written_out=_edm2_written_out,
         training_only=("logvar", "logvar_channels"),
         standard=_edm2_standard,
+        adapted=_edm2_adapted,
     ),
     ModelSpec(
         "stable-diffusion",
