@@ -94,6 +94,7 @@ def start_evaluator(
         run_key=record.key,
         waiting=waiting,
         tracker=tracker,
+        components=start.components,
     )
     return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
 

@@ -16,6 +16,12 @@ from sid_ray.errors import UserError
 from sid_ray.weights.tensors import check_fit, json_object, read_component
 
 Tensors = dict[str, Tensor]
+Renamed = Callable[[Mapping[str, Tensor], nn.Module], Tensors]
+
+
+def as_named(found: Mapping[str, Tensor], model: nn.Module) -> Tensors:
+    """Renamed of a component whose files have had the same names ever since."""
+    return dict(found)
 
 
 def read_config(folder: Path, class_name: str) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def fitting(
     model: nn.Module,
     folder: Path,
     stems: Sequence[str],
-    renamed: Callable[[Mapping[str, Tensor], nn.Module], Tensors] = lambda found, model: dict(found),
+    renamed: Renamed = as_named,
     numbers: bool = True,
 ) -> Tensors:
     """The tensors of a component's files under the names that the network has now.

@@ -83,11 +83,11 @@ class ModelSpec:
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
     whether there is a log-variance head, and ``written_out`` all that say which network it is
     (dropout does not), defaults filled in and each in one way of writing it; ``training_only`` are
-    those of them that no generator's image depends on. ``load_text`` opens the text encoder that
-    lies beside the network in its folder; None for families that read no text. ``standard`` is how
-    a folder's network wants latents of its auto-encoder; None for families of pixels. ``schedule``
-    is the kind of noise levels in the config. ``adapted`` are the arguments of a network that is
-    another's but for what its tensors (by name, with or without bare_prefix) say otherwise.
+    those of them that no generator's image depends on. ``load_text`` opens the text encoder of a
+    folder; None for families that read no text. ``standard`` is how the network wants latents of
+    its auto-encoder, whose folder it is given; None for families of pixels. ``schedule`` is the
+    kind of noise levels in the config. ``adapted`` are the arguments of a network that is another's
+    but for what its tensors (by name, with or without bare_prefix) say otherwise.
     """
 
     family: str
@@ -101,7 +101,7 @@ class ModelSpec:
     written_out: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     training_only: tuple[str, ...] = ()
     load_text: Callable[..., TextEmbeddings] | None = None
-    standard: Callable[[Path], Standard] | None = None
+    standard: Callable[[Path | None], Standard] | None = None
     schedule: str = "edm"
     adapted: Adapt = as_it_is
 
@@ -170,13 +170,20 @@ def _load_text(folder: Path, device: Any = "cpu") -> TextEmbeddings:
     return load_text(folder, device)
 
 
-def _edm2_standard(folder: Path) -> Standard:
+def _edm2_standard(vae: Path | None) -> Standard:
     return edm2_standard()
 
 
-def _scaling_factor(folder: Path) -> Standard:
+def _scaling_factor(vae: Path | None) -> Standard:
     """Stable Diffusion's: one number, of its auto-encoder's config."""
-    path = folder / "vae" / "config.json"
+    from sid_ray.denoisers.stable_diffusion import component_of
+
+    if vae is None:
+        raise UserError(
+            "latents are scaled by the teacher's VAE, and it has none beside it: give "
+            "--teacher.vae FOLDER, a diffusers folder with that vae"
+        )
+    path = component_of(vae, "vae") / "config.json"
     try:
         return Standard((float(json.loads(path.read_text()).get("scaling_factor", 0.18215)),))
     except (OSError, ValueError, AttributeError, TypeError) as error:

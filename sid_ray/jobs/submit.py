@@ -41,6 +41,8 @@ LOCAL = "http://127.0.0.1:8265"
 SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
+    "teacher.text_encoder",
+    "teacher.vae",
     "teacher.initial_generator",
     "data.source",
     "evaluation.reference",

@@ -50,6 +50,22 @@ class ModelDescription:
         return found
 
 
+@dataclass(frozen=True)
+class Components:
+    """Folders of a network's text encoder and VAE; None where it needs none, or has none."""
+
+    text: Path | None = None
+    vae: Path | None = None
+
+    @property
+    def are_here(self) -> bool:
+        """Whether this machine has them."""
+        return all(path is None or path.exists() for path in (self.text, self.vae))
+
+
+NO_COMPONENTS = Components()
+
+
 def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Writes the folder; weights are stored as they are, contiguous."""
     folder.mkdir(parents=True, exist_ok=True)

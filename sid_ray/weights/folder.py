@@ -34,6 +34,7 @@ def load_model(
 ) -> tuple[nn.Module, ModelDescription]:
     """The network of a folder or a weights file of any format, float32, eval, without gradients.
 
-    ``like`` says which network a bare state dict is of. Raises UserError when a file is missing or damaged, or when names or shapes do not fit.
+    ``like`` says which network a bare state dict is of. Raises UserError when a file is missing or
+    damaged, or when names or shapes do not fit.
     """
     return load_path(source, like)

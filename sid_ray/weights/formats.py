@@ -42,7 +42,6 @@ from sid_ray.weights.tensors import (
     mistaken_for,
     read_component,
     read_safetensors,
-    start_of,
     take_all,
 )
 
@@ -90,8 +89,8 @@ class LoadedWeights:
             return ModelDescription(family, network, notes=dict(self.notes))
         if like is None:
             raise UserError(f"{self.label} {nameless(self.tensors, self.label)}")
-        network = spec_of(like.family).adapted(like.network, self.tensors)
-        return replace(like, network=network, one_step=None, notes=dict(self.notes))
+        borrowed = spec_of(like.family).adapted(like.network, self.tensors)
+        return replace(like, network=borrowed, one_step=None, notes=dict(self.notes))
 
 
 SINGLE_FILE, LORA = "model.diffusion_model.", ("lora_", ".lora.", "lora.down", "lora_A")
@@ -169,9 +168,7 @@ def _read_diffusers(folder: Path, label: str, numbers: bool) -> LoadedWeights:
     if folder.name == "unet" and scheduler.is_file():
         arguments["prediction_type"] = json_object(scheduler).get("prediction_type", "epsilon")
     notes = {"variant": variant} if variant else {}
-    return LoadedWeights(
-        label, "diffusers folder", class_name, arguments, tensors, notes=notes
-    )
+    return LoadedWeights(label, "diffusers folder", class_name, arguments, tensors, notes=notes)
 
 
 def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -> LoadedWeights:
@@ -234,7 +231,11 @@ def choose(root: Any, part: str | None, label: str) -> tuple[str, Any]:
         if is_module(table.get(name)) or is_state_dict(table.get(name)):
             return name, table[name]
     inner = table.get("state_dict")
-    if part is None and isinstance(inner, dict) and any(str(n).startswith(SINGLE_FILE) for n in inner):
+    if (
+        part is None
+        and isinstance(inner, dict)
+        and any(str(n).startswith(SINGLE_FILE) for n in inner)
+    ):
         raise UserError(f"{label} {nameless(inner, label)}")
     held = ", ".join(sorted(str(name)[:40] for name in list(table)[:12])) or type(root).__name__
     wanted = f"part {part!r}" if part else "network"
