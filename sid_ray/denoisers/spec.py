@@ -156,7 +156,7 @@ def _unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
-    size = network["sample_size"]
+    size = network.get("sample_size", 64)
     return network.get("in_channels", 4), size, size
 
 

@@ -218,6 +218,12 @@ def check_unet_config(config: Mapping[str, Any]) -> None:
                 f"U-Net option {name!r} = {config[name]!r} is not supported; "
                 f"expected {json.dumps(expected)}"
             )
+    size = config.get("sample_size", 64)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(
+            f"U-Net option 'sample_size' = {json.dumps(size)} is not supported; expected the size "
+            "of its square images or latents, 64 for Stable Diffusion"
+        )
     sizes = config.get("in_channels", 4), config.get("out_channels", 4)
     if sizes[0] != sizes[1]:
         raise UserError(
