@@ -50,7 +50,7 @@ def lsg(made, tmp_path) -> Path:
     """A file as SiD-LSG's: the U-Net alone, pickled with diffusers' classes."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(str(made / "unet"))
+    unet = UNet2DConditionModel.from_pretrained(made / "unet")
     path = tmp_path / "lsg.pkl"
     path.write_bytes(pickle.dumps({"ema": unet}))
     return path
