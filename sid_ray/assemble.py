@@ -181,16 +181,18 @@ class Start:
     components: Components = NO_COMPONENTS
 
 
-def find_start(config: DistillConfig) -> Start:
+def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     """Fetches what the config names and looks into it as the run will, but for the numbers.
 
-    Raises UserError where it is missing, cannot be loaded or does not fit.
+    ``with_data``: held against the data set and the objective, too. Raises UserError where it is missing, cannot be loaded or does not fit.
     """
     teacher = resolve_source(config.teacher.source)
     description = describe(teacher)
-    check_teacher(config, description, teacher)
+    if with_data:
+        check_teacher(config, description, teacher)
     components = components_of(config, description, teacher)
-    check_latents(config, description, components)
+    if with_data:
+        check_latents(config, description, components)
     source = config.teacher.initial_generator
     if not source:
         return Start(teacher, description, None, components)

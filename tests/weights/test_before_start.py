@@ -21,7 +21,13 @@ pytest.importorskip("transformers")
 
 from sid_ray.actors import trainer
 from sid_ray.cli import main
+from sid_ray.components import fingerprint
+from sid_ray.config import replace
 from sid_ray.doctor import FAILED, Patient, check_teacher_fits, examine
+from sid_ray.errors import UserError
+from sid_ray.recipes import recipe
+from sid_ray.run_folder import RunRecord, check_same_text_encoder
+from sid_ray.weights.description import Components
 from sid_ray.weights.networks import describe, load
 from tests.denoisers.tiny_pipeline import write_pipeline
 
@@ -346,3 +352,29 @@ def test_parts_that_a_teacher_does_not_use_are_refused(made, answers):
     said, refused = answers("builtin:emoji-teacher", "--data.name", "emoji", "--teacher.vae", made)
     assert said == refused
     assert "makes pixels, no latents" in said
+
+
+def test_a_run_keeps_its_text_encoder_by_its_content(folder, made, tmp_path):
+    """It may move; another one, or another tokenizer, is another run."""
+    first = fingerprint(Components(made))
+    assert fingerprint(Components(folder)) == fingerprint(Components(folder / "text_encoder"))
+    assert fingerprint(Components(folder)) == first
+    check_same_text_encoder(RunRecord("{}"), first)  # of a run that began before it was noted
+    check_same_text_encoder(RunRecord("{}", text_encoder=first), first)
+    path = folder / "tokenizer" / "merges.txt"
+    path.write_text(path.read_text() + "a b\n")
+    changed = fingerprint(Components(folder))
+    with pytest.raises(UserError, match="is not the one .*--teacher.text-encoder"):
+        check_same_text_encoder(RunRecord("{}", text_encoder=first), changed)
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {next(iter(weights)): next(iter(weights.values())) + 1}, path)
+    assert len({first, changed, fingerprint(Components(folder))}) == 3
+
+
+def test_the_parts_place_is_no_identity():
+    here, there = (
+        replace(recipe("emoji-lsg"), teacher__text_encoder=place, teacher__vae=place)
+        for place in ("/a", "s3://b/c")
+    )
+    assert here.identity() == there.identity()
