@@ -184,7 +184,8 @@ class Start:
 def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     """Fetches what the config names and looks into it as the run will, but for the numbers.
 
-    ``with_data``: held against the data set and the objective, too. Raises UserError where it is missing, cannot be loaded or does not fit.
+    ``with_data``: held against the data set and the objective, too. Raises UserError where it is
+    missing, cannot be loaded or does not fit.
     """
     teacher = resolve_source(config.teacher.source)
     description = describe(teacher)

@@ -81,7 +81,7 @@ def find_text(description: ModelDescription, network: Path, named: Named, teache
             check_text_suits(description, found)
             return found
         tried.append(f"{address}: {trouble}" if trouble else address)
-    where = f" ({tried[-1]})" if len(tried) > 1 else ""
+    where = f" ({tried[1]})" if len(tried) > 1 else ""
     raise UserError(
         f"{network.name} reads text and has no text encoder beside it{where}: give "
         f"{named.text_flag} FOLDER, a diffusers folder with the text_encoder and tokenizer that it "

@@ -99,7 +99,7 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
 
 
 def test_latents_without_a_decoder_are_refused(latents, tmp_path):
-    with pytest.raises(UserError, match="makes latents: .*--vae FOLDER"):
+    with pytest.raises(UserError, match=r"makes latents: .*--vae FOLDER"):
         generate_pictures(latents, [0], None, (), tmp_path / "a", batch=1)
     assert not (tmp_path / "a").exists()
 

@@ -364,7 +364,7 @@ def test_a_run_keeps_its_text_encoder_by_its_content(folder, made, tmp_path):
     path = folder / "tokenizer" / "merges.txt"
     path.write_text(path.read_text() + "a b\n")
     changed = fingerprint(Components(folder))
-    with pytest.raises(UserError, match="is not the one .*--teacher.text-encoder"):
+    with pytest.raises(UserError, match=r"is not the one .*--teacher\.text-encoder"):
         check_same_text_encoder(RunRecord("{}", text_encoder=first), changed)
     path = folder / "text_encoder" / "model.safetensors"
     weights = load_file(path)
