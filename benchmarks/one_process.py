@@ -41,7 +41,7 @@ class OneProcess:
         torch.set_num_threads(1)
         training, start = config.training, find_start(config)
         teacher, description = load_model(start.teacher)
-        data, schedule = data_of(config, description, start.teacher), schedule_of(config)
+        data, schedule = data_of(config, description, start.components), schedule_of(config)
         steps = config.objective.num_steps
         self.judge = Judge(config.evaluation, data.source, num_steps=steps)
         self.trainee = plain_trainee(config, teacher, description.family)

@@ -67,7 +67,7 @@ def measure(config: DistillConfig, folder: Path, rounds: int) -> dict[str, Any]:
     tracker = beside.start_tracker(config, RunRecord(config.to_json()), time.time())
     settings = WorkerSettings(
         config.to_json(), str(folder), str(start.teacher), "", str(folder / ".local"), "", True,
-        tracker, None,
+        tracker, None, components=start.components,
     )  # fmt: skip
     built = trainer.build_trainer(config, settings, folder)
     built.train_loop_per_worker = compare

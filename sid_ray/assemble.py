@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.augment import AugmentPipe
+from sid_ray.components import Named, find_components, reads_text
 from sid_ray.config import DistillConfig
 from sid_ray.data.encode import text_encoder_sha256
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
@@ -30,6 +31,7 @@ from sid_ray.store_errors import is_s3
 from sid_ray.stored import find_generator
 from sid_ray.types import Objective
 from sid_ray.update_rules import update_rules
+from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.remotes import FILE_SUFFIXES
@@ -117,7 +119,7 @@ class Data:
 def data_of(
     config: DistillConfig,
     teacher: ModelDescription,
-    teacher_folder: Path,
+    components: Components = NO_COMPONENTS,
     device: torch.device | str = "cpu",
     world_size: int = 1,
     rank: int = 0,
@@ -125,10 +127,11 @@ def data_of(
 ) -> Data:
     """Opens the data set, and the teacher's text encoder where it reads text.
 
-    A prepared set is read for this rank of ``world_size``; ``tell`` hears of its storage.
+    ``components`` are the teacher's. A prepared set is read for this rank of ``world_size``;
+    ``tell`` hears of its storage.
     """
     spec = spec_of(teacher.family)
-    text = None if spec.load_text is None else spec.load_text(teacher_folder, device)
+    text = None if spec.load_text is None else spec.load_text(components.text, device)
     embed, null_text = (None, None) if text is None else (text.embed, text.null())
     shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
     if not is_prepared(config.data):
@@ -144,8 +147,8 @@ def data_of(
         config.training.images,
         tell,
     )
-    encoder = partial(text_encoder_sha256, teacher_folder)
-    standard = None if spec.standard is None else partial(spec.standard, teacher_folder)
+    encoder = None if components.text is None else partial(text_encoder_sha256, components.text)
+    standard = None if spec.standard is None else partial(spec.standard, components.vae)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)
     return Data(unlabelled(source, label_dim), null_text)
 
@@ -168,25 +171,63 @@ def unlabelled(source: Source, label_dim: int) -> Source:
 
 @dataclass(frozen=True)
 class Start:
-    """The networks a run starts from, on local disk: the teacher, and SiD2A's generator."""
+    """The networks a run starts from, on local disk: the teacher with its text encoder and VAE, and
+    SiD2A's generator.
+    """
 
     teacher: Path
     description: ModelDescription
     generator: Path | None = None
+    components: Components = NO_COMPONENTS
 
 
-def find_start(config: DistillConfig) -> Start:
-    """Fetches what the config names. Raises UserError where it is missing or does not fit."""
+def find_start(config: DistillConfig, with_data: bool = True) -> Start:
+    """Fetches what the config names and looks into it as the run will, but for the numbers.
+
+    ``with_data``: held against the data set and the objective, too. Raises UserError where it is
+    missing, cannot be loaded or does not fit.
+    """
     teacher = resolve_source(config.teacher.source)
     description = describe(teacher)
-    check_teacher(config, description, teacher)
+    if with_data:
+        check_teacher(config, description, teacher)
+    components = components_of(config, description, teacher)
+    if with_data:
+        check_latents(config, description, components)
     source = config.teacher.initial_generator
     if not source:
-        return Start(teacher, description)
+        return Start(teacher, description, None, components)
     is_run = is_generator_address(source)
     generator = find_generator(source).absolute() if is_run else resolve_source(source)
-    check_generator(source, description, describe(generator))
-    return Start(teacher, description, generator)
+    check_generator(source, description, describe(generator, like=description))
+    return Start(teacher, description, generator, components)
+
+
+def components_of(
+    config: DistillConfig,
+    teacher: ModelDescription,
+    folder: Path,
+    found: Components = NO_COMPONENTS,
+) -> Components:
+    """The teacher's text encoder and VAE: those ``found`` already where this node has them.
+
+    Raises UserError where they are missing or do not suit the teacher.
+    """
+    missing = reads_text(teacher) and found.text is None
+    if found != NO_COMPONENTS and found.are_here and not missing:
+        return found
+    chosen = config.teacher
+    flags = "--teacher.text-encoder", "--teacher.vae"
+    return find_components(teacher, folder, Named(chosen.text_encoder, chosen.vae, *flags))
+
+
+def check_latents(config: DistillConfig, teacher: ModelDescription, components: Components) -> None:
+    """Raises UserError where latents are read, and nothing says how the teacher wants them."""
+    standard = spec_of(teacher.family).standard
+    if config.objective.name == "sida" and is_prepared(config.data) and standard is not None:
+        source = bare_source(config, teacher)
+        if isinstance(source, PreparedSource) and source.manifest.kind == "latents":
+            standard(components.vae)
 
 
 def is_generator_address(source: str) -> bool:
@@ -307,6 +348,9 @@ def check_schedule(config: DistillConfig, folder: Path) -> None:
 def generator_description(config: DistillConfig, teacher: ModelDescription) -> ModelDescription:
     """What the generator's folder says: the teacher's network, read in one step or a few."""
     notes = {"recipe": config.recipe, "teacher": config.teacher.source, "data": config.data.name}
+    for part in ("text_encoder", "vae"):
+        if named := getattr(config.teacher, part):
+            notes[part] = named
     one_step: dict[str, Any] = {"sigma": config.schedule.init_sigma}
     if config.schedule.kind == "vp":
         betas = {name: getattr(config.schedule, name) for name in BETAS}

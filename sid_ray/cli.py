@@ -165,6 +165,9 @@ class GenerateArgs:
     vae: str = ""
     """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
     its teacher's."""
+    text_encoder: str = ""
+    """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
+    the network's own folder, or its teacher's."""
 
 
 def generate(args: Sequence[str]) -> int:
@@ -181,9 +184,8 @@ def generate(args: Sequence[str]) -> int:
         from sid_ray.data.prompts import read_prompts
 
         prompts = list(read_prompts(str(parsed.prompts)))
-    written = generate_pictures(
-        parsed.source, seeds, classes, prompts, parsed.out, parsed.batch, parsed.vae
-    )
+    asked = parsed.out, parsed.batch, parsed.vae, parsed.text_encoder
+    written = generate_pictures(parsed.source, seeds, classes, prompts, *asked)
     print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
     return 0
 

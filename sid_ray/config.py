@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -158,7 +159,16 @@ class DistillConfig:
 
 IDENTITY_SECTIONS = ("teacher", "objective", "schedule", "data", "training")
 MLFLOW_NAME = 250  # characters that any MLflow takes as a name
-MAY_CHANGE = ("training.images", "data.source")
+MAY_CHANGE = ("training.images", "data.source", "teacher.text_encoder", "teacher.vae")
+PLACES = (
+    "data.source",
+    "teacher.text_encoder",
+    "teacher.vae",
+    "evaluation.reference",
+    "evaluation.feature_weights",
+    "evaluation.clip_weights",
+    "evaluation.vae",
+)
 POSITIVE = (
     "training.fake_score_lr",
     "training.generator_lr",
@@ -298,6 +308,19 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
         else:
             changed = dataclasses.replace(getattr(config, section), **{leaf: value})
             config = dataclasses.replace(config, **{section: changed})
+    return config
+
+
+def located(config: DistillConfig) -> DistillConfig:
+    """With absolute paths, but for the teacher's, which is the run's identity: workers have another
+    working directory, and the driver says where the teacher is.
+    """
+    values = flatten(config)
+    for name in PLACES:
+        place = str(values[name])
+        if place and "://" not in place and not place.startswith("builtin:"):
+            absolute = str(Path(place).expanduser().absolute())
+            config = replace(config, **{name.replace(".", "__"): absolute})
     return config
 
 

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from sid_ray.assemble import Start, bare_source, find_start
 from sid_ray.began import check_network, check_newest
-from sid_ray.config import DistillConfig, flags, replace
+from sid_ray.components import fingerprint as components_fingerprint
+from sid_ray.config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
@@ -38,6 +39,7 @@ from sid_ray.run_folder import (
     RunRecord,
     check_same_data,
     check_same_run,
+    check_same_text_encoder,
     is_job_copy,
     only_driver,
     read_record,
@@ -70,10 +72,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     began = time.monotonic()
     stop_like_ctrl_c()
     set_endpoint(config.storage.endpoint_url, config.storage.region)
-    source = config.data.source
-    if source and "://" not in source:  # workers have another working directory
-        config = replace(config, data__source=str(Path(source).expanduser().absolute()))
-    config = replace(config, output__folder=runs_folder(config.output.folder))
+    config = replace(located(config), output__folder=runs_folder(config.output.folder))
     run = RunFolder.of(config)
     if not run.store.is_local:  # before anything is fetched or built
         run.check()
@@ -85,12 +84,16 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
             fingerprint = data_fingerprint(config.data)
             record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
             check_same_data(record, fingerprint)
+            text_encoder = components_fingerprint(start.components)
+            check_same_text_encoder(record, text_encoder)
             check_newest(run.store, config.teacher.source, start.description)
             if began_from:
                 donor, _, name = began_from.rpartition("/")
                 check_network(Store.at(donor), name, config.teacher.source, start.description)
             record, copied = settle(record, run, config)
-        record = dataclasses.replace(record, config=config.stored(), data=fingerprint)
+        record = dataclasses.replace(
+            record, config=config.stored(), data=fingerprint, text_encoder=text_encoder
+        )
         log = run.local / LOG
         with quiet_output(log) as console:
             console.print(
@@ -109,7 +112,7 @@ def check_evaluation(config: DistillConfig, start: Start) -> None:
         return
     from sid_ray.evaluation import Judge, codec_of
 
-    codec = codec_of(start.description, start.teacher, evaluation.vae)
+    codec = codec_of(start.description, evaluation.vae or start.components.vae)
     Judge(evaluation, bare_source(config, start.description), codec).check()
 
 

@@ -189,16 +189,33 @@ def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     from sid_ray.denoisers.spec import spec_of
 
     start = find_start(patient.config)
-    patient.found["teacher"] = start.description
+    patient.found["teacher"], patient.found["start"] = start.description, start
     spec, network = spec_of(start.description.family), start.description.network
     channels, height, width = spec.shape(network)
     classes = spec.label_dim(network)
-    text = ", reads text" if spec.load_text else ""
+    text = f", reads text with {start.components.text}" if spec.load_text else ""
+    variant = start.description.notes.get("variant")
+    text += f", {variant} weights, read as float32" if variant else ""
     yield Finding(
         OK,
         f"{patient.config.teacher.source}: {start.description.family}, {channels}x{height}x{width}"
         f", {classes or 'no'} classes{text}: fits the recipe and its data",
     )
+
+
+def check_scores(patient: Patient) -> Iterator[Finding]:
+    """What scores images while training and at the end: extractor, CLIP, VAE, reference."""
+    assert patient.config is not None
+    from sid_ray.distill import check_evaluation
+
+    evaluation = patient.config.evaluation
+    if not (evaluation.every or evaluation.final_report):
+        yield Finding(SKIPPED, "no scores are asked for")
+    elif "start" not in patient.found:
+        yield Finding(SKIPPED, "not looked at: the teacher comes first")
+    else:
+        check_evaluation(patient.config, patient.found["start"])
+        yield Finding(OK, f"{evaluation.metrics} in {evaluation.feature_space}")
 
 
 def check_data_set(patient: Patient) -> Iterator[Finding]:
@@ -295,6 +312,7 @@ GENERAL: dict[str, Check] = {
 }
 OF_A_RECIPE: dict[str, Check] = {
     "teacher": check_teacher_fits,
+    "scores": check_scores,
     "data": check_data_set,
     "memory": check_memory,
     "disk": check_disk,

@@ -70,6 +70,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     """run_evaluation with all of its errors."""
     began, device = time.monotonic(), "cuda" if options.use_gpu else "cpu"
     subject = find_subject(options.source)
+    subject = dataclasses.replace(subject, text_encoder=options.text_encoder)
     job = job_of(options, subject)
     network, description = load_model(subject.network)
     described = subject.description

@@ -39,6 +39,9 @@ class EvaluateOptions:
     vae: str = ""
     """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
     the teacher's."""
+    text_encoder: str = ""
+    """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
+    the network's own folder, or the teacher's."""
     num_images: int = 50_000
     """Generated images a trial: published scores are of 50,000."""
     trials: int = 1

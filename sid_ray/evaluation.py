@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sid_ray.components import check_vae_suits, makes_latents
 from sid_ray.config import asked_metrics
-from sid_ray.data.encode import open_vae
+from sid_ray.data.encode import component_folder, open_vae
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
-from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.metrics.clip import Clip, clip_cosines, clip_score, load_clip
 from sid_ray.metrics.extractors import Extractor, load_extractor
@@ -83,21 +83,22 @@ def open_extractor(chosen: EvaluationConfig, device: torch.device | str = "cpu")
 
 
 def codec_of(
-    description: ModelDescription, folder: Path, vae: str, device: torch.device | str = "cpu"
+    description: ModelDescription, vae: str | Path | None, device: torch.device | str = "cpu"
 ) -> Codec:
-    """From the space of a denoiser, whose files are in ``folder``, to pixels.
+    """From the space of a denoiser to pixels, with the VAE of a folder.
 
-    Raises UserError where latents are to be decoded and no VAE is there.
+    Raises UserError where latents are to be decoded and there is no VAE, or that of others.
     """
-    if spec_of(description.family).shape(description.network)[0] in (1, 3):
+    if not makes_latents(description):
         return IdentityCodec()
-    if not vae and not (folder / "vae").is_dir():
+    if not vae:
         raise UserError(
             "images are judged as pixels, this network makes latents: name a diffusers folder with "
-            "their vae (evaluation.vae, or --vae FOLDER)"
+            "their vae (evaluation.vae or teacher.vae of a run, else --vae FOLDER)"
         )
+    check_vae_suits(description, component_folder(vae, "vae"))
     convention = "edm2" if description.family == "edm2" else "sd"
-    return open_vae(vae or str(folder), convention, str(device))
+    return open_vae(str(vae), convention, str(device))
 
 
 class Judge:

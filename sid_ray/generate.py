@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.assemble import generation_of
-from sid_ray.denoisers.codecs import Codec
+from sid_ray.components import Named, find_components
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import codec_of
@@ -25,7 +25,6 @@ from sid_ray.sampling import (
 from sid_ray.stored import find_generator
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model
-from sid_ray.weights.sources import resolve_source
 
 GRID_COLUMNS = 10
 
@@ -45,7 +44,7 @@ def choose_classes(seeds: Sequence[int], classes: Sequence[int] | None, label_di
 
 
 def conditions(
-    folder: Path,
+    text_folder: Path | None,
     description: ModelDescription,
     seeds: Sequence[int],
     classes: Sequence[int] | None,
@@ -63,7 +62,7 @@ def conditions(
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
-        text = spec.load_text(folder_with("text_encoder", folder, description))
+        text = spec.load_text(text_folder)
         return Condition(text=text.embed([prompts[seed % len(prompts)] for seed in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -71,24 +70,6 @@ def conditions(
         return Condition()
     chosen = choose_classes(seeds, classes, label_dim)
     return Condition(torch.nn.functional.one_hot(chosen, label_dim).float())
-
-
-def folder_with(part: str, folder: Path, description: ModelDescription) -> Path:
-    """Where text encoder or VAE lie: with the generator, or with the teacher it came from."""
-    if (folder / part).is_dir():
-        return folder
-    teacher = description.notes.get("teacher")
-    if not teacher:
-        how = "; give --vae FOLDER" if part == "vae" else ""
-        raise UserError(f"{folder} names no teacher, and has no {part} of its own{how}")
-    return resolve_source(str(teacher))
-
-
-def codec_for(folder: Path, description: ModelDescription, vae: str) -> Codec:
-    """From what the generator makes to pixels. Raises UserError where latents have no VAE."""
-    latents = spec_of(description.family).shape(description.network)[0] not in (1, 3)
-    home = folder_with("vae", folder, description) if latents and not vae else folder
-    return codec_of(description, home, vae)
 
 
 def generate_pictures(
@@ -99,22 +80,25 @@ def generate_pictures(
     out: Path,
     batch: int,
     vae: str = "",
+    text_encoder: str = "",
 ) -> str:
     """Writes out/seed000000.png ... and out/grid.png; returns the network folder's name.
 
-    ``vae`` is a diffusers folder that turns latents into images; empty for the network's own, or
-    its teacher's. Raises UserError for a source without a generator, or latents without a VAE.
+    ``vae`` is a diffusers folder that turns latents into images, ``text_encoder`` one with the
+    text encoder and its tokenizer; empty for the network's own, or its teacher's. Raises UserError
+    for a source without a generator, or latents without a VAE.
     """
     folder = find_generator(source)
     net, description = load_model(folder)
     if description.one_step is None:
         raise UserError(f"{folder} is not a one-step generator: its model.json has no one_step")
-    codec = codec_for(folder, description, vae)
+    components = find_components(description, folder, Named(text_encoder, vae))
+    codec = codec_of(description, components.vae)
     schedule, num_steps = generation_of(description.one_step)
     shape = spec_of(description.family).shape(description.network)
     inputs = Inputs(
         seeded_latents(seeds, shape),
-        conditions(folder, description, seeds, classes, prompts),
+        conditions(components.text, description, seeds, classes, prompts),
         seeded_noises(seeds, shape, num_steps),
     )
     sampler = generator_sampler(net, schedule, num_steps)

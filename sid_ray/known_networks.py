@@ -7,18 +7,19 @@ Constructor arguments as the files record them; the counts of parameters are the
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from sid_ray.config import DistillConfig
+from sid_ray.data.encode import component_folder
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.spec import from_official
-from sid_ray.denoisers.stable_diffusion import CACHE_BYTES
+from sid_ray.denoisers.stable_diffusion import CACHE_BYTES, TEXT_FILES
 from sid_ray.errors import UserError
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.tensors import read_component
 
 SONG = {"model_type": "SongUNet", "img_channels": 3, "augment_dim": 9}
 CIFAR = SONG | {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13}
@@ -93,12 +94,15 @@ def text_bytes(config: DistillConfig) -> int:
 
     0 where it reads no text.
     """
-    source = config.teacher.source
+    source = config.teacher.text_encoder or config.teacher.source
     for repository, (_, count) in STABLE_DIFFUSION.items():
         if repository in source:
             return 4 * count + CACHE_BYTES
     if parse_source(source).kind not in ("builtin", "path"):
         return 0
-    folder: Path = resolve_source(source) / "text_encoder"
-    files = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return sum(files) + CACHE_BYTES if files else 0
+    try:
+        folder = component_folder(source, "text_encoder")
+    except UserError:  # the teacher reads no text, or whoever opens it says so
+        return 0
+    tensors, _ = read_component(folder, TEXT_FILES, numbers=False)
+    return 4 * sum(tensor.numel() for tensor in tensors.values()) + CACHE_BYTES

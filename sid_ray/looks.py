@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from sid_ray.assemble import Data, data_of, generation_of
+from sid_ray.components import Named, find_components
 from sid_ray.config import DistillConfig
 from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
 from sid_ray.data.source import Source, data_fingerprint
@@ -38,7 +39,7 @@ from sid_ray.report import teacher_sampler
 from sid_ray.sampling import Sampler, generator_sampler
 from sid_ray.store import PART, moved_into_place, set_endpoint
 from sid_ray.subject import Subject, sampler_settings
-from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.description import Components
 
 FORMAT = 1  # raised when the same seeds come out otherwise than before
 STALE_S = 3600.0  # age of a half-written file whose writer is taken for dead
@@ -89,9 +90,10 @@ class Bench:
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # the same rounding in every process
         set_endpoint(job.config.storage.endpoint_url, job.config.storage.region)
-        data = data_for(job, self.device)
         subject, evaluation = job.subject, job.config.evaluation
-        codec = codec_of(subject.description, home_folder(subject), evaluation.vae, self.device)
+        self.components = components_of(job)
+        data = data_for(job, self.components, self.device)
+        codec = codec_of(subject.description, self.components.vae, self.device)
         self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
         self._sampler = sampler_of(job, network.to(self.device), data)
 
@@ -111,10 +113,7 @@ class Bench:
 
         ``device`` is the kind of those that make the images: cpu or cuda. Raises UserError.
         """
-        subject, config = self.job.subject, self.job.config
-        home, evaluation = home_folder(subject), config.evaluation
-        decoded = not isinstance(self.judge.codec, IdentityCodec)
-        vae = component_folder(evaluation.vae or str(home), "vae") if decoded else None
+        subject, config, own = self.job.subject, self.job.config, self.components
         values = {
             "format": FORMAT,
             "weights": subject.sha256,
@@ -122,8 +121,8 @@ class Bench:
             "network": subject.description.network,
             "sampler": sampler_settings(subject, config),
             "labels": self.job.labels(),
-            "text": text_encoder_sha256(home) if subject.reads_text else "",
-            "vae": weights_sha256(vae) if vae else "",
+            "text": text_encoder_sha256(own.text) if own.text else "",
+            "vae": weights_sha256(component_folder(own.vae, "vae")) if own.vae else "",
             "extractor": self.judge.extractor.identity,
             "batch": self.judge.batch,
             "device": device,
@@ -133,13 +132,14 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def home_folder(subject: Subject) -> Path:
-    """Of text encoder and VAE; the network's own where it needs neither. Raises UserError."""
-    needed = subject.reads_text or subject.shape[0] not in (1, 3)
-    return resolve_source(subject.home) if needed and subject.home else subject.network
+def components_of(job: Job) -> Components:
+    """Text encoder and VAE of the network, on this machine's disk. Raises UserError."""
+    subject = job.subject
+    named = Named(subject.text_encoder, job.config.evaluation.vae)
+    return find_components(subject.description, subject.network, named, subject.home)
 
 
-def data_for(job: Job, device: torch.device) -> Data:
+def data_for(job: Job, components: Components, device: torch.device) -> Data:
     """What images are conditioned on. Raises UserError where it does not suit the network."""
     subject, config = job.subject, job.config
     if job.even and subject.reads_text:
@@ -149,9 +149,7 @@ def data_for(job: Job, device: torch.device) -> Data:
         )
     if job.even:
         return Data(Source(subject.shape, subject.label_dim))
-    if subject.reads_text and not (home_folder(subject) / "text_encoder").is_dir():
-        raise UserError(f"{subject.source} names no teacher, and has no text encoder of its own")
-    data = data_of(config, subject.description, home_folder(subject), device)
+    data = data_of(config, subject.description, components, device)
     source = data.source
     found = (tuple(source.shape), source.label_dim)
     if found != (subject.shape, subject.label_dim):

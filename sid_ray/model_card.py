@@ -53,10 +53,13 @@ def reads_text(config: DistillConfig) -> bool:
 
 def teacher_label(config: DistillConfig) -> str:
     """The teacher's source without what is a secret, or this machine's alone."""
-    label = source_label(config.teacher.source)
-    if parse_source(config.teacher.source).kind != "path":
-        return label
-    return PurePosixPath(label).name
+    return plain_label(config.teacher.source)
+
+
+def plain_label(source: str) -> str:
+    """A source without what is a secret, or this machine's alone."""
+    label = source_label(source)
+    return PurePosixPath(label).name if parse_source(source).kind == "path" else label
 
 
 def front_matter(config: DistillConfig) -> str:
@@ -110,10 +113,17 @@ def bullets(values: Mapping[str, str]) -> str:
 
 def usage(config: DistillConfig) -> str:
     prompt = ' --prompt "..."' if reads_text(config) else ""
+    needed = {"--text-encoder": config.teacher.text_encoder, "--vae": config.teacher.vae}
+    named = "".join(
+        f" `{flag}` names its {flag.strip('-').replace('-', ' ')}, which is not in FOLDER and was "
+        f"`{plain_label(source)}`."
+        for flag, source in needed.items()
+        if source
+    )
     return (
         f"```\nsid-ray generate FOLDER --seeds 0-63{prompt} --out samples\n```\n\n"
         f"FOLDER holds this file, `{WEIGHTS}` and `model.json`. A seed makes the same image on "
-        "every machine of the same kind."
+        f"every machine of the same kind.{named}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.assemble import data_of, schedule_of
+from sid_ray.assemble import components_of, data_of, schedule_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.evaluation import Judge, blocks, codec_of
@@ -106,8 +106,9 @@ def final_report(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, description = load_model(teacher_folder)
     generator = load_model(generator_folder)[0]
-    data = data_of(config, description, teacher_folder, device)
-    codec = codec_of(description, teacher_folder, config.evaluation.vae, device)
+    components = components_of(config, description, teacher_folder)
+    data = data_of(config, description, components, device)
+    codec = codec_of(description, config.evaluation.vae or components.vae, device)
     judge = Judge(
         config.evaluation, data.source, codec, config.objective.num_steps, device, progress
     )

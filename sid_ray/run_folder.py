@@ -149,6 +149,7 @@ class RunRecord:
     tracker_run_id: str | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     data: str = ""  # fingerprint of the data set, empty where it was not taken
+    text_encoder: str = ""  # fingerprint of the text encoder, empty without one
     began_from: str = ""  # address of another run's checkpoint, whose state this one began with
     name: str = ""  # at the last start; with the next two it tells a copy: copies.py
     place: str = ""
@@ -183,6 +184,16 @@ def check_same_data(record: RunRecord, fingerprint: str) -> None:
         raise UserError(
             "the data set is not the one that this run began with (fingerprint "
             f"{record.data[:12]}, now {fingerprint[:12]}): restore it, or choose another --run name"
+        )
+
+
+def check_same_text_encoder(record: RunRecord, fingerprint: str) -> None:
+    """Raises UserError where a run is to go on with another text encoder than it began with."""
+    if record.text_encoder and record.text_encoder != fingerprint:
+        raise UserError(
+            "the teacher's text encoder or tokenizer is not the one that this run began with "
+            f"(fingerprint {record.text_encoder[:12]}, now {fingerprint[:12] or 'none'}): name it "
+            "by --teacher.text-encoder, or choose another --run name"
         )
 
 

@@ -18,6 +18,15 @@ class TeacherConfig:
     """Network to distil: a weights file or folder (path, https://, s3://, hf://OWNER/REPO/PATH), or
     builtin:NAME for one that ships.
     """
+    text_encoder: str = ""
+    """Diffusers folder (path, hf://OWNER/REPO, s3://) with the text_encoder and tokenizer of a
+    teacher that reads text and has none beside it, like a SiD-LSG file; empty for its own. It may
+    move between two starts of a run; its content must be the same.
+    """
+    vae: str = ""
+    """Diffusers folder with the vae of a teacher of latents that has none beside it; empty for its
+    own.
+    """
     initial_generator: str = ""
     """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
     or one of our checkpoints. The fake score starts from the teacher all the same.
@@ -284,7 +293,9 @@ class EvaluationConfig:
     fd alone). Empty for the run's own images; digits-cnn and emoji-cnn know their data sets.
     """
     vae: str = ""
-    """Diffusers folder whose vae turns latents into images; empty for the teacher's own folder."""
+    """Diffusers folder whose vae turns latents into images; empty for teacher.vae, or the teacher's
+    own folder.
+    """
     teacher_steps: int = 18
     """Steps of the teacher in the final report: Heun for EDM and EDM2 (two evaluations a step, one
     in the last), DDIM for Stable Diffusion.

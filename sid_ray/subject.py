@@ -52,6 +52,7 @@ class Subject:
         description: the network's family and arguments.
         sha256: of its weights.
         home: source of the folder with its text encoder and VAE, where it has such.
+        text_encoder: source of another text encoder that was named; empty for its own.
         config: of the run that it is of; None where it is of none.
         run: that run's address; empty where it is of none.
         images_seen: by the training of these weights; None where that is not known.
@@ -62,6 +63,7 @@ class Subject:
     description: ModelDescription
     sha256: str
     home: str = ""
+    text_encoder: str = ""
     config: DistillConfig | None = None
     run: str = ""
     images_seen: int | None = None

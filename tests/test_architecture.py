@@ -22,7 +22,7 @@ LEVELS = {
     "store": 1, "store_errors": 1, "local_copies": 1, "journal": 1,
     "rng": 1, "schedules": 1, "ema": 1, "augment": 1, "allocator": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
-    "known_networks": 2,
+    "known_networks": 2, "components": 2,
     "sampling": 3, "pictures": 3, "assemble": 3, "step": 3, "checkpoint": 3, "checkpoint_parts": 3,
     "snapshot": 3, "spool": 3, "storage": 3, "recovery": 3, "began": 3, "stored": 3, "lease": 3,
     "fragments": 3, "adam": 3, "roles": 3, "shards": 3, "engine": 3, "deepspeed_import": 3,

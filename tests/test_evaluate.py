@@ -113,7 +113,7 @@ def test_the_numbers_are_those_of_the_judge_beside_the_training(run, capsys):
     result = evaluate(run, "--trials", 2)
     folder = run.parent / "best_000000000064"
     network, description = load_model(folder)
-    source = data_of(CONFIG, description, folder).source
+    source = data_of(CONFIG, description).source
     config = replace(CONFIG, evaluation__num_images=IMAGES)
     judge = Judge(config.evaluation, source)
     sampler = generator_sampler(network, *generation_of(description.one_step))

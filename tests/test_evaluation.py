@@ -131,10 +131,10 @@ def test_what_has_no_real_images_is_refused_before_anything_is_made():
         judge(metrics="clip", clip_weights="x")
 
 
-def test_latents_need_their_vae(tmp_path):
+def test_latents_need_their_vae():
     network = {"img_resolution": 8, "img_channels": 4, "label_dim": 10}
     with pytest.raises(UserError, match=r"makes latents.*evaluation.vae"):
-        codec_of(ModelDescription("edm2", network), tmp_path, "")
+        codec_of(ModelDescription("edm2", network), "")
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,23 @@
 
 import dataclasses
 import hashlib
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
 from sid_ray import evaluation
+from sid_ray.assemble import generator_description
+from sid_ray.config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.generate import generate_pictures
+from sid_ray.recipes import recipe
 from sid_ray.weights.description import ModelDescription, save_model
+from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import resolve_source
+from tests.denoisers.tiny_pipeline import write_pipeline
 from tests.networks import TINY_EDM2
 from tests.test_checkpoint import write
 
@@ -73,6 +79,7 @@ def latents(tmp_path):
 
 
 def test_latents_are_decoded(latents, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
     asked = []
 
     def open_vae(source, convention, device):
@@ -80,16 +87,45 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
         return Doubling()
 
     monkeypatch.setattr(evaluation, "open_vae", open_vae)
-    generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, vae="decoder")
-    (latents / "vae").mkdir()  # its own
+    decoder = tmp_path / "decoder"
+    write_pipeline(decoder)
+    generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, vae=str(decoder))
+    shutil.copytree(decoder / "vae", latents / "vae")  # its own
     generate_pictures(latents, range(3), None, (), tmp_path / "b", 2)
-    assert asked == [("decoder", "edm2"), (str(latents), "edm2")]
+    assert asked == [(str(decoder / "vae"), "edm2"), (str(latents), "edm2")]
     with Image.open(tmp_path / "a" / "seed000000.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "RGB")
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
 def test_latents_without_a_decoder_are_refused(latents, tmp_path):
-    with pytest.raises(UserError, match="has no vae of its own; give --vae FOLDER"):
+    with pytest.raises(UserError, match=r"makes latents: .*--vae FOLDER"):
         generate_pictures(latents, [0], None, (), tmp_path / "a", batch=1)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def text_generator(tmp_path):
+    """A generator of a SiD-LSG run whose teacher was a file, with the text encoder elsewhere."""
+    pytest.importorskip("diffusers")
+    write_pipeline(tmp_path / "parts")
+    net, described = load_model(tmp_path / "parts")
+    config = replace(
+        recipe("emoji-lsg"),
+        teacher__source=str(tmp_path / "lsg.pkl"),
+        teacher__text_encoder=str(tmp_path / "parts"),
+        teacher__vae=str(tmp_path / "parts"),
+    )
+    save_model(tmp_path / "net", net.state_dict(), generator_description(config, described))
+    return tmp_path / "net"
+
+
+def test_a_generator_finds_the_text_encoder_and_vae_of_its_run(text_generator, tmp_path):
+    """By what its model.json notes, or where they are named: they may have moved."""
+    generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "a", 1)
+    moved = (tmp_path / "parts").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"reads text .*parts.*: give --text-encoder FOLDER"):
+        generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "b", 1)
+    named = {"vae": str(moved), "text_encoder": str(moved)}
+    generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "b", 1, **named)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")

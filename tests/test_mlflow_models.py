@@ -16,7 +16,8 @@ from sid_ray.config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.tracking import Model, Tracking, send_report
-from sid_ray.weights.description import ModelDescription, read_safetensors, save_model
+from sid_ray.weights.description import ModelDescription, save_model
+from sid_ray.weights.tensors import read_safetensors
 from tests.mlflow_server import mlflow_server
 from tests.tracking import target
 

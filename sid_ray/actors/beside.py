@@ -102,6 +102,7 @@ def start_evaluator(
         run_key=record.key,
         waiting=waiting,
         tracker=tracker,
+        components=start.components,
     )
     return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
 

@@ -28,6 +28,7 @@ from sid_ray.spool import Spool
 from sid_ray.step import Trainee
 from sid_ray.store import Store, set_endpoint
 from sid_ray.stored import find_generator
+from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source
 
@@ -48,6 +49,7 @@ class WorkerSettings:
     tracker: Any
     evaluator: Any
     began_from: str = ""  # another run's checkpoint, where this run has none of its own
+    components: Components = NO_COMPONENTS  # of the teacher: its text encoder and VAE
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def build_networks(
         return built
 
     # One after the other: the whole copies that a sharded network is made of are not there at once.
-    generator = role("generator", initial_generator(settings, teacher))
+    generator = role("generator", initial_generator(settings, teacher, given))
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
     set_compile(teacher, config.resources.compile)  # a copy of it would not be
     if config.resources.teacher_zero_stage == 3 and world_size > 1:
@@ -139,11 +141,13 @@ def rebuilt(teacher: nn.Module, description: ModelDescription) -> nn.Module:
     return changed.eval().requires_grad_(False)
 
 
-def initial_generator(settings: WorkerSettings, teacher: nn.Module) -> nn.Module:
+def initial_generator(
+    settings: WorkerSettings, teacher: nn.Module, description: ModelDescription
+) -> nn.Module:
     """The network the generator starts as: the teacher, or SiD2A's one-step generator."""
     if not settings.initial_generator:
         return teacher
-    start, _ = load_model(Path(settings.initial_generator))
+    start, _ = load_model(Path(settings.initial_generator), like=description)
     network = copy.deepcopy(teacher)
     own = network.state_dict()
     # The two compute the same (assemble.check_generator). What is in one of them alone, or has

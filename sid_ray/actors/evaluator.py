@@ -21,7 +21,7 @@ from sid_ray.config import DistillConfig
 from sid_ray.local_copies import cache_folder
 from sid_ray.metrics.names import plain_scores
 from sid_ray.store import PART, Store, moved_into_place, set_endpoint
-from sid_ray.weights.description import ModelDescription
+from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ class EvaluatorSettings:
     run: address of the run's folder. run_key: RunRecord.key.
     waiting: where weights wait for their turn, on this node's disk; empty for one of the run's key.
     tracker: actor that is told.
+    components: the teacher's text encoder and VAE.
     """
 
     config: str
@@ -50,6 +51,7 @@ class EvaluatorSettings:
     run_key: str
     waiting: str
     tracker: Any
+    components: Components = NO_COMPONENTS
 
 
 def step_back() -> None:

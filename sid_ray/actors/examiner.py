@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from sid_ray.actors.build import teacher_here
-from sid_ray.assemble import data_of, schedule_of
+from sid_ray.assemble import components_of, data_of, schedule_of
 from sid_ray.config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.evaluation import Judge, blocks, codec_of
@@ -44,8 +44,9 @@ class Examiner:
         self.net = net.to(device)
         num_steps = config.objective.num_steps
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
-        source = data_of(config, teacher, folder, device).source
-        codec = codec_of(teacher, folder, config.evaluation.vae, device)
+        components = components_of(config, teacher, folder, settings.components)
+        source = data_of(config, teacher, components, device).source
+        codec = codec_of(teacher, config.evaluation.vae or components.vae, device)
         self.judge = Judge(config.evaluation, source, codec, num_steps, device, tell)
 
     def examine(self, weights: Path, images_seen: int) -> Examined:

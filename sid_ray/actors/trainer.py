@@ -391,6 +391,7 @@ def run_actors(
         tracker=tracker,
         evaluator=evaluator,
         began_from=record.began_from,
+        components=start.components,
     )
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))

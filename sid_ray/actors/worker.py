@@ -25,7 +25,7 @@ from sid_ray.actors.build import (
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
-from sid_ray.assemble import data_of, generator_description, objective_of
+from sid_ray.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.began import begin_from
 from sid_ray.checkpoint import checkpoint_name, load_files
 from sid_ray.config import DistillConfig
@@ -274,7 +274,12 @@ class Loop:
         data = data_of(
             config,
             worker.teacher,
-            Path(worker.settings.teacher_folder),
+            components_of(
+                config,
+                worker.teacher,
+                Path(worker.settings.teacher_folder),
+                worker.settings.components,
+            ),
             worker.device,
             worker.world_size,
             worker.rank,

@@ -18,58 +18,30 @@ import torch
 
 from sid_ray.data.latent_files import MAX_HALF, to_half
 from sid_ray.errors import UserError
-from sid_ray.text_lines import json_value, read_text
+from sid_ray.weights.sources import resolve_component
+from sid_ray.weights.tensors import weight_files
 
 BATCH = 8  # images an encoder call
 CONVENTIONS = ("edm2", "sd")
 
 
-def component_folder(source: str, part: str) -> Path:
-    """The folder with a component of a pipeline: SOURCE/part, or SOURCE where it is one itself.
+def component_folder(source: str | Path, *parts: str) -> Path:
+    """The folder of a component: SOURCE/part, or SOURCE where it is one itself.
 
-    Raises UserError where there is none.
+    The first of ``parts``; the others are fetched with it. Raises UserError where there is none.
     """
-    plain = "://" not in source and not source.startswith("builtin:")
-    if plain:
-        folder = Path(source).expanduser().absolute()
-    else:
-        from sid_ray.weights.sources import resolve_source
-
-        folder = resolve_source(source)
-    found = folder / part if (folder / part).is_dir() else folder
-    if not (found / "config.json").is_file():
-        raise UserError(
-            f"no {part} at {source}: a diffusers folder with {part}/config.json is needed"
-        )
-    return found
+    folder = resolve_component(str(source), *parts)
+    return folder / parts[0] if (folder / parts[0]).is_dir() else folder
 
 
 def weights_sha256(folder: Path) -> str:
     """sha256 of a component's weights: of its file, or of all its files one after the other."""
-    stems = ("model", "diffusion_pytorch_model", "pytorch_model")
-    for end in ("safetensors", "bin"):
-        for stem in stems:
-            files = [folder / f"{stem}.{end}"]
-            index = folder / f"{stem}.{end}.index.json"
-            if index.is_file():
-                files = [folder / name for name in indexed(index)]
-            if all(file.is_file() for file in files):
-                return files_sha256(files)
-    raise UserError(f"no weights in {folder}: model.safetensors is missing")
-
-
-def indexed(index: Path) -> list[str]:
-    """The files that an index of weights names. Raises UserError where it is none."""
-    values = json_value(read_text(index), str(index))
-    names = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise UserError(f"{index} is damaged: no weight_map of names and files")
-    return sorted(set(names.values()))
+    return files_sha256(weight_files(folder)[0])
 
 
 def text_encoder_sha256(pipeline: Path) -> str:
     """What names the text encoder of a pipeline's folder in a manifest. Raises UserError."""
-    return weights_sha256(component_folder(str(pipeline), "text_encoder"))
+    return weights_sha256(component_folder(pipeline, "text_encoder"))
 
 
 def files_sha256(files: Sequence[Path]) -> str:
@@ -101,15 +73,15 @@ class TextPlan:
 
 
 def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
-    """Reads the VAE's config. Raises UserError where the resolution does not suit it."""
+    """Looks at the VAE. Raises UserError where it cannot be loaded, or the resolution does not suit
+    it.
+    """
+    from sid_ray.denoisers.stable_diffusion import check_vae
+
     folder = component_folder(source, "vae")
-    try:
-        config = json_value(read_text(folder / "config.json"), str(folder / "config.json"))
-        channels = int(config["latent_channels"])
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-        inputs = int(config.get("in_channels", 3))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'config.json'} is not a VAE's config ({error})") from None
+    config = check_vae(folder)
+    channels, inputs = config.latent_channels, config.in_channels
+    factor = 2 ** (len(config.block_out_channels) - 1)
     if inputs != 3:
         raise UserError(f"{source}: the VAE takes {inputs} channels, 3 are expected")
     if resolution % factor:
@@ -122,7 +94,7 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
 
 
 def plan_text(source: str) -> TextPlan:
-    folder = component_folder(source, "text_encoder")
+    folder = component_folder(source, "text_encoder", "tokenizer")
     tokens, width = open_text(source, "cpu").null().shape
     return TextPlan(source, weights_sha256(folder), (int(tokens), int(width)))
 
@@ -136,18 +108,15 @@ def open_vae(source: str, convention: str, device: str) -> Any:
     settle(device)
     folder = component_folder(source, "vae")
     make = edm2_codec if convention == "edm2" else stable_diffusion_codec
-    return make(load_vae(folder.parent if folder.name == "vae" else folder).to(device), BATCH)
+    return make(load_vae(folder).to(device), BATCH)
 
 
 @cache
 def open_text(source: str, device: str) -> Any:
-    from sid_ray.denoisers.spec import spec_of
+    from sid_ray.denoisers.stable_diffusion import load_text
 
     settle(device)
-    folder = component_folder(source, "text_encoder").parent
-    load = spec_of("stable-diffusion").load_text
-    assert load is not None
-    return load(folder, device)
+    return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)
 
 
 def settle(device: str) -> None:

@@ -20,6 +20,7 @@ from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
 
 Constrain = Callable[[str, Tensor], Tensor | None]
+Adapt = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Any]]
 
 
 def leave_weights(module: nn.Module) -> None:
@@ -48,6 +49,27 @@ def _edm2_logvar(network: Mapping[str, Any]) -> bool:
     return network.get("logvar", EDM2Network.logvar)
 
 
+def as_it_is(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """adapted of a family whose tensors decide no argument."""
+    return network
+
+
+def _edm_adapted(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    return dict(network) | {"augment_dim": _width(tensors, "model.map_augment.weight")}
+
+
+def _edm2_adapted(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    channels = _width(tensors, "logvar_linear.weight")
+    own = {"logvar": bool(channels)} | ({"logvar_channels": channels} if channels else {})
+    return dict(network) | own
+
+
+def _width(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Inputs of a layer; 0 where it is not there."""
+    weight = tensors.get(name)
+    return 0 if weight is None or weight.ndim < 2 else weight.shape[1]
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A family of denoisers.
@@ -61,10 +83,11 @@ class ModelSpec:
     arguments, ``shape`` is (C, H, W) of one sample, ``label_dim`` the number of classes, ``logvar``
     whether there is a log-variance head, and ``written_out`` all that say which network it is
     (dropout does not), defaults filled in and each in one way of writing it; ``training_only`` are
-    those of them that no generator's image depends on. ``load_text`` opens the text encoder that
-    lies beside the network in its folder; None for families that read no text. ``standard`` is how
-    a folder's network wants latents of its auto-encoder; None for families of pixels. ``schedule``
-    is the kind of noise levels in the config.
+    those of them that no generator's image depends on. ``load_text`` opens the text encoder of a
+    folder; None for families that read no text. ``standard`` is how the network wants latents of
+    its auto-encoder, whose folder it is given; None for families of pixels. ``schedule`` is the
+    kind of noise levels in the config. ``adapted`` are the arguments of a network that is another's
+    but for what its tensors (by name, with or without bare_prefix) say otherwise.
     """
 
     family: str
@@ -78,8 +101,9 @@ class ModelSpec:
     written_out: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     training_only: tuple[str, ...] = ()
     load_text: Callable[..., TextEmbeddings] | None = None
-    standard: Callable[[Path], Standard] | None = None
+    standard: Callable[[Path | None], Standard] | None = None
     schedule: str = "edm"
+    adapted: Adapt = as_it_is
 
 
 def _build_edm(network: Mapping[str, Any]) -> nn.Module:
@@ -132,8 +156,8 @@ def _unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unet_shape(network: Mapping[str, Any]) -> tuple[int, int, int]:
-    size = network["sample_size"]
-    return network["in_channels"], size, size
+    size = network.get("sample_size", 64)
+    return network.get("in_channels", 4), size, size
 
 
 def _no_labels(network: Mapping[str, Any]) -> int:
@@ -146,13 +170,20 @@ def _load_text(folder: Path, device: Any = "cpu") -> TextEmbeddings:
     return load_text(folder, device)
 
 
-def _edm2_standard(folder: Path) -> Standard:
+def _edm2_standard(vae: Path | None) -> Standard:
     return edm2_standard()
 
 
-def _scaling_factor(folder: Path) -> Standard:
+def _scaling_factor(vae: Path | None) -> Standard:
     """Stable Diffusion's: one number, of its auto-encoder's config."""
-    path = folder / "vae" / "config.json"
+    from sid_ray.denoisers.stable_diffusion import component_of
+
+    if vae is None:
+        raise UserError(
+            "latents are scaled by the teacher's VAE, and it has none beside it: give "
+            "--teacher.vae FOLDER, a diffusers folder with that vae"
+        )
+    path = component_of(vae, "vae") / "config.json"
     try:
         return Standard((float(json.loads(path.read_text()).get("scaling_factor", 0.18215)),))
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -165,6 +196,7 @@ _FAMILIES = (
         _build_edm,
         written_out=_edm_written_out,
         training_only=("label_dropout", "augment_dim"),
+        adapted=_edm_adapted,
     ),
     ModelSpec(
         "edm2",
@@ -175,6 +207,7 @@ _FAMILIES = (
         written_out=_edm2_written_out,
         training_only=("logvar", "logvar_channels"),
         standard=_edm2_standard,
+        adapted=_edm2_adapted,
     ),
     ModelSpec(
         "stable-diffusion",

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
-from sid_ray.denoisers.component import first_line, load_module, read_config
+from sid_ray.denoisers.component import (
+    as_float32,
+    filled,
+    first_line,
+    fitting,
+    laid_out,
+    read_config,
+)
 from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
@@ -55,6 +62,10 @@ PLAIN_UNET: dict[str, Any] = {
 }
 
 
+UNET_FILES = VAE_FILES = ("diffusion_pytorch_model",)
+TEXT_FILES = ("model", "pytorch_model")
+# Names of the VAE's attention in files older than diffusers 0.17.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 CACHE_BYTES = 256 * 2**20  # of prompt embeddings: 1,137 prompts of SD 1.5
 
 
@@ -207,6 +218,12 @@ def check_unet_config(config: Mapping[str, Any]) -> None:
                 f"U-Net option {name!r} = {config[name]!r} is not supported; "
                 f"expected {json.dumps(expected)}"
             )
+    size = config.get("sample_size", 64)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(
+            f"U-Net option 'sample_size' = {json.dumps(size)} is not supported; expected the size "
+            "of its square images or latents, 64 for Stable Diffusion"
+        )
     sizes = config.get("in_channels", 4), config.get("out_channels", 4)
     if sizes[0] != sizes[1]:
         raise UserError(
@@ -312,25 +329,116 @@ def load_schedule(folder: Path, **timesteps: int) -> DiscreteVPSchedule:
 def load_denoiser(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionDenoiser:
     """The U-Net of a pipeline folder, as a Denoiser."""
     require_diffusers()
-    from diffusers import UNet2DConditionModel
-
-    config = read_config(folder / "unet", "UNet2DConditionModel")
-    try:
-        check_unet_config(config)
-    except UserError as error:
-        raise UserError(f"{folder / 'unet' / 'config.json'}: {error}") from error
-    unet = load_module(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model")
+    own = folder / "unet"
+    config = read_config(own, "UNet2DConditionModel")
+    unet = laid_out(lambda: build_unet(config), own)
+    filled(unet, fitting(unet, own, UNET_FILES))
     return StableDiffusionDenoiser(unet, prediction_type).eval()
 
 
-def load_vae(folder: Path) -> nn.Module:
-    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else."""
+def component_of(folder: Path, part: str) -> Path:
+    """A part of a pipeline's folder, or the folder where it holds nothing else."""
+    alone = (folder / "config.json").is_file() and not (folder / part).is_dir()
+    return folder if alone else folder / part
+
+
+def lay_out_vae(folder: Path) -> nn.Module:
+    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else, without
+    memory. Raises UserError for another network, or one that makes other latents than Stable
+    Diffusion's.
+    """
     require_diffusers()
     from diffusers import AutoencoderKL
 
-    own = folder / "vae" if (folder / "vae").is_dir() else folder
-    read_config(own, "AutoencoderKL")
-    return load_module(AutoencoderKL, own, "diffusion_pytorch_model")
+    own = component_of(folder, "vae")
+    config = read_config(own, "AutoencoderKL")
+    return laid_out(lambda: AutoencoderKL.from_config(config), own)
+
+
+def check_vae(folder: Path) -> Any:
+    """Whether load_vae will do, but for damaged numbers; the VAE's config. Raises UserError."""
+    vae: Any = lay_out_vae(folder)
+    fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
+    return vae.config
+
+
+def load_vae(folder: Path) -> nn.Module:
+    """The VAE of lay_out_vae with its weights."""
+    vae = lay_out_vae(folder)
+    return filled(vae, fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
+
+
+def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a VAE's file under the names of today: attention was of convolutions once."""
+    names, expected = {}, {n: v.shape for n, v in model.state_dict().items()}
+    for name, value in found.items():
+        if name not in expected and ".attentions." in name:
+            for before, now in OLD_ATTENTION.items():
+                name = name.replace(f".{before}.", f".{now}.")
+        if value.ndim == 4 and value.shape[2:] == (1, 1) and len(expected.get(name, ())) == 2:
+            value = value[:, :, 0, 0]
+        names[name] = value
+    return names
+
+
+def lay_out_text(folder: Path) -> nn.Module:
+    """The CLIP text encoder of a pipeline folder, without memory. Raises UserError."""
+    require_diffusers()
+    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for two files of weights
+    own = component_of(folder, "text_encoder")
+    config = read_config(own, "CLIPTextModel")
+    return laid_out(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), own)
+
+
+def text_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a text encoder's file under the names of today: the hub's begin with text_model,
+    and older ones hold the positions' numbers.
+    """
+    expected, prefix = set(model.state_dict()), "text_model."
+    names = {}
+    for name, value in found.items():
+        if name not in expected:
+            name = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+        if not name.endswith("embeddings.position_ids"):
+            names[name] = value
+    return names
+
+
+def check_text(folder: Path) -> Any:
+    """Whether load_text will do, but for damaged numbers; the encoder's config.
+
+    Raises UserError naming what is missing.
+    """
+    encoder: Any = lay_out_text(folder)
+    own = component_of(folder, "text_encoder")
+    fitting(encoder, own, TEXT_FILES, text_names, numbers=False)
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise UserError(
+            f"{tokenizer_folder(folder)} has {len(tokenizer):,} tokens, the text encoder in {own} "
+            f"knows {encoder.config.vocab_size:,}: they are not of one pipeline"
+        )
+    return encoder.config
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Of the tokenizer that goes with a text encoder: beside it, or in its own folder."""
+    places = [folder / "tokenizer", folder.parent / "tokenizer", folder]
+    return next((p for p in places if (p / "tokenizer_config.json").is_file()), places[0])
+
+
+def load_encoder(folder: Path) -> Any:
+    """The text encoder of lay_out_text with its weights."""
+    from transformers import CLIPTextModel
+
+    laid, own = lay_out_text(folder), component_of(folder, "text_encoder")
+    tensors = {n: as_float32(v) for n, v in fitting(laid, own, TEXT_FILES, text_names).items()}
+    # The library fills what no file holds: the positions' numbers.
+    encoder = CLIPTextModel.from_pretrained(None, config=laid.config, state_dict=tensors)
+    return encoder.float().eval().requires_grad_(False)
 
 
 def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) -> TextEmbeddings:
@@ -338,16 +446,8 @@ def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) 
 
     Embeddings are kept up to CACHE_BYTES.
     """
-    require_diffusers()
-    from transformers import CLIPTextModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for two files of weights
-    read_config(folder / "text_encoder", "CLIPTextModel")
-    encoder = load_module(CLIPTextModel, folder / "text_encoder", "model", "pytorch_model").to(
-        device
-    )
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    encoder = load_encoder(folder).to(device)
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     def tokenize(prompts: Sequence[str]) -> Tensor:

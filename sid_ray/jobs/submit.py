@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.confidential import named_secret, secrets_of
-from sid_ray.config import DistillConfig, flatten
+from sid_ray.config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
@@ -41,6 +41,8 @@ LOCAL = "http://127.0.0.1:8265"
 SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
+    "teacher.text_encoder",
+    "teacher.vae",
     "teacher.initial_generator",
     "data.source",
     "evaluation.reference",
@@ -176,6 +178,28 @@ def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
             yield WARNING, "files", f"{field} {place} must be on every node"
 
 
+def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
+    """The networks, as the run will look at them, where all of them are here already.
+
+    Raises UserError where they cannot be loaded or do not fit.
+    """
+    from sid_ray.assemble import find_start
+
+    chosen = config.teacher
+    for name in ("source", "text_encoder", "vae", "initial_generator"):
+        place = str(getattr(chosen, name))
+        if not place or place.startswith("builtin:"):
+            continue
+        is_file = "://" not in place and Path(place).expanduser().is_absolute()
+        found = (Path(place) if is_file else upload.folder / place).expanduser()
+        if "://" in place or not found.exists():
+            yield OK, "teacher", f"{place}: looked at by the job, before the run starts"
+            return
+        config = replace(config, **{f"teacher__{name}": str(found)})
+    find_start(config, with_data=False)
+    yield OK, "teacher", f"{chosen.source}: can be loaded, and has what it needs beside it"
+
+
 def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
     """The plan against the cluster's GPUs. Raises UserError where the run cannot fit."""
     resources = config.resources
@@ -227,6 +251,8 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
     show((OK, "upload", f"{upload}, no secret found"))
+    for line in look_at_teacher(config, upload):
+        show(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
     if args.address:
         os.environ["RAY_API_SERVER_ADDRESS"] = args.address

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from sid_ray.config import DistillConfig, differences, flatten
+from sid_ray.config import DistillConfig, differences, flatten, located
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
 from sid_ray.recipes import check_supplied, recipe
@@ -101,11 +101,7 @@ def with_trials(text: str, trials: int) -> str:
 
 def fixed_to(base: DistillConfig, folder: str) -> DistillConfig:
     """With absolute paths: trials have another working directory."""
-    source = base.data.source
-    if source and "://" not in source:
-        base = replace(
-            base, data=replace(base.data, source=str(Path(source).expanduser().absolute()))
-        )
+    base = located(base)
     return replace(base, output=replace(base.output, folder=folder))
 
 

@@ -44,5 +44,6 @@ def examiner_of(config: DistillConfig) -> Examiner:
         run_key="",
         waiting="",
         tracker=None,
+        components=start.components,
     )
     return Examiner(settings, torch.device("cpu"), lambda text: None)

@@ -164,6 +164,13 @@ def sequence(make: Callable[[Any], Any]) -> Callable[..., Any]:
     return build
 
 
+def path_text(*parts: Any) -> str:
+    """A path that a configuration records, as text: where diffusers once read a network from."""
+    if not all(isinstance(part, str) for part in parts):
+        raise RefusedError("a path is made of something other than text")
+    return "/".join(parts).replace("//", "/")
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": plain_dict,
     "collections.defaultdict": lambda *_: {},
@@ -182,6 +189,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
     PERSISTENCE: persistent_object,
 }
+for module in ("pathlib", "pathlib._local"):
+    for kind in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"):
+        CALLS[f"{module}.{kind}"] = path_text
 for package in ("numpy.core", "numpy._core"):
     CALLS[f"{package}.multiarray.scalar"] = numpy_scalar
     CALLS[f"{package}.multiarray._reconstruct"] = numpy_array

@@ -18,13 +18,12 @@ from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (
     DESCRIPTION,
     ModelDescription,
-    check_fit,
     save_model,
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.inert import MIB, Uses, printable
-from sid_ray.weights.networks import layout, named_for
+from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.sources import resolve_source
 
 MAX_LISTED = 60
@@ -118,10 +117,9 @@ def convert(
     if destination.suffix and not as_file:
         raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
     weights = read_weights(resolve_source(source), part, source_label(source))
-    lender = read_weights(resolve_source(like), None, source_label(like)) if like else None
-    description = weights.described(lender)
-    weights = replace(weights, tensors=named_for(description.family, weights.tensors))
-    check_fit(layout(description, weights.label), weights.tensors, weights.label)
+    lender = read(like, numbers=False).described() if like else None
+    _, description, tensors = fitted(weights, lender)
+    weights = replace(weights, tensors=tensors)
     description = ModelDescription(
         description.family,
         description.network,

@@ -50,6 +50,22 @@ class ModelDescription:
         return found
 
 
+@dataclass(frozen=True)
+class Components:
+    """Folders of a network's text encoder and VAE; None where it needs none, or has none."""
+
+    text: Path | None = None
+    vae: Path | None = None
+
+    @property
+    def are_here(self) -> bool:
+        """Whether this machine has them."""
+        return all(path is None or path.exists() for path in (self.text, self.vae))
+
+
+NO_COMPONENTS = Components()
+
+
 def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Writes the folder; weights are stored as they are, contiguous."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,22 +102,6 @@ def read_description(folder: Path) -> ModelDescription:
         raise UserError(f"{path} does not describe a network: {error}") from error
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError when it is missing or not whole."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"no weights at {path}") from None
-    except (
-        SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, OverflowError,
-        MemoryError,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-
-
 def safetensors_description(path: Path) -> ModelDescription | None:
     """What a safetensors file says of its network: inside it, or in model.json beside it.
 
@@ -109,7 +109,9 @@ def safetensors_description(path: Path) -> ModelDescription | None:
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    from sid_ray.weights.tensors import readable
+
+    with readable(path), safe_open(path, framework="pt") as file:
         inside = (file.metadata() or {}).get(METADATA)
     if inside is not None:
         return ModelDescription.from_json(inside, str(path))
@@ -121,20 +123,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file by name: nothing missing, nothing left over, shapes equal."""
     import torch
 
+    from sid_ray.weights.tensors import check_fit, read_safetensors
+
     weights = read_safetensors(path)
     check_fit(model, weights, str(path))
     model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
-
-
-def check_fit(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> None:
-    """Raises UserError unless names and shapes are those of the network."""
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
-        name = wrong[0]
-        raise UserError(
-            f"{label} does not fit the network: {len(wrong)} tensors differ, the first is "
-            f"{name!a} with shape {found.get(name, 'missing')}, expected "
-            f"{expected.get(name, 'none')}"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,25 +40,25 @@ MAX_LISTING = 16 << 20
 COMMIT_DIGITS = 40
 
 
-def fetch(source: Source, label: str) -> Path:
+def fetch(source: Source, label: str, parts: Sequence[str] = PARTS) -> Path:
     """The local path of a remote source, up to date where the server can be asked.
 
-    Raises UserError in one line: not found, no access, no space left, unreachable, another file
-    than its checksum says.
+    Of a diffusers folder these ``parts`` are fetched. Raises UserError in one line: not found, no
+    access, no space left, unreachable, another file than its checksum says.
     """
     if source.kind == "hf":
-        return _fetch_hub(source, label)
+        return _fetch_hub(source, label, parts)
     if source.kind == "s3":
-        return _fetch_s3(source, label)
+        return _fetch_s3(source, label, parts)
     host = urlsplit(source.location).hostname or ""
     if source.kind == "http" and host not in LOOPBACK and source.sha256 is None:
         raise UserError(f"{label}: a plain connection needs a checksum; add #sha256=... or https")
     return fetch_file(HttpRemote(source.location), source, label)
 
 
-def _fetch_hub(source: Source, label: str) -> Path:
+def _fetch_hub(source: Source, label: str, parts: Sequence[str]) -> Path:
     hub = HubFile.parse(source.location)
-    known = hub.in_hub_cache()
+    known = hub.in_hub_cache(named_by(parts))
     if known is not None and (hf_offline() or len(hub.revision) == COMMIT_DIGITS):
         if source.sha256 is not None:
             check_sha256(file_sha256(known), source.sha256, label)
@@ -69,7 +69,7 @@ def _fetch_hub(source: Source, label: str) -> Path:
         path = entry(located)
         if (record := read_record(path)) is not None:
             return checked(path, record, located, label)
-        if has_network(path):
+        if has_network(path, parts):
             return path
         raise UserError(f"{label} is not in the cache and HF_HUB_OFFLINE is set; unset it once")
     if hub.is_file():
@@ -79,6 +79,7 @@ def _fetch_hub(source: Source, label: str) -> Path:
         label,
         lambda: hub_listing(hub),
         lambda name: HttpRemote(hub.url(name), hf_token()),
+        parts,
     )
 
 
@@ -99,7 +100,7 @@ def hub_listing(hub: HubFile) -> list[str]:
     return [str(path).removeprefix(prefix) for path in paths if str(path).startswith(prefix)]
 
 
-def _fetch_s3(source: Source, label: str) -> Path:
+def _fetch_s3(source: Source, label: str, parts: Sequence[str]) -> Path:
     """An object, or every file of a network under a prefix."""
     prefix = source.location.removeprefix("s3://").rstrip("/")
     located = Source("s3", source.location.rstrip("/"), source.sha256)
@@ -110,6 +111,7 @@ def _fetch_s3(source: Source, label: str) -> Path:
         label,
         lambda: s3_listing(filesystem, prefix),
         lambda name: S3Remote(filesystem, f"{prefix}/{name}" if name else prefix),
+        parts,
     )
 
 
@@ -129,6 +131,7 @@ def fetch_folder(
     label: str,
     listing: Callable[[], list[str] | None],
     remote: Callable[[str], Remote],
+    parts: Sequence[str] = PARTS,
 ) -> Path:
     """Fetches the files of a network that ``listing`` names; the one file itself if it is None.
 
@@ -139,7 +142,7 @@ def fetch_folder(
         try:
             found = listing()
         except UnreachableError as error:
-            if read_record(folder) is None and not has_network(folder):
+            if read_record(folder) is None and not has_network(folder, parts):
                 raise
             print(f"{label} was not asked for news ({error}); the copy is used", file=sys.stderr)
             return folder
@@ -147,34 +150,41 @@ def fetch_folder(
         return fetch_file(remote(""), source, label)
     if source.sha256 is not None:
         raise UserError(f"{label} is not one file; a checksum needs one")
-    names = network_files(found)
+    names = network_files(found, parts)
     if not names:
-        raise UserError(
-            f"no network at {label}: neither a file nor a folder with {' or '.join(NAMED_BY)}"
-        )
+        needed = " or ".join(named_by(parts))
+        raise UserError(f"no network at {label}: neither a file nor a folder with {needed}")
     for name in names:
         file = Source(source.kind, f"{source.location}/{name}")
         fetch_to(folder / name, remote(name), file, f"{label.rstrip('/')}/{name}")
     return folder
 
 
-def network_files(found: list[str]) -> list[str]:
-    """Those of a folder's files that make a network; none if they make none.
+def named_by(parts: Sequence[str]) -> tuple[str, ...]:
+    """The files of which one makes a folder a network, or these parts of one."""
+    if "unet" in parts:
+        return NAMED_BY
+    return ("config.json", f"{parts[0]}/config.json")
+
+
+def network_files(found: list[str], parts: Sequence[str] = PARTS) -> list[str]:
+    """Those of a folder's files that make a network, or these parts of one; none if there is none.
 
     Of weights that are there twice (half precision, pickled, other frameworks), only one is taken.
     """
     paths = [PurePosixPath(name) for name in found if name and "\\" not in name]
     paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
     names = {str(path) for path in paths}
-    if "model.json" in names:
+    named = named_by(parts)
+    if "model.json" in names and "model.json" in named:
         return [name for name in OWN_FILES if name in names]
-    if not names & set(NAMED_BY):
+    if not names & set(named):
         return []
-    depth = 2 if "unet/config.json" in names else 1
+    depth = 2 if named[-1] in names else 1
     paths = [
         path
         for path in paths
-        if len(path.parts) <= depth and (len(path.parts) == 1 or path.parts[0] in PARTS)
+        if len(path.parts) <= depth and (len(path.parts) == 1 or path.parts[0] in parts)
     ]
     return sorted(str(path) for path in paths if _is_needed(path, names, depth))
 
@@ -190,7 +200,7 @@ def _is_needed(path: PurePosixPath, names: set[str], depth: int) -> bool:
     return str(path) in (safe or [n for n in whole or beside if n.endswith(".bin")])
 
 
-def has_network(folder: Path) -> bool:
+def has_network(folder: Path, parts: Sequence[str] = PARTS) -> bool:
     """Whether every file of a fetched folder is whole, and the one that names it is there."""
     whole = not any(folder.rglob("*.part"))
-    return whole and any(read_record(folder / name) is not None for name in NAMED_BY)
+    return whole and any(read_record(folder / name) is not None for name in named_by(parts))

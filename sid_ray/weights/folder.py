@@ -29,9 +29,12 @@ __all__ = [
 ]
 
 
-def load_model(source: Path) -> tuple[nn.Module, ModelDescription]:
+def load_model(
+    source: Path, like: ModelDescription | None = None
+) -> tuple[nn.Module, ModelDescription]:
     """The network of a folder or a weights file of any format, float32, eval, without gradients.
 
-    Raises UserError when a file is missing or damaged, or when names or shapes do not fit.
+    ``like`` says which network a bare state dict is of. Raises UserError when a file is missing or
+    damaged, or when names or shapes do not fit.
     """
-    return load_path(source)
+    return load_path(source, like)

@@ -10,16 +10,14 @@ training state     .pt of EDM, SiD, SiDA, SiD-LSG: modules or state dicts under 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sid_ray.denoisers.spec import from_official
+from sid_ray.denoisers.spec import from_official, spec_of
 from sid_ray.errors import UserError
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (
@@ -27,12 +25,10 @@ from sid_ray.weights.description import (
     WEIGHTS,
     ModelDescription,
     read_description,
-    read_safetensors,
     safetensors_description,
 )
-from sid_ray.weights.inert import MIB, Inert, Persistent, RefusedError, as_mapping
+from sid_ray.weights.inert import Inert, Persistent, RefusedError, as_mapping
 from sid_ray.weights.modules import (
-    NamedTensors,
     is_module,
     is_state_dict,
     module_tensors,
@@ -40,6 +36,14 @@ from sid_ray.weights.modules import (
     state_dict_tensors,
 )
 from sid_ray.weights.official import named_arguments
+from sid_ray.weights.tensors import (
+    json_object,
+    laid_out,
+    mistaken_for,
+    read_component,
+    read_safetensors,
+    take_all,
+)
 
 # What a caller may ask for, and the names it has in the files, best first.
 PARTS = {
@@ -71,11 +75,12 @@ class LoadedWeights:
     description: ModelDescription | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def described(self, like: LoadedWeights | None = None) -> ModelDescription:
+    def described(self, like: ModelDescription | None = None) -> ModelDescription:
         """The network's family and arguments.
 
-        ``like`` lends them where this file records none. Raises UserError where nobody does, or
-        where the class is unknown.
+        ``like`` lends them where this file records none, but for those that its tensors decide: a
+        generator of SiDA lacks its teacher's log-variance head. Raises UserError where nobody
+        does, or where the class is unknown.
         """
         if self.description is not None:
             return self.description
@@ -83,11 +88,31 @@ class LoadedWeights:
             family, network = from_official(self.class_name, self.arguments)
             return ModelDescription(family, network, notes=dict(self.notes))
         if like is None:
-            raise UserError(
-                f"{self.label} holds tensors but does not say of which network; name a source with "
-                "the same network by --like (its teacher's file, for example)"
-            )
-        return replace(like.described(), one_step=None, notes=dict(self.notes))
+            raise UserError(f"{self.label} {nameless(self.tensors, self.label)}")
+        borrowed = spec_of(like.family).adapted(like.network, self.tensors)
+        return replace(like, network=borrowed, one_step=None, notes=dict(self.notes))
+
+
+SINGLE_FILE, LORA = "model.diffusion_model.", ("lora_", ".lora.", "lora.down", "lora_A")
+
+
+def nameless(tensors: Mapping[str, Tensor], label: str) -> str:
+    """What tensors are that nothing says the network of, and what to do with them."""
+    if any(mark in name for name in tensors for mark in LORA):
+        return (
+            "holds a LoRA, changes to another network: merge them into it with diffusers "
+            "(fuse_lora, then save_pretrained) and give the folder"
+        )
+    if any(name.startswith(SINGLE_FILE) for name in tensors):
+        return (
+            "is a Stable Diffusion pipeline in one file: make a folder of it with diffusers' "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give that"
+        )
+    return (
+        "holds tensors but does not say of which network: sid-ray weights convert "
+        f"{label} NEW.safetensors --like TEACHER writes a file that does, where TEACHER is a file "
+        "with the same network, its teacher's for example"
+    )
 
 
 def read_weights(
@@ -96,16 +121,15 @@ def read_weights(
     """The weights of a file or folder.
 
     ``part`` chooses among several networks of one file: ema, G, fake_score or net; by default the
-    averaged one. ``label`` names the source in messages. Without ``numbers``, tensors of pickled
-    files stay in them: only shapes and dtypes are here (on torch's meta device). Raises UserError
-    in one line.
+    averaged one. ``label`` names the source in messages. Without ``numbers``, tensors stay in their
+    files: only shapes and dtypes are here (on torch's meta device). Raises UserError in one line.
     """
     label = label or str(path)
     if part is not None and part not in PARTS:
         raise UserError(f"no part {part!r}; known: {', '.join(PARTS)}")
     try:
         if path.is_dir():
-            return _read_folder(path, label)
+            return _read_folder(path, label, numbers)
         return _read_file(path, part, label, numbers)
     except RefusedError as error:
         raise RefusedError(
@@ -113,61 +137,38 @@ def read_weights(
         ) from None
 
 
-def _read_folder(path: Path, label: str) -> LoadedWeights:
+def _read_folder(path: Path, label: str, numbers: bool) -> LoadedWeights:
     if (path / DESCRIPTION).is_file():
         described = read_description(path)
-        tensors = read_safetensors(path / WEIGHTS)
+        tensors = read_safetensors(path / WEIGHTS, numbers)
         return LoadedWeights(
             label, "network folder", "", {}, tensors, description=described, notes=described.notes
         )
     for folder in (path / "unet", path):
         if (folder / "config.json").is_file():
-            return _read_diffusers(folder, label)
+            return _read_diffusers(folder, label, numbers)
     raise UserError(
         f"no network at {label}: a folder with {DESCRIPTION}, or a diffusers folder with "
         "unet/config.json, is needed"
     )
 
 
-def _read_diffusers(folder: Path, label: str) -> LoadedWeights:
+def _read_diffusers(folder: Path, label: str, numbers: bool) -> LoadedWeights:
     """A diffusers model: its config, and its weights in one or several files."""
-    config = _json_object(folder / "config.json")
-    index = folder / "diffusion_pytorch_model.safetensors.index.json"
-    tensors: dict[str, Tensor] = {}
-    if index.is_file():
-        listed = _json_object(index).get("weight_map")
-        names = set(listed.values()) if isinstance(listed, dict) else set()
-        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-            raise UserError(f"{index} does not list files of its own folder")
-        for name in sorted(names):
-            tensors |= read_safetensors(folder / name)
-    else:
-        for name in ("", ".fp16", ".non_ema"):
-            file = folder / f"diffusion_pytorch_model{name}.safetensors"
-            if file.is_file():
-                tensors = read_safetensors(file)
-                break
-        else:
-            tensors = dict(_read_file(folder / "diffusion_pytorch_model.bin", None, label).tensors)
+    config = json_object(folder / "config.json")
+    class_name = str(config.get("_class_name") or (config.get("architectures") or [""])[0])
+    if not class_name:
+        raise UserError(f"{folder / 'config.json'} names no class of network: none is known")
+    if "quantization_config" in config:
+        raise UserError(f"{folder / 'config.json'}: quantised weights; take the float ones")
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    from_official(class_name, arguments)  # another class's files have other names, too
+    tensors, variant = read_component(folder, ("diffusion_pytorch_model",), numbers)
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     if folder.name == "unet" and scheduler.is_file():
-        arguments["prediction_type"] = _json_object(scheduler).get("prediction_type", "epsilon")
-    return LoadedWeights(
-        label, "diffusers folder", str(config.get("_class_name", "")), arguments, tensors
-    )
-
-
-def _json_object(path: Path) -> dict:
-    try:
-        if path.stat().st_size > 16 * MIB:
-            raise UserError(f"{path} is larger than any configuration")
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON object: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values
+        arguments["prediction_type"] = json_object(scheduler).get("prediction_type", "epsilon")
+    notes = {"variant": variant} if variant else {}
+    return LoadedWeights(label, "diffusers folder", class_name, arguments, tensors, notes=notes)
 
 
 def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -> LoadedWeights:
@@ -175,12 +176,16 @@ def _read_file(path: Path, part: str | None, label: str, numbers: bool = True) -
         raise UserError(f"{label} is neither a file nor a folder")
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(64)
     except OSError as error:
         raise UserError(f"{label} cannot be read: {error.strerror or error}") from None
+    if what := mistaken_for(start):
+        raise UserError(f"{label} {what}")
     if path.suffix == ".safetensors" or start[8:9] == b"{":
-        tensors = read_safetensors(path)
+        tensors = read_safetensors(path, numbers)
         described = safetensors_description(path)
+        if described is None and (path.parent / "config.json").is_file():
+            raise UserError(f"{label} is a part of a folder with config.json: give the folder")
         notes = described.notes if described else {}
         return LoadedWeights(
             label, "safetensors file", "", {}, tensors, description=described, notes=notes
@@ -225,6 +230,13 @@ def choose(root: Any, part: str | None, label: str) -> tuple[str, Any]:
     for name in [n for p in ([part] if part else PARTS) for n in PARTS[p]]:
         if is_module(table.get(name)) or is_state_dict(table.get(name)):
             return name, table[name]
+    inner = table.get("state_dict")
+    if (
+        part is None
+        and isinstance(inner, dict)
+        and any(str(n).startswith(SINGLE_FILE) for n in inner)
+    ):
+        raise UserError(f"{label} {nameless(inner, label)}")
     held = ", ".join(sorted(str(name)[:40] for name in list(table)[:12])) or type(root).__name__
     wanted = f"part {part!r}" if part else "network"
     raise UserError(f"no {wanted} in {label}; it holds: {held!a}")
@@ -240,28 +252,3 @@ def recorded_network(record: Inert) -> tuple[str, dict[str, Any]]:
     config = plain(state.get("_internal_dict"))  # diffusers' own record
     config = config if isinstance(config, dict) else {}
     return name, {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def laid_out(found: NamedTensors) -> dict[str, Tensor]:
-    """Tensors without numbers."""
-    return {
-        name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")
-        for name, stored in found.items()
-    }
-
-
-def take_all(found: NamedTensors, file_size: int) -> dict[str, Tensor]:
-    """Tensors of their own memory; names that share numbers in the file share them here.
-
-    Raises RefusedError where they are more than twice the file.
-    """
-    left, shared = 2 * file_size + MIB, {}
-    tensors: dict[str, Tensor] = {}
-    for name, stored in found.items():
-        left -= stored.reach() * stored.dtype.itemsize
-        if left < 0:
-            raise RefusedError("its tensors lie over one another and would swell past its size")
-        if id(stored) not in shared:
-            shared[id(stored)] = stored.take()
-        tensors[name] = shared[id(stored)]
-    return tensors

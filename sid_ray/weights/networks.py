@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.weights.address import source_label
-from sid_ray.weights.description import ModelDescription, check_fit
+from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.inert import printable
 from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.tensors import check_fit
 
 MAX_ARGUMENT, MAX_ITEMS, MAX_BLOCKS = 1 << 16, 32, 64
 COUNTS = {"num_blocks", "layers_per_block", "transformer_layers_per_block"}
@@ -30,37 +31,53 @@ def load(
     which network a bare state dict is of. Float32, eval, without gradients. Raises UserError when
     the source cannot be had, is damaged, asks for more than tensors, or does not fit its network.
     """
-    lender = read(like) if like else None
+    lender = read(like, numbers=False).described() if like else None
     return build(read(source, part), lender)
 
 
-def read(source: str, part: str | None = None) -> LoadedWeights:
+def read(source: str, part: str | None = None, numbers: bool = True) -> LoadedWeights:
     """The weights of a source, without a network around them. Raises UserError."""
-    return read_weights(resolve_source(source), part, source_label(source))
+    return read_weights(resolve_source(source), part, source_label(source), numbers)
 
 
-def load_path(path: Path) -> tuple[nn.Module, ModelDescription]:
+def load_path(
+    path: Path, like: ModelDescription | None = None
+) -> tuple[nn.Module, ModelDescription]:
     """load() for a local file or folder."""
-    return build(read_weights(path))
+    return build(read_weights(path), like)
 
 
-def describe(path: Path) -> ModelDescription:
-    """The network of a local file or folder without its numbers. Raises UserError."""
-    return read_weights(path, numbers=False).described()
+def describe(path: Path, like: ModelDescription | None = None) -> ModelDescription:
+    """The network of a local file or folder, checked as load_path does but for its numbers.
+
+    Raises UserError for whatever load_path would refuse: only damaged numbers are left to it.
+    """
+    return fitted(read_weights(path, numbers=False), like)[1]
+
+
+def fitted(
+    weights: LoadedWeights, like: ModelDescription | None = None
+) -> tuple[nn.Module, ModelDescription, dict[str, Tensor]]:
+    """A network without memory, what it is, and its tensors by its own names.
+
+    Raises UserError where they do not fit.
+    """
+    description = weights.described(like)
+    model = layout(description, weights.label)
+    named = named_for(description.family, weights.tensors)
+    check_fit(model, named, weights.label)
+    return model, description, named
 
 
 def build(
-    weights: LoadedWeights, like: LoadedWeights | None = None
+    weights: LoadedWeights, like: ModelDescription | None = None
 ) -> tuple[nn.Module, ModelDescription]:
     """A network with these weights. Raises UserError where they do not fit.
 
     The network is first laid out without memory, so that a file's arguments cannot make it larger
     than the file's tensors are.
     """
-    description = weights.described(like)
-    model = layout(description, weights.label)
-    named = named_for(description.family, weights.tensors)
-    check_fit(model, named, weights.label)
+    model, description, named = fitted(weights, like)
     tensors = {n: value.to(torch.float32, copy=True) for n, value in named.items()}
     model.load_state_dict(tensors, assign=True)
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):

@@ -247,15 +247,17 @@ class HubFile:
     def _revision(self) -> str:
         return quote(self.revision, safe="")
 
-    def in_hub_cache(self) -> Path | None:
-        """The file in the Hugging Face libraries' own cache, if they have fetched it."""
+    def in_hub_cache(self, named_by: tuple[str, ...]) -> Path | None:
+        """The file in the Hugging Face libraries' own cache, if they have fetched it; the folder
+        where one of the files ``named_by`` is in it.
+        """
         hub = Path(os.environ.get("HF_HUB_CACHE") or hf_home() / "hub")
         folder = hub / ("models--" + self.repo.replace("/", "--"))
         commit = self.revision
         with contextlib.suppress(OSError, UnicodeDecodeError):
             commit = (folder / "refs" / self.revision).read_text().strip()
         path = folder / "snapshots" / commit / self.path
-        if path.is_file() or any((path / n).is_file() for n in ("model.json", "unet/config.json")):
+        if path.is_file() or any((path / name).is_file() for name in named_by):
             return path
         return None
 

@@ -49,6 +49,35 @@ def resolve_source(source: str) -> Path:
     return fetch(parsed, source_label(source))
 
 
+def resolve_component(source: str, *parts: str) -> Path:
+    """The folder with a part of a pipeline, or of that part alone: a path, or what is fetched.
+
+    Of a remote pipeline only these ``parts`` are fetched. Raises UserError where the first of them
+    is not there.
+    """
+    parsed = parse_source(source)
+    if parsed.kind == "path":
+        folder = Path(parsed.location).expanduser().absolute()
+    elif parsed.kind == "builtin":
+        folder = _builtin(parsed.location)
+    else:
+        from sid_ray.weights.fetch import fetch
+        from sid_ray.weights.remotes import FILE_SUFFIXES
+
+        if parsed.location.endswith(FILE_SUFFIXES):
+            what = FOLDER_NEEDED.format(parts[0])
+            raise UserError(f"{source_label(source)} is a file: {what}")
+        folder = fetch(parsed, source_label(source), parts)
+    if not any((folder / name / "config.json").is_file() for name in (parts[0], "")):
+        raise UserError(
+            f"no {parts[0]} at {source_label(source)}: {FOLDER_NEEDED.format(parts[0])}"
+        )
+    return folder
+
+
+FOLDER_NEEDED = "a diffusers folder with {}/config.json is needed"
+
+
 def _builtin(name: str) -> Path:
     if name not in builtin_models():
         known = ", ".join(builtin_models())

@@ -182,7 +182,7 @@ def test_edm2_standardises_latents_with_its_own_statistics(opened, at):
     )
     teacher = ModelDescription("edm2", network)
     check_data(config, teacher)
-    source = data_of(config, teacher, store.folder).source
+    source = data_of(config, teacher).source
     plan = config.group_plan(1)
     found = torch.cat([batches(source, plan, seen=n).images for n in range(0, 480, 48)])
     source.close()

@@ -200,7 +200,7 @@ def test_a_hostile_bin_file_is_refused(folder, tmp_path, part, stem, bin_stem, l
     (folder / part / f"{stem}.safetensors").unlink()
     trace = tmp_path / "executed"
     torch.save({"conv_in.weight": Hostile(trace)}, folder / part / f"{bin_stem}.bin")
-    with pytest.raises(UserError, match=f"the weights in .*{part} cannot be read") as caught:
+    with pytest.raises(UserError, match=f"{part}.* was not loaded: ") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -214,16 +214,16 @@ def test_damaged_weights_are_named(folder, part, load, damage):
     name = next(n for n, v in sorted(weights.items()) if v.ndim == 2)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
-        message = f"the weights in .*{part} cannot be read"
+        message = "is not a whole safetensors file"
     elif damage == "missing":
         del weights[name]
-        message = f"lacks 1 tensors, the first is '.*{name.removeprefix('text_model.')}'"
+        message = f"it lacks 1 tensor, the first is '.*{name.removeprefix('text_model.')}'"
     elif damage == "unknown":
         weights["nonsense"] = torch.zeros(1)
-        message = "holds unknown 1 tensors, the first is 'nonsense'"
+        message = "it holds 1 tensor unknown, the first is '.*nonsense'"
     else:
         weights[name] = torch.zeros(weights[name].shape[0] + 1, weights[name].shape[1])
-        message = "shape|cannot be read"
+        message = "it holds 1 tensor of another shape"
     if damage != "truncated":
         save_file(weights, path)
     with pytest.raises(UserError, match=message) as caught:

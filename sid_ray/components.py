@@ -1,0 +1,152 @@
+"""What a network needs beside its weights: a text encoder with its tokenizer, and a VAE.
+
+Where they lie, whether they can be loaded, and whether they suit the network: looked at before a
+run starts, by the code that the run opens them with.
+
+    found = find_components(description, folder, Named("", "", "--text-encoder", "--vae"))
+    found.text, found.vae      folders on this machine's disk, or None
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sid_ray.data.encode import component_folder, files_sha256, weights_sha256
+from sid_ray.denoisers.spec import spec_of
+from sid_ray.errors import UserError
+from sid_ray.weights.description import Components, ModelDescription
+from sid_ray.weights.sources import resolve_component
+
+TEXT, VAE = ("text_encoder", "tokenizer"), ("vae",)
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Named:
+    """Addresses that a person gave, empty for the network's own, and the flags that take them."""
+
+    text_encoder: str = ""
+    vae: str = ""
+    text_flag: str = "--text-encoder"
+    vae_flag: str = "--vae"
+
+
+def reads_text(description: ModelDescription) -> bool:
+    return spec_of(description.family).load_text is not None
+
+
+def makes_latents(description: ModelDescription) -> bool:
+    return spec_of(description.family).shape(description.network)[0] not in (1, 3)
+
+
+def find_components(
+    description: ModelDescription, network: Path, named: Named, teacher: str = ""
+) -> Components:
+    """The components of a network, fetched where they are not here, and looked at.
+
+    What is named is taken before what lies in the network's own folder, that before what its
+    model.json notes, and that before ``teacher``'s. Without a text encoder, and with a VAE named
+    that cannot serve, UserError is raised; a VAE that is not there is not missed yet.
+    """
+    text = vae = None
+    if reads_text(description):
+        text = find_text(description, network, named, teacher)
+    elif named.text_encoder:
+        raise UserError(f"{named.text_flag} {named.text_encoder}: {network.name} reads no text")
+    if makes_latents(description):
+        if named.vae:
+            vae = component_folder(named.vae, *VAE)
+            check_vae_suits(description, vae)
+        else:
+            places = candidates(description, network, "vae", teacher)
+            vae = next((found for _, found, _ in places if found is not None), None)
+    elif named.vae:
+        raise UserError(f"{named.vae_flag} {named.vae}: {network.name} makes pixels, no latents")
+    return Components(text, vae)
+
+
+def find_text(description: ModelDescription, network: Path, named: Named, teacher: str) -> Path:
+    """Raises UserError where there is no text encoder, or one of another pipeline."""
+    if named.text_encoder:
+        folder = resolve_component(named.text_encoder, *TEXT)
+        check_text_suits(description, folder)
+        return folder
+    tried: list[str] = []
+    for address, found, trouble in candidates(description, network, "text_encoder", teacher):
+        if found is not None:
+            check_text_suits(description, found)
+            return found
+        tried.append(f"{address}: {trouble}" if trouble else address)
+    where = f" ({tried[1]})" if len(tried) > 1 else ""
+    raise UserError(
+        f"{network.name} reads text and has no text encoder beside it{where}: give "
+        f"{named.text_flag} FOLDER, a diffusers folder with the text_encoder and tokenizer that it "
+        "was trained with"
+    )
+
+
+def candidates(
+    description: ModelDescription, network: Path, part: str, teacher: str
+) -> Iterator[tuple[str, Path | None, str]]:
+    """(address, folder, trouble) of places where a component may lie, best first; the folder is
+    None where it is not there.
+    """
+    own = network if (network / part).is_dir() else None
+    yield str(network), own, ""
+    parts = TEXT if part == "text_encoder" else VAE
+    notes = description.notes
+    for address in (notes.get(part), notes.get("teacher"), teacher):
+        if not address or str(address) == str(network):
+            continue
+        try:
+            found = resolve_component(str(address), *parts)
+            alone = address == notes.get(part) and (found / "config.json").is_file()
+            yield str(address), found if alone or (found / part).is_dir() else None, ""
+        except UserError as error:
+            yield str(address), None, str(error)
+
+
+def check_text_suits(description: ModelDescription, folder: Path) -> None:
+    """Raises UserError where a text encoder cannot be loaded, or is another network's."""
+    from sid_ray.denoisers.stable_diffusion import check_text
+
+    own, reads = check_text(folder).hidden_size, description.network.get("cross_attention_dim")
+    widths: set[int] = set(reads) if isinstance(reads, list | tuple) else {reads or own}
+    if widths != {own}:
+        raise UserError(
+            f"the text encoder in {folder} makes embeddings of width {own}, the network reads "
+            f"{', '.join(map(str, sorted(widths)))}: take the one that it was trained with"
+        )
+
+
+def check_vae_suits(description: ModelDescription, folder: Path) -> None:
+    """Raises UserError where a VAE cannot be loaded, or is of other latents."""
+    from sid_ray.denoisers.stable_diffusion import check_vae
+
+    own = check_vae(folder).latent_channels
+    channels = spec_of(description.family).shape(description.network)[0]
+    if own != channels:
+        raise UserError(
+            f"the VAE in {folder} is of {own} latent channels, the network of {channels}: take the "
+            "one that it was trained with"
+        )
+
+
+def fingerprint(components: Components) -> str:
+    """What names a text encoder and its tokenizer by their content; empty without one.
+
+    Numbers depend on them: a run goes on with the same ones, wherever they lie.
+    """
+    if components.text is None:
+        return ""
+    from sid_ray.denoisers.stable_diffusion import component_of, tokenizer_folder
+
+    encoder = component_of(components.text, "text_encoder")
+    tokenizer = tokenizer_folder(components.text)
+    files = [encoder / "config.json", *(tokenizer / name for name in TOKENIZER_FILES)]
+    small = files_sha256([file for file in files if file.is_file()])
+    return hashlib.sha256(f"{weights_sha256(encoder)} {small}".encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""What messages tell a person to type exists: flags, fields and commands in every text of sid_ray.
+
+The flags of a text are held against the commands that can show it: those of the command that the
+text names, else those of the module's own commands.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sid_ray
+from sid_ray import cli, doctor, plan
+from sid_ray.config import DistillConfig, flatten
+from sid_ray.jobs import submit
+from sid_ray.parsing import ALIASES
+from sid_ray.sweep import command as sweep
+
+PACKAGE = Path(sid_ray.__file__).parent
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])(?!\w|-|\.?\{|\.[A-Z]|\.$)")
+COMMAND = re.compile(r"sid-ray (weights convert|weights inspect|data prepare|data show|[a-z]+)\b")
+SECTIONS = "|".join(
+    field.name for field in dataclasses.fields(DistillConfig) if field.name != "recipe"
+)
+FIELD = re.compile(rf"(?<![\w./-])({SECTIONS})\.([a-z][a-z0-9_]+)\b(?!\()")
+
+
+def of_dataclass(chosen: type) -> set[str]:
+    """Flags of a dataclass' fields: a switch has its opposite, too."""
+    found = set()
+    for field in dataclasses.fields(chosen):
+        name = field.name.replace("_", "-")
+        found |= {name, f"no-{name}"} if field.default in (True, False) else {name}
+    return found
+
+
+def of_config() -> set[str]:
+    found = {"help", "guidance", *(short.lstrip("-") for short in ALIASES)}
+    for name, value in flatten(DistillConfig()).items():
+        flag = name.replace("_", "-")
+        section, _, leaf = flag.rpartition(".")
+        found |= {flag, f"{section}.no-{leaf}"} if isinstance(value, bool) else {flag}
+    return found
+
+
+def of_text(text: str) -> set[str]:
+    return set(FLAG.findall(text))
+
+
+CONFIG = of_config()
+COMMANDS = {
+    "distill": CONFIG,
+    "submit": CONFIG | of_text(submit.USAGE),
+    "sweep": CONFIG | of_text(sweep.USAGE),
+    "plan": CONFIG | of_text(plan.USAGE),
+    "doctor": CONFIG | of_text(doctor.USAGE),
+    "generate": of_dataclass(cli.GenerateArgs),
+    "evaluate": of_dataclass(cli.EvaluateArgs),
+    "compare": of_dataclass(cli.CompareArgs),
+    "ui": of_dataclass(cli.UiArgs),
+    "recipes": {"help"},
+    "weights inspect": of_dataclass(cli.InspectArgs),
+    "weights convert": of_dataclass(cli.ConvertArgs),
+    "data prepare": of_dataclass(cli.PrepareArgs),
+    "data show": of_dataclass(cli.ShowArgs),
+}
+RUNS = ("distill", "submit", "sweep", "plan", "doctor")
+OWNERS: dict[str, tuple[str, ...]] = {
+    "jobs/": ("submit",),
+    "sweep/": ("sweep",),
+    "plan": ("plan",),
+    "fit": RUNS,
+    "generate": ("generate",),
+    "evaluate": ("evaluate",),
+    "looks": ("evaluate",),
+    "subject": ("evaluate",),
+    "compare": ("compare",),
+    "weights/command": ("weights convert", "weights inspect"),
+    "weights/": (),
+    "data/": ("data prepare", "data show", *RUNS),
+    "cli": tuple(COMMANDS),
+    "parsing": tuple(COMMANDS),
+    "ui": ("ui",),
+    "actors/pool": ("evaluate",),
+    "distill": (*RUNS, "generate"),
+    "evaluation": ("evaluate", "generate", *RUNS),
+    "components": ("evaluate", "generate", *RUNS),
+    "model_card": ("generate",),
+}
+OTHERS = re.compile(  # commands of other programs, whose flags are not ours
+    r"\b(ray job|ray up|ray start|mlflow|pip|git|docker|kubectl|nvidia-smi|aws|head)\b"
+)
+OTHERS_FLAGS = (
+    "backend-store-uri",
+    "runtime-env-json",
+    "version",
+    "workers",
+)  # in parts of a command line
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text that a module may show: string literals, the parts of an f-string joined; neither
+    docstrings nor the flags of other programs.
+    """
+    tree = ast.parse(path.read_text())
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            inside.add(id(body[0].value))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+    for node in ast.walk(tree):
+        if id(node) in inside:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values)
+            yield node.lineno, "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def owners(name: str) -> tuple[str, ...]:
+    fitting = [prefix for prefix in OWNERS if name.startswith(prefix)]
+    return OWNERS[max(fitting, key=len)] if fitting else RUNS
+
+
+def wrong_flags(name: str, text: str) -> Iterator[str]:
+    """Flags that the text names and no command of its has."""
+    if OTHERS.search(text):
+        return
+    named = [command for command in COMMAND.findall(text) if command in COMMANDS]
+    known = set().union(*(COMMANDS[command] for command in (*owners(name), *named)))
+    for flag in FLAG.findall(text):
+        if flag not in known and flag not in OTHERS_FLAGS:
+            yield flag
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_flags_of_messages_exist(path):
+    name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    wrong = [
+        f"{path.name}:{line} --{flag}"
+        for line, text in texts(path)
+        for flag in wrong_flags(name, text)
+    ]
+    assert not wrong
+
+
+def test_fields_of_messages_exist():
+    known = set(flatten(DistillConfig()))
+    wrong = [
+        f"{path.name}:{line} {found[0]}"
+        for path in MODULES
+        for line, text in texts(path)
+        for found in FIELD.finditer(text)
+        if found[0] not in known and " " in text and found[0] != "data.pkl"
+    ]
+    assert not wrong
+
+
+def test_commands_of_messages_exist():
+    known = {*cli.COMMANDS, *COMMANDS}
+    wrong = [
+        f"{path.name}:{line} {command}"
+        for path in MODULES
+        for line, text in texts(path)
+        for command in COMMAND.findall(text)
+        if command not in known
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "wrong"),
+    [
+        ("assemble", "give --teacher.text-encoder FOLDER", []),
+        ("assemble", "lend one by --like", ["like"]),
+        ("assemble", "sid-ray weights convert A B --like C", []),
+        ("generate", "give --vae FOLDER", []),
+        ("generate", "give --evaluation.vae FOLDER", ["evaluation.vae"]),
+        ("data/prepare", "--forse replaces it", ["forse"]),
+        ("jobs/submit", "ray job logs --follow --address X", []),
+    ],
+)
+def test_what_the_scan_finds(module, text, wrong):
+    assert list(wrong_flags(module, text)) == wrong
