@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sid_ray.config import DistillConfig
+from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
+from sid_ray.shared import Token, answer, not_shared
 from sid_ray.store import Store, probe, set_endpoint
 from sid_ray.store_errors import endpoint, is_s3
 
@@ -123,8 +125,17 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
     if not os.environ.get("RAY_ADDRESS"):
         yield Finding(SKIPPED, "RAY_ADDRESS is not set: the run starts a Ray of its own here")
         return
-    server = (patient.config or DistillConfig()).storage
-    nodes = look_at_cluster(partial(reach, patient.runs, server.endpoint_url, server.region))
+    token = Token.new(Store.at(patient.runs))
+    token.write()
+    try:
+        config = anywhere(patient.config)
+        nodes = look_at_cluster(partial(reach, config, token, seen_here(config)))
+        unseen = [n.name for n in nodes if n.token is not None and not n.token.seen()]
+        for node in nodes:
+            if node.token is not None:
+                node.token.remove()
+    finally:
+        token.remove()
     expected = {name: version(name) for name in nodes[0].versions if name != "Python"}
     expected["Python"] = platform.python_version()
     for node in nodes:
@@ -137,6 +148,9 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
             yield Finding(FAILED, f"{node.name}: {', '.join(differing)}: install the same there")
         if node.trouble:
             yield Finding(FAILED, f"{node.name}: {node.trouble}")
+        elif node.name in unseen:
+            wrong = [f"what {node.name} writes is not seen here"]
+            yield Finding(FAILED, str(not_shared(patient.runs, wrong, "--output.folder")))
     gpus = sum(node.gpus for node in nodes)
     memory = [node.gpu_memory_gib for node in nodes if node.gpu_memory_gib]
     patient.found["gpu_memory_gib"] = min(memory, default=0.0)
@@ -153,10 +167,47 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def reach(runs: str, endpoint_url: str, region: str) -> None:
-    """What a worker's node must be able to do. Raises StoreError, OSError, UserError."""
-    set_endpoint(endpoint_url, region)
-    probe(Store.at(runs))
+def seen_here(config: DistillConfig | None) -> dict[str, Any]:
+    """What a run's workers must find as this machine does: its data and teacher on disks."""
+    from sid_ray.actors.proof import contents
+    from sid_ray.weights.address import parse_source
+
+    if config is None:
+        return {}
+    return contents(config, parse_source(config.teacher.source).location, "")
+
+
+def anywhere(config: DistillConfig | None) -> DistillConfig | None:
+    """The config with absolute paths, which mean the same in every node's working directory."""
+    if config is None:
+        return None
+    places = {"data__source": config.data.source, "teacher__source": config.teacher.source}
+    for name, place in places.items():
+        if place and "://" not in place and not place.startswith("builtin:"):
+            config = replace(config, **{name: str(Path(place).expanduser().absolute())})
+    return config
+
+
+def reach(
+    config: DistillConfig | None, token: Token, expected: dict[str, Any], works: bool
+) -> Token | None:
+    """What a worker's node must be able to do. Raises StoreError, OSError, UserError.
+
+    ``works``: whether workers may be there. Returns a token of that node, in the same folder.
+    """
+    from sid_ray.actors.proof import Sight, check
+
+    server = (config or DistillConfig()).storage
+    set_endpoint(server.endpoint_url, server.region)
+    probe(token.store)
+    if not works:
+        return None
+    wrong, mine = answer(token, f"node-{uuid.uuid4().hex[:8]}")
+    if wrong:
+        raise not_shared(token.store.url, [f"this node {wrong}"], "--output.folder")
+    if config is not None and expected:
+        check(token.store.url, (), [Sight("this node", (), seen_here(config))], expected)
+    return mine
 
 
 def check_storage(patient: Patient) -> Iterator[Finding]:

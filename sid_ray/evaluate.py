@@ -226,7 +226,8 @@ def found_looks(
         return
     from sid_ray.actors.pool import looks_on_ray
 
-    yield from looks_on_ray(bench.job, network, todo, options.actors, options.use_gpu)
+    key = bench.key("cuda" if options.use_gpu else "cpu")
+    yield from looks_on_ray(bench.job, network, todo, options.actors, options.use_gpu, key)
 
 
 def scores_of(bench: Bench, kept: Kept, trial: range) -> dict[str, float]:

@@ -19,7 +19,7 @@ LEVELS = {
     "published": 0, "published_edm": 0, "published_edm2": 0, "published_sd": 0, "recipe_table": 0,
     "health": 0,
     "memory": 0, "ray_environment": 0,
-    "store": 1, "store_errors": 1, "local_copies": 1, "journal": 1,
+    "store": 1, "store_errors": 1, "shared": 1, "local_copies": 1, "journal": 1,
     "rng": 1, "schedules": 1, "ema": 1, "augment": 1, "allocator": 1,
     "objectives": 2, "denoisers": 2, "weights": 2, "data": 2, "metrics": 2,
     "known_networks": 2, "components": 2,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class WorkerSettings:
     evaluator: Any
     began_from: str = ""  # another run's checkpoint, where this run has none of its own
     components: Components = NO_COMPONENTS  # of the teacher: its text encoder and VAE
+    token: Any = None  # on a joined cluster the driver's Seat: proof.py
+    contents: Mapping[str, Any] = field(default_factory=dict)  # what the driver's host has
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,20 @@ def local_disk(settings: WorkerSettings) -> Path:
     return Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
 
 
-def build_spool(config: DistillConfig, settings: WorkerSettings) -> Spool:
+def object_group() -> Any:
+    """The process group in which ranks tell each other small things. A collective."""
+    gloo = torch.distributed.get_backend() == "gloo"
+    return None if gloo else torch.distributed.new_group(backend="gloo")
+
+
+def build_spool(config: DistillConfig, settings: WorkerSettings, group: Any) -> Spool:
     """This rank's spool. A collective."""
     run, tracker = Store.at(settings.run_folder), settings.tracker
-    gloo = torch.distributed.get_backend() == "gloo"
     return Spool(
         local_disk(settings) / settings.run_key,
         run,
         config.output.keep_checkpoints,
         tell=lambda text: tracker.event.remote(text),
         on_stored=lambda images_seen: tracker.stored.remote(images_seen),
-        group=None if gloo else torch.distributed.new_group(backend="gloo"),
+        group=group,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,14 +13,19 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.errors import UserError
+from sid_ray.shared import Token, host_name
 
 LOOK_S = 60.0
+Reach = Callable[[bool], Token | None]
 SAME = ("sid_ray", "torch", "ray", "deepspeed")
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """One node. ``trouble`` says why it cannot work on the run, empty for nothing."""
+    """One node. ``trouble`` says why it cannot work on the run, empty for nothing.
+
+    ``token``: its own in the folder of runs, for this machine to find.
+    """
 
     name: str
     versions: dict[str, str]
@@ -29,14 +33,15 @@ class NodeFacts:
     gpus: float
     gpu_memory_gib: float
     trouble: str
+    token: Token | None = None
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def look(resources: dict[str, float], reach: Callable[[], object]) -> NodeFacts:
+def look(resources: dict[str, float], reach: Reach) -> NodeFacts:
     """Runs on the node that it describes. ``reach`` does what a worker will have to do there."""
-    trouble = ""
+    trouble, token = "", None
     try:
-        reach()
+        token = reach(bool(resources.get("CPU") or resources.get("GPU")))
     except (UserError, OSError) as error:
         trouble = str(error)
     found = {name: version(name) for name in SAME} | {"Python": platform.python_version()}
@@ -44,11 +49,15 @@ def look(resources: dict[str, float], reach: Callable[[], object]) -> NodeFacts:
     memory = 0.0
     if gpus and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return NodeFacts(socket.gethostname(), found, resources.get("CPU", 0), gpus, memory, trouble)
+    name = host_name(ray.util.get_node_ip_address())
+    return NodeFacts(name, found, resources.get("CPU", 0), gpus, memory, trouble, token)
 
 
-def look_at_cluster(reach: Callable[[], object]) -> list[NodeFacts]:
-    """Every node of the cluster of RAY_ADDRESS. Raises OSError where it cannot be joined."""
+def look_at_cluster(reach: Reach) -> list[NodeFacts]:
+    """Every node of the cluster of RAY_ADDRESS. Raises OSError where it cannot be joined.
+
+    ``reach`` is told whether workers may be on the node; returns its token, None for none.
+    """
     # A GPU node's driver library is asked though no GPU is reserved: none may be free.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(logging_level="error", log_to_driver=False)

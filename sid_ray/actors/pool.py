@@ -21,6 +21,7 @@ from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Look
 from sid_ray.looks import Bench, Job
+from sid_ray.shared import host_name
 
 
 class Looker:
@@ -28,9 +29,10 @@ class Looker:
 
     Args:
         held: one reference to the network's weights, in a list so that Ray hands it over as it is.
+        driver, key: the driver's node, and the digest of what numbers depend on there.
     """
 
-    def __init__(self, job: Job, held: list[Any]):
+    def __init__(self, job: Job, held: list[Any], driver: str, key: str):
         self.trouble = ""
         description = job.subject.description
         network = spec_of(description.family).build(description.network)
@@ -38,8 +40,15 @@ class Looker:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         try:
             self.bench = Bench(job, network.eval().requires_grad_(False), device)
+            elsewhere = ray.get_runtime_context().get_node_id() != driver
+            if elsewhere and self.bench.key(device) != key:
+                raise UserError(
+                    "the data set, a network beside the weights, or torch is another one than on "
+                    "the driver's host: bring the same files to every host, or use s3:// or a path "
+                    "that all hosts share"
+                )
         except UserError as error:  # another node than the driver's: what it lacks
-            self.trouble = f"{error} (on node {ray.util.get_node_ip_address()})"
+            self.trouble = f"{error} (on {host_name(ray.util.get_node_ip_address())})"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
@@ -53,19 +62,29 @@ class Looker:
 
 
 def looks_on_ray(
-    job: Job, network: torch.nn.Module, todo: Sequence[range], actors: int, use_gpu: bool
+    job: Job,
+    network: torch.nn.Module,
+    todo: Sequence[range],
+    actors: int,
+    use_gpu: bool,
+    key: str,
 ) -> Iterator[tuple[range, Look]]:
     """Blocks with their seeds, as they are finished, without what Ray prints.
 
-    ``actors`` is the most that work at once, 0 for as many as there is room for. Raises UserError
-    for what an actor's node lacks, StoppedError where Ray fails.
+    ``actors`` is the most that work at once, 0 for as many as there is room for; ``key`` is
+    Bench.key here. Raises UserError for what an actor's node lacks, StoppedError where Ray fails.
     """
     with silent_errors():
-        yield from found_looks(job, network, todo, actors, use_gpu)
+        yield from found_looks(job, network, todo, actors, use_gpu, key)
 
 
 def found_looks(
-    job: Job, network: torch.nn.Module, todo: Sequence[range], actors: int, use_gpu: bool
+    job: Job,
+    network: torch.nn.Module,
+    todo: Sequence[range],
+    actors: int,
+    use_gpu: bool,
+    key: str,
 ) -> Iterator[tuple[range, Look]]:
     """``looks_on_ray`` with them."""
     try:
@@ -80,10 +99,11 @@ def found_looks(
         quieten(context)
         context.execution_options.preserve_order = False
         weights = {name: value.cpu() for name, value in network.state_dict().items()}
+        driver = ray.get_runtime_context().get_node_id()
         rows = [{"start": seeds.start, "stop": seeds.stop} for seeds in todo]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Looker,
-            fn_constructor_args=(job, [ray.put(weights)]),
+            fn_constructor_args=(job, [ray.put(weights)], driver, key),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=min(actors or len(rows), len(rows))

@@ -13,9 +13,7 @@ numbers stay the same, more steps are repeated.
 from __future__ import annotations
 
 import logging
-import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,9 +23,9 @@ from ray.train.torch import TorchTrainer
 
 from sid_ray.actors.own_ray import VERSION, environment
 from sid_ray.actors.signals import PausedError
+from sid_ray.actors.watch import LOST_S, Watch, answering, elsewhere
 
 CALL_TIMEOUT_S = 5.0
-CONNECT_TIMEOUT_S = 1.0
 IDLE_S = 0.2
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was abort")
 
@@ -67,23 +65,6 @@ def preempted(own_scaling: bool) -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def answering() -> set[str]:
-    """Nodes whose raylet takes a connection: a killed one is known before Ray's health checks."""
-
-    def answers(node: dict[str, Any]) -> bool:
-        address = node["NodeManagerAddress"], node["NodeManagerPort"]
-        try:
-            with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S):
-                return True
-        except OSError:
-            return False
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    with ThreadPoolExecutor(min(32, len(nodes) or 1)) as pool:
-        found = pool.map(answers, nodes)
-        return {node["NodeID"] for node, there in zip(nodes, found, strict=True) if there}
-
-
 class AskFirst(ElasticScalingPolicy):
     """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
 
@@ -91,8 +72,12 @@ class AskFirst(ElasticScalingPolicy):
         super().__init__(scaling_config)
         self.tracker, self._run = tracker, run
         self._asked_at, self._found = float("-inf"), None  # type: Any, Any
+        self._silent: set[str] = set()
+        self._watch: Watch | None = None  # in the controller's process
 
     def after_controller_start(self, train_run_context: Any) -> None:
+        self._watch = Watch()
+        self._watch.start()
         # Ray's name for who asks is new with each start: after a kill -9 of the driver what the
         # dead one had reserved would be kept from the next for three minutes.
         super().after_controller_start(SimpleNamespace(run_id=self._run))
@@ -105,7 +90,10 @@ class AskFirst(ElasticScalingPolicy):
                 self._requester_id, recompute=True
             )
             leaving = ray._private.state.state.get_draining_nodes()
-            there = answering() - set(leaving)
+            nodes = ray.nodes()
+            there = answering(nodes)
+            self._silent = {node["NodeID"] for node in nodes if node["Alive"]} - there
+            there -= set(leaving)
             reserved = ray.get(asked, timeout=CALL_TIMEOUT_S)
             self._found = {node: has for node, has in reserved.items() if node in there}
         except Exception:
@@ -125,6 +113,7 @@ class AskFirst(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> Any:
+        self._give_up_lost(worker_group_state.workers)
         decision = super().make_decision_for_running_worker_group(
             worker_group_state, worker_group_status
         )
@@ -133,6 +122,25 @@ class AskFirst(ElasticScalingPolicy):
             why = "nodes have come" if more else "a node is about to go"
             self.tracker.ask_pause.remote(why)
         return NoopDecision()
+
+    def _give_up_lost(self, workers: Any) -> None:
+        """Ends, for Ray, workers whose node is silent: else it waits with all others for them.
+
+        Not where too few would be left: then nothing is gained, and it may be this node's network.
+        """
+        lost = self._watch.lost if self._watch else set()
+        gone = [worker for worker in workers if worker.metadata.node_id in lost]
+        left = self._get_reserved_resources() if gone else None
+        if left is None or self._count_possible_workers(left) < self.scaling_config.min_workers:
+            return
+        for host in sorted({worker.metadata.hostname for worker in gone}):
+            self.tracker.event.remote(f"{host} has not answered for {LOST_S:.0f} s: without it")
+        for worker in gone:
+            ray.kill(worker.actor)
+
+    def on_controller_start_worker_group(self, **_: Any) -> dict[str, str] | None:
+        """Labels of the nodes that workers may be on: Ray may take a silent one for alive."""
+        return elsewhere(self._silent)
 
 
 class Budget(DefaultFailurePolicy):

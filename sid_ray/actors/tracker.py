@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Board:
     run_id: str | None = None
     trouble: str = ""
     gave_up: str = ""  # why the workers stopped before the end, for good
+    refused: str = ""  # what the user has to mend before workers can work
     interruptions: list[Interruption] = field(default_factory=list)
 
 
@@ -62,6 +63,7 @@ class Tracker:
         self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
         self._said: dict[str, float] = {}
+        self._proven: set[str] = set()
         self._lock = threading.Lock()
         self._folder = Path(folder)
         self._tracking = Tracking(target, self._folder, self.event, None, hold_s, rest_s)
@@ -124,6 +126,20 @@ class Tracker:
         with self._lock:
             self._board.gave_up = reason
 
+    def refuse(self, reason: str) -> None:
+        """The workers did not begin, and will not until the user has mended this."""
+        with self._lock:
+            self._board.refused = reason
+
+    def proven(self) -> set[str]:
+        """Nodes that have proven to this driver that they share the run: proof.py."""
+        with self._lock:
+            return set(self._proven)
+
+    def prove(self, nodes: Iterable[str]) -> None:
+        with self._lock:
+            self._proven.update(nodes)
+
     def beat(self, images_seen: int, at: float) -> str:
         """Rank 0's newest step (0 for none yet). Returns why to pause, empty for going on."""
         if images_seen:
@@ -183,6 +199,7 @@ class Tracker:
                 self._tracking.run_id or None,
                 self._tracking.trouble,
                 self._board.gave_up,
+                self._board.refused,
                 list(self._board.interruptions),
             )
 

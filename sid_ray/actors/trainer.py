@@ -25,12 +25,14 @@ import ray
 import ray.exceptions
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from sid_ray.actors import scaling
 from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
+from sid_ray.actors.interfaces import AddressConfig
 from sid_ray.actors.own_ray import start_own_ray
+from sid_ray.actors.proof import contents, driver_seat
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
@@ -183,6 +185,16 @@ def local_folder(config: DistillConfig, run: Path) -> str:
     return "" if joins_cluster() else str(run / LOCAL)
 
 
+def for_other_hosts(
+    config: DistillConfig, settings: WorkerSettings, run: RunFolder
+) -> WorkerSettings:
+    """The settings with what workers on other hosts compare what they see with."""
+    teacher, generator = settings.teacher_folder, settings.initial_generator
+    return dataclasses.replace(
+        settings, token=driver_seat(run.store), contents=contents(config, teacher, generator)
+    )
+
+
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
     """The Ray Train run. Its checkpoints are ours (spool.py).
 
@@ -200,7 +212,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
         train_loop_config={
             field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
         },
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=AddressConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
@@ -393,14 +405,18 @@ def run_actors(
         began_from=record.began_from,
         components=start.components,
     )
+    if joins_cluster():
+        settings = for_other_hosts(config, settings, run)
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))
     try:
         fit.start()
         record = follow(fit, tracker, record, run, show, clock)
+        board: Board = ray.get(tracker.board.remote())
+        if board.refused:
+            raise UserError(board.refused)
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
-        board: Board = ray.get(tracker.board.remote())
         if board.gave_up:
             raise GaveUpError(board.gave_up)
         try:
@@ -418,6 +434,8 @@ def run_actors(
             save_before_the_end(fit, tracker, show)
         raise
     finally:
+        if settings.token is not None:
+            settings.token.token.remove()
         left = ray.get(tracker.finish.remote(status))
         with contextlib.suppress(StoreError):  # MLflow may be slower than a short run
             noted(ray.get(tracker.board.remote()), record, run)

@@ -20,9 +20,10 @@ from sid_ray.actors.build import (
     WorkerSettings,
     build_networks,
     build_spool,
-    on_this_node,
+    object_group,
 )
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
+from sid_ray.actors.proof import prove
 from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
 from sid_ray.assemble import components_of, data_of, generator_description, objective_of
@@ -33,9 +34,11 @@ from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
+from sid_ray.shared import NotSharedError
 from sid_ray.snapshot import take_snapshot
 from sid_ray.spool import Spool
 from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.store import set_endpoint
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
@@ -233,7 +236,9 @@ def crossed(every: int, before: int, after: int) -> bool:
 def build(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
-    settings = on_this_node(config, settings)
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    group = object_group()
+    settings = prove(config, settings, group)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if rank == 0:
@@ -241,7 +246,7 @@ def build(settings: WorkerSettings) -> Worker:
     torch.set_num_threads(config.resources.threads)
     device = ray.train.torch.get_device()
     networks = build_networks(config, settings, world_size, device)
-    spool = build_spool(config, settings)
+    spool = build_spool(config, settings, group)
     return Worker(
         config=config,
         settings=settings,
@@ -361,8 +366,13 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     """Ray Train's entry point on each worker."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    worker = build(WorkerSettings(**settings))
-    tracker = worker.settings.tracker
+    tracker = settings["tracker"]
+    try:
+        worker = build(WorkerSettings(**settings))
+    except NotSharedError as error:
+        # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
+        ray.get(tracker.refuse.remote(str(error)))
+        return
     worker.mark("build")
     found = worker.newest()
     if found is not None:

@@ -5,31 +5,45 @@ The results come in the order of the units, so that the first bad sample is the 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from sid_ray.data.layout import Unit, Work
-from sid_ray.data.progress import Report, StoppedError
+from sid_ray.data.progress import PROGRESS, Report, StoppedError
+from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
+from sid_ray.shared import Token, answer, not_shared
+from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
+
+T = TypeVar("T")
+ASK_S = 60.0  # for the answers of the nodes
 
 
 class Builder:
     """What an actor does with a batch of one unit. Errors come back as text, not as tracebacks."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, token: Token | None = None):
         self.work = work
+        # A node that came later than the others were asked: finished files stay.
+        self.trouble = ""
+        if token is not None and not token.seen():
+            self.trouble = f"{work.destination}: {os.uname().nodename} does not share this folder"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         unit: Unit = pickle.loads(batch["unit"][0])
         kind, text = "report", ""
+        if self.trouble:
+            return {"kind": ["storage"], "text": [self.trouble]}
         try:
             text = build_patiently(unit, self.work).to_json()
         except UserError as error:
@@ -59,6 +73,92 @@ def start_ray(workers: int, gpus: int) -> bool:
             log_to_driver=False,
         )
     return True
+
+
+def ask_nodes(ask: Callable[[], T]) -> dict[str, T]:
+    """What the other nodes on which workers may be find, by their hosts' names.
+
+    A node that gives no answer is left out: the work itself will say what is wrong with it.
+    """
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def there(ask: Callable[[], T]) -> T:
+        return ask()
+
+    own, asked = ray.get_runtime_context().get_node_id(), {}
+    for node in ray.nodes():
+        works = node["Resources"].get("CPU") or node["Resources"].get("GPU")
+        if node["Alive"] and works and node["NodeID"] != own:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            asked[name] = there.options(scheduling_strategy=place).remote(ask)
+    if asked:
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_S)
+    found = {}
+    for name, coming in asked.items():
+        with suppress(ray.exceptions.RayError):
+            found[name] = ray.get(coming, timeout=0)
+    return found
+
+
+def check_shared(store: Store, place: str, what: str) -> Token | None:
+    """A token of this host in the folder; None where no other host could work.
+
+    Raises NotSharedError where one of the other nodes does not see what this one writes, or this
+    one what that one does. ``place``, ``what``: what a person calls the folder, and sets it by.
+    """
+    if not joins_cluster():
+        return None
+    token = Token.new(store)
+    token.write()
+    found = ask_nodes(lambda: answer(token, f"node-{uuid.uuid4().hex[:8]}"))
+    trouble = []
+    for host, (wrong, theirs) in found.items():
+        if not wrong and not theirs.seen():
+            wrong = "writes what is not seen here"
+        theirs.remove()
+        if wrong:
+            trouble.append(f"{host} {wrong}")
+    if trouble:
+        token.remove()
+        raise not_shared(place, trouble, what)
+    return token
+
+
+def check_source(units: list[Unit]) -> None:
+    """Raises NotSharedError where another node does not find the source's samples as they are here.
+
+    The first and the last are looked at.
+    """
+    if not joins_cluster():
+        return
+    first, last = units[0].samples, units[-1].samples
+    samples = [first.part(0, 1), last.part(last.count - 1, last.count)]
+    expected = samples_digest(samples)
+    found = ask_nodes(lambda: samples_digest(samples))
+    trouble = [
+        f"{host} {'has other samples' if not wrong else f'finds none ({wrong})'}"
+        for host, (digest, wrong) in found.items()
+        if (digest, wrong) != expected
+    ]
+    if trouble and not expected[1]:
+        raise not_shared(first.source, trouble, "the source")
+
+
+def samples_digest(samples: list[Samples]) -> tuple[str, str]:
+    """(of what is read, why it cannot be read), one of them empty."""
+    digest = hashlib.sha256()
+    try:
+        for one in samples:
+            if one.reader is not None:
+                read = one.read(0)
+                digest.update(read if isinstance(read, bytes) else read.tobytes())
+    except (UserError, OSError) as error:
+        return "", str(error)
+    return digest.hexdigest(), ""
 
 
 @contextmanager
@@ -109,12 +209,14 @@ def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[
     try:
         if gpus and (found := ray.cluster_resources().get("GPU", 0)) < gpus:
             raise StoppedError(f"--gpus {gpus}: Ray has {found:.0f} here")
+        check_source(units)
+        token = check_shared(work.destination / PROGRESS, str(work.destination), "the destination")
         quieten(ray.data.DataContext.get_current())
         size = gpus or workers
         rows = [{"unit": pickle.dumps(unit)} for unit in units]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Builder,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(work, token),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(size, len(units))),
             num_gpus=1 if gpus else None,

@@ -26,6 +26,7 @@ from sid_ray.data.progress import (
 from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
+from sid_ray.shared import NotSharedError
 from sid_ray.store import Store, set_endpoint
 
 SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
@@ -72,6 +73,7 @@ def prepare_data(
     is_new = not exists(destination)
     destination.create()
     destination.write(PLAN, plan_note(work))
+    resumed = 0
     try:
         reports = finished(work, units)
         resumed = sum(sum(report.row_groups) for report in reports.values())
@@ -81,7 +83,9 @@ def prepare_data(
             reports[report.index] = report
             done += sum(report.row_groups)
             tell(done, samples.count)
-    except UserError:
+    except UserError as error:
+        if isinstance(error, NotSharedError) and resumed:
+            raise  # files of an earlier try are right
         remove_own(destination)
         if is_new and destination.is_local:
             remove_empty(destination)

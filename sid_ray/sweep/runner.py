@@ -11,9 +11,11 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sid_ray.config import DistillConfig, replace
+from sid_ray.data.pipeline import check_shared
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
 from sid_ray.run_folder import RunFolder
+from sid_ray.store import Store
 from sid_ray.stored import newest_listed
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.asha import LastingAsha
@@ -52,6 +54,9 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
     watch = WATCHES[str(folder)] = watch or Watch()
     start_ray(base)
     try:
+        token = check_shared(Store.at(base.output.folder), base.output.folder, "--output.folder")
+        if token is not None:
+            token.remove()
         SweepTask(
             name=order.name,
             space=order.text,

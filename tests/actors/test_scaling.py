@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -59,12 +58,19 @@ def policy(monkeypatch):
     monkeypatch.setattr(scaling.ray, "get", lambda value, timeout=None: value)
     state = SimpleNamespace(get_draining_nodes=lambda: made.draining)
     monkeypatch.setattr(scaling.ray._private.state, "state", state)
-    monkeypatch.setattr(scaling, "answering", lambda: set(made.cluster) - made.dead)
+    nodes = lambda: [{"NodeID": name, "Alive": True} for name in made.cluster]  # noqa: E731
+    monkeypatch.setattr(scaling.ray, "nodes", nodes)
+    monkeypatch.setattr(scaling, "answering", lambda nodes: set(made.cluster) - made.dead)
     return made
 
 
 def running(workers):
-    return SimpleNamespace(start_time=float("-inf"), num_workers=workers)
+    """A group of workers on "a", "b" ..."""
+    placed = [
+        SimpleNamespace(actor=node, metadata=SimpleNamespace(node_id=node, hostname=f"host-{node}"))
+        for node in "abcd"[:workers]
+    ]
+    return SimpleNamespace(start_time=float("-inf"), num_workers=workers, workers=placed)
 
 
 def test_a_resize_is_a_question_to_the_workers(policy):
@@ -93,19 +99,27 @@ def test_nodes_that_do_not_answer_do_not_count(policy):
     assert policy.make_decision_for_non_running_worker_group().num_workers == 1
 
 
-def test_a_killed_node_is_known_by_its_closed_port(monkeypatch):
-    with socket.socket() as open_port, socket.socket() as closed:
-        open_port.bind(("127.0.0.1", 0))
-        open_port.listen()
-        closed.bind(("127.0.0.1", 0))
-        ports = {"a": open_port.getsockname()[1], "b": closed.getsockname()[1], "c": 1}
-        nodes = [
-            {"NodeID": name, "Alive": name != "c", "NodeManagerAddress": "127.0.0.1"}
-            | {"NodeManagerPort": port}
-            for name, port in ports.items()
-        ]
-        monkeypatch.setattr(scaling.ray, "nodes", lambda: nodes)
-        assert scaling.answering() == {"a"}
+def test_workers_of_a_silent_node_are_given_up_and_the_next_are_placed_elsewhere(
+    policy, monkeypatch
+):
+    killed = []
+    monkeypatch.setattr(scaling.ray, "kill", killed.append)
+    policy._watch = SimpleNamespace(lost=set())
+    policy.make_decision_for_running_worker_group(running(2), None)
+    assert killed == [] and policy.on_controller_start_worker_group() is None
+    policy._watch.lost, policy.dead = {"b"}, {"b"}
+    policy.make_decision_for_running_worker_group(running(2), None)
+    assert killed == ["b"]
+    assert policy.tracker.named("event") == [("host-b has not answered for 8 s: without it",)]
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 1
+    assert policy.on_controller_start_worker_group() == {"ray.io/node-id": "!in(b)"}
+
+
+def test_nothing_is_given_up_where_too_few_would_be_left(policy, monkeypatch):
+    monkeypatch.setattr(scaling.ray, "kill", lambda actor: pytest.fail("killed"))
+    policy._watch = SimpleNamespace(lost={"a", "b"})
+    policy.dead = {"a", "b"}  # or it is this node that is cut off
+    policy.make_decision_for_running_worker_group(running(2), None)
 
 
 def test_reservations_that_cannot_be_read_change_nothing(policy, monkeypatch):
@@ -174,6 +188,7 @@ def test_a_new_driver_takes_over_what_a_dead_one_had_reserved(policy, monkeypatc
         "TrainAutoscalingCoordinatorClient",
         lambda requester: SimpleNamespace(send_resource_request=lambda *_: asked.append(requester)),
     )
+    monkeypatch.setattr(scaling, "Watch", lambda: SimpleNamespace(start=lambda: None))
     for run_id in ("first driver", "second driver"):
         policy.after_controller_start(SimpleNamespace(run_id=run_id))
     assert asked == ["train-/runs/x"] * 2
