@@ -129,7 +129,7 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
     token.write()
     try:
         config = anywhere(patient.config)
-        nodes = look_at_cluster(partial(reach, config, token, seen_here(config)))
+        nodes = look_at_cluster(partial(reach_together, config, token, seen_here(config)))
         unseen = [n.name for n in nodes if n.token is not None and not n.token.seen()]
         for node in nodes:
             if node.token is not None:
@@ -188,18 +188,23 @@ def anywhere(config: DistillConfig | None) -> DistillConfig | None:
     return config
 
 
-def reach(
+def reach(runs: str, endpoint_url: str, region: str) -> None:
+    """What a node must be able to do with storage. Raises StoreError, OSError, UserError."""
+    set_endpoint(endpoint_url, region)
+    probe(Store.at(runs))
+
+
+def reach_together(
     config: DistillConfig | None, token: Token, expected: dict[str, Any], works: bool
 ) -> Token | None:
-    """What a worker's node must be able to do. Raises StoreError, OSError, UserError.
+    """``reach``, and whether a node shares what this machine has.
 
     ``works``: whether workers may be there. Returns a token of that node, in the same folder.
     """
     from sid_ray.actors.proof import Sight, check
 
     server = (config or DistillConfig()).storage
-    set_endpoint(server.endpoint_url, server.region)
-    probe(token.store)
+    reach(token.store.url, server.endpoint_url, server.region)
     if not works:
         return None
     wrong, mine = answer(token, f"node-{uuid.uuid4().hex[:8]}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from sid_ray.checkpoint import (
 )
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError
+from sid_ray.shared import this_machine
 from sid_ray.spool import Spool, write_manifest
 from sid_ray.store_errors import StoreError, UnreachableStoreError, pause_s, retrying
 
@@ -106,7 +106,7 @@ class Search:
                 return found
 
     def _shelf(self) -> Shelf:
-        node = f"{socket.gethostname()}:{self.spool.local}"
+        node = f"{this_machine()}:{self.spool.local}"
         files: dict[str, frozenset[str]] = {}
         for folder in sorted(self.spool.local.glob(f"{PREFIX}*")):
             if (node, folder.name) in self._bad:

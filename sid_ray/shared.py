@@ -29,6 +29,7 @@ PATIENCE_S = 5.0  # for a network's file system that shows a new file late
 AGAIN_S = 0.2
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 READ_WHOLE = 1 << 20  # bytes of a file whose sha256 is taken
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NAMED = 4  # hosts in a line
 INSTEAD = "s3://BUCKET/PREFIX or to a path that all hosts share"
 
@@ -135,6 +136,15 @@ def file_digest(path: Path) -> str:
         total = int(words.sum(dtype=np.uint64))
         file.seek(8 * whole)
         return f"{size}-{total:x}-{file.read().hex()}"
+
+
+def this_machine() -> str:
+    """The same for processes of one machine alone: hosts may have the same name."""
+    try:
+        since = BOOT_ID.read_text().strip()
+    except OSError:
+        since = ""
+    return f"{os.uname().nodename}-{since}"
 
 
 def host_name(address: str) -> str:

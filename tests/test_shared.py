@@ -98,3 +98,14 @@ def test_contents_are_compared_whole(tmp_path, monkeypatch):
     assert content_digest(tmp_path / "a", suffixes) != same
     file = tmp_path / "a" / "weights.pt"
     assert content_digest(file) != content_digest(tmp_path / "b" / "weights.pt")
+
+
+def test_machines_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
+    found = set()
+    for boot in ("1", "2", "2"):
+        (tmp_path / "boot_id").write_text(boot)
+        monkeypatch.setattr(shared, "BOOT_ID", tmp_path / "boot_id")
+        found.add(shared.this_machine())
+    assert len(found) == 2
+    monkeypatch.setattr(shared, "BOOT_ID", tmp_path / "none")
+    assert shared.this_machine()

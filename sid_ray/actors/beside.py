@@ -19,6 +19,7 @@ from sid_ray.errors import UserError
 from sid_ray.mlflow_run import WHERE_TAG, Target
 from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
+from sid_ray.shared import Token
 
 LOOK_S = 0.5
 FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait
@@ -70,7 +71,12 @@ def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any
 
 
 def start_evaluator(
-    config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, tracker: Any
+    config: DistillConfig,
+    start: Start,
+    run: RunFolder,
+    record: RunRecord,
+    tracker: Any,
+    token: Token | None = None,
 ) -> Any:
     """The evaluator, on this node or wherever its own resources are; None where nobody asks it.
 
@@ -103,6 +109,7 @@ def start_evaluator(
         waiting=waiting,
         tracker=tracker,
         components=start.components,
+        token=token,
     )
     return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
 

@@ -20,6 +20,7 @@ from sid_ray.best_weights import keep_best
 from sid_ray.config import DistillConfig
 from sid_ray.local_copies import cache_folder
 from sid_ray.metrics.names import plain_scores
+from sid_ray.shared import Token, host_name, not_shared
 from sid_ray.store import PART, Store, moved_into_place, set_endpoint
 from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
@@ -42,6 +43,7 @@ class EvaluatorSettings:
     waiting: where weights wait for their turn, on this node's disk; empty for one of the run's key.
     tracker: actor that is told.
     components: the teacher's text encoder and VAE.
+    token: on a joined cluster the driver's, in the run's folder.
     """
 
     config: str
@@ -52,6 +54,7 @@ class EvaluatorSettings:
     waiting: str
     tracker: Any
     components: Components = NO_COMPONENTS
+    token: Token | None = None
 
 
 def step_back() -> None:
@@ -141,6 +144,10 @@ class Evaluator:
 
         from sid_ray.actors.examiner import Examiner
 
+        token, run = self._settings.token, self._settings.run
+        if token is not None and not token.seen():  # the best weights would be kept for nobody
+            host = host_name(ray.util.get_node_ip_address())
+            raise not_shared(run, [f"the evaluator's {host} sees nothing of it"], "--output.folder")
         if not self._on_gpu:
             torch.set_num_threads(1)
         device = torch.device("cuda" if self._on_gpu else "cpu")

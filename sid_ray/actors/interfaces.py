@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 # How each is told: gloo by a name, NCCL by a name's beginning, and with = by exactly that name.
 VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
@@ -58,7 +57,7 @@ def bind_to_node(given: Mapping[str, str]) -> None:
             os.environ.setdefault(variable, value)
 
 
-class ByAddress(_TorchBackend):
+class ByAddress(TorchConfig().backend_cls):  # type: ignore[misc]
     """Ray Train's, after every worker was told its interface."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:

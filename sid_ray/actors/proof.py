@@ -106,7 +106,7 @@ def prove(config: DistillConfig, settings: WorkerSettings, group: Any = None) ->
 
     A node proves it once in a driver's life: later its storage may be away, which stops nothing.
     """
-    if settings.token is not None:
+    if settings.seat is not None:
         prove_new(config, settings, group)
     return on_this_node(config, settings)
 
@@ -114,7 +114,7 @@ def prove(config: DistillConfig, settings: WorkerSettings, group: Any = None) ->
 def prove_new(config: DistillConfig, settings: WorkerSettings, group: Any) -> None:
     """``prove`` on a joined cluster. Nothing is asked where no node is new."""
     node, host = here()
-    driver: Seat = settings.token
+    driver: Seat = settings.seat
     rank, ranks = world()
     proven = ray.get(settings.tracker.proven.remote()) if rank == 0 else set()
     told = gathered((node, proven), group)

@@ -185,16 +185,6 @@ def local_folder(config: DistillConfig, run: Path) -> str:
     return "" if joins_cluster() else str(run / LOCAL)
 
 
-def for_other_hosts(
-    config: DistillConfig, settings: WorkerSettings, run: RunFolder
-) -> WorkerSettings:
-    """The settings with what workers on other hosts compare what they see with."""
-    teacher, generator = settings.teacher_folder, settings.initial_generator
-    return dataclasses.replace(
-        settings, token=driver_seat(run.store), contents=contents(config, teacher, generator)
-    )
-
-
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
     """The Ray Train run. Its checkpoints are ours (spool.py).
 
@@ -203,9 +193,10 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
     resources = config.resources
     on_gpu = resources.use_gpu
     least, most = workers_of(config)
-    make = TorchTrainer
+    make, fixed = TorchTrainer, least == most
     if settings.own_scaling:
         alone = not joins_cluster()
+        fixed = fixed and alone  # on a cluster the policy is needed to give up silent nodes
         make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone)
     return make(
         train_loop,
@@ -214,7 +205,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
         },
         torch_config=AddressConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=most if least == most else (least, most),
+            num_workers=most if fixed else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
             use_gpu=on_gpu,
             # A CPU beside the GPU: nodes that offer none (an evaluator's) get no worker.
@@ -391,7 +382,9 @@ def run_actors(
     Returns what tracking could not write, and what stopped the workers on the way.
     """
     tracker = start_tracker(config, record, time.time() - (time.monotonic() - clock.began))
-    evaluator = start_evaluator(config, start, run, record, tracker)
+    seat = driver_seat(run.store) if joins_cluster() else None
+    token = seat.token if seat else None
+    evaluator = start_evaluator(config, start, run, record, tracker, token)
     settings = WorkerSettings(
         config=config.to_json(),
         run_folder=str(run.store),
@@ -404,9 +397,9 @@ def run_actors(
         evaluator=evaluator,
         began_from=record.began_from,
         components=start.components,
+        seat=seat,
+        contents=contents(config, str(start.teacher), str(start.generator or "")) if seat else {},
     )
-    if joins_cluster():
-        settings = for_other_hosts(config, settings, run)
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))
     try:
@@ -434,8 +427,8 @@ def run_actors(
             save_before_the_end(fit, tracker, show)
         raise
     finally:
-        if settings.token is not None:
-            settings.token.token.remove()
+        if token is not None:
+            token.remove()
         left = ray.get(tracker.finish.remote(status))
         with contextlib.suppress(StoreError):  # MLflow may be slower than a short run
             noted(ray.get(tracker.board.remote()), record, run)

@@ -58,7 +58,7 @@ class Hosts:
         settings = WorkerSettings(
             config="", run_folder=RUN, teacher_folder="", initial_generator="", local_folder="",
             run_key="", own_scaling=True, tracker=self.tracker, evaluator=None,
-            token=Seat("a", "host-a", token),
+            seat=Seat("a", "host-a", token),
         )  # fmt: skip
 
         def rank(number):
