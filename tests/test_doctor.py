@@ -9,7 +9,9 @@ from sid_ray.config import replace
 from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
+from sid_ray.shared import Token
 from sid_ray.store import Store, probe
+from tests.other_host import on_host
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -136,3 +138,34 @@ def test_every_node_of_a_cluster_is_asked(tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
         found = findings(tmp_path / "file" / "runs")
         assert len([s for s, t in found["cluster"] if s == FAILED]) == 2  # on each node
+
+
+def test_nodes_that_do_not_share_the_folder_of_runs(tmp_path, monkeypatch):
+    """Each node's part of the check is done here, as on a host with that disk."""
+    from sid_ray.actors import nodes
+
+    disks = {"host-b": None, "host-c": tmp_path / "c"}
+    versions = {name: doctor.version(name) for name in nodes.SAME}
+
+    def look(reach):
+        found = []
+        for name, disk in disks.items():
+            trouble, token = "", None
+            work = lambda: reach(True)  # noqa: E731
+            try:
+                token = on_host(disk, monkeypatch, work) if disk else work()
+            except UserError as error:
+                trouble = str(error)
+            found.append(nodes.NodeFacts(name, versions, 1, 0, 0.0, trouble, token))
+        return found
+
+    monkeypatch.setattr(nodes, "look_at_cluster", look)
+    monkeypatch.setattr(Token.seen, "__defaults__", (0.0,))
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    runs = tmp_path / "runs"
+    (failed,) = (text for state, text in findings(runs)["cluster"] if state == FAILED)
+    assert failed.startswith(f"host-c: {runs} is not one folder for all hosts: this node sees")
+    assert "set --output.folder to s3://BUCKET/PREFIX" in failed
+    assert list(runs.iterdir()) == []
+    disks["host-c"] = None
+    assert failures(findings(runs, recipe("digits-sid"))) == {}

@@ -80,7 +80,7 @@ class FakePool:
         self.count, self.stop_after, self.order = count, stop_after, random.Random(seed)
         self.made = 0
 
-    def looks_on_ray(self, job, network, todo, actors, use_gpu):
+    def looks_on_ray(self, job, network, todo, actors, use_gpu, key):
         sent = pickle.dumps((job, network.state_dict()))
         benches = [self.bench(*pickle.loads(sent)) for _ in range(self.count)]
         for seeds in self.order.sample(todo, len(todo)):

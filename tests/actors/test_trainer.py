@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 from sid_ray import fit
-from sid_ray.actors import trainer
+from sid_ray.actors import proof, trainer
+from sid_ray.actors.tracker import Board
 from sid_ray.assemble import Start
 from sid_ray.config import replace
 from sid_ray.errors import UserError
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
+from sid_ray.run_folder import RunFolder, RunRecord
+from sid_ray.store import Store
 from tests.test_plan import straight
 
 DIGITS = replace(recipe("digits-sid"), resources__num_workers=4)
@@ -86,3 +89,31 @@ def test_checkpoints_go_to_the_runs_disk_first_where_all_is_one_machine(monkeypa
     assert trainer.local_folder(DIGITS, run) == ""
     named = replace(DIGITS, output__local_folder="/fast", output__run="x")
     assert trainer.local_folder(named, run) == "/fast"
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+def test_what_the_workers_refuse_is_the_users_to_mend(monkeypatch, tmp_path, cluster):
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    else:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(proof, "here", lambda: ("a", "host-a"))
+    monkeypatch.setattr(trainer.ray, "get", lambda value: value)
+    board = Board(refused="/runs/x is not one folder for all hosts")
+    answers = {"board": lambda: board, "finish": lambda status: ""}
+    remote = {name: SimpleNamespace(remote=does) for name, does in answers.items()}
+    monkeypatch.setattr(trainer, "start_tracker", lambda *_: SimpleNamespace(**remote))
+    monkeypatch.setattr(trainer, "start_evaluator", lambda *_: None)
+    monkeypatch.setattr(trainer, "FitThread", lambda _: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(trainer, "follow", lambda *_: None)
+    given = []
+    monkeypatch.setattr(
+        trainer, "build_trainer", lambda config, settings, _: given.append(settings)
+    )
+    run = RunFolder(Store.at(tmp_path), tmp_path)
+    with pytest.raises(UserError, match="not one folder"):
+        trainer.run_actors(
+            DIGITS, Start(Path(), teacher_of(DIGITS)), run, RunRecord(""), None, trainer.Clock(0.0)
+        )
+    assert (given[0].seat is not None) == cluster  # one machine is asked nothing
+    assert list(tmp_path.iterdir()) == []  # the driver's token is gone

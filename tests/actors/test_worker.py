@@ -18,6 +18,7 @@ from sid_ray.actors.worker import (
     train_with_second_chance,
 )
 from sid_ray.data.row_groups import DamagedDataError
+from sid_ray.shared import NotSharedError
 
 
 class FakeWorker:
@@ -157,3 +158,18 @@ def test_a_process_knows_the_most_memory_that_it_has_had():
     kernel_gib = int(line.split()[1]) / 2**20
     assert peak_memory_gib(torch.device("cpu")) == pytest.approx(kernel_gib, rel=0.02)
     assert largest(1.5) == 1.5
+
+
+def test_hosts_that_do_not_share_the_run_are_not_started_again(monkeypatch):
+    """An error would be raised to Ray, which starts the workers again."""
+    told = []
+    monkeypatch.setattr(module.ray, "get", lambda value: value)
+    tracker = SimpleNamespace(refuse=SimpleNamespace(remote=told.append))
+
+    def build(settings):
+        raise NotSharedError("/runs/x is not one folder for all hosts")
+
+    monkeypatch.setattr(module, "WorkerSettings", lambda **settings: settings)
+    monkeypatch.setattr(module, "build", build)
+    assert module.train_loop({"tracker": tracker}) is None
+    assert told == ["/runs/x is not one folder for all hosts"]
