@@ -207,7 +207,7 @@ def reach_together(
     reach(token.store.url, server.endpoint_url, server.region)
     if not works:
         return None
-    wrong, mine = answer(token, f"node-{uuid.uuid4().hex[:8]}")
+    wrong, mine = answer(token, f"node-{uuid.uuid4().hex[:8]}", "the machine that asks")
     if wrong:
         raise not_shared(token.store.url, [f"this node {wrong}"], "--output.folder")
     if config is not None and expected:

@@ -87,12 +87,13 @@ class Token:
             self.store.remove(self.name)
 
 
-def answer(asked: Token, who: str) -> tuple[str, Token]:
-    """On another host than that of ``asked``: what is wrong, empty for nothing; and a token of its
-    own, by which the asker sees that it shares."""
+def answer(asked: Token, who: str, asker: str) -> tuple[str, Token]:
+    """On another host than the ``asker``'s, which wrote ``asked``: what is wrong, empty for
+    nothing; and a token of its own, named ``who``, by which the asker sees that it shares.
+    """
     mine = Token.new(asked.store, who)
     if not asked.seen():
-        return "sees nothing of what this host has written there", mine
+        return f"sees nothing of {asker}", mine
     refused = mine.write()
     return f"cannot write there ({refused})" if refused else "", mine
 

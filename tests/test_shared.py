@@ -64,10 +64,10 @@ def test_what_keeps_a_host_from_writing(tmp_path, monkeypatch, number, why):
 def test_a_node_answers_with_a_token_of_its_own(tmp_path):
     asked = Token.new(Store.at(tmp_path / "a"))
     asked.write()
-    wrong, theirs = answer(asked, "node")
+    wrong, theirs = answer(asked, "node", "host-a")
     assert wrong == "" and theirs.seen()
-    wrong, theirs = answer(elsewhere(asked, tmp_path / "b"), "node")
-    assert "sees nothing" in wrong and not theirs.seen()
+    wrong, theirs = answer(elsewhere(asked, tmp_path / "b"), "node", "host-a")
+    assert wrong == "sees nothing of host-a" and not theirs.seen()
     assert not (tmp_path / "b").exists()  # nothing is left behind
 
 

@@ -21,7 +21,7 @@ from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.shared import Token, answer, not_shared
+from sid_ray.shared import Token, answer, host_name, not_shared
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
 
@@ -104,6 +104,13 @@ def ask_nodes(ask: Callable[[], T]) -> dict[str, T]:
     return found
 
 
+def own_address() -> str:
+    """This node's, as Ray knows it."""
+    import ray
+
+    return ray.util.get_node_ip_address()
+
+
 def check_shared(store: Store, place: str, what: str) -> Token | None:
     """A token of this host in the folder; None where no other host could work.
 
@@ -114,11 +121,12 @@ def check_shared(store: Store, place: str, what: str) -> Token | None:
         return None
     token = Token.new(store)
     token.write()
-    found = ask_nodes(lambda: answer(token, f"node-{uuid.uuid4().hex[:8]}"))
+    me = host_name(own_address())
+    found = ask_nodes(lambda: answer(token, f"node-{uuid.uuid4().hex[:8]}", me))
     trouble = []
     for host, (wrong, theirs) in found.items():
         if not wrong and not theirs.seen():
-            wrong = "writes what is not seen here"
+            wrong = f"writes what {me} does not see"
         theirs.remove()
         if wrong:
             trouble.append(f"{host} {wrong}")
