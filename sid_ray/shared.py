@@ -105,6 +105,14 @@ def not_shared(place: str, trouble: Iterable[str], flag: str) -> NotSharedError:
     )
 
 
+def not_same(what: str, trouble: Iterable[str]) -> NotSharedError:
+    """The same of what is only read; ``trouble`` says of each host how it differs."""
+    return NotSharedError(
+        f"{what} is not the same on all hosts: {listed(trouble)}: bring the same files to every "
+        "host, or use s3:// or a path that all hosts share"
+    )
+
+
 def listed(texts: Iterable[str]) -> str:
     """Each once, the first few of them."""
     every = list(dict.fromkeys(texts))

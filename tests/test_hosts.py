@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 LINE = "is not one folder for all hosts: "
+SAME = "is not the same on all hosts: "
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,12 @@ def driver(hosts):
     return lambda line: hosts.all["a"].run(line, RAY_ADDRESS=hosts.ray)
 
 
-def refused(ended, place):
+def refused(ended, place, line=LINE):
     """The last line of a command that must end with exit code 2."""
     last = ended.output.strip().splitlines()[-1]
     print(f"exit {ended.code} after {ended.seconds:.0f} s: {last}")
     assert ended.code == 2, ended.output
-    assert f"{place} {LINE}" in last and "host-b (10.77.0.2)" in last, ended.output
+    assert f"{place} {line}" in last and "host-b (10.77.0.2)" in last, ended.output
     assert "all hosts share" in last and "Traceback" not in ended.output
     return last
 
@@ -70,7 +71,7 @@ def test_a_source_on_the_drivers_disk_alone_is_named(driver):
     make = "mkdir -p /tmp/src && cd /tmp/src && python -c 'from PIL import Image\n"
     make += 'for n in range(8): Image.new("L", (8, 8), n).save(f"{n}.png")\''
     assert driver(make).code == 0
-    refused(driver(f"sid-ray data prepare /tmp/src {SHARED}/set --workers 2"), "/tmp/src")
+    refused(driver(f"sid-ray data prepare /tmp/src {SHARED}/set --workers 2"), "/tmp/src", SAME)
 
 
 def test_a_sweep_on_disks_of_their_own_is_refused_before_its_first_trial(driver):
@@ -88,24 +89,33 @@ def test_doctor_says_it(driver):
     assert driver(f"sid-ray doctor digits-sid --output.folder {SHARED}/runs").code == 0
 
 
-def test_a_power_cut_costs_seconds(hosts, tmp_path):
-    """Ray's default health checks take more than a minute to notice it."""
+def test_a_pulled_cable_and_a_power_cut_cost_seconds(hosts, tmp_path):
+    """Ray's default health checks take more than a minute to notice either."""
     log = tmp_path / "log.txt"
     line = distill("cut", f"{SHARED}/runs", "--images", "400000", "--output.checkpoint-every", "64")
     running = hosts.all["a"].start(line, log, RAY_ADDRESS=hosts.ray)
+    lost, come = "1 worker after 2", "2 workers after 1"
 
-    def wait(text, patience_s):
+    def wait(text, times, patience_s):
         began = time.monotonic()
-        while text not in log.read_text():
+        while log.read_text().count(text) < times:
             assert time.monotonic() - began < patience_s and running.poll() is None, log.read_text()
             time.sleep(0.1)
         return time.monotonic() - began
 
-    wait("first step of 2 workers", 240)
-    time.sleep(5)
-    hosts.all["c"].power_off()
-    seconds = wait("1 worker after 2", 60)
-    running.kill()
-    running.wait()
-    print(f"{seconds:.1f} s from the cut to the new group's first step\n{log.read_text()}")
+    try:
+        wait("first step of 2 workers", 1, 240)
+        time.sleep(5)
+        hosts.all["c"].unplug()
+        pulled_s = wait(lost, 1, 60)
+        hosts.all["c"].plug()
+        back_s = wait(come, 1, 180)
+        time.sleep(5)
+        hosts.all["c"].power_off()
+        cut_s = wait(lost, 2, 60)
+    finally:
+        running.kill()
+        running.wait()
+    print(f"first step of one worker {pulled_s:.1f} s after the cable, {cut_s:.1f} s after the cut")
+    print(f"two workers {back_s:.1f} s after the cable was back\n{log.read_text()}")
     assert "host-c has not answered for" in log.read_text()

@@ -19,7 +19,7 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
 from sid_ray.errors import UserError
 from sid_ray.fragments import gathered, world
-from sid_ray.shared import NotSharedError, Token, content_digest, host_name, listed, not_shared
+from sid_ray.shared import Token, content_digest, host_name, not_same, not_shared
 from sid_ray.store import Store
 from sid_ray.store_errors import is_s3
 from sid_ray.weights.remotes import FILE_SUFFIXES
@@ -150,10 +150,7 @@ def check(
     for what, driver in expected.items():
         trouble = differing(what, driver, sights)
         if trouble:
-            raise NotSharedError(
-                f"{what} is not the same on all hosts: {listed(trouble)}: bring the same files to "
-                "every host, or use s3:// or a path that all hosts share"
-            )
+            raise not_same(what, trouble)
 
 
 def differing(what: str, driver: Content, sights: Sequence[Sight]) -> list[str]:

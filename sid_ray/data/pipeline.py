@@ -21,7 +21,7 @@ from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.shared import Token, answer, host_name, not_shared
+from sid_ray.shared import Token, answer, host_name, not_same, not_shared
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
 
@@ -153,7 +153,7 @@ def check_source(units: list[Unit]) -> None:
         if (digest, wrong) != expected
     ]
     if trouble and not expected[1]:
-        raise not_shared(first.source, trouble, "the source")
+        raise not_same(first.source, trouble)
 
 
 def samples_digest(samples: list[Samples]) -> tuple[str, str]:
