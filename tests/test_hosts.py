@@ -99,20 +99,21 @@ def test_a_pulled_cable_and_a_power_cut_cost_seconds(hosts, tmp_path):
     def wait(text, times, patience_s):
         began = time.monotonic()
         while log.read_text().count(text) < times:
-            assert time.monotonic() - began < patience_s and running.poll() is None, log.read_text()
+            assert time.monotonic() - began < patience_s, log.read_text()
+            assert running.poll() is None, log.read_text()
             time.sleep(0.1)
         return time.monotonic() - began
 
     try:
-        wait("first step of 2 workers", 1, 240)
+        wait("first step of 2 workers", 1, 300)
         time.sleep(5)
         hosts.all["c"].unplug()
-        pulled_s = wait(lost, 1, 60)
+        pulled_s = wait(lost, 1, 120)
         hosts.all["c"].plug()
-        back_s = wait(come, 1, 180)
+        back_s = wait(come, 1, 300)
         time.sleep(5)
         hosts.all["c"].power_off()
-        cut_s = wait(lost, 2, 60)
+        cut_s = wait(lost, 2, 120)
     finally:
         running.kill()
         running.wait()

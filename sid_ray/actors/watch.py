@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 CONNECT_TIMEOUT_S = 1.75  # time for a packet that was lost once
-TRIES = 4  # in a row
+TRIES = 3  # in a row
 PAUSE_S = 0.25
 LOST_S = TRIES * (CONNECT_TIMEOUT_S + PAUSE_S)
 AT_ONCE = 32

@@ -110,7 +110,7 @@ def test_workers_of_a_silent_node_are_given_up_and_the_next_are_placed_elsewhere
     policy._watch.lost, policy.dead = {"b"}, {"b"}
     policy.make_decision_for_running_worker_group(running(2), None)
     assert killed == ["b"]
-    assert policy.tracker.named("event") == [("host-b has not answered for 8 s: without it",)]
+    assert policy.tracker.named("event") == [("host-b has not answered for 6 s: without it",)]
     assert policy.make_decision_for_non_running_worker_group().num_workers == 1
     assert policy.on_controller_start_worker_group() == {"ray.io/node-id": "!in(b)"}
 
