@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,10 +125,11 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
         yield Finding(SKIPPED, "RAY_ADDRESS is not set: the run starts a Ray of its own here")
         return
     token = Token.new(Store.at(patient.runs))
-    token.write()
+    written = not token.write()
     try:
         config = anywhere(patient.config)
-        nodes = look_at_cluster(partial(reach_together, config, token, seen_here(config)))
+        seen = seen_here(config)
+        nodes = look_at_cluster(partial(reach_together, config, token, written, seen))
         unseen = [n.name for n in nodes if n.token is not None and not n.token.seen()]
         for node in nodes:
             if node.token is not None:
@@ -174,7 +174,7 @@ def seen_here(config: DistillConfig | None) -> dict[str, Any]:
 
     if config is None:
         return {}
-    return contents(config, parse_source(config.teacher.source).location, "")
+    return contents(config, parse_source(config.teacher.source).location)
 
 
 def anywhere(config: DistillConfig | None) -> DistillConfig | None:
@@ -195,19 +195,20 @@ def reach(runs: str, endpoint_url: str, region: str) -> None:
 
 
 def reach_together(
-    config: DistillConfig | None, token: Token, expected: dict[str, Any], works: bool
+    config: DistillConfig | None, token: Token, written: bool, expected: dict[str, Any], works: bool
 ) -> Token | None:
     """``reach``, and whether a node shares what this machine has.
 
-    ``works``: whether workers may be there. Returns a token of that node, in the same folder.
+    ``written``: whether the token is there. ``works``: whether workers may be on the node. Returns
+    a token of that node, in the same folder.
     """
     from sid_ray.actors.proof import Sight, check
 
     server = (config or DistillConfig()).storage
     reach(token.store.url, server.endpoint_url, server.region)
-    if not works:
+    if not (works and written):
         return None
-    wrong, mine = answer(token, f"node-{uuid.uuid4().hex[:8]}", "the machine that asks")
+    wrong, mine = answer(token, "node", "the machine that asks")
     if wrong:
         raise not_shared(token.store.url, [f"this node {wrong}"], "--output.folder")
     if config is not None and expected:

@@ -30,6 +30,7 @@ AGAIN_S = 0.2
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 READ_WHOLE = 1 << 20  # bytes of a file whose sha256 is taken
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+UNKNOWN = "storage does not answer"  # or is full: others say so, and wait for it
 NAMED = 4  # hosts in a line
 INSTEAD = "s3://BUCKET/PREFIX or to a path that all hosts share"
 
@@ -40,7 +41,11 @@ class NotSharedError(UserError):
 
 @dataclass(frozen=True)
 class Token:
-    """A small file that one host writes and others read; ``text`` is drawn anew each time."""
+    """A small file that one host writes and others read.
+
+    Name and text are drawn anew each time: a network's file system may remember for a minute that
+    there was no such file.
+    """
 
     store: Store
     name: str
@@ -48,20 +53,17 @@ class Token:
 
     @classmethod
     def new(cls, store: Store, who: str = "driver") -> Token:
-        return cls(store, f"{TOKEN}{who}", uuid.uuid4().hex)
+        text = uuid.uuid4().hex
+        return cls(store, f"{TOKEN}{who}-{text[:8]}", text)
 
     def write(self) -> str:
-        """Why it cannot be written, empty where it can.
-
-        A full disk, or storage that does not answer, is not what this is about: also empty.
-        """
+        """Why it is not there now, empty where it is. UNKNOWN for what waiting may mend."""
         try:
             self.store.write(self.name, self.text)
         except StoreError:
-            pass
+            return UNKNOWN
         except OSError as error:
-            if error.errno in REFUSALS:
-                return error.strerror or str(error)
+            return error.strerror or str(error) if error.errno in REFUSALS else UNKNOWN
         return ""
 
     def seen(self, patience_s: float = PATIENCE_S) -> bool:
@@ -87,15 +89,24 @@ class Token:
             self.store.remove(self.name)
 
 
-def answer(asked: Token, who: str, asker: str) -> tuple[str, Token]:
+def answer(asked: Token, who: str, asker: str) -> tuple[str, Token | None]:
     """On another host than the ``asker``'s, which wrote ``asked``: what is wrong, empty for
     nothing; and a token of its own, named ``who``, by which the asker sees that it shares.
     """
-    mine = Token.new(asked.store, who)
     if not asked.seen():
-        return f"sees nothing of {asker}", mine
+        return f"sees nothing of {asker}", None
+    mine = Token.new(asked.store, who)
     refused = mine.write()
-    return f"cannot write there ({refused})" if refused else "", mine
+    if refused in ("", UNKNOWN):
+        return "", None if refused else mine
+    return f"cannot write there ({refused})", None
+
+
+def remove_tokens(store: Store) -> None:
+    """Those that a killed process left on a disk."""
+    if store.is_local:
+        for path in store.folder.glob(f"{TOKEN}*"):
+            path.unlink(missing_ok=True)
 
 
 def not_shared(place: str, trouble: Iterable[str], flag: str) -> NotSharedError:

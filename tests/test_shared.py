@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sid_ray import shared
-from sid_ray.shared import Token, answer, content_digest, not_shared
+from sid_ray.shared import UNKNOWN, Token, answer, content_digest, not_shared, remove_tokens
 from sid_ray.store import Store
 from sid_ray.store_errors import UnreachableStoreError
 
@@ -30,6 +30,9 @@ def test_a_token_is_seen_in_its_own_folder_alone(tmp_path):
     assert not other.seen()
     token.remove()
     assert not token.seen()
+    token.write()  # of a process that was killed
+    remove_tokens(token.store)
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_a_token_may_be_seen_late(tmp_path, monkeypatch):
@@ -46,12 +49,13 @@ def test_storage_that_is_away_is_not_called_unshared(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "read_text", away)
     monkeypatch.setattr(Store, "write", away)
     token = Token.new(Store.at(tmp_path))
-    assert token.write() == "" and token.seen()
+    assert token.write() == UNKNOWN and token.seen()
+    assert answer(token, "node", "host-a") == ("", None)
 
 
 @pytest.mark.parametrize(
     ("number", "why"),
-    [(errno.ENOSPC, ""), (errno.EROFS, "Read-only"), (errno.EACCES, "Permission")],
+    [(errno.ENOSPC, UNKNOWN), (errno.EROFS, "Read-only"), (errno.EACCES, "Permission")],
 )
 def test_what_keeps_a_host_from_writing(tmp_path, monkeypatch, number, why):
     def fail(self, *_):
@@ -67,7 +71,7 @@ def test_a_node_answers_with_a_token_of_its_own(tmp_path):
     wrong, theirs = answer(asked, "node", "host-a")
     assert wrong == "" and theirs.seen()
     wrong, theirs = answer(elsewhere(asked, tmp_path / "b"), "node", "host-a")
-    assert wrong == "sees nothing of host-a" and not theirs.seen()
+    assert wrong == "sees nothing of host-a" and theirs is None
     assert not (tmp_path / "b").exists()  # nothing is left behind
 
 

@@ -19,7 +19,15 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
 from sid_ray.errors import UserError
 from sid_ray.fragments import gathered, world
-from sid_ray.shared import Token, content_digest, host_name, not_same, not_shared
+from sid_ray.shared import (
+    UNKNOWN,
+    Token,
+    content_digest,
+    host_name,
+    not_same,
+    not_shared,
+    remove_tokens,
+)
 from sid_ray.store import Store
 from sid_ray.store_errors import is_s3
 from sid_ray.weights.remotes import FILE_SUFFIXES
@@ -36,7 +44,7 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class Seat:
-    """One rank, as the others must know it. ``refused``: why its host cannot write."""
+    """One rank, as the others must know it. ``refused``: why its host did not write its token."""
 
     node: str
     host: str
@@ -58,7 +66,7 @@ def here() -> tuple[str, str]:
     return ray.get_runtime_context().get_node_id(), host_name(ray.util.get_node_ip_address())
 
 
-def contents(config: DistillConfig, teacher: str, generator: str) -> dict[str, Content]:
+def contents(config: DistillConfig, teacher: str, generator: str = "") -> dict[str, Content]:
     """What this host finds of the run's data and networks on disks; S3 is one place for all.
 
     ``teacher`` and ``generator`` are the paths that the driver found.
@@ -143,7 +151,11 @@ def check(
     run: str, seats: Sequence[Seat], sights: Sequence[Sight], expected: Mapping[str, Content]
 ) -> None:
     """Raises NotSharedError for what the ranks have found. ``expected``: the driver's contents."""
-    trouble = [f"{s.host} cannot write there ({s.refused})" for s in seats if s.refused]
+    trouble = [
+        f"{s.host} cannot write there ({s.refused})"
+        for s in seats
+        if s.refused not in ("", UNKNOWN)
+    ]
     trouble += [f"{s.host} sees nothing of {' and '.join(s.unseen)}" for s in sights if s.unseen]
     if trouble:
         raise not_shared(run, trouble, "--output.folder")
@@ -166,6 +178,6 @@ def differing(what: str, driver: Content, sights: Sequence[Sight]) -> list[str]:
 def driver_seat(run: Store) -> Seat:
     """The driver's, with its token in the run's folder."""
     node, host = here()
+    remove_tokens(run)
     token = Token.new(run)
-    token.write()
-    return Seat(node, host, token)
+    return Seat(node, host, token, token.write())

@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -112,7 +111,7 @@ def own_address() -> str:
 
 
 def check_shared(store: Store, place: str, what: str) -> Token | None:
-    """A token of this host in the folder; None where no other host could work.
+    """A token of this host in the folder; None where nothing is to be proven.
 
     Raises NotSharedError where one of the other nodes does not see what this one writes, or this
     one what that one does. ``place``, ``what``: what a person calls the folder, and sets it by.
@@ -120,14 +119,15 @@ def check_shared(store: Store, place: str, what: str) -> Token | None:
     if not joins_cluster():
         return None
     token = Token.new(store)
-    token.write()
+    if token.write():
+        return None  # the work itself will say why
     me = host_name(own_address())
-    found = ask_nodes(lambda: answer(token, f"node-{uuid.uuid4().hex[:8]}", me))
+    found = ask_nodes(lambda: answer(token, "node", me))
     trouble = []
     for host, (wrong, theirs) in found.items():
-        if not wrong and not theirs.seen():
-            wrong = f"writes what {me} does not see"
-        theirs.remove()
+        if theirs is not None:
+            wrong = wrong if theirs.seen() else f"writes what {me} does not see"
+            theirs.remove()
         if wrong:
             trouble.append(f"{host} {wrong}")
     if trouble:

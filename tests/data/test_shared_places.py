@@ -30,7 +30,7 @@ def nodes(monkeypatch):
 
 def test_nodes_that_share_the_destination(nodes, tmp_path):
     token = check_shared(Store.at(tmp_path), str(tmp_path), "the destination")
-    assert token.seen() and [path.name for path in tmp_path.iterdir()] == [".host-driver"]
+    assert token.seen() and [path.name for path in tmp_path.iterdir()] == [token.name]
 
 
 def test_a_node_with_a_disk_of_its_own_is_named(nodes, tmp_path, monkeypatch):
