@@ -51,7 +51,6 @@ class WorkerSettings:
     evaluator: Any
     began_from: str = ""  # another run's checkpoint, where this run has none of its own
     components: Components = NO_COMPONENTS  # of the teacher: its text encoder and VAE
-    token: Any = None  # on a joined cluster the driver's Seat: proof.py
     seat: Any = None  # on a joined cluster the driver's (proof.py)
     contents: Mapping[str, Any] = field(default_factory=dict)  # what the driver's host has
 
