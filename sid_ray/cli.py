@@ -14,10 +14,19 @@ import tyro
 
 from sid_ray import __version__
 from sid_ray.config import DistillConfig
-from sid_ray.data.options import PrepareOptions, ShowOptions
+from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluate_options import EvaluateOptions
-from sid_ray.parsing import ALIASES, expand_aliases, number_list, one_of, parse
+from sid_ray.generate_options import GenerateOptions
+from sid_ray.parsing import (
+    ALIASES,
+    expand_aliases,
+    is_address,
+    number_list,
+    one_of,
+    parse,
+    typed_prompts,
+)
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
     GUIDANCE,
@@ -143,49 +152,31 @@ def doctor(args: Sequence[str]) -> int:
     return run_doctor(config if named else None, runs_folder(config.output.folder), deep)
 
 
-@dataclass
-class GenerateArgs:
-    """Makes images with a one-step generator: a PNG a seed, and grid.png."""
-
+@dataclass(frozen=True)
+class GenerateArgs(GenerateOptions):
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run's folder, one of its checkpoints, or a folder with a network: a path or s3://."""
-    seeds: str = "0-63"
-    """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""
-    labels: str = ""
-    """Classes dealt out by the seed's number, like 0-9; empty draws one for each seed."""
-    prompt: str = ""
-    """Text for a text-to-image generator; | stands between several, dealt out by the seed's number.
-    """
-    prompts: Path | None = None
-    """Text file with a prompt a line, instead of --prompt."""
-    out: Path = Path("samples")
-    """Folder for the pictures."""
-    batch: int = 64
-    """Images made at once."""
-    vae: str = ""
-    """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
-    its teacher's."""
+    """A run's folder, one of its checkpoints, RUN/best, or a generator's weights: a path, https://,
+    s3:// or hf://OWNER/REPO/PATH."""
+
+    __doc__ = GenerateOptions.__doc__
 
 
 def generate(args: Sequence[str]) -> int:
     """sid-ray generate RUN_OR_CHECKPOINT"""
     parsed = parse(GenerateArgs, args, "sid-ray generate")
-    if parsed.batch < 1:
-        raise UserError(f"--batch {parsed.batch}: at least 1")
-    from sid_ray.generate import generate_pictures
-
+    parsed.check()
+    if is_address(parsed.out):
+        raise UserError(f"--out {parsed.out}: pictures go to a folder on this machine's disk")
     seeds = number_list(parsed.seeds, "seeds")
-    classes = number_list(parsed.labels, "labels") if parsed.labels else None
-    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
+    classes = number_list(parsed.labels, "labels", MAX_CLASSES) if parsed.labels else None
+    prompts: Sequence[str] = typed_prompts(parsed.prompt)
     if parsed.prompts is not None:
         from sid_ray.data.prompts import read_prompts
 
-        prompts = list(read_prompts(str(parsed.prompts)))
-    written = generate_pictures(
-        parsed.source, seeds, classes, prompts, parsed.out, parsed.batch, parsed.vae
-    )
-    print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
-    return 0
+        prompts = read_prompts(str(parsed.prompts))
+    from sid_ray.generate import run_generate
+
+    return run_generate(parsed, seeds, classes, prompts)
 
 
 @dataclass(frozen=True)
@@ -225,10 +216,12 @@ def compare(args: Sequence[str]) -> int:
     parsed = parse(CompareArgs, args, "sid-ray compare")
     if not parsed.runs:
         raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
-    from sid_ray.compare import write_comparison
+    if parsed.out.is_dir() or is_address(parsed.out):
+        raise UserError(f"--out {parsed.out}: the page is a file on this machine's disk; name one")
+    from sid_ray.compare import MOST_SEEDS, write_comparison
 
-    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
-    write_comparison(parsed.runs, parsed.out, number_list(parsed.seeds, "seeds"), prompts)
+    prompts = typed_prompts(parsed.prompt)
+    write_comparison(parsed.runs, parsed.out, number_list(parsed.seeds, "seeds", MOST_SEEDS), prompts)
     print(f"{len(parsed.runs)} runs in {parsed.out}")
     return 0
 
