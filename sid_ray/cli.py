@@ -45,6 +45,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
   sid-ray evaluate RUN_CHECKPOINT_OR_TEACHER           score its images by FID and the like
+  sid-ray evaluate FOLDER_OF_IMAGES                    the same for images that are there
   sid-ray ui [FOLDER]                                  MLflow's pages on a folder of runs
   sid-ray compare RUN [RUN ...] [--out compare.html]   runs side by side on one page
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
@@ -183,7 +184,7 @@ def generate(args: Sequence[str]) -> int:
 class EvaluateArgs(EvaluateOptions):
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
-    hf://OWNER/REPO/PATH or builtin:NAME."""
+    hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
 
     __doc__ = EvaluateOptions.__doc__
 
@@ -221,7 +222,9 @@ def compare(args: Sequence[str]) -> int:
     from sid_ray.compare import MOST_SEEDS, write_comparison
 
     prompts = typed_prompts(parsed.prompt)
-    write_comparison(parsed.runs, parsed.out, number_list(parsed.seeds, "seeds", MOST_SEEDS), prompts)
+    write_comparison(
+        parsed.runs, parsed.out, number_list(parsed.seeds, "seeds", MOST_SEEDS), prompts
+    )
     print(f"{len(parsed.runs)} runs in {parsed.out}")
     return 0
 

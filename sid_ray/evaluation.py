@@ -190,11 +190,16 @@ class Judge:
 
     def look(self, sampler: Sampler, seeds: Sequence[int]) -> Look:
         """What the metrics need of one block of images, up to 256."""
-        images = self.images(sampler, seeds)
+        texts = None
+        if self.clip is not None:
+            texts = self.source.captions(index_of(self.source, seeds))
+        return self.look_at(self.images(sampler, seeds), texts)
+
+    def look_at(self, images: Tensor, texts: Sequence[str] | None = None) -> Look:
+        """What the metrics need of one block of pictures uint8 [N, C, H, W], and their texts."""
         features, logits = looked_at(self.extractor, images)
         cosines = None
         if self.clip is not None:
-            texts = self.source.captions(index_of(self.source, seeds))
             cosines = clip_cosines(self.clip, images, texts or [])[:, None].numpy()
         return Look(features, logits if "is" in self.metrics else None, cosines)
 

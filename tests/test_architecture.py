@@ -32,7 +32,7 @@ LEVELS = {
     "mlflow_run": 3, "mlflow_artifacts": 3, "best": 3, "tracking": 3, "history": 3,
     "model_card": 3,
     "evaluation": 3, "evaluations": 3, "page": 3, "real_images": 3, "release": 3,
-    "best_weights": 3, "subject": 3, "looks": 3,
+    "best_weights": 3, "subject": 3, "looks": 3, "picture_looks": 3,
     "run_folder": 3, "copies": 3, "report": 3, "generate": 3, "generate_options": 0,
     "console": 3,
     "actors": 4,

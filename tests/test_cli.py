@@ -67,7 +67,18 @@ def test_ranges_of_numbers():
     assert list(found) == [0, 1, 2, 3, 7]
     assert (len(found), found[4], found[-2], found[1:4]) == (5, 7, 3, [1, 2, 3])
     assert 7 in found and 4 not in found
-    for wrong in ("", "a", "1-", "-1", "3-1", "1,,2", "0-1e9", "\u0663", "9" * 5000, "0-2000000000"):
+    for wrong in (
+        "",
+        "a",
+        "1-",
+        "-1",
+        "3-1",
+        "1,,2",
+        "0-1e9",
+        "\u0663",
+        "9" * 5000,
+        "0-2000000000",
+    ):
         with pytest.raises(UserError):
             number_list(wrong, "seeds")
 

@@ -17,27 +17,25 @@ import torch
 
 from sid_ray.data.pipeline import quieten, silent_errors, start_ray
 from sid_ray.data.progress import StoppedError
-from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Look
-from sid_ray.looks import Bench, Job
+from sid_ray.looks import Job
+from sid_ray.picture_looks import PictureJob
 
 
 class Looker:
     """What an actor does with a block. The user's errors come back as text, not as tracebacks.
 
     Args:
-        held: one reference to the network's weights, in a list so that Ray hands it over as it is.
+        held: one reference to the network's weights, in a list so that Ray hands it over as it is;
+            they are empty where there is no network.
     """
 
-    def __init__(self, job: Job, held: list[Any]):
+    def __init__(self, job: Job | PictureJob, held: list[Any]):
         self.trouble = ""
-        description = job.subject.description
-        network = spec_of(description.family).build(description.network)
-        network.load_state_dict(ray.get(held[0]))
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         try:
-            self.bench = Bench(job, network.eval().requires_grad_(False), device)
+            self.bench = job.bench(ray.get(held[0]), device, lambda text: None)
         except UserError as error:  # another node than the driver's: what it lacks
             self.trouble = f"{error} (on node {ray.util.get_node_ip_address()})"
 
@@ -53,7 +51,11 @@ class Looker:
 
 
 def looks_on_ray(
-    job: Job, network: torch.nn.Module, todo: Sequence[range], actors: int, use_gpu: bool
+    job: Job | PictureJob,
+    network: torch.nn.Module | None,
+    todo: Sequence[range],
+    actors: int,
+    use_gpu: bool,
 ) -> Iterator[tuple[range, Look]]:
     """Blocks with their seeds, as they are finished, without what Ray prints.
 
@@ -65,7 +67,11 @@ def looks_on_ray(
 
 
 def found_looks(
-    job: Job, network: torch.nn.Module, todo: Sequence[range], actors: int, use_gpu: bool
+    job: Job | PictureJob,
+    network: torch.nn.Module | None,
+    todo: Sequence[range],
+    actors: int,
+    use_gpu: bool,
 ) -> Iterator[tuple[range, Look]]:
     """``looks_on_ray`` with them."""
     try:
@@ -79,7 +85,8 @@ def found_looks(
         context = ray.data.DataContext.get_current()
         quieten(context)
         context.execution_options.preserve_order = False
-        weights = {name: value.cpu() for name, value in network.state_dict().items()}
+        state = network.state_dict() if network is not None else {}
+        weights = {name: value.cpu() for name, value in state.items()}
         rows = [{"start": seeds.start, "stop": seeds.stop} for seeds in todo]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Looker,
