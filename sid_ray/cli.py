@@ -3,6 +3,7 @@ imported before the arguments are known to be right."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ from sid_ray.recipes import (
     recipe,
     recipe_entry,
 )
+
+TYPED = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+"""What a name that was typed can be, whoever opens it."""
 
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
@@ -371,7 +375,12 @@ def run(args: Sequence[str]) -> int:
     if args[0] not in COMMANDS:
         hint = nearest(args[0], COMMANDS) or f" There are: {', '.join(COMMANDS)}."
         raise UserError(f"no command {args[0]!r}.{hint}")
-    return COMMANDS[args[0]](args[1:])
+    try:
+        return COMMANDS[args[0]](args[1:])
+    except OSError as error:
+        if error.errno not in TYPED or error.filename is None:
+            raise
+        raise UserError(f"{error.filename!s:.200}: {error.strerror}") from None
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -97,8 +97,8 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     console.print(table_of(result))
     tell_run(result, console)
     console.print(
-        f"{made:,} images {'looked at' if network is None else 'made'} in {seconds:.1f} s; result in {options.out}; features kept in "
-        f"{kept.folder} ({kept.size / 1e6:,.1f} MB)"
+        f"{made:,} images {'looked at' if network is None else 'made'} in {seconds:.1f} s; result "
+        f"in {options.out}; features kept in {kept.folder} ({kept.size / 1e6:,.1f} MB)"
     )
 
 
@@ -145,7 +145,7 @@ def pictures_job_of(options: EvaluateOptions, console: Console) -> PictureJob:
         )  # fmt: skip
     if len(pictures) < FEWEST:
         raise UserError(
-            f"{options.source} holds {len(pictures)} images; at least {FEWEST} are needed for scores"
+            f"{options.source} holds {len(pictures)} images; scores need at least {FEWEST}"
         )
     if left_out := pictures.notes.get("left_out"):
         console.print(f"left out: {', '.join(left_out)}, the grid of sid-ray generate")

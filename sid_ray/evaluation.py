@@ -145,7 +145,11 @@ class Judge:
     @property
     def resolution(self) -> int:
         """Pixels a side of the pictures."""
-        return self.source.shape[-1] * (1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR)
+        return self.source.shape[-1] * self._factor
+
+    @property
+    def _factor(self) -> int:
+        return 1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR
 
     def protocol(self, seeds: range) -> dict[str, Any]:
         """What the scores of these seeds mean: how they could be made again."""
@@ -217,6 +221,9 @@ class Judge:
                 f"metric is needs a classifier, {self.extractor.name} is none: choose another "
                 "feature space"
             )
+        height, width = (side * self._factor for side in self.source.shape[-2:])
+        channels = self.source.shape[0] if self._factor == 1 else 3
+        looked_at(self.extractor, torch.zeros(1, channels, height, width, dtype=torch.uint8))
         if "fd" in self.metrics:
             self.real.check()
         if self._compares_samples:

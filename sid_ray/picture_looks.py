@@ -13,9 +13,9 @@ import torch
 from sid_ray.config import DistillConfig
 from sid_ray.data.picture_sets import PictureSet
 from sid_ray.data.source import Source
+from sid_ray.errors import UserError
 from sid_ray.evaluation import Judge, Look
 from sid_ray.looks import FORMAT
-from sid_ray.metrics.scores import looked_at
 from sid_ray.store import set_endpoint
 
 
@@ -74,7 +74,14 @@ class PictureBench:
     def check(self) -> None:
         """Raises UserError for what could not be scored, before pictures are looked at."""
         self.judge.check()
-        looked_at(self.judge.extractor, torch.zeros(1, *self.pictures.shape, dtype=torch.uint8))
+        real = self.judge.real.source
+        if real is not None and tuple(real.shape[-2:]) != self.pictures.shape[-2:]:
+            (height, width), found = real.shape[-2:], self.pictures.shape
+            raise UserError(
+                f"{self.pictures.samples.source} holds images of {found[2]}x{found[1]} pixels, "
+                f"--reference {self.judge.chosen.reference} of {width}x{height}: --resolution "
+                f"{height} brings them to that size"
+            )
 
     def key(self, device: str) -> str:
         """A digest of all that a block's numbers depend on but its place."""

@@ -113,15 +113,17 @@ def test_wrong_choices_are_refused_before_pictures_are_looked_at(made, capsys, f
 
 def test_damaged_pictures_few_pictures_and_networks_options(made, capsys, tmp_path):
     network, pictures = made
-    assert "--resolution is for a folder of images" in evaluate(
-        capsys, network, "--resolution", 8, code=2
-    )[1]
+    assert (
+        "--resolution is for a folder of images"
+        in evaluate(capsys, network, "--resolution", 8, code=2)[1]
+    )
     shutil.copytree(pictures, tmp_path / "damaged")
     file = tmp_path / "damaged" / "seed000042.png"
     file.write_bytes(file.read_bytes()[:-20])
-    assert "seed000042.png (sample 42): a damaged PNG" in evaluate(
-        capsys, tmp_path / "damaged", code=2
-    )[1]
+    assert (
+        "seed000042.png (sample 42): a damaged PNG"
+        in evaluate(capsys, tmp_path / "damaged", code=2)[1]
+    )
     (tmp_path / "few").mkdir()
     shutil.copy(pictures / "seed000000.png", tmp_path / "few")
     assert "holds 1 images; at least 65" in evaluate(capsys, tmp_path / "few", code=2)[1]
@@ -144,7 +146,7 @@ def test_captions_lie_beside_are_named_or_were_recorded(tmp_path):
         (folder / f"{name}.txt").write_text(name)
     assert open_pictures(str(folder), with_captions=True).captions == ["a cat", "b", "c"]
     (tmp_path / "p.txt").write_text("one\ntwo\n")
-    with pytest.raises(UserError, match="holds 2 prompts, .* 3 images"):
+    with pytest.raises(UserError, match=r"holds 2 prompts, .* 3 images"):
         open_pictures(str(folder), prompts=tmp_path / "p.txt")
     made = tmp_path / "made"
     made.mkdir()

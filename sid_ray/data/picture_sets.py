@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import warnings
@@ -41,6 +42,7 @@ NETWORK_FOLDERS = ("checkpoint_", "best_", "unet/", "transformer/")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 THREADS, AT_ONCE = 8, 256
+LOOKED_THROUGH = 20_000  # files and folders before the first picture
 Tell = Callable[[int, int], None]
 
 
@@ -105,12 +107,32 @@ def holds_pictures(source: str) -> bool:
         return False
     if source.lower().endswith(".zip"):
         return True
-    if "://" not in source and not Path(source).expanduser().is_dir():
-        return False
+    if "://" not in source:
+        return folder_holds_pictures(Path(source).expanduser())
     names = list(Store.at(source).files())
-    if any(name in NETWORKS or name.startswith(NETWORK_FOLDERS) for name in names):
+    return not is_network(names) and any(map(is_picture, names))
+
+
+def is_network(names: Iterable[str]) -> bool:
+    """Whether a folder with these names is a network's or a run's."""
+    return any(name in NETWORKS or name.startswith(NETWORK_FOLDERS) for name in names)
+
+
+def folder_holds_pictures(folder: Path) -> bool:
+    """Found without a look at all of a large disk."""
+    if not folder.is_dir():
         return False
-    return any(name.lower().endswith(SUFFIXES["images"]) for name in names)
+    top = [f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()]
+    if is_network(top):
+        return False
+    seen = 0
+    for _, _, names in os.walk(folder):
+        if any(map(is_picture, names)):
+            return True
+        seen += 1 + len(names)
+        if seen > LOOKED_THROUGH:
+            return False
+    return False
 
 
 def open_pictures(
@@ -238,8 +260,8 @@ def survey(samples: Samples, index: int) -> Seen:
 def captions_of(
     samples: Samples, read: Callable[[str], bytes | None], prompts: Path | None
 ) -> list[str] | None:
-    """A text for each picture: of the file that was named, of the .txt beside each, or of what sid-ray
-    generate has recorded; None where there are none. Raises UserError where one is missing.
+    """A text for each picture: of the file that was named, of the .txt beside each, or of what
+    sid-ray generate has recorded; None where there are none. Raises UserError where one is missing.
     """
     if prompts is not None:
         return dealt(samples, read_prompts(str(prompts)), str(prompts))
