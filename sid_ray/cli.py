@@ -248,6 +248,8 @@ class UiArgs:
 def ui(args: Sequence[str]) -> int:
     """sid-ray ui [FOLDER]"""
     parsed = parse(UiArgs, args, "sid-ray ui")
+    if not 1 <= parsed.port <= 65535:
+        raise UserError(f"--port {parsed.port}: expected 1 to 65535")
     from sid_ray.ui import run_ui
 
     return run_ui(parsed.folder, parsed.host, parsed.port)

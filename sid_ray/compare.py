@@ -69,6 +69,8 @@ def find_run(place: str) -> Compared:
             summary = {}  # it has not ended
     except StoreError as error:
         raise UserError(str(error)) from None
+    except OSError:
+        raise UserError(f"{place} is no run: name a run's folder") from None
     config = DistillConfig.from_json(record.config, f"{place}/run.json")
     if record.tracker_run_id is None:
         raise UserError(f"{place} has no MLflow run yet: start it first")
