@@ -126,7 +126,9 @@ def test_damaged_pictures_few_pictures_and_networks_options(made, capsys, tmp_pa
     )
     (tmp_path / "few").mkdir()
     shutil.copy(pictures / "seed000000.png", tmp_path / "few")
-    assert "holds 1 images; at least 65" in evaluate(capsys, tmp_path / "few", code=2)[1]
+    assert (
+        "holds 1 images; scores need at least 65" in evaluate(capsys, tmp_path / "few", code=2)[1]
+    )
 
 
 def test_captions_lie_beside_are_named_or_were_recorded(tmp_path):

@@ -30,6 +30,7 @@ from sid_ray.data.pixels import GREY, MODES, PNG, RGB, ImageRules, check_png, op
 from sid_ray.data.pixels import resized as cut_and_resized
 from sid_ray.data.prompts import read_prompts
 from sid_ray.data.samples import Samples, checked_prompt, first_line
+from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from sid_ray.text_lines import text_of
@@ -191,8 +192,9 @@ def listed(source: str) -> tuple[Samples, Callable[[str], bytes | None]]:
         above, name = Store(store.url.rpartition("/")[0]), store.name
         if above.size(name) is None:
             raise UserError(f"{source} does not exist")
-        reader: Any = ZipReader(above, name)
-        files = {member: tuple(place) for member, place in list_zip(above, name, source).items()}
+        reader: Any = ZipReader(Window(above, name))
+        members, _ = list_zip(above, name, source)
+        files = {member: tuple(place) for member, place in members.items()}
     else:
         reader, files = FolderReader(store), dict(store.files())
 
