@@ -3,6 +3,7 @@ imported before the arguments are known to be right."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +15,19 @@ import tyro
 
 from sid_ray import __version__
 from sid_ray.config import DistillConfig
-from sid_ray.data.options import PrepareOptions, ShowOptions
+from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluate_options import EvaluateOptions
-from sid_ray.parsing import ALIASES, expand_aliases, number_list, one_of, parse
+from sid_ray.generate_options import GenerateOptions
+from sid_ray.parsing import (
+    ALIASES,
+    expand_aliases,
+    is_address,
+    number_list,
+    one_of,
+    parse,
+    typed_prompts,
+)
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
     GUIDANCE,
@@ -26,6 +36,9 @@ from sid_ray.recipes import (
     recipe,
     recipe_entry,
 )
+
+TYPED = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+"""What a name that was typed can be, whoever opens it."""
 
 USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generators
 
@@ -36,6 +49,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
   sid-ray evaluate RUN_CHECKPOINT_OR_TEACHER           score its images by FID and the like
+  sid-ray evaluate FOLDER_OF_IMAGES                    the same for images that are there
   sid-ray ui [FOLDER]                                  MLflow's pages on a folder of runs
   sid-ray compare RUN [RUN ...] [--out compare.html]   runs side by side on one page
   sid-ray recipes [NAME or its beginning]              list recipes, or print one in full
@@ -143,58 +157,38 @@ def doctor(args: Sequence[str]) -> int:
     return run_doctor(config if named else None, runs_folder(config.output.folder), deep)
 
 
-@dataclass
-class GenerateArgs:
-    """Makes images with a one-step generator: a PNG a seed, and grid.png."""
-
+@dataclass(frozen=True)
+class GenerateArgs(GenerateOptions):
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run's folder, one of its checkpoints, or a folder with a network: a path or s3://."""
-    seeds: str = "0-63"
-    """Seeds, like 0-63 or 1,5,10-19. A seed gives the same image in any call."""
-    labels: str = ""
-    """Classes dealt out by the seed's number, like 0-9; empty draws one for each seed."""
-    prompt: str = ""
-    """Text for a text-to-image generator; | stands between several, dealt out by the seed's number.
-    """
-    prompts: Path | None = None
-    """Text file with a prompt a line, instead of --prompt."""
-    out: Path = Path("samples")
-    """Folder for the pictures."""
-    batch: int = 64
-    """Images made at once."""
-    vae: str = ""
-    """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
-    its teacher's."""
-    text_encoder: str = ""
-    """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
-    the network's own folder, or its teacher's."""
+    """A run's folder, one of its checkpoints, RUN/best, or a generator's weights: a path, https://,
+    s3:// or hf://OWNER/REPO/PATH."""
+
+    __doc__ = GenerateOptions.__doc__
 
 
 def generate(args: Sequence[str]) -> int:
     """sid-ray generate RUN_OR_CHECKPOINT"""
     parsed = parse(GenerateArgs, args, "sid-ray generate")
-    if parsed.batch < 1:
-        raise UserError(f"--batch {parsed.batch}: at least 1")
-    from sid_ray.generate import generate_pictures
-
+    parsed.check()
+    if is_address(parsed.out):
+        raise UserError(f"--out {parsed.out}: pictures go to a folder on this machine's disk")
     seeds = number_list(parsed.seeds, "seeds")
-    classes = number_list(parsed.labels, "labels") if parsed.labels else None
-    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
+    classes = number_list(parsed.labels, "labels", MAX_CLASSES) if parsed.labels else None
+    prompts: Sequence[str] = typed_prompts(parsed.prompt)
     if parsed.prompts is not None:
         from sid_ray.data.prompts import read_prompts
 
-        prompts = list(read_prompts(str(parsed.prompts)))
-    asked = parsed.out, parsed.batch, parsed.vae, parsed.text_encoder
-    written = generate_pictures(parsed.source, seeds, classes, prompts, *asked)
-    print(f"{len(seeds)} images and grid.png in {parsed.out} ({written})")
-    return 0
+        prompts = read_prompts(str(parsed.prompts))
+    from sid_ray.generate import run_generate
+
+    return run_generate(parsed, seeds, classes, prompts)
 
 
 @dataclass(frozen=True)
 class EvaluateArgs(EvaluateOptions):
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
-    hf://OWNER/REPO/PATH or builtin:NAME."""
+    hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
 
     __doc__ = EvaluateOptions.__doc__
 
@@ -227,10 +221,14 @@ def compare(args: Sequence[str]) -> int:
     parsed = parse(CompareArgs, args, "sid-ray compare")
     if not parsed.runs:
         raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
-    from sid_ray.compare import write_comparison
+    if parsed.out.is_dir() or is_address(parsed.out):
+        raise UserError(f"--out {parsed.out}: the page is a file on this machine's disk; name one")
+    from sid_ray.compare import MOST_SEEDS, write_comparison
 
-    prompts = [text.strip() for text in parsed.prompt.split("|") if text.strip()]
-    write_comparison(parsed.runs, parsed.out, number_list(parsed.seeds, "seeds"), prompts)
+    prompts = typed_prompts(parsed.prompt)
+    write_comparison(
+        parsed.runs, parsed.out, number_list(parsed.seeds, "seeds", MOST_SEEDS), prompts
+    )
     print(f"{len(parsed.runs)} runs in {parsed.out}")
     return 0
 
@@ -250,6 +248,8 @@ class UiArgs:
 def ui(args: Sequence[str]) -> int:
     """sid-ray ui [FOLDER]"""
     parsed = parse(UiArgs, args, "sid-ray ui")
+    if not 1 <= parsed.port <= 65535:
+        raise UserError(f"--port {parsed.port}: expected 1 to 65535")
     from sid_ray.ui import run_ui
 
     return run_ui(parsed.folder, parsed.host, parsed.port)
@@ -377,7 +377,12 @@ def run(args: Sequence[str]) -> int:
     if args[0] not in COMMANDS:
         hint = nearest(args[0], COMMANDS) or f" There are: {', '.join(COMMANDS)}."
         raise UserError(f"no command {args[0]!r}.{hint}")
-    return COMMANDS[args[0]](args[1:])
+    try:
+        return COMMANDS[args[0]](args[1:])
+    except OSError as error:
+        if error.errno not in TYPED or error.filename is None:
+            raise
+        raise UserError(f"{error.filename!s:.200}: {error.strerror}") from None
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -25,7 +24,7 @@ from sid_ray.history import History, Point, read_history
 from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
 from sid_ray.page import whole_page
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
-from sid_ray.store import Store
+from sid_ray.store import Store, moved_into_place
 from sid_ray.store_errors import StoreError
 
 COLOURS = ("#0b6fa4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0f766e", "#475569")
@@ -34,6 +33,8 @@ CURVES = {
     "generator_loss": "generator loss",
     "images_per_s": "images a second",
 }
+AT_ONCE = 64  # pictures
+MOST_SEEDS = 256  # pictures of a run on a page
 IDLE_S = 60.0  # a longer gap between two reports is an interruption, not work
 NOT_SETTINGS = ("recipe", "output.", "data.source")  # where and what it is called, not what it is
 
@@ -68,6 +69,8 @@ def find_run(place: str) -> Compared:
             summary = {}  # it has not ended
     except StoreError as error:
         raise UserError(str(error)) from None
+    except OSError:
+        raise UserError(f"{place} is no run: name a run's folder") from None
     config = DistillConfig.from_json(record.config, f"{place}/run.json")
     if record.tracker_run_id is None:
         raise UserError(f"{place} has no MLflow run yet: start it first")
@@ -91,12 +94,17 @@ def worker_seconds(history: History) -> float:
 
 def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
     """A PNG a seed of the newest checkpoint. Raises UserError."""
-    from sid_ray.generate import generate_pictures
+    from sid_ray.generate import Painter
+    from sid_ray.pictures import to_picture
 
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        generate_pictures(run.address, seeds, None, prompts, out, len(seeds))
-        return [(out / f"seed{seed:06d}.png").read_bytes() for seed in seeds]
+    painter = Painter(run.address, None, prompts, min(len(seeds), AT_ONCE))
+    pictures = []
+    for start in range(0, len(seeds), AT_ONCE):
+        for image in painter.images(seeds[start : start + AT_ONCE]):
+            file = io.BytesIO()
+            to_picture(image).save(file, "PNG")
+            pictures.append(file.getvalue())
+    return pictures
 
 
 def scores_of(runs: Sequence[Compared]) -> list[str]:
@@ -280,9 +288,13 @@ def write_comparison(
     tell: Callable[[str], None] = print,
 ) -> None:
     """Writes the page of these runs. Raises UserError."""
+    found = [find_run(place) for place in places]  # a wrong name is told before pictures are made
+    addresses = [run.address for run in found]
+    if twice := [each for each in addresses if addresses.count(each) > 1]:
+        raise UserError(f"{twice[0]} is named twice: name each run once")
     runs = []
-    for place in places:
-        run = find_run(place)
+    for place, run in zip(places, found, strict=True):
+        tell(f"{place}: making {len(seeds)} pictures")
         try:
             pictures = pictures_of(run, seeds, prompts)
             run = Compared(**vars(run) | {"pictures": pictures})
@@ -291,4 +303,5 @@ def write_comparison(
             run = Compared(**vars(run) | {"trouble": str(error)})
         runs.append(run)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(runs, seeds), encoding="utf-8")
+    with moved_into_place(out) as temporary:
+        temporary.write_text(page(runs, seeds), encoding="utf-8")

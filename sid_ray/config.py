@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,10 @@ class DistillConfig:
                     "environment (AWS_*, HF_TOKEN, MLFLOW_TRACKING_USERNAME and _PASSWORD, or all "
                     "of MLFLOW_TRACKING_URI)"
                 )
-            minimum = MINIMUM.get(name)
-            if minimum is not None and value < minimum:
-                raise UserError(f"{name} is {value}; it must be at least {minimum}")
+            if isinstance(value, str):
+                check_text(name, value)
+            elif not isinstance(value, bool):
+                check_number(name, value)
         for name in POSITIVE:
             value = flatten(self)[name]
             if not value > 0:
@@ -87,8 +89,8 @@ class DistillConfig:
             raise UserError(f"teacher.dropout is {self.teacher.dropout}; it must be below 1")
         if not self.teacher.source:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
-        if not self.run_name or set(self.run_name) & set('/\\:*?"<>|') or self.run_name[0] == ".":
-            raise UserError(f"output.run is {self.run_name!r}; it must be a plain folder name")
+        check_run_name(self.run_name)
+        check_schedule(self.schedule)
         experiment = self.output.experiment
         if not experiment.strip() or len(experiment) > MLFLOW_NAME:
             raise UserError(
@@ -223,6 +225,84 @@ MINIMUM = {
     "output.keep_checkpoints": 1,
     "output.report_every": 1,
 }
+
+
+MOST = 10**15  # of a whole number that has no smaller maximum: beyond it tensors overflow
+MAXIMUM = {
+    "objective.augment": 1,
+    "objective.num_steps": 1000,
+    "schedule.t_max": 1,
+    "training.seed": 2**63 - 1,
+    "training.batch_size": 10**7,
+    "resources.num_workers": 10**6,
+    "resources.threads": 4096,
+    "evaluation.batch_size": 4096,
+    "evaluation.teacher_steps": 10_000,
+}
+LONGEST_TEXT, LONGEST_NAME = 4096, 200  # a path's; a folder's, in bytes of UTF-8
+RESERVED = ("mlflow.db", "mlruns", "mlartifacts")  # lie beside the runs
+
+
+def check_number(name: str, value: float) -> None:
+    """Raises UserError for a number that a field cannot have."""
+    if not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number")
+    minimum, maximum = MINIMUM.get(name), MAXIMUM.get(name)
+    if maximum is None and isinstance(value, int):
+        maximum = MOST
+    if minimum is not None and value < minimum:
+        raise UserError(f"{name} is {value}; it must be at least {minimum}")
+    if maximum is not None and abs(value) > maximum:
+        raise UserError(f"{name} is {value}; it must be at most {maximum}")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises UserError for a text that no name or address is."""
+    if any(ord(letter) < 32 or letter == "\x7f" for letter in value):
+        raise UserError(f"{name} is {value!a:.100}; it holds a line break or a control character")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{name} is {value!a:.100}; it is not UTF-8, and would be stored as text")
+    if len(value) > LONGEST_TEXT:
+        raise UserError(f"{name} has {len(value):,} characters; at most {LONGEST_TEXT:,} are taken")
+
+
+def check_run_name(name: str) -> None:
+    """Raises UserError where a run cannot or should not be called so."""
+    wrong = not name or set(name) & set('/\\:*?"<>|') or name[0] in ".-" or name != name.strip()
+    if wrong or name in RESERVED or not name.isprintable():
+        raise UserError(
+            f"output.run is {name!a:.200}; it must be a plain folder name, without . or - in front"
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"output.run has {len(name.encode())} bytes; it must have at most {LONGEST_NAME}"
+        )
+
+
+def check_schedule(schedule: ScheduleConfig) -> None:
+    """Raises UserError for noise levels of the teacher's kind that are in no order."""
+    if schedule.kind == "edm":
+        if not schedule.sigma_min < schedule.sigma_max:
+            raise UserError(
+                f"schedule.sigma_min is {schedule.sigma_min}; it must be below schedule.sigma_max "
+                f"({schedule.sigma_max})"
+            )
+        return
+    if not 0 < schedule.beta_start <= schedule.beta_end < 1:
+        raise UserError(
+            f"schedule.beta_start and beta_end are {schedule.beta_start} and {schedule.beta_end}; "
+            "0 < beta_start <= beta_end < 1 is expected"
+        )
+    low, high, count = schedule.timestep_min, schedule.timestep_max, schedule.num_train_timesteps
+    if not 0 <= low < high <= count:
+        raise UserError(
+            f"schedule.timestep_min and timestep_max are {low} and {high}; 0 <= timestep_min < "
+            f"timestep_max <= num_train_timesteps ({count}) is expected"
+        )
+    if not 0 <= schedule.init_timestep < count:
+        raise UserError(
+            f"schedule.init_timestep is {schedule.init_timestep}; it must be in 0 to {count - 1}"
+        )
 
 
 def check_compile(resources: ResourcesConfig) -> None:

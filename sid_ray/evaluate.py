@@ -1,4 +1,4 @@
-"""``sid-ray evaluate``: scores of a run, a checkpoint or a teacher, made by many, kept, comparable.
+"""``sid-ray evaluate``: scores of a run, a checkpoint, a teacher or a folder of images.
 
 Images are made and looked at in blocks of 256 seeds, here or by a pool of actors; each finished
 block is on disk, so a killed command goes on. The scores are taken from the blocks in the order of
@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -20,14 +20,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config import DistillConfig, asked_metrics, replace
 from sid_ray.data.command import Meter
+from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError, nearest
-from sid_ray.evaluate_options import EvaluateOptions
+from sid_ray.evaluate_options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions
 from sid_ray.evaluate_result import result_of, table_of, tell_run, write_result
 from sid_ray.evaluation import Look, blocks
 from sid_ray.looks import Bench, Job, Kept, kept_folder
+from sid_ray.metrics.extractors import NAMES
+from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.ray_environment import joins_cluster
 from sid_ray.real_images import is_statistics
 from sid_ray.sections import DATA_SETS, DataConfig, EvaluationConfig, TeacherConfig
@@ -69,20 +72,18 @@ def run_evaluation(options: EvaluateOptions) -> int:
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """run_evaluation with all of its errors."""
     began, device = time.monotonic(), "cuda" if options.use_gpu else "cpu"
-    subject = find_subject(options.source)
-    subject = dataclasses.replace(subject, text_encoder=options.text_encoder)
-    job = job_of(options, subject)
-    network, description = load_model(subject.network)
-    described = subject.description
-    if (description.family, description.network) != (described.family, described.network):
-        raise UserError(f"{subject.source} changed while it was read; run the command again")
+    job: Job | PictureJob
+    if holds_pictures(options.source):
+        job, network = pictures_job_of(options, console), None
+    else:
+        job, network = job_and_network(options)
     with Meter(console, "evaluating", "images", "opening") as meter:
-        bench = Bench(job, network, own_device(options), console.print)
+        bench = bench_of(job, network, own_device(options), console.print)
         bench.check()
         kept = Kept(kept_folder(bench.key(device)), bench.judge)
         if options.fresh:
             kept.clear()
-        trials = trials_of(options)
+        trials = trials_of(options, job)
         began_making = time.monotonic()
         made = make(bench, network, kept, trials, options, meter)
         making_s = max(time.monotonic() - began_making, 1e-3)
@@ -93,15 +94,80 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     result |= {"seconds": round(seconds, 1), "images_made": made}
     result["images_per_s"] = round(made / making_s, 1)
     write_result(options.out, result)
-    console.print(table_of(subject, result))
-    tell_run(subject, result, console)
+    console.print(table_of(result))
+    tell_run(result, console)
     console.print(
-        f"{made:,} images made in {seconds:.1f} s; result in {options.out}; features kept in "
-        f"{kept.folder} ({kept.size / 1e6:,.1f} MB)"
+        f"{made:,} images {'looked at' if network is None else 'made'} in {seconds:.1f} s; result "
+        f"in {options.out}; features kept in {kept.folder} ({kept.size / 1e6:,.1f} MB)"
     )
 
 
+def bench_of(
+    job: Job | PictureJob,
+    network: nn.Module | None,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> Bench | PictureBench:
+    """What looks at images in this process. Raises UserError."""
+    if isinstance(job, PictureJob):
+        return PictureBench(job, device, tell)
+    assert network is not None
+    return Bench(job, network, device, tell)
+
+
 # What is asked -----------------------------------------------------------------------------------
+
+
+def job_and_network(options: EvaluateOptions) -> tuple[Job, nn.Module]:
+    """Raises UserError for what cannot be opened, or was asked for pictures alone."""
+    if options.resolution or options.prompts is not None:
+        flag = "--resolution" if options.resolution else "--prompts"
+        raise UserError(f"{flag} is for a folder of images; {options.source} holds none")
+    subject = find_subject(options.source)
+    subject = dataclasses.replace(subject, text_encoder=options.text_encoder)
+    job = job_of(options, subject)
+    network, description = load_model(subject.network)
+    described = subject.description
+    if (description.family, description.network) != (described.family, described.network):
+        raise UserError(f"{subject.source} changed while it was read; run the command again")
+    return job, network
+
+
+def pictures_job_of(options: EvaluateOptions, console: Console) -> PictureJob:
+    """The protocol that was asked for, of pictures that are there. Raises UserError, StoreError."""
+    options.check_for_pictures()
+    chosen = EvaluationConfig(metrics=options.metrics or EvaluationConfig().metrics)
+    metrics = asked_metrics(chosen.metrics)
+    check_feature_space(options.feature_space)
+    with Meter(console, "reading", "images", "listing") as meter:
+        pictures = open_pictures(
+            options.source, options.num_images, options.resolution, "clip" in metrics,
+            options.prompts, meter.tell,
+        )  # fmt: skip
+    if len(pictures) < FEWEST:
+        raise UserError(
+            f"{options.source} holds {len(pictures)} images; scores need at least {FEWEST}"
+        )
+    if left_out := pictures.notes.get("left_out"):
+        console.print(f"left out: {', '.join(left_out)}, the grid of sid-ray generate")
+    evaluation = dataclasses.replace(
+        chosen,
+        feature_space=options.feature_space or SPACES.get(pictures.shape, "lite0"),
+        feature_weights=options.feature_weights,
+        clip_weights=options.clip_weights,
+        reference=options.reference,
+        num_images=len(pictures),
+    )
+    return PictureJob(pictures, dataclasses.replace(DistillConfig(), evaluation=evaluation))
+
+
+def check_feature_space(name: str) -> None:
+    """Raises UserError for one that is unknown, before anything is read."""
+    if name and name not in NAMES:
+        known = ", ".join(NAMES)
+        raise UserError(
+            f"unknown feature extractor {name!r}; known: {known}.{nearest(name, NAMES)}"
+        )
 
 
 def job_of(options: EvaluateOptions, subject: Subject) -> Job:
@@ -134,7 +200,7 @@ def protocol_of(options: EvaluateOptions, subject: Subject) -> EvaluationConfig:
         clip_weights=options.clip_weights or own.clip_weights,
         reference=reference,
         vae=options.vae or own.vae,
-        num_images=options.num_images,
+        num_images=options.num_images or PUBLISHED_IMAGES,
         batch_size=options.batch_size,
         teacher_steps=options.steps or FAMILY_STEPS[subject.description.family],
         teacher_guidance=guidance_of(options, subject),
@@ -188,9 +254,9 @@ def is_here(count: int, options: EvaluateOptions) -> bool:
     return (options.actors or found or 1) == 1
 
 
-def trials_of(options: EvaluateOptions) -> list[range]:
-    """The seeds of each trial."""
-    count, first = options.num_images, options.first_seed
+def trials_of(options: EvaluateOptions, job: Job | PictureJob) -> list[range]:
+    """The seeds of each trial; of pictures that are there, their places."""
+    count, first = job.config.evaluation.num_images, options.first_seed
     return [range(first + k * count, first + (k + 1) * count) for k in range(options.trials)]
 
 
@@ -198,8 +264,8 @@ def trials_of(options: EvaluateOptions) -> list[range]:
 
 
 def make(
-    bench: Bench,
-    network: nn.Module,
+    bench: Bench | PictureBench,
+    network: nn.Module | None,
     kept: Kept,
     trials: Sequence[range],
     options: EvaluateOptions,
@@ -218,7 +284,10 @@ def make(
 
 
 def found_looks(
-    bench: Bench, network: nn.Module, todo: Sequence[range], options: EvaluateOptions
+    bench: Bench | PictureBench,
+    network: nn.Module | None,
+    todo: Sequence[range],
+    options: EvaluateOptions,
 ) -> Iterator[tuple[range, Look]]:
     """Blocks with their seeds, in the order they are finished: by this process or a pool."""
     if is_here(len(todo), options):
@@ -230,7 +299,7 @@ def found_looks(
     yield from looks_on_ray(bench.job, network, todo, options.actors, options.use_gpu, key)
 
 
-def scores_of(bench: Bench, kept: Kept, trial: range) -> dict[str, float]:
+def scores_of(bench: Bench | PictureBench, kept: Kept, trial: range) -> dict[str, float]:
     """Scores of a trial, of its blocks in the order of their seeds. Raises UserError."""
 
     def looks() -> Iterator[Look]:

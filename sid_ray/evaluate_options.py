@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sid_ray.errors import UserError
 
+PUBLISHED_IMAGES = 50_000
+MOST_AT_ONCE = {"batch_size": 4096, "steps": 10_000, "trials": 1000, "resolution": 8192}
+MOST = 10**9  # of any number here; a batch has another limit
 FEWEST = 65  # images: more than the dimensions of the smallest feature space
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Scores the images of a generator or a teacher, in parallel; the same command goes on where
-    it was interrupted. The scores do not depend on how many processes work on them.
+    """Scores the images of a generator or a teacher, or those of a folder, in parallel; the same
+    command goes on where it was interrupted. The scores do not depend on how many processes work on
+    them.
     """
 
     source: str
     """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
-    hf://OWNER/REPO/PATH or builtin:NAME."""
+    hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
     metrics: str = ""
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
     (Inception Score), pr (precision and recall), clip (fit of image and prompt). Empty for the
@@ -42,8 +48,9 @@ class EvaluateOptions:
     text_encoder: str = ""
     """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
     the network's own folder, or the teacher's."""
-    num_images: int = 50_000
-    """Generated images a trial: published scores are of 50,000."""
+    num_images: int | None = None
+    """Generated images a trial: published scores are of 50,000, which is the default. Of a folder
+    of images: that many of them, drawn evenly; all without it."""
     trials: int = 1
     """How often, each time with other seeds; papers give the mean and the deviation over some."""
     first_seed: int = 0
@@ -65,6 +72,12 @@ class EvaluateOptions:
     for the run's; without a run classes are drawn evenly."""
     data_source: str = ""
     """Where that data set lies, as data.source in a run's config."""
+    resolution: int = 0
+    """Of a folder of images: crop their middle and resize them to this square size; 0 takes them as
+    they are, all of one size."""
+    prompts: Path | None = None
+    """Of a folder of images: text file with a prompt for each of them, a line each in the order of
+    their names. Without it the .txt beside each image, or what sid-ray generate has recorded."""
     out: Path = Path("evaluation.json")
     """The result, for programs."""
     fresh: bool = False
@@ -73,12 +86,32 @@ class EvaluateOptions:
     def check(self) -> None:
         """Raises UserError for numbers that make no sense."""
         least = {"num_images": FEWEST, "trials": 1, "first_seed": 0, "batch_size": 1}
-        for name, minimum in (least | {"actors": 0, "steps": 0}).items():
-            value = getattr(self, name)
-            if value < minimum:
-                flag = name.replace("_", "-")
+        for name, minimum in (least | {"actors": 0, "steps": 0, "resolution": 0}).items():
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if value is not None and value < minimum:
                 raise UserError(f"--{flag} {value}: at least {minimum}")
+            most = MOST_AT_ONCE.get(name, MOST)
+            if value is not None and value > most:
+                raise UserError(f"--{flag} {value}: at most {most:,}")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise UserError(f"--guidance {self.guidance}: expected a finite number")
         if self.data_source and not self.data:
             raise UserError("--data-source needs --data: prepared, prompts, or a data set's name")
+        if re.match(r"[a-z0-9]+:/", str(self.out)):
+            raise UserError(f"--out {self.out}: the result is a file on this machine's disk")
         if self.out.is_dir():
             raise UserError(f"--out {self.out} is a folder; name a file")
+
+    def check_for_pictures(self) -> None:
+        """Raises UserError for what only a network has a use for."""
+        asked = {
+            "--steps": self.steps,
+            "--guidance": self.guidance is not None,
+            "--data": self.data,
+            "--vae": self.vae,
+            "--trials": self.trials > 1,
+            "--first-seed": self.first_seed,
+        }
+        for flag, given in asked.items():
+            if given:
+                raise UserError(f"{flag} is for networks; {self.source} holds images already")

@@ -18,18 +18,21 @@ from sid_ray import __version__
 from sid_ray.evaluations import add_result
 from sid_ray.looks import Bench, Job
 from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
+from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.store import Store
-from sid_ray.subject import Subject, sampler_settings
+from sid_ray.store import Store, moved_into_place
 
 Scores = Mapping[str, float]
 
 
 def result_of(
-    job: Job, bench: Bench, trials: Sequence[range], scores: Sequence[Scores], device: str
+    job: Job | PictureJob,
+    bench: Bench | PictureBench,
+    trials: Sequence[range],
+    scores: Sequence[Scores],
+    device: str,
 ) -> dict[str, Any]:
     """All that the numbers mean: how they could be made again."""
-    subject, config = job.subject, job.config
     values = {name: np.array([each[name] for each in scores]) for name in scores[0]}
     rows = [
         {"seeds": f"{trial.start}-{trial.stop - 1}", "scores": dict(each)}
@@ -38,17 +41,13 @@ def result_of(
     deviations = {name: float(found.std()) for name, found in values.items()}
     everything = range(trials[0].start, trials[-1].stop)
     return {
-        "source": subject.source,
-        "run": subject.run or None,
-        "images_seen": subject.images_seen,
-        "weights_sha256": subject.sha256,
+        **job.about(),
         "scores": {name: float(found.mean()) for name, found in values.items()},
         **({"deviations": deviations} if len(trials) > 1 else {}),
-        **bench.judge.protocol(everything),
+        **bench.protocol(everything),
         "num_images": len(trials[0]),
         "trials": rows,
-        **sampler_settings(subject, config),
-        **job.labels(),
+        **job.how(),
         "device": device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"sid_ray": __version__, "torch": torch.__version__},
@@ -58,14 +57,15 @@ def result_of(
 def write_result(out: Path, result: Mapping[str, Any]) -> None:
     """Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    with moved_into_place(out) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def table_of(subject: Subject, result: Mapping[str, Any]) -> Table:
+def table_of(result: Mapping[str, Any]) -> Table:
     """Score, mean, and where there are several trials the deviation and each of them."""
     trials = result["trials"]
-    seen = f", {subject.images_seen:,} images seen" if subject.images_seen else ""
-    title = f"{subject.source}{seen}: {result['num_images']:,} images of {result['sampler']}"
+    seen = f", {result['images_seen']:,} images seen" if result["images_seen"] else ""
+    title = f"{result['source']}{seen}: {result['num_images']:,} images of {result['sampler']}"
     table = Table(title=title, title_style="", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("score", no_wrap=True)
     table.add_column("better")
@@ -82,14 +82,14 @@ def table_of(subject: Subject, result: Mapping[str, Any]) -> Table:
     return table
 
 
-def tell_run(subject: Subject, result: Mapping[str, Any], console: Console) -> None:
+def tell_run(result: Mapping[str, Any], console: Console) -> None:
     """Adds the result to the evaluations of the run that the weights are of.
 
     The same result is no second line. Storage that fails costs a warning.
     """
-    if not subject.run:
+    if not result["run"]:
         return
-    run = Store.at(subject.run)
+    run = Store.at(result["run"])
     try:
         add_result(run, result)
     except (OSError, ValueError) as error:

@@ -146,7 +146,11 @@ class Judge:
     @property
     def resolution(self) -> int:
         """Pixels a side of the pictures."""
-        return self.source.shape[-1] * (1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR)
+        return self.source.shape[-1] * self._factor
+
+    @property
+    def _factor(self) -> int:
+        return 1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR
 
     def protocol(self, seeds: range) -> dict[str, Any]:
         """What the scores of these seeds mean: how they could be made again."""
@@ -191,11 +195,16 @@ class Judge:
 
     def look(self, sampler: Sampler, seeds: Sequence[int]) -> Look:
         """What the metrics need of one block of images, up to 256."""
-        images = self.images(sampler, seeds)
+        texts = None
+        if self.clip is not None:
+            texts = self.source.captions(index_of(self.source, seeds))
+        return self.look_at(self.images(sampler, seeds), texts)
+
+    def look_at(self, images: Tensor, texts: Sequence[str] | None = None) -> Look:
+        """What the metrics need of one block of pictures uint8 [N, C, H, W], and their texts."""
         features, logits = looked_at(self.extractor, images)
         cosines = None
         if self.clip is not None:
-            texts = self.source.captions(index_of(self.source, seeds))
             cosines = clip_cosines(self.clip, images, texts or [])[:, None].numpy()
         return Look(features, logits if "is" in self.metrics else None, cosines)
 
@@ -213,6 +222,9 @@ class Judge:
                 f"metric is needs a classifier, {self.extractor.name} is none: choose another "
                 "feature space"
             )
+        height, width = (side * self._factor for side in self.source.shape[-2:])
+        channels = self.source.shape[0] if self._factor == 1 else 3
+        looked_at(self.extractor, torch.zeros(1, channels, height, width, dtype=torch.uint8))
         if "fd" in self.metrics:
             self.real.check()
         if self._compares_samples:

@@ -1,18 +1,34 @@
-"""Pictures from a generator: one PNG a seed and a grid."""
+"""Pictures from a generator: one PNG per seed, and a grid of the first ones.
+
+Pictures are made in batches and written as they come, each of them whole or not at all, so memory
+does not grow with their number and an interrupted command goes on. OUT/generated.json says what
+made them: pictures of two generators never lie in one folder unnoticed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sid_ray.assemble import generation_of
 from sid_ray.components import Named, find_components
+from sid_ray.data.command import Meter, output_console
+from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
+from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import codec_of
+from sid_ray.generate_options import GenerateOptions
 from sid_ray.pictures import pixel_scale, save_picture, tile, to_picture
 from sid_ray.sampling import (
     Inputs,
@@ -22,38 +38,49 @@ from sid_ray.sampling import (
     seeded_noises,
     seeded_uniform,
 )
-from sid_ray.stored import find_generator
+from sid_ray.store import PART, moved_into_place
+from sid_ray.subject import find_network, network_sha256
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model
+from sid_ray.weights.networks import describe
 
-GRID_COLUMNS = 10
+GRID, GRID_COLUMNS, GRID_IMAGES = "grid.png", 10, 100
+RECORD, FORMAT = "generated.json", 1
+PICTURE = re.compile(r"seed\d{6,}\.png")
+STALE_S = 60.0  # age of a half-written picture whose writer is taken for dead
+OWN = Named()  # the text encoder and the VAE are the network's own, or its teacher's
+GOES_ON = "what is finished stays, the same command goes on"
+Conditions = Callable[[Sequence[int]], Condition]
+Tell = Callable[[int, int], None]  # done, of how many
+
+
+class Made(NamedTuple):
+    """What a command has done: how many pictures were there already, and by which network."""
+
+    kept: int
+    network: str
+
+
+# What pictures are made of -----------------------------------------------------------------------
 
 
 def choose_classes(seeds: Sequence[int], classes: Sequence[int] | None, label_dim: int) -> Tensor:
-    """A class a seed [N]: dealt out by the seed's number, or drawn evenly by the seed.
-
-    Raises UserError for classes that the network lacks.
-    """
+    """A class a seed [N]: dealt out by the seed's number, or drawn evenly by the seed."""
     if classes is None:
         return (seeded_uniform(seeds) * label_dim).long()
-    wrong = [c for c in classes if c >= label_dim]
-    if wrong:
-        known = f"0-{label_dim - 1}" if label_dim else "no classes: leave --labels out"
-        raise UserError(f"--labels holds {wrong[0]}; the network knows {known}")
     return torch.tensor([classes[seed % len(classes)] for seed in seeds])
 
 
 def conditions(
     text_folder: Path | None,
     description: ModelDescription,
-    seeds: Sequence[int],
     classes: Sequence[int] | None,
     prompts: Sequence[str],
-) -> Condition:
-    """Classes or prompts of the seeds, as the network reads them.
+) -> Conditions:
+    """From seeds to their classes or prompts, as the network reads them.
 
-    A prompt a seed by the seed's number. Raises UserError where the network reads the other kind,
-    or none.
+    Classes and prompts are dealt out by the seed's number. Raises UserError where the network reads
+    the other kind or none, and for classes that it lacks.
     """
     spec = spec_of(description.family)
     label_dim = spec.label_dim(description.network)
@@ -63,13 +90,211 @@ def conditions(
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
         text = spec.load_text(text_folder)
-        return Condition(text=text.embed([prompts[seed % len(prompts)] for seed in seeds]))
+        return lambda seeds: Condition(text=text.embed([prompts[s % len(prompts)] for s in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
-    if not label_dim and not classes:
-        return Condition()
-    chosen = choose_classes(seeds, classes, label_dim)
-    return Condition(torch.nn.functional.one_hot(chosen, label_dim).float())
+    if classes and max(classes) >= label_dim:
+        known = f"0-{label_dim - 1}" if label_dim else "no classes: leave --labels out"
+        wrong = next(c for c in classes if c >= label_dim)
+        raise UserError(f"--labels holds {wrong}; the network knows {known}")
+    if not label_dim:
+        return lambda seeds: Condition()
+    one_hot = torch.nn.functional.one_hot
+    return lambda seeds: Condition(
+        one_hot(choose_classes(seeds, classes, label_dim), label_dim).float()
+    )
+
+
+class Painter:
+    """Makes the pictures of seeds with one generator, up to ``batch`` at once.
+
+    ``named`` are diffusers folders with the VAE that turns latents into images and with the text
+    encoder; empty for the network's own, or its teacher's. Raises UserError for a source without a
+    generator, and where one of these is missing or does not fit.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        classes: Sequence[int] | None,
+        prompts: Sequence[str],
+        batch: int,
+        named: Named = OWN,
+    ):
+        self.folder = find_network(str(source))
+        self.description = describe(self.folder)
+        if self.description.one_step is None:
+            raise UserError(
+                f"{source} is not a one-step generator: its model.json has no one_step; "
+                "sid-ray evaluate scores teachers"
+            )
+        self.classes, self.prompts, self.batch = classes, prompts, batch
+        self.components = find_components(self.description, self.folder, named)
+        self._conditions = conditions(self.components.text, self.description, classes, prompts)
+        self.codec = codec_of(self.description, self.components.vae)
+        net, _ = load_model(self.folder)
+        schedule, self.num_steps = generation_of(self.description.one_step)
+        self.shape = spec_of(self.description.family).shape(self.description.network)
+        self._sampler = generator_sampler(net, schedule, self.num_steps)
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @torch.no_grad()
+    def images(self, seeds: Sequence[int]) -> Tensor:
+        """Of up to ``batch`` seeds: uint8 [N, C, H, W], each a function of its seed alone."""
+        inputs = Inputs(
+            seeded_latents(seeds, self.shape),
+            self._conditions(seeds),
+            seeded_noises(seeds, self.shape, self.num_steps),
+        )
+        made = sample_in_batches(self._sampler, inputs, self.batch, pad=True)
+        return self.codec.decode_uint8(made)
+
+    def made_of(self) -> dict[str, Any]:
+        """All that the pictures depend on beside their seeds. Raises UserError."""
+        found: dict[str, Any] = {
+            "weights_sha256": network_sha256(self.folder),
+            "one_step": self.description.one_step,
+            "labels": None if self.classes is None else list(self.classes),
+            "prompts": list(self.prompts),
+            "batch": self.batch,
+            "torch": torch.__version__,
+        }
+        if self.components.text is not None:
+            found["text_encoder_sha256"] = text_encoder_sha256(self.components.text)
+        if self.components.vae is not None:
+            found["vae_sha256"] = weights_sha256(component_folder(self.components.vae, "vae"))
+        return json.loads(json.dumps(found))  # as it is read back
+
+
+# The folder --------------------------------------------------------------------------------------
+
+
+def picture_path(out: Path, seed: int) -> Path:
+    return out / f"seed{seed:06d}.png"
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        return is_whole_png(path.read_bytes())
+    except FileNotFoundError:
+        return False
+
+
+def pictures_in(out: Path) -> Iterator[Path]:
+    """Pictures of seeds that are in a folder, in no order."""
+    return (path for path in out.iterdir() if PICTURE.fullmatch(path.name))
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError for a place that pictures cannot or should not be written to."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    for name in ("run.json", "model.json", "manifest.json"):
+        if (out / name).exists():
+            raise UserError(
+                f"--out {out} holds {name}: it is no folder for pictures; name another, like "
+                f"{out / 'samples'}"
+            )
+
+
+def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool) -> None:
+    """Records what makes the pictures of a folder. Raises UserError where another has made some.
+
+    With ``overwrite`` those are removed first.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for cut in out.glob(f"*.png.*{PART}"):  # of a process that was killed while it wrote
+        if time.time() - cut.stat().st_mtime > STALE_S:
+            cut.unlink(missing_ok=True)
+    record = out / RECORD
+    earlier = read_record(record)
+    if earlier == made_of:
+        return
+    if next(pictures_in(out), None) is not None:
+        if not overwrite:
+            raise UserError(
+                f"{out} holds pictures {difference(earlier, made_of)}: name another --out, or "
+                "give --overwrite to remove them first"
+            )
+        record.unlink(missing_ok=True)  # first: what is left by a crash has no maker
+        for path in (*pictures_in(out), out / GRID):
+            path.unlink(missing_ok=True)
+    text = json.dumps({"format": FORMAT, "network": network, "made_of": made_of}, indent=1)
+    with moved_into_place(record) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What made the pictures beside a record; None where it does not say."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return dict(found["made_of"]) if found["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def difference(earlier: Mapping[str, Any] | None, made_of: Mapping[str, Any]) -> str:
+    """'made with batch 8, now 64', for a person."""
+    if earlier is None:
+        return f"of an unknown generator ({RECORD} does not say which)"
+    names = [name for name in made_of if earlier.get(name) != made_of[name]]
+    names += [name for name in earlier if name not in made_of]
+    if "weights_sha256" in names:
+        return "of another generator (its weights differ)"
+    name = names[0]
+    before, now = (short(each.get(name)) for each in (earlier, made_of))
+    return f"made with {name} {before}, now {now}"
+
+
+def short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def count_kept(out: Path, seeds: Sequence[int]) -> int:
+    """How many of the seeds have a picture, whole or not."""
+    numbers = (int(path.stem.removeprefix("seed")) for path in pictures_in(out))
+    return sum(number in seeds for number in numbers)
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def run_generate(
+    options: GenerateOptions,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    prompts: Sequence[str],
+) -> int:
+    """Makes the pictures, with its progress on the output. Returns the exit code.
+
+    Raises UserError: before pictures are made for wrong input, later for a disk that fails.
+    """
+    console = output_console()
+    try:
+        with Meter(console, "generating", "images", "opening the generator") as meter:
+            made = generate_pictures(
+                options.source, seeds, classes, prompts, options.out, options.batch,
+                Named(options.text_encoder, options.vae), options.overwrite, meter.tell,
+            )  # fmt: skip
+    except BrokenPipeError:  # nobody reads the output
+        raise
+    except OSError as error:
+        where = error.filename or options.out
+        raise UserError(f"{where}: {error.strerror or error}; {GOES_ON}") from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise UserError(
+            f"not enough memory for {options.batch} images at once: give a smaller --batch"
+        ) from None
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {GOES_ON}")
+        raise
+    kept = f", {made.kept:,} of them made before," if made.kept else ""
+    console.print(f"{len(seeds)} images{kept} and {GRID} in {options.out} ({made.network})")
+    return 0
 
 
 def generate_pictures(
@@ -79,32 +304,52 @@ def generate_pictures(
     prompts: Sequence[str],
     out: Path,
     batch: int,
-    vae: str = "",
-    text_encoder: str = "",
-) -> str:
-    """Writes out/seed000000.png ... and out/grid.png; returns the network folder's name.
+    named: Named = OWN,
+    overwrite: bool = False,
+    tell: Tell = lambda done, total: None,
+) -> Made:
+    """Writes out/seed000000.png ... as they are made, and out/grid.png of the first 100.
 
-    ``vae`` is a diffusers folder that turns latents into images, ``text_encoder`` one with the
-    text encoder and its tokenizer; empty for the network's own, or its teacher's. Raises UserError
-    for a source without a generator, or latents without a VAE.
+    Whole pictures that the same generator has made there by the same settings are kept. Raises
+    UserError before any is made, OSError for a disk that fails.
     """
-    folder = find_generator(source)
-    net, description = load_model(folder)
-    if description.one_step is None:
-        raise UserError(f"{folder} is not a one-step generator: its model.json has no one_step")
-    components = find_components(description, folder, Named(text_encoder, vae))
-    codec = codec_of(description, components.vae)
-    schedule, num_steps = generation_of(description.one_step)
-    shape = spec_of(description.family).shape(description.network)
-    inputs = Inputs(
-        seeded_latents(seeds, shape),
-        conditions(components.text, description, seeds, classes, prompts),
-        seeded_noises(seeds, shape, num_steps),
-    )
-    sampler = generator_sampler(net, schedule, num_steps)
-    images = codec.decode_uint8(sample_in_batches(sampler, inputs, batch, pad=True))
-    for seed, image in zip(seeds, images, strict=True):
-        save_picture(to_picture(image), out / f"seed{seed:06d}.png")
-    scale = pixel_scale(images.shape[-1])
-    save_picture(tile(images, min(GRID_COLUMNS, len(images)), scale), out / "grid.png")
-    return f"{folder.parent.name}/{folder.name}"
+    check_folder(out)
+    painter = Painter(source, classes, prompts, batch, named)
+    claim_folder(out, painter.made_of(), painter.name, overwrite)
+    done = count_kept(out, seeds)
+    made, looked_at, has_grid = 0, 0, False
+
+    def missing() -> Iterator[int]:
+        nonlocal looked_at, done
+        for seed in seeds:
+            looked_at += 1
+            path = picture_path(out, seed)
+            if not is_whole(path):
+                done -= path.exists()
+                yield seed
+
+    tell(done, len(seeds))
+    first, todo = seeds[:GRID_IMAGES], missing()
+    while chunk := list(itertools.islice(todo, batch)):
+        for seed, image in zip(chunk, painter.images(chunk), strict=True):
+            save_picture(to_picture(image), picture_path(out, seed))
+        made += len(chunk)
+        tell(min(done + made, len(seeds)), len(seeds))
+        if looked_at >= len(first) and not has_grid:
+            save_grid(out, first)
+            has_grid = True
+    if not has_grid:
+        save_grid(out, first)
+    return Made(len(seeds) - made, painter.name)
+
+
+def save_grid(out: Path, seeds: Sequence[int]) -> None:
+    """Draws out/grid.png of pictures that are there."""
+    images = []
+    for seed in seeds:
+        with Image.open(picture_path(out, seed)) as picture:
+            pixels = np.asarray(picture)
+        images.append(torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1))
+    stacked = torch.stack(images)
+    scale = pixel_scale(stacked.shape[-1])
+    save_picture(tile(stacked, min(GRID_COLUMNS, len(images)), scale), out / GRID)

@@ -16,25 +16,24 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sid_ray.assemble import Data, data_of, generation_of
 from sid_ray.components import Named, find_components
 from sid_ray.config import DistillConfig
 from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
 from sid_ray.data.source import Source, data_fingerprint
-from sid_ray.denoisers.codecs import IdentityCodec
+from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Judge, Look, codec_of
 from sid_ray.local_copies import cache_folder
-from sid_ray.metrics.scores import looked_at
 from sid_ray.report import teacher_sampler
 from sid_ray.sampling import Sampler, generator_sampler
 from sid_ray.store import PART, moved_into_place, set_endpoint
@@ -57,6 +56,31 @@ class Job:
     subject: Subject
     config: DistillConfig
     even: bool = False
+
+    def bench(
+        self,
+        weights: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> Bench:
+        """What makes and looks at the images, in this process. Raises UserError."""
+        description = self.subject.description
+        network = spec_of(description.family).build(description.network)
+        network.load_state_dict(weights)
+        return Bench(self, network.eval().requires_grad_(False), device, tell)
+
+    def about(self) -> dict[str, Any]:
+        """Whose images they are, as a result records it."""
+        return {
+            "source": self.subject.source,
+            "run": self.subject.run or None,
+            "images_seen": self.subject.images_seen,
+            "weights_sha256": self.subject.sha256,
+        }
+
+    def how(self) -> dict[str, Any]:
+        """What decides the images beside the weights, as a result records it. Raises UserError."""
+        return sampler_settings(self.subject, self.config) | self.labels()
 
     def labels(self) -> dict[str, str]:
         """What images are conditioned on, as a result records it. Raises UserError, StoreError."""
@@ -100,13 +124,13 @@ class Bench:
     def look(self, seeds: range) -> Look:
         return self.judge.look(self._sampler, seeds)
 
+    def protocol(self, seeds: range) -> dict[str, Any]:
+        """What the scores of these seeds mean."""
+        return self.judge.protocol(seeds)
+
     def check(self) -> None:
         """Raises UserError for what could not be scored, before images are made."""
-        judge = self.judge
-        judge.check()
-        channels = judge.source.shape[0] if isinstance(judge.codec, IdentityCodec) else 3
-        grey = torch.zeros(1, channels, judge.resolution, judge.resolution, dtype=torch.uint8)
-        looked_at(judge.extractor, grey)
+        self.judge.check()
 
     def key(self, device: str) -> str:
         """A digest of all that a block's numbers depend on but its seeds.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
+import itertools
 import re
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar, overload
 
 import tyro
 
@@ -16,6 +19,8 @@ from sid_ray.recipes import guidance_strategy
 
 T = TypeVar("T")
 
+DIGITS = 18  # of a seed, which is a signed number of 64 bits
+MOST_NUMBERS = 1_000_000_000
 
 ALIASES = {
     "--run": "--output.run",
@@ -92,17 +97,65 @@ def complaint(page: str) -> str:
     return text or lines[0] or "arguments not understood"
 
 
-def number_list(text: str, what: str) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else."""
-    numbers: list[int] = []
+class Numbers(Sequence[int]):
+    """Whole numbers as ranges: many take no more memory than a few."""
+
+    def __init__(self, ranges: Sequence[range]):
+        self.ranges = ranges
+        self.ends = list(itertools.accumulate(map(len, ranges)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.chain.from_iterable(self.ranges)
+
+    def __contains__(self, number: object) -> bool:
+        return any(number in each for each in self.ranges)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        which = bisect.bisect_right(self.ends, place)
+        return self.ranges[which][place - (self.ends[which - 1] if which else 0)]
+
+
+def number_list(text: str, what: str, most: int = MOST_NUMBERS) -> Numbers:
+    """'0-3,7' -> 0, 1, 2, 3, 7. Raises UserError for anything else, and for more than ``most``."""
+    ranges: list[range] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
+        match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+        if match is None:
             raise UserError(
-                f"--{what} {text!r}: expected numbers and ranges like 0-63 or 1,5,10-19"
+                f"--{what} {text!r:.200}: expected numbers and ranges like 0-63 or 1,5,10-19"
             )
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return numbers
+        first, last = (number.lstrip("0") or "0" for number in (match[1], match[2] or match[1]))
+        if max(len(first), len(last)) > DIGITS:
+            raise UserError(f"--{what} {text!r:.200}: a number has at most {DIGITS} digits")
+        if int(last) < int(first):
+            raise UserError(
+                f"--{what} {text!r:.200}: {first}-{last} is empty, the smaller number stands first"
+            )
+        ranges.append(range(int(first), int(last) + 1))
+    count = sum(map(len, ranges))
+    if count > most:
+        raise UserError(f"--{what} {text!r:.200}: {count:,} numbers, at most {most:,} are taken")
+    return Numbers(ranges)
+
+
+def is_address(path: Path) -> bool:
+    """Whether s3://... or another address was typed where a file's path belongs."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
+
+
+def typed_prompts(text: str) -> list[str]:
+    """Texts between |, without the empty ones."""
+    return [part.strip() for part in text.split("|") if part.strip()]
 
 
 def one_of(args: Sequence[str], group: str, names: Sequence[str], usage: str) -> str:

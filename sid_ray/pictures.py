@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sid_ray.data.source import Source
 from sid_ray.sampling import seeded_uniform, to_uint8
+from sid_ray.store import moved_into_place
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 8, 10, 2048
 MARGIN, CAPTION_HEIGHT = 8, 22
@@ -74,6 +75,7 @@ def contact_sheet(panels: Sequence[tuple[str, Tensor]], columns: int) -> Image.I
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, creating its folder."""
+    """Writes a PNG, creating its folder; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    with moved_into_place(path) as temporary:
+        picture.save(temporary, "PNG")

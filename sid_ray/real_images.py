@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sid_ray.data.in_order import in_blocks
@@ -85,6 +86,8 @@ class Real:
     def check(self, samples: bool = False) -> None:
         """Raises UserError where there are no statistics, or with ``samples`` no images."""
         if self.source is not None:
+            if not self.ships:
+                self._check_size(self.source)
             return
         if samples:
             found = f"{self.reference} holds statistics" if self.reference else "none are at hand"
@@ -99,6 +102,13 @@ class Real:
                 "evaluation.reference is empty and the data set has no images: name a prepared "
                 "data set, or statistics of the real images (.npz, .pkl)"
             )
+
+    def _check_size(self, real: Source) -> None:
+        """Raises UserError for real images that the feature space does not take."""
+        try:
+            looked_at(self.extractor, torch.zeros(1, *real.shape, dtype=torch.uint8))
+        except UserError as error:
+            raise UserError(f"evaluation.reference {self.reference or '(own)'}: {error}") from None
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -83,6 +83,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "weights/command": ("weights convert", "weights inspect"),
     "weights/": (),
     "data/": ("data prepare", "data show", *RUNS),
+    "data/picture_sets": ("evaluate",),
+    "picture_looks": ("evaluate",),
     "cli": tuple(COMMANDS),
     "parsing": tuple(COMMANDS),
     "ui": ("ui",),

@@ -63,7 +63,27 @@ def test_help_and_version_of_the_command(capsys):
 
 
 def test_ranges_of_numbers():
-    assert number_list("0-3,7", "seeds") == [0, 1, 2, 3, 7]
-    for wrong in ("", "a", "1-", "-1", "3-1", "1,,2"):
+    found = number_list("0-3,7", "seeds")
+    assert list(found) == [0, 1, 2, 3, 7]
+    assert (len(found), found[4], found[-2], found[1:4]) == (5, 7, 3, [1, 2, 3])
+    assert 7 in found and 4 not in found
+    for wrong in (
+        "",
+        "a",
+        "1-",
+        "-1",
+        "3-1",
+        "1,,2",
+        "0-1e9",
+        "\u0663",
+        "9" * 5000,
+        "0-2000000000",
+    ):
         with pytest.raises(UserError):
             number_list(wrong, "seeds")
+
+
+def test_many_numbers_take_no_memory():
+    found = number_list("0-99999999,200000000-299999999", "seeds")
+    assert len(found) == 2 * 10**8
+    assert (found[10**8], found[-1]) == (2 * 10**8, 299_999_999)

@@ -48,9 +48,9 @@ def test_every_field_has_a_default_and_an_explanation():
         ({"teacher__source": ""}, "teacher.source is empty"),
         ({"output__run": "../escape"}, "must be a plain folder name"),
         ({"output__run": ".hidden"}, "must be a plain folder name"),
-        ({"training__generator_lr": float("nan")}, "must be above 0"),
+        ({"training__generator_lr": float("nan")}, "must be a finite number"),
         ({"teacher__dropout": 1.0}, "teacher.dropout is 1.0; it must be below 1"),
-        ({"teacher__dropout": float("nan")}, "teacher.dropout is nan; it must be below 1"),
+        ({"teacher__dropout": float("nan")}, "teacher.dropout is nan; it must be a finite number"),
     ],
 )
 def test_nonsense_is_refused_by_name(change, words):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
+import re
 import shutil
+import tracemalloc
 
 import pytest
 import torch
@@ -10,10 +13,11 @@ from PIL import Image
 
 from sid_ray import evaluation
 from sid_ray.assemble import generator_description
+from sid_ray.components import Named
 from sid_ray.config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
-from sid_ray.generate import generate_pictures
+from sid_ray.generate import Painter, generate_pictures
 from sid_ray.recipes import recipe
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.folder import load_model
@@ -89,7 +93,7 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "open_vae", open_vae)
     decoder = tmp_path / "decoder"
     write_pipeline(decoder)
-    generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, vae=str(decoder))
+    generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, Named(vae=str(decoder)))
     shutil.copytree(decoder / "vae", latents / "vae")  # its own
     generate_pictures(latents, range(3), None, (), tmp_path / "b", 2)
     assert asked == [(str(decoder / "vae"), "edm2"), (str(latents), "edm2")]
@@ -126,6 +130,109 @@ def test_a_generator_finds_the_text_encoder_and_vae_of_its_run(text_generator, t
     moved = (tmp_path / "parts").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"reads text .*parts.*: give --text-encoder FOLDER"):
         generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "b", 1)
-    named = {"vae": str(moved), "text_encoder": str(moved)}
-    generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "b", 1, **named)
+    named = Named(str(moved), str(moved))
+    generate_pictures(text_generator, [1], None, ["a cat"], tmp_path / "b", 1, named)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def told_lines(run, out, *args, **kwargs) -> list[tuple[int, int]]:
+    """What generate_pictures says of its progress."""
+    said = []
+    generate_pictures(run, *args, out=out, tell=lambda *pair: said.append(pair), **kwargs)
+    return said
+
+
+def test_pictures_come_as_they_are_made_and_a_cut_command_goes_on(run, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    said = told_lines(run, whole, range(20), None, (), batch=8)
+    assert said == [(0, 20), (8, 20), (16, 20), (20, 20)]
+    out, calls = tmp_path / "out", []
+    images = Painter.images
+
+    def cut(self, seeds):
+        calls.append(list(seeds))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return images(self, seeds)
+
+    monkeypatch.setattr(Painter, "images", cut)
+    with pytest.raises(KeyboardInterrupt):
+        generate_pictures(run, range(20), None, (), out, batch=8)
+    assert len(digests(out)) == 16
+    first = (out / "seed000000.png").stat().st_mtime_ns
+    (out / "seed000003.png").write_bytes((out / "seed000003.png").read_bytes()[:40])
+    flipped = bytearray((out / "seed000005.png").read_bytes())
+    flipped[50] ^= 1
+    (out / "seed000005.png").write_bytes(flipped)
+    said = told_lines(run, out, range(20), None, (), batch=8)
+    assert said[0] == (16, 20) and said[-1] == (20, 20)
+    assert calls[3:] == [[3, 5, 16, 17, 18, 19]]
+    assert (out / "seed000000.png").stat().st_mtime_ns == first
+    assert digests(out) == digests(whole)
+    assert (out / "grid.png").read_bytes() == (whole / "grid.png").read_bytes()
+    assert not list(out.glob("*.part"))
+
+
+def test_memory_does_not_grow_with_the_number_of_images(run, tmp_path, monkeypatch):
+    held = []
+
+    class Painted(Painter):
+        def images(self, seeds):
+            held.append(len(seeds))
+            return torch.zeros(len(seeds), 1, 2, 2, dtype=torch.uint8)
+
+    monkeypatch.setattr("sid_ray.generate.Painter", Painted)
+    tracemalloc.start()
+    generate_pictures(run, range(64), None, (), tmp_path / "a", batch=64)
+    tracemalloc.reset_peak()
+    generate_pictures(run, range(64), None, (), tmp_path / "b", batch=64)
+    few = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    generate_pictures(run, range(640), None, (), tmp_path / "c", batch=64)
+    many = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(held) == {64}
+    assert many < few + 150_000, (few, many)  # a tensor held is 500 bytes and more
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch": 4}, "made with batch 8, now 4"),
+        ({"classes": [1, 2]}, "made with labels null, now [1, 2]"),
+    ],
+)
+def test_pictures_of_other_settings_are_never_mixed(run, tmp_path, change, words):
+    usual = {"classes": None, "prompts": (), "batch": 8}
+    generate_pictures(run, range(9), out=tmp_path, **usual)
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        generate_pictures(run, range(4), out=tmp_path, **usual | change)
+    assert "--overwrite" in str(refused.value)
+    assert digests(tmp_path) == before
+    generate_pictures(run, range(4), out=tmp_path, overwrite=True, **usual | change)
+    assert len(digests(tmp_path)) == 4
+
+
+def test_pictures_of_an_unknown_or_another_generator_are_never_mixed(run, latents, tmp_path):
+    generate_pictures(run, range(2), None, (), tmp_path / "out", batch=2)
+    record = tmp_path / "out" / "generated.json"
+    kept = record.read_text()
+    record.unlink()
+    with pytest.raises(UserError, match="of an unknown generator"):
+        generate_pictures(run, range(2), None, (), tmp_path / "out", batch=2)
+    found = json.loads(kept)
+    found["made_of"]["weights_sha256"] = "0" * 64
+    record.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="of another generator"):
+        generate_pictures(run, range(2), None, (), tmp_path / "out", batch=2)
+
+
+def test_places_that_are_no_folder_for_pictures_are_refused(run, tmp_path):
+    (tmp_path / "file").touch()
+    for out, words in ((tmp_path / "file", "is a file"), (run / "x", "holds run.json")):
+        if out.name == "x":
+            out.mkdir()
+            (out / "run.json").touch()
+        with pytest.raises(UserError, match=words):
+            generate_pictures(run, range(2), None, (), out, batch=2)

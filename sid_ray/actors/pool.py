@@ -17,10 +17,10 @@ import torch
 
 from sid_ray.data.pipeline import quieten, silent_errors, start_ray
 from sid_ray.data.progress import StoppedError
-from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Look
-from sid_ray.looks import Bench, Job
+from sid_ray.looks import Job
+from sid_ray.picture_looks import PictureJob
 from sid_ray.shared import host_name
 
 
@@ -28,18 +28,16 @@ class Looker:
     """What an actor does with a block. The user's errors come back as text, not as tracebacks.
 
     Args:
-        held: one reference to the network's weights, in a list so that Ray hands it over as it is.
+        held: one reference to the network's weights, in a list so that Ray hands it over as it is;
+            they are empty where there is no network.
         driver, key: the driver's node, and the digest of what numbers depend on there.
     """
 
-    def __init__(self, job: Job, held: list[Any], driver: str, key: str):
+    def __init__(self, job: Job | PictureJob, held: list[Any], driver: str, key: str):
         self.trouble = ""
-        description = job.subject.description
-        network = spec_of(description.family).build(description.network)
-        network.load_state_dict(ray.get(held[0]))
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         try:
-            self.bench = Bench(job, network.eval().requires_grad_(False), device)
+            self.bench = job.bench(ray.get(held[0]), device, lambda text: None)
             elsewhere = ray.get_runtime_context().get_node_id() != driver
             if elsewhere and self.bench.key(device) != key:
                 raise UserError(
@@ -62,8 +60,8 @@ class Looker:
 
 
 def looks_on_ray(
-    job: Job,
-    network: torch.nn.Module,
+    job: Job | PictureJob,
+    network: torch.nn.Module | None,
     todo: Sequence[range],
     actors: int,
     use_gpu: bool,
@@ -79,8 +77,8 @@ def looks_on_ray(
 
 
 def found_looks(
-    job: Job,
-    network: torch.nn.Module,
+    job: Job | PictureJob,
+    network: torch.nn.Module | None,
     todo: Sequence[range],
     actors: int,
     use_gpu: bool,
@@ -98,7 +96,8 @@ def found_looks(
         context = ray.data.DataContext.get_current()
         quieten(context)
         context.execution_options.preserve_order = False
-        weights = {name: value.cpu() for name, value in network.state_dict().items()}
+        state = network.state_dict() if network is not None else {}
+        weights = {name: value.cpu() for name, value in state.items()}
         driver = ray.get_runtime_context().get_node_id()
         rows = [{"start": seeds.start, "stop": seeds.stop} for seeds in todo]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

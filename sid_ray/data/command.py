@@ -81,9 +81,14 @@ class Meter:
             self.printed = now
 
 
+def output_console() -> Console:
+    """What a command says goes to the output as it is."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+
+
 def prepare(options: PrepareOptions) -> int:
     """Prepares a set and says what was made. Raises UserError."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+    console = output_console()
     began = time.monotonic()
     try:
         with Meter(console) as meter:

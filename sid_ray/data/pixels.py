@@ -58,6 +58,15 @@ def check_png(data: bytes) -> None:
     raise UserError("a damaged PNG: it is cut")
 
 
+def is_whole_png(data: bytes) -> bool:
+    """Whether this is a PNG of which nothing is missing or changed."""
+    try:
+        check_png(data)
+    except UserError:
+        return False
+    return data.startswith(PNG)
+
+
 def open_picture(data: bytes) -> Any:
     """A decoded picture of Pillow's. Raises UserError that says what is wrong with it."""
     from PIL import Image, UnidentifiedImageError

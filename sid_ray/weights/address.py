@@ -37,6 +37,10 @@ def parse_source(text: str) -> Source:
             f"no source of kind {scheme}://; known: a path, builtin:NAME, "
             + ", ".join(f"{kind}://" for kind in REMOTE)
         )
+    if scheme == "s3":
+        parts = location.removeprefix("s3://").rstrip("/").split("/")
+        if not all(parts) or ".." in parts:
+            raise UserError(f"{source_label(text)}: expected s3://BUCKET/KEY")
     return Source(scheme, location, checksum or None)
 
 
