@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sid_ray.fence import BEST, SCORE, lease_of, newest_number, read_fence
 from sid_ray.store import Store
 from sid_ray.store_errors import retrying
 from sid_ray.weights.description import (
@@ -21,7 +23,7 @@ from sid_ray.weights.description import (
     safetensors_description,
 )
 
-PREFIX, SCORE, ALIAS = "best_", "score.json", "best"
+PREFIX, ALIAS = BEST, "best"
 PATIENCE_S = 600.0  # for storage that does not answer
 
 
@@ -30,8 +32,8 @@ def keep_best(
 ) -> None:
     """Puts a generator's self-describing safetensors file in the place of the best so far.
 
-    A crash leaves the one before. Waits while storage does not answer, and says so. Raises
-    StoreError where it stays away.
+    A crash leaves the one before; a driver that has lost the run changes nothing. Waits while
+    storage does not answer, and says so. Raises StoreError where it stays away.
     """
     name = f"{PREFIX}{result['images_seen']:012d}"
     description = safetensors_description(weights)
@@ -42,6 +44,8 @@ def keep_best(
     }
 
     def put() -> None:
+        if newest_number(run) > lease_of(result):
+            return
         run.put(weights, f"{name}/{WEIGHTS}")
         for leaf, text in texts.items():
             run.write(f"{name}/{leaf}", text)
@@ -55,6 +59,9 @@ def keep_best(
 
 def find_best(run: Store) -> str | None:
     """The name of its folder, None where none was kept. Raises StoreError."""
-    names = sorted(name for name in run.folders() if name.startswith(PREFIX))
-    whole = [name for name in names if run.size(f"{name}/{SCORE}") is not None]
-    return whole[-1] if whole else None
+    fence = read_fence(run)
+    for name in sorted((name for name in run.folders() if name.startswith(PREFIX)), reverse=True):
+        with suppress(FileNotFoundError, ValueError):
+            if fence.accepts(name, lease_of(json.loads(run.read_text(f"{name}/{SCORE}")))):
+                return name
+    return None

@@ -1,6 +1,6 @@
 """World-size-free training state <-> a directory.
 
-    checkpoint_000000012800_1f3a/
+    checkpoint_000000012800_000007-1f3a2b/   under the run's seventh lease (fence.py)
         manifest.json                     written last: schema, config, images_seen, sha256 of each
                                           file, and which part of which parameter lies where
         fake_score.rank0000.safetensors   NAME/master, NAME/exp_avg, NAME/exp_avg_sq, float32, flat:
@@ -30,6 +30,7 @@ from sid_ray.checkpoint_parts import (
     whole_table,
 )
 from sid_ray.errors import UserError
+from sid_ray.fence import MANIFEST, PREFIX, read_fence
 from sid_ray.fragments import KINDS, gathered, world
 from sid_ray.local_copies import file_sha256
 from sid_ray.snapshot import (
@@ -41,17 +42,16 @@ from sid_ray.snapshot import (
     write_snapshot,
 )
 from sid_ray.step import Trainee
+from sid_ray.store import Store
 from sid_ray.weights.folder import WEIGHTS, ModelDescription
 
 SCHEMA = 3
 # In schema 1 each role was one file of whole tensors; 2 had no sizes of files.
 READABLE = (1, 2, 3)
-MANIFEST = "manifest.json"
 ROLES = ("fake_score", "generator")
-PREFIX = "checkpoint_"
 DIGEST = "manifest_sha256"
 
-__all__ = ["EMA_FOLDER", "DamagedCheckpointError"]
+__all__ = ["EMA_FOLDER", "MANIFEST", "PREFIX", "DamagedCheckpointError"]
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,9 @@ def damage_of(path: Path, expected: str) -> str:
 
 
 def candidates(run_folder: Path) -> Iterator[Path]:
-    """Checkpoint directories of a run, newest first."""
-    found = [path for path in run_folder.glob(f"{PREFIX}*") if path.is_dir()]
+    """Checkpoint directories of a run that count, newest first."""
+    fence = read_fence(Store.at(run_folder))
+    found = [p for p in run_folder.glob(f"{PREFIX}*") if p.is_dir() and fence.accepts(p.name)]
     # Ray keeps checkpoint_manager_snapshot.json beside them.
     yield from sorted(found, reverse=True)
 

@@ -387,7 +387,7 @@ def run(args: Sequence[str]) -> int:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 3 a run gave up,
-    130 interrupted."""
+    4 another driver may have the run, 130 interrupted."""
     try:
         try:
             code = run(sys.argv[1:] if args is None else args)

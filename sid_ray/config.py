@@ -224,6 +224,7 @@ MINIMUM = {
     "output.checkpoint_every": 1,
     "output.keep_checkpoints": 1,
     "output.report_every": 1,
+    "storage.lease_s": 10,
 }
 
 

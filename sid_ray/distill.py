@@ -11,8 +11,9 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,8 @@ from sid_ray.console import Display, duration, quiet_output
 from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
+from sid_ray.evaluations import merge_results
+from sid_ray.lease import LeaseLostError
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.mlflow_run import shown_uri
 from sid_ray.mlflow_state import check_tracking
@@ -41,12 +44,12 @@ from sid_ray.run_folder import (
     check_same_run,
     check_same_text_encoder,
     is_job_copy,
+    note_record,
     only_driver,
     read_record,
     runs_folder,
     told_to_user,
     tracking_uri,
-    write_record,
 )
 from sid_ray.store import Store, set_endpoint
 from sid_ray.store_errors import StoreError, is_s3
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from sid_ray.report import Report
     from sid_ray.tracking import Model
 
-STOPPED, FAILED, GAVE_UP = 130, 1, 3
+STOPPED, FAILED, GAVE_UP, LOST = 130, 1, 3, 4
 MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
 
 
@@ -79,7 +82,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     check_tracking(config)
     start = find_start(config)
     check_evaluation(config, start)
-    with only_driver(run):
+    with only_driver(run, config.storage.lease_s, driver_is_gone) as run:
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
             record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
@@ -102,7 +105,18 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
             )
             if copied:
                 console.print(copied, markup=False)
-            return distil_with(config, start, run, record, console, began)
+            try:
+                return distil_with(config, start, run, record, console, began)
+            except LeaseLostError as error:
+                console.print(f"stopped: {error}", markup=False)
+                return LOST
+
+
+def driver_is_gone(lease: Mapping[str, Any]) -> bool:
+    """Whether Ray knows that the driver which has a lease is dead."""
+    from sid_ray.actors import liveness
+
+    return liveness.driver_is_gone(lease)
 
 
 def check_evaluation(config: DistillConfig, start: Start) -> None:
@@ -140,6 +154,7 @@ def distil_with(
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
         report = measure(config, start.teacher, run, outcome, display)
+    run.check_lease()
     show_table(console, report)
     total_s = time.monotonic() - began
     write_summary(config, run, outcome, report, total_s)
@@ -261,7 +276,9 @@ def give_away(
 def upload(console: Console, run: RunFolder) -> None:
     """Brings the report to the run's storage; storage that fails costs a warning."""
     try:
-        run.upload(SUMMARY, GRID, EVALUATIONS)
+        run.upload(SUMMARY, GRID)
+        if not run.store.is_local:
+            merge_results(Store.at(run.local), run.store)
     except StoreError as error:
         console.print(
             f"warning: the report is not in {run.store} but in {shown(run.local)}: {error}",
@@ -305,7 +322,7 @@ def track_report(
             model=model if config.output.log_model else None,
         )
         if run_id and run_id != record.tracker_run_id:
-            write_record(run.store, dataclasses.replace(record, tracker_run_id=run_id))
+            note_record(run, dataclasses.replace(record, tracker_run_id=run_id))
     except (OSError, UserError) as error:  # the report itself is on disk already
         left = str(error)
     if left:

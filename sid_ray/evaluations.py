@@ -1,7 +1,8 @@
 """evaluations.jsonl of a run: a line a result, its scores and all that they mean.
 
-The evaluator beside the training, sid-ray evaluate and sweeps add to it. What a resumed run scores
-again is no second line, and what a killed process left half written spoils no other line.
+The evaluator beside the training, sid-ray evaluate and sweeps add to it. A driver's lines hold the
+number of its lease; what one adds that has lost the run to another is left out. What a resumed run
+scores again is no second line, and what a killed process left half written spoils no other line.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sid_ray.fence import lease_of
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.store import Store
 
-TIMES = ("seconds", "images_made", "images_per_s", "date")  # differ where a result is made again
+# What differs where a result is made again.
+TIMES = ("seconds", "images_made", "images_per_s", "date", "lease")
 
 
 def results_in(text: str) -> list[dict[str, Any]]:
     """The results of a file's whole lines, in order; what is none is left out."""
-    found = []
+    found, newest = [], 0
     for line in text.split("\n")[:-1]:  # behind the last newline a record may be half written
         try:
             result = json.loads(line)
         except ValueError:
             continue
-        if isinstance(result, dict):
+        number = lease_of(result)
+        newest = max(newest, number)
+        if isinstance(result, dict) and number in (0, newest):
             found.append(result)
     return found
 
@@ -43,6 +48,26 @@ def add_result(run: Store, result: Mapping[str, Any]) -> None:
             file.write(line)
     else:
         run.write(EVALUATIONS, there + line)
+
+
+def merge_results(source: Store, run: Store) -> None:
+    """Adds the results of one folder's file to another's, which may have others. Raises OSError.
+
+    They stand in the order of their leases then, as if one file had taken all.
+    """
+    try:
+        ours = results_in(source.read_text(EVALUATIONS))
+    except FileNotFoundError:
+        return
+    try:
+        there = results_in(run.read_text(EVALUATIONS))
+    except FileNotFoundError:
+        there = []
+    known = list(map(without_times, there))
+    new = [result for result in ours if without_times(result) not in known]
+    if new:
+        together = sorted(there + new, key=lease_of)
+        run.write(EVALUATIONS, "".join(json.dumps(result) + "\n" for result in together))
 
 
 def without_times(result: Mapping[str, Any]) -> dict[str, Any]:

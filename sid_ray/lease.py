@@ -1,9 +1,13 @@
-"""Who works on a run whose folder is in S3, where no file can be locked.
+"""Who works on a run: one driver at a time, on whatever hosts, with its folder on a disk or in S3.
 
-    driver.json   {host, pid, token, since, beat}: rewritten every 20 s while the driver lives
+    driver_000007.json   {host, pid, place, token, term_s, ...}: the run's seventh lease
 
-A start that finds a lease beaten within the last minute, by a driver that may be alive, is refused.
-A lease that cannot be rewritten, because S3 is away, stops nothing.
+A start takes the number after the newest one by making a file that must not be there yet
+(store_new.py), and then renews it: it writes the file again every few seconds. A lease that was not
+given back is free for the next driver when its process is known to be dead, or when it was not
+renewed for ``term_s`` seconds. So a driver that cannot renew its lease stops before that time is
+over; and should it go on all the same, what it writes carries its number, and does not count
+(fence.py).
 """
 
 from __future__ import annotations
@@ -12,117 +16,210 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from sid_ray.errors import UserError
+from sid_ray.fence import (
+    Fence,
+    known_number,
+    lease_name,
+    lease_numbers,
+    next_fence,
+    read_lease,
+)
+from sid_ray.leases import TERM_S, Gone, clock, newest_lease, place, wait_until_free
 from sid_ray.store import Store
+from sid_ray.store_new import NotExclusiveError, write_new
 
-LEASE = "driver.json"
-BEAT_S, ALIVE_S = 20.0, 60.0
-AGAIN_S = 2.0  # after a beat that did not get through
-SETTLE_S = 0.3  # after which of two drivers that start at once the one whose lease stands goes on
+RENEWALS = 9  # in a term
+AGAIN_S = 2.0  # after a renewal that did not get through
+STOP_S = 20.0  # of a term, for stopping what runs under a lease that could not be renewed
+SETTLE_S = 0.5  # where puts are not conditional: after it the lease that stands is the one
 
 
-def alive(pid: int) -> bool:
-    """Whether another process of this machine has this number."""
-    if pid == os.getpid():
-        return False  # one that is gone had the same, as the first of every container has
+class LeaseLostError(Exception):
+    """Another driver works on the run, or may soon: this one must stop. Says what to do."""
+
+
+def take(store: Store, term_s: float, lock: str, gone: Gone) -> Lease:
+    """The next lease of a run. Raises UserError where another driver has it, StoreError."""
+    values = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "place": place(),
+        "lock": lock,
+        "token": uuid.uuid4().hex,
+        "term_s": term_s,
+        "since": time.time(),
+    }
+    locks = lock.partition(" ")[0] if store.is_local else lock
+    while True:
+        number = known_number(store)  # before the look: a lease taken since has the same next one
+        newest = newest_lease(store)
+        if newest is not None:
+            wait_until_free(store, newest, locks, gone)
+            number = max(number, newest.number)
+        number += 1
+        began = clock()
+        if made(store, number, values):
+            break
+    lease = Lease(store, number, values, began)
+    lease.open()
+    return lease
+
+
+def made(store: Store, number: int, values: Mapping[str, Any]) -> bool:
+    """Makes a lease's file. Returns False where another driver was sooner. Raises StoreError."""
+    name, text = lease_name(number), json.dumps(dict(values)) + "\n"
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        write_new(store, name, text)
+    except NotExclusiveError:
+        if store.size(name) is None:
+            store.write(name, text)
+        time.sleep(SETTLE_S)
+    with contextlib.suppress(FileNotFoundError):
+        mine = read_lease(store, number).get("token") == values["token"]
+        return mine and max(lease_numbers(store.times()), default=0) == number
+    return False
 
 
-def read_lease(store: Store) -> dict:
-    """The lease that is there, empty for none or a damaged one. Raises StoreError."""
-    try:
-        found = json.loads(store.read_text(LEASE))
-        return found if isinstance(found, dict) and {"host", "pid", "beat"} <= found.keys() else {}
-    except (FileNotFoundError, ValueError):
-        return {}
+class Lease(threading.Thread):
+    """A lease that is held: a thread renews it, ``check`` says whether to go on."""
 
-
-def check_free(store: Store) -> None:
-    """Raises UserError where another driver that may be alive holds the lease, StoreError."""
-    found = read_lease(store)
-    if not found:
-        return
-    host, pid, age_s = found["host"], found["pid"], time.time() - found["beat"]
-    if age_s > ALIVE_S or (host == socket.gethostname() and not alive(pid)):
-        return
-    raise UserError(
-        f"run {store.name!r} is already being worked on by process {pid} on {host} (heard of "
-        f"{max(0.0, age_s):.0f} s ago): stop it, wait {ALIVE_S - age_s:.0f} s if it is dead, or "
-        "choose another --run name"
-    )
-
-
-class Beat(threading.Thread):
-    """Keeps a lease alive; does ``also`` after every beat. Neither ever raises."""
-
-    def __init__(self, store: Store, also: Callable[[], None] = lambda: None):
+    def __init__(self, store: Store, number: int, values: Mapping[str, Any], renewed_at: float):
         super().__init__(daemon=True, name="lease")
-        self.store, self.also, self._ended = store, also, threading.Event()
-        self.lease = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "token": uuid.uuid4().hex,
-            "since": time.time(),
-        }
+        self.store, self.number = store, number
+        self.fence = Fence(number)
+        self.taken_over = ""  # by whom
+        self._values, self._written = dict(values), False
+        self._term_s, self._renewed_at = float(values["term_s"]), renewed_at
+        self._trouble = ""  # why it could not be renewed
+        self._lock = threading.Lock()
+        self._wake, self._ended = threading.Event(), threading.Event()
 
-    def beat(self) -> None:
-        """Raises StoreError."""
-        self.store.write(LEASE, json.dumps(self.lease | {"beat": time.time()}) + "\n")
+    def open(self) -> None:
+        """Notes what the run has now; older leases go. Raises StoreError."""
+        self.fence = next_fence(self.store, self.number)
+        assert self.fence.base is not None
+        self._values |= {"base": sorted(self.fence.base), "heirs": sorted(self.fence.heirs)}
+        self._write()
+        for number in lease_numbers(self.store.times()):
+            if number < self.number:
+                self.store.remove(lease_name(number))
 
-    def holds(self) -> bool:
-        """Whether the lease that stands is this one's, or none does. Raises StoreError."""
-        return read_lease(self.store).get("token") in (None, self.lease["token"])
+    def note(self, **values: Any) -> None:
+        """Adds something that the next driver shall know; written soon."""
+        with self._lock:
+            self._values |= values
+            self._written = False
+        self._wake.set()
+
+    @property
+    def token(self) -> Any:
+        return self._values["token"]
+
+    @property
+    def left_s(self) -> float:
+        """For how long no other driver can have taken it; 0 where one may have."""
+        if self.taken_over:
+            return 0.0
+        return max(0.0, self._renewed_at + self._term_s - clock())
+
+    @property
+    def stop_s(self) -> float:
+        """How much of its time is kept for stopping."""
+        return min(STOP_S, self._term_s / 3)
+
+    def check(self) -> None:
+        """Raises LeaseLostError where this driver must stop."""
+        if self.taken_over:
+            raise LeaseLostError(
+                f"{self.taken_over} has taken over run {self.store.name!r}, as this driver had not "
+                "renewed its lease in time: what this one wrote since then does not count. Leave "
+                "the run to the other one"
+            )
+        if self.left_s <= self.stop_s:
+            raise LeaseLostError(
+                f"the lease of run {self.store.name!r} could not be renewed for "
+                f"{clock() - self._renewed_at:.0f} s ({self._trouble or 'no answer'}), and another "
+                "driver may take the run over soon: the workers' state is kept on local disks. "
+                "Start the same command again when the run's folder can be written"
+            )
 
     def run(self) -> None:
-        wait_s = BEAT_S
-        while not self._ended.wait(wait_s):
-            wait_s = AGAIN_S
-            with contextlib.suppress(OSError):
-                if not self.holds():  # S3 was away, and meanwhile this one looked dead
-                    print(f"{self.store}: another driver works on this run now", file=sys.stderr)
-                    return
-                self.beat()
-                wait_s = BEAT_S
-            with contextlib.suppress(OSError):
-                self.also()
+        wait_s = self._term_s / RENEWALS
+        while True:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            if self._ended.is_set():
+                return
+            try:
+                self._renew()
+                wait_s = self._term_s / RENEWALS
+            except OSError as error:
+                self._trouble = str(error.strerror or error)
+                wait_s = min(AGAIN_S, self._term_s / RENEWALS)
+            if self.taken_over:
+                return
+
+    def _renew(self) -> None:
+        """Raises OSError."""
+        began = clock()
+        newest = newest_lease(self.store)
+        if newest is not None and newest.number >= self.number and newest.token != self.token:
+            self.taken_over = newest.driver
+            return
+        there = newest is not None and newest.number == self.number
+        if self.store.is_local and self._written and there:  # needs no space on a full disk
+            os.utime(self.store.folder / lease_name(self.number))
+        else:
+            self._write()
+        self._renewed_at = max(began, self._renewed_at)
+
+    def _write(self) -> None:
+        """Raises OSError."""
+        if self.store.is_local and not self.store.folder.is_dir():
+            raise FileNotFoundError(f"{self.store} is not there")  # do not write in its place
+        with self._lock:
+            text, self._written = json.dumps(self._values) + "\n", True
+        try:
+            self.store.write(lease_name(self.number), text)
+        except OSError:
+            self._written = False
+            raise
 
     def end(self) -> None:
-        """Gives the lease back."""
+        """Gives the lease back, where it is still this driver's."""
         self._ended.set()
-        if self.is_alive():
-            self.join()
+        self._wake.set()
+        if self.left_s <= self.stop_s:
+            return  # the store may not answer, and time is short
+        self.join()
         with contextlib.suppress(OSError):
-            if self.holds():
-                self.store.remove(LEASE)
+            self.note(ended=True)
+            self._renew()
 
 
 @contextmanager
-def only_lease(store: Store, also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a run's lease. Raises UserError when another driver holds it, StoreError at its start.
+def only_lease(
+    store: Store, term_s: float = TERM_S, lock: str = "", gone: Gone = lambda values: False
+) -> Iterator[Lease]:
+    """Holds a run's lease. Raises UserError when another driver has it, StoreError at its start.
 
-    ``also`` is done every 20 s beside it.
+    Waits, and says so, for the lease of a driver that may be dead.
+
+    Args:
+        lock: names the lock that this process holds, by run_folder.only_process: on a disk the
+            run's own, which nobody else on this machine can have then.
+        gone: may know that a lease's driver is.
     """
-    check_free(store)
-    beat = Beat(store, also)
-    beat.beat()
-    time.sleep(SETTLE_S)
-    if not beat.holds():
-        check_free(store)
-    beat.start()
+    lease = take(store, term_s, lock, gone)
+    lease.start()
     try:
-        yield
+        yield lease
     finally:
-        beat.end()
+        lease.end()

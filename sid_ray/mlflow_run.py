@@ -26,6 +26,7 @@ OLD_PARAM_LIMIT = 250  # that any version keeps
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 WHERE_TAG = "folder"  # of all runs, as of the last start
+LEASE_TAG = "sid_ray.lease"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # Of a store without a registry of models, or one that this user may not write to: what comes behind
@@ -54,6 +55,7 @@ class Target:
         key: of the run (RunRecord.key), by which it is found again where its id is not known.
         artifacts: where a new experiment keeps artifacts; a server decides that itself.
         run_id: MLflow's id of the run, None where there was none yet.
+        lease: number of the driver's lease; a run that a newer one has told of is not told.
     """
 
     uri: str
@@ -64,6 +66,7 @@ class Target:
     tags: Mapping[str, str]
     artifacts: str
     run_id: str | None = None
+    lease: int = 0
 
 
 class MlflowRun:
@@ -98,6 +101,7 @@ class MlflowRun:
         if run is None:
             run = self._begun()
         self.run_id = run.info.run_id
+        self._claim(run)
         self._describe(run)
         where = self._target.tags.get(WHERE_TAG, "")
         if run.data.tags.get(WHERE_TAG, "") != where:
@@ -181,6 +185,14 @@ class MlflowRun:
         return self._client.create_run(
             self._experiment(), run_name=self._target.run_name, tags=tags
         )
+
+    def _claim(self, run: Any) -> None:
+        """Notes whose turn it is to tell the run. Raises RefusedError where it is a newer one's."""
+        newest = int(run.data.tags.get(LEASE_TAG, 0))
+        if newest > self._target.lease:
+            raise RefusedError(f"a newer driver tells MLflow run {self.run_id} (lease {newest})")
+        if newest < self._target.lease:
+            self._client.set_tag(self.run_id, LEASE_TAG, self._target.lease)
 
     def _describe(self, run: Any) -> None:
         """Logs params that are not there yet; those that changed since the begin stay."""

@@ -29,6 +29,7 @@ from sid_ray.checkpoint import (
     parse_manifest,
     present,
 )
+from sid_ray.fence import number_of
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError
 from sid_ray.shared import this_machine
@@ -93,7 +94,7 @@ class Search:
         while True:
             shelves = gathered(self._shelf(), self.spool.group)
             stored, away = gathered(self._stored(), self.spool.group)[0]
-            names = sorted({n for s in shelves for n in s.files} | set(stored), reverse=True)
+            names = self._that_count({n for s in shelves for n in s.files}, stored)
             if images_seen is not None:
                 names = [name for name in names if images_seen_of(name) <= images_seen]
             found = next(filter(None, (self._try(n, shelves, n in stored) for n in names)), None)
@@ -101,9 +102,26 @@ class Search:
                 return None
             if found is None:
                 self._wait()
+            elif not self.spool.fence.accepts(found.name):
+                self._adopt(found.name, shelves)
             elif self._sound(found, shelves):
                 self._finish_upload(found, shelves)
                 return found
+
+    def _that_count(self, local: set[str], stored: list[str]) -> list[str]:
+        """Newest first. Those that an earlier driver left on local disks alone count as long as
+        this one has none of its own."""
+        fence = self.spool.fence
+        names = {name for name in local if fence.accepts(name)} | set(stored)
+        if not any(number_of(name) == fence.number for name in names):
+            names |= {name for name in local if fence.may_adopt(name)}
+        return sorted(names, reverse=True)
+
+    def _adopt(self, name: str, shelves: list[Shelf]) -> None:
+        """Gives an earlier driver's checkpoint this one's number on every node's disk."""
+        if self._ranks_here(shelves)[0] == self.rank and name in shelves[self.rank].files:
+            (self.spool.local / name).rename(self.spool.local / self.spool.fence.own(name))
+        gathered(None, self.spool.group)
 
     def _shelf(self) -> Shelf:
         node = f"{this_machine()}:{self.spool.local}"

@@ -8,6 +8,8 @@ runs/NAME/evaluations.jsonl   a line a score: whose weights, of which images, ag
 runs/NAME/model/        at the end: that generator with a model card
 runs/NAME/summary.json, grid.png   the final report
 
+runs/NAME/driver_*.json      who works on it, or did (lease.py)
+
 It is on a disk or in S3 (``--output.folder s3://BUCKET/runs``). With S3 the driver has a folder of
 its own beside it, CACHE/runs/KEY/NAME, for its log, its lock and what it then uploads.
 """
@@ -19,25 +21,28 @@ import fcntl
 import json
 import os
 import re
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sid_ray.config import DistillConfig, differences
 from sid_ray.errors import UserError
-from sid_ray.lease import only_lease
+from sid_ray.fence import IDENTITY, OPEN, Fence
+from sid_ray.lease import Lease, LeaseLostError, only_lease
+from sid_ray.leases import TERM_S, Gone, boot_id
 from sid_ray.local_copies import folder_of
 from sid_ray.mlflow_sqlite import absolute
 from sid_ray.store import Store, probe
 from sid_ray.store_errors import S3, StoreError, is_s3
 
-IDENTITY, LOCK, LOG, SUMMARY, GRID = "run.json", ".lock", "log.txt", "summary.json", "grid.png"
+LOCK, LOG, SUMMARY, GRID = ".lock", "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"
 WAITING = ".evaluations"  # weights that the evaluator has not scored yet
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
-LOG_EVERY = 3  # beats of the lease between two uploads of the log
+LOG_S = 60.0  # between two uploads of the log
 
 
 def runs_folder(folder: str) -> str:
@@ -94,10 +99,12 @@ class RunFolder:
     Args:
         store: what all nodes see.
         local: the driver's own files; for a run on a disk the same folder.
+        lease: of the driver that works on it, in that driver alone.
     """
 
     store: Store
     local: Path
+    lease: Lease | None = None
 
     @classmethod
     def of(cls, config: DistillConfig) -> RunFolder:
@@ -109,8 +116,27 @@ class RunFolder:
     def name(self) -> str:
         return self.store.name
 
+    @property
+    def fence(self) -> Fence:
+        """What of the run counts for its driver."""
+        return self.lease.fence if self.lease else OPEN
+
+    @property
+    def left_s(self) -> float:
+        """For how long no other driver can have the run."""
+        return self.lease.left_s if self.lease else float("inf")
+
+    def check_lease(self) -> None:
+        """Raises LeaseLostError where this driver must stop."""
+        if self.lease:
+            self.lease.check()
+
     def upload(self, *names: str) -> None:
-        """Copies files of ``local`` to the store, where these are two. Raises StoreError."""
+        """Copies files of ``local`` to the store, where these are two.
+
+        Raises StoreError, LeaseLostError where the run is not this driver's any more.
+        """
+        self.check_lease()
         if self.store.is_local:
             return
         for name in names:
@@ -156,6 +182,7 @@ class RunRecord:
     number: int = 0
     copied_from: str = ""  # name of the run that this one is a copy of, and its MLflow run
     copied_from_run: str = ""
+    lease: int = 0  # number of the lease under which it was written
 
 
 def read_record(run: Store) -> RunRecord | None:
@@ -176,6 +203,17 @@ def read_record(run: Store) -> RunRecord | None:
 def write_record(run: Store, record: RunRecord) -> None:
     """Replaces run.json; a crash leaves the old or the new one. Raises StoreError."""
     run.write(IDENTITY, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def note_record(run: RunFolder, record: RunRecord) -> RunRecord:
+    """Replaces run.json as the driver that has the run; what it holds now.
+
+    Raises StoreError, LeaseLostError where the run is not this driver's any more.
+    """
+    run.check_lease()
+    record = replace(record, lease=run.fence.number)
+    write_record(run.store, record)
+    return record
 
 
 def check_same_data(record: RunRecord, fingerprint: str) -> None:
@@ -217,46 +255,52 @@ def check_same_run(run: Store, config: DistillConfig) -> RunRecord | None:
 
 
 @contextmanager
-def only_driver(run: RunFolder) -> Iterator[None]:
-    """Holds the run's lock and, in S3, its lease; uploads the log now and then and at the end.
+def only_driver(
+    run: RunFolder, term_s: float = TERM_S, gone: Gone = lambda values: False
+) -> Iterator[RunFolder]:
+    """Holds the run's lock and lease; in S3 uploads the log now and then and at the end.
 
     Raises UserError when another process works on the run, or its store fails.
     """
-    with only_process(run.local, run.name):
-        if run.store.is_local:
-            yield
-            return
-        with contextlib.ExitStack() as stack:
-            with told_to_user():
-                stack.enter_context(only_lease(run.store, log_keeper(run)))
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    run.upload(LOG)
-
-
-def log_keeper(run: RunFolder) -> Callable[[], None]:
-    """Uploads the log at every third call where it has grown. Raises OSError."""
-    calls, size = 0, 0
-
-    def keep() -> None:
-        nonlocal calls, size
-        calls += 1
-        path = run.local / LOG
-        now = path.stat().st_size
-        if calls % LOG_EVERY == 0 and size != now <= LOG_LIMIT:
-            run.upload(LOG)
-            size = now
-
-    return keep
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(only_process(run.local, run.name))
+        with told_to_user():
+            lease = stack.enter_context(only_lease(run.store, term_s, lock, gone))
+        held = replace(run, lease=lease)
+        if not run.store.is_local:
+            stack.enter_context(kept_log(held))
+        yield held
 
 
 @contextmanager
-def only_process(folder: Path, name: str) -> Iterator[None]:
+def kept_log(run: RunFolder) -> Iterator[None]:
+    """Uploads the log every minute where it has grown, and at the end."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        size = 0
+        while not ended.wait(LOG_S):
+            with contextlib.suppress(OSError, LeaseLostError):
+                now = (run.local / LOG).stat().st_size
+                if size != now <= LOG_LIMIT:
+                    run.upload(LOG)
+                    size = now
+
+    threading.Thread(target=keep, daemon=True, name="log").start()
+    try:
+        yield
+    finally:
+        ended.set()
+        with contextlib.suppress(OSError, LeaseLostError):
+            run.upload(LOG)
+
+
+@contextmanager
+def only_process(folder: Path, name: str) -> Iterator[str]:
     """Holds a folder's lock. Raises UserError when another process of this machine does.
 
-    The kernel drops the lock with its process, so a killed driver leaves none behind.
+    The kernel drops the lock with its process, so a killed driver leaves none behind. Yields what
+    names the lock: the file, and this start of the machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
@@ -272,4 +316,5 @@ def only_process(folder: Path, name: str) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        file = os.fstat(lock.fileno())
+        yield f"{boot_id()} {file.st_dev} {file.st_ino}"

@@ -363,6 +363,10 @@ class StorageConfig:
     """http(s)://HOST:PORT of an S3-compatible server; empty for AWS_ENDPOINT_URL, else Amazon's."""
     region: str = ""
     """Region of the buckets; empty for AWS_REGION."""
+    lease_s: float = 90.0
+    """Seconds for which a driver keeps a run without being heard of in the run's folder. 20 s
+    before they are over (a third of them, if that is less) it stops; after them another driver may
+    take the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ import torch
 import torch.distributed
 
 from sid_ray.checkpoint import MANIFEST, Manifest, manifest_of
+from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import gathered, world
 from sid_ray.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.storage import Storage, Tell, remove
@@ -83,6 +84,7 @@ class Spool:
         tell: takes a line for a person, on any rank and from any thread.
         on_stored: called on rank 0 with images_seen once a checkpoint is whole in storage.
         group: process group of the collectives: gloo, so that a GPU never waits for them.
+        fence: what of the run counts under this driver's lease.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Spool:
         tell: Tell,
         on_stored: Callable[[int], None] = lambda images_seen: None,
         group: Any = None,
+        fence: Fence = OPEN,
     ):
-        self.local, self.storage, self._keep = local, Storage(storage), keep
+        self.local, self.storage, self._keep = local, Storage(storage, fence), keep
+        self.fence = fence
         self.tell, self._on_stored, self.group = tell, on_stored, group
         self.saved = -1  # images_seen of the newest checkpoint on its way or there
         self.stored = -1  # images_seen of the newest checkpoint that this spool brought to storage
@@ -109,9 +113,7 @@ class Spool:
 
     def save(self, snapshot: Snapshot, name: str) -> None:
         """Starts to write a checkpoint; waits only for the one before it to be on local disk."""
-        while self._writing is not None:
-            self.poll()
-            time.sleep(POLL_S if self._writing is not None else 0)
+        self.settle()
         part = self._writer.submit(write_snapshot, self.local / name, snapshot)
         self._writing = Writing(name, snapshot, part)
         self.saved = snapshot.images_seen
@@ -136,6 +138,12 @@ class Spool:
             if self._writing is None and self._uploading is None:
                 return
             time.sleep(POLL_S)
+
+    def settle(self) -> None:
+        """Returns when what was saved is on local disks, or could not be written."""
+        while self._writing is not None:
+            self.poll()
+            time.sleep(POLL_S if self._writing is not None else 0)
 
     def upload(self, name: str, manifest: Manifest, files: list[str]) -> None:
         """Uploads these of the checkpoint's files from this rank, after what is on its way."""
@@ -245,7 +253,7 @@ class Spool:
 
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""
-        remove(self.local, lambda found: found > name)
+        remove(self.local, lambda found: found > name and self.fence.may_remove(found))
         if world()[0] == 0:
             retrying(lambda: self.storage.remove(lambda found: found > name), self.tell)
         gathered(None, self.group)  # nobody writes anew before everybody has removed
@@ -256,4 +264,4 @@ class Spool:
 
         No collective.
         """
-        remove(self.local, lambda name: name < before)
+        remove(self.local, lambda name: name < before and self.fence.may_remove(name))

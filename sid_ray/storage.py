@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from sid_ray.checkpoint import MANIFEST, PREFIX
+from sid_ray.fence import MANIFEST, OPEN, PREFIX, Fence, newest_number
 from sid_ray.local_copies import fetch_checked
 from sid_ray.store import Store, link_or_copy, moved_into_place
 
@@ -29,20 +29,24 @@ class LocalFileLostError(Exception):
 
 
 class Storage:
-    """The run's folder, on whatever all nodes see: a disk, or S3."""
+    """The run's folder, on whatever all nodes see: a disk, or S3. ``fence``: what of it counts."""
 
-    def __init__(self, place: Store | Path):
+    def __init__(self, place: Store | Path, fence: Fence = OPEN):
         self.store = place if isinstance(place, Store) else Store.at(place)
+        self.fence = fence
 
     def names(self) -> list[str]:
-        """Checkpoints with a manifest, newest first. Raises OSError where they cannot be listed."""
+        """Checkpoints with a manifest that count, newest first.
+
+        Raises OSError where they cannot be listed.
+        """
         if self.store.is_local:  # not Store.folders, to which a missing folder is an empty one
             found = [entry.name for entry in self.store.folder.iterdir()]
         else:
             found = self.store.folders()
             if not found:
                 self.store.create()  # a missing bucket looks empty too
-        checkpoints = [name for name in found if name.startswith(PREFIX)]
+        checkpoints = [n for n in found if n.startswith(PREFIX) and self.fence.accepts(n)]
         whole = (n for n in checkpoints if self.store.size(f"{n}/{MANIFEST}") is not None)
         return sorted(whole, reverse=True)
 
@@ -87,17 +91,33 @@ class Storage:
             fetch_checked(self.store, f"{name}/{file}", target, sha256, size, tell)
 
     def keep(self, number: int) -> None:
-        """Removes all but the newest whole checkpoints, and older ones that never became whole."""
+        """Removes all but the newest whole checkpoints, older ones that never became whole, and
+        those that do not count."""
         whole = self.names()
+
+        def unwanted(name: str) -> bool:
+            older = name not in whole[:number] and name < whole[0]
+            return older or not self.fence.accepts(name)
+
         if whole:
-            self.remove(lambda name: name not in whole[:number] and name < whole[0])
+            self.remove(unwanted)
 
     def remove(self, unwanted: Callable[[str], bool]) -> None:
-        """Removes the checkpoints whose names are unwanted. Raises StoreError from S3."""
+        """Removes the checkpoints whose names are unwanted; none where another driver has the run.
+
+        Raises StoreError from S3.
+        """
+        if newest_number(self.store) > self.fence.number:
+            return
+        may_go = self.fence.may_remove
+
+        def removed(name: str) -> bool:
+            return may_go(name) and unwanted(name)
+
         if self.store.is_local:
-            remove(self.store.folder, unwanted)
+            remove(self.store.folder, removed)
             return
         for name in self.store.folders():
-            if name.startswith(PREFIX) and unwanted(name):
+            if name.startswith(PREFIX) and removed(name):
                 self.store.remove(f"{name}/{MANIFEST}")  # first: it must never look whole
                 self.store.remove_tree(name)

@@ -186,6 +186,17 @@ class Store:
             found = self.filesystem.get_file_info(choice)
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
 
+    def times(self) -> dict[str, float]:
+        """Files directly below, with when each was written: seconds since the epoch, by the clock
+        of the store."""
+        from pyarrow import fs
+
+        choice = fs.FileSelector(self.path(), allow_not_found=True)
+        with named(self.url):
+            found = self.filesystem.get_file_info(choice)
+        files = (info for info in found if info.type == fs.FileType.File)
+        return {i.base_name: (i.mtime_ns or 0) / 1e9 for i in files}
+
     def open(self, name: str) -> Any:
         """A file to read from anywhere in (pyarrow NativeFile)."""
         with named(self.url, name):

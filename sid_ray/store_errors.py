@@ -73,11 +73,21 @@ def store_error(what: str, error: OSError) -> StoreError:
     code = (match[1] if match else "").upper()
     short = re.sub(r"\s+|; Details:.*", " ", text.rsplit("operation: ", 1)[-1]).strip()[:160]
     short += ")" * (short.count("(") - short.count(")"))
-    if isinstance(error, FileNotFoundError) or code == "NO_SUCH_KEY":
+    if isinstance(error, FileNotFoundError):
+        return MissingFileError(f"{what} does not exist{at_server()}")
+    if re.search(FULL, text.upper()):
+        return FullStoreError(errno.ENOSPC, f"{what}: no space left in the store ({short})")
+    return code_error(what, code, short)
+
+
+def code_error(what: str, code: str, short: str) -> StoreError:
+    """By S3's error code, as pyarrow spells it (NO_SUCH_KEY) or boto3 (NoSuchKey)."""
+    code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
+    if code == "NO_SUCH_KEY":
         return MissingFileError(f"{what} does not exist{at_server()}")
     if code == "NO_SUCH_BUCKET":
         return MissingFileError(f"{what}: the bucket does not exist{at_server()}: create it first")
-    if re.search(FULL, text.upper()):
+    if re.search(FULL, short.upper()):
         return FullStoreError(errno.ENOSPC, f"{what}: no space left in the store ({short})")
     if re.search(DENIED, code):
         why = "" if code == "ACCESS_DENIED" else f" ({code.lower().replace('_', ' ')})"

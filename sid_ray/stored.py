@@ -20,6 +20,7 @@ from sid_ray.checkpoint import (
     parse_manifest,
 )
 from sid_ray.errors import UserError
+from sid_ray.fence import read_fence
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
@@ -58,8 +59,10 @@ def newest_whole(run: Store) -> tuple[str | None, list[str]]:
 
 
 def checkpoints(run: Store) -> list[str]:
-    """Names of checkpoints, whole or not, newest first. Raises StoreError."""
-    return sorted((name for name in run.folders() if name.startswith(PREFIX)), reverse=True)
+    """Names of checkpoints that count, whole or not, newest first. Raises StoreError."""
+    fence = read_fence(run)
+    found = (name for name in run.folders() if name.startswith(PREFIX) and fence.accepts(name))
+    return sorted(found, reverse=True)
 
 
 def manifest_of(run: Store, name: str) -> Manifest:

@@ -66,6 +66,7 @@ class Tracking:
         self._pending = deque(self._journal.records(self._journal.sent))
         self._failures, self._away_since, self._stamp = 0, 0.0, 0
         self._experiment = target.experiment
+        self._until = float("inf")
         self.trouble = ""  # why MLflow does not answer now
         self.advice = ""  # what a person can do about it, where waiting cannot mend it
         self._said: set[str] = set()  # why records were refused
@@ -147,6 +148,15 @@ class Tracking:
     def status(self, status: str) -> None:
         """RUNNING, FINISHED, FAILED or KILLED."""
         self._add("status", status=status)
+
+    def allow(self, left_s: float) -> None:
+        """Nothing is sent later than so many seconds from now, until this is called again.
+
+        For a driver that another one may take the run from: a step must not be told twice.
+        """
+        with self._changed:
+            self._until = time.monotonic() + left_s
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """Records are sent from now on."""
@@ -236,10 +246,13 @@ class Tracking:
             self._hurry.wait(pause_s(self._failures - 1))
         with self._changed:
             self._hurry.clear()
-            self._changed.wait_for(lambda: self._pending or self._closed)
+            self._changed.wait_for(lambda: self._may_send() or self._closed)
             while self._held() and not self._closed:
                 self._changed.wait(0.1)
             return bool(self._pending) and not self._closed
+
+    def _may_send(self) -> bool:
+        return bool(self._pending) and time.monotonic() < self._until
 
     def _held(self) -> bool:
         """Whether the first numbers of a run wait for a score to come with them."""

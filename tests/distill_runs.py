@@ -113,10 +113,11 @@ def disturbed(folder: Path) -> dict[str, Any]:
 def newest_attempt(run: Path) -> str:
     """Which start of the workers wrote the newest checkpoint; empty for none.
 
-    A resumed run first uploads what the killed one had written to its local disk alone.
+    A resumed run first uploads what the killed one had written to its local disk alone, under its
+    own number; what was drawn for the start of the workers stays.
     """
     newest = newest_whole(run)[0]
-    return newest.name.rpartition("_")[2] if newest else ""
+    return newest.name.rpartition("-")[2] if newest else ""
 
 
 PARTS = {"undisturbed": undisturbed, "disturbed": disturbed}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sid_ray.evaluations import add_result, results_in
+from sid_ray.evaluations import add_result, merge_results, results_in
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.store import Store
 
@@ -24,3 +24,23 @@ def test_half_a_line_of_a_killed_process_spoils_no_other(tmp_path):
     text = (tmp_path / EVALUATIONS).read_text()
     assert [result["images_seen"] for result in results_in(text)] == [32, 64]
     assert results_in('{"a": 1}\n[1]\n{"b": 2}') == [{"a": 1}]  # the last one may be half written
+
+
+def test_what_a_driver_adds_that_has_lost_the_run_is_left_out(tmp_path):
+    run, other = Store.at(tmp_path), Store.at(tmp_path / "other")
+    other.create()
+    for images_seen, lease in ((64, 1), (128, 1), (128, 2), (192, 2), (256, 1), (256, 2)):
+        add_result(run, ONE | {"images_seen": images_seen, "lease": lease})
+    add_result(run, ONE | {"images_seen": 7})  # of sid-ray evaluate, which has no lease
+    found = [(result["images_seen"], result.get("lease")) for result in lines_of(run)]
+    assert found == [(64, 1), (128, 1), (192, 2), (256, 2), (7, None)], "(128, 2) is (128, 1)"
+    add_result(other, ONE | {"images_seen": 320, "lease": 2})
+    add_result(other, ONE | {"images_seen": 192, "lease": 2})
+    for _ in range(2):
+        merge_results(run, other)
+        found = [result["images_seen"] for result in lines_of(other)]
+        assert found == [7, 64, 128, 320, 192, 256], "what came later by another host counts"
+
+
+def lines_of(run):
+    return results_in(run.read_text(EVALUATIONS))

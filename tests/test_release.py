@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace as changed
 
 import pytest
 
 from sid_ray.assemble import generator_description
-from sid_ray.best_weights import keep_best
+from sid_ray.best_weights import SCORE, find_best, keep_best
 from sid_ray.config import replace
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.release import release
-from sid_ray.run_folder import RunFolder
+from sid_ray.run_folder import RunFolder, only_driver
 from sid_ray.stored import find_generator
 from sid_ray.weights.folder import WEIGHTS, load_model, save_model
 from sid_ray.weights.sources import resolve_source
@@ -67,3 +68,25 @@ def test_with_scores_it_is_the_best_one_with_its_own_numbers(run, config, tmp_pa
     again = release(config, run, str(last), 640, {})  # a run that goes on, or is started again
     assert again == changed(model)
     assert told == []
+
+
+def test_the_best_of_a_driver_that_has_lost_the_run_changes_nothing(run, config, tmp_path):
+    best = network(tmp_path / "b", config, 0.5)
+
+    def keep(images_seen, lease):
+        result = {"images_seen": images_seen, "scores": SCORES, "weights_sha256": "x"}
+        keep_best(run.store, best / WEIGHTS, result | {"lease": lease}, print)
+
+    with only_driver(run):
+        keep(128, 1)
+    with only_driver(run):
+        assert find_best(run.store) == "best_000000000128"
+        keep(320, 1)
+        assert find_best(run.store) == "best_000000000128", "not written"
+        (run.store / "best_000000000640").write(SCORE, json.dumps({"lease": 1}))
+        assert find_best(run.store) == "best_000000000128", "was on its way: does not count"
+        keep(192, 2)
+        assert find_best(run.store) == "best_000000000192"
+    assert [name for name in run.store.folders() if name.startswith("best")] == [
+        "best_000000000192"
+    ]

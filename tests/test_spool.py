@@ -11,6 +11,7 @@ import torch
 from sid_ray import spool as spool_module
 from sid_ray import store_errors
 from sid_ray.checkpoint import MANIFEST, checkpoint_name, load_files, newest_whole, verify
+from sid_ray.fence import Fence, lease_name
 from sid_ray.recovery import Search
 from sid_ray.snapshot import take_snapshot
 from sid_ray.spool import Spool, Storage
@@ -206,3 +207,89 @@ def test_other_disks_are_copied_to(bench, monkeypatch):
     shutil.rmtree(bench.local)
     assert verify(bench.storage / name).images_seen == 64
     assert bench.newest() == (64, 64.0)
+
+
+def under(bench, number, base=(), heirs=()):
+    """As the workers of the driver that has this lease."""
+    (bench.storage / lease_name(number)).write_text("{}")
+    fence = Fence(number, frozenset(base), frozenset(heirs))
+    bench.spool = Spool(bench.local, bench.storage, 2, bench.told.append, fence=fence)
+    return fence
+
+
+def saved(bench, images_seen):
+    """A checkpoint under the spool's lease, on local disk."""
+    name = checkpoint_name(images_seen, bench.spool.fence.attempt("a1"))
+    bench.trainee.images_seen = images_seen
+    snapshot = take_snapshot(bench.trainee, bench.roles(), DESCRIPTION, "{}")
+    bench.spool.save(snapshot, name)
+    bench.spool.settle()
+    return name
+
+
+def stored_names(bench):
+    bench.spool._uploader.submit(int).result()  # what was queued before it is done
+    return sorted(path.name for path in bench.storage.glob("checkpoint_*"))
+
+
+def test_what_the_last_driver_left_on_local_disk_becomes_the_next_ones(bench, monkeypatch):
+    under(bench, 1)
+    restore = cut(monkeypatch)
+    left = saved(bench, 64)
+    bench.spool.close()
+    restore()
+    fence = under(bench, 2, heirs={0, 1})
+    found = Search(bench.spool).newest()
+    assert found.name == fence.own(left) == "checkpoint_000000000064_000002-a1"
+    bench.spool.flush()
+    assert verify(bench.storage / found.name).images_seen == 64
+    assert [path.name for path in bench.local.iterdir()] == [found.name]
+
+
+def test_what_a_driver_of_before_the_last_left_on_local_disk_is_not_taken_up(bench, monkeypatch):
+    under(bench, 1)
+    restore = cut(monkeypatch)
+    saved(bench, 128)
+    bench.spool.close()
+    restore()
+    under(bench, 2)
+    second = saved(bench, 64)
+    bench.spool.flush()
+    bench.spool.close()
+    under(bench, 3, base={second}, heirs={2})
+    assert Search(bench.spool).newest().name == second
+
+
+def test_a_driver_with_a_checkpoint_of_its_own_takes_up_no_other_ones(bench):
+    under(bench, 2, heirs={1})
+    own = saved(bench, 64)
+    bench.spool.flush()
+    ours = bench.spool
+    under(bench, 1)  # the superseded driver's workers, which share the node
+    late = saved(bench, 128)
+    bench.spool.flush()
+    assert stored_names(bench) == [own, late]
+    bench.spool = ours
+    assert Search(ours).newest().name == own
+    newer = saved(bench, 96)
+    ours.flush()
+    assert stored_names(bench) == [own, newer], "what does not count is removed"
+
+
+def test_a_superseded_drivers_workers_remove_nothing_of_the_next_ones(bench):
+    under(bench, 1)
+    before = saved(bench, 64)
+    bench.spool.flush()
+    stale = bench.spool
+    under(bench, 2, base={before}, heirs={1})
+    newer = saved(bench, 96)
+    bench.spool.flush()
+    ours, bench.spool = bench.spool, stale
+    for seen in (128, 160, 192):
+        saved(bench, seen)
+        stale.flush()
+    stale.forget_after(before)
+    stale.forget()
+    assert {before, newer} <= set(stored_names(bench))
+    assert (bench.local / newer).is_dir()
+    assert Search(ours).newest().name == newer

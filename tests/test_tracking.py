@@ -1,5 +1,6 @@
 """Records reach MLflow all, once and in order, whatever happens on the way."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -338,3 +339,29 @@ def test_nothing_is_sent_before_it_is_woken_or_finished(tmp_path):
             assert opened.wait(10)
         assert tracking.finish() == ""
         assert opened.is_set()
+
+
+def test_nothing_is_told_when_the_drivers_lease_is_over(tmp_path, hurried):
+    """Also where the driver cannot say so any more: frozen, or about to be killed."""
+    run = MadeUpRun()
+    kept = Tracking(target(tmp_path), tmp_path, run=run)
+    kept.allow(60.0)
+    kept.metrics({"loss": 1.0}, 1)
+    wait_for(lambda: run.told, "the first value")
+    kept.allow(0.0)
+    kept.metrics({"loss": 2.0}, 2)
+    time.sleep(0.3)
+    assert list(run.told) == [("loss", 1)]
+    kept.allow(60.0)
+    assert kept.finish() == ""
+    assert list(run.told) == [("loss", 1), ("loss", 2)]
+
+
+def test_a_run_that_a_newer_driver_tells_is_left_to_it(tmp_path):
+    first, second = (dataclasses.replace(target(tmp_path), lease=number) for number in (1, 2))
+    opened = MlflowRun(first, tmp_path, print)
+    opened.open()
+    again = dataclasses.replace(second, run_id=opened.run_id)
+    MlflowRun(again, tmp_path, print).open()
+    with pytest.raises(RefusedError, match=r"a newer driver tells MLflow run .* \(lease 2\)"):
+        MlflowRun(first, tmp_path, print).open()

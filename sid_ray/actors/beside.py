@@ -54,6 +54,7 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
         tags,
         artifacts_of(uri, config.output.folder),
         record.tracker_run_id,
+        record.lease,
     )
 
 
@@ -110,6 +111,7 @@ def start_evaluator(
         tracker=tracker,
         components=start.components,
         token=token,
+        lease=run.fence.number,
     )
     return Evaluator.options(**options).remote(settings)  # type: ignore[attr-defined]
 

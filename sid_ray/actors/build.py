@@ -23,6 +23,7 @@ from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, init_deepspeed, needs_deepspeed, shard_frozen
+from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import ShardedAverage
 from sid_ray.roles import TorchRole
 from sid_ray.spool import Spool
@@ -49,6 +50,7 @@ class WorkerSettings:
     own_scaling: bool
     tracker: Any
     evaluator: Any
+    fence: Fence = OPEN  # what of the run counts under the driver's lease
     began_from: str = ""  # another run's checkpoint, where this run has none of its own
     components: Components = NO_COMPONENTS  # of the teacher: its text encoder and VAE
     seat: Any = None  # on a joined cluster the driver's (proof.py)
@@ -185,4 +187,5 @@ def build_spool(config: DistillConfig, settings: WorkerSettings, group: Any) -> 
         tell=lambda text: tracker.event.remote(text),
         on_stored=lambda images_seen: tracker.stored.remote(images_seen),
         group=group,
+        fence=settings.fence,
     )

@@ -44,6 +44,7 @@ class EvaluatorSettings:
     tracker: actor that is told.
     components: the teacher's text encoder and VAE.
     token: on a joined cluster the driver's, in the run's folder.
+    lease: number of the driver's lease, which its results hold.
     """
 
     config: str
@@ -55,6 +56,7 @@ class EvaluatorSettings:
     tracker: Any
     components: Components = NO_COMPONENTS
     token: Token | None = None
+    lease: int = 0
 
 
 def step_back() -> None:
@@ -156,9 +158,10 @@ class Evaluator:
     def _tell(self, found: Examined, weights: Path, primary: str) -> None:
         """Tells the tracker; keeps the weights where they are the best so far."""
         settings, images_seen = self._settings, found.result["images_seen"]
+        result = found.result | {"lease": settings.lease}
         tracker = settings.tracker
         best = ray.get(tracker.log_score.remote(plain_scores(found.result["scores"]), images_seen))
-        ray.get(tracker.log_evaluation.remote(found.result))
+        ray.get(tracker.log_evaluation.remote(result))
         ray.get(tracker.log_picture.remote("samples", found.sheet, images_seen))
         if primary in best and self._keeps_best:
-            keep_best(Store.at(settings.run), weights, found.result, tracker.event.remote)
+            keep_best(Store.at(settings.run), weights, result, tracker.event.remote)

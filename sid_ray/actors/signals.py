@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-NOTHING, RESIZE, PREEMPTED = 0, 1, 2
+NOTHING, RESIZE, PREEMPTED, LEASE_ENDS = 0, 1, 2, 3
+NO_LEASE = "the driver's lease of the run ends"  # asked for so, nothing waits for storage
 BEAT_S = 0.25
 
 

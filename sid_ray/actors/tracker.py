@@ -188,8 +188,13 @@ class Tracker:
                 self._board.events.append(text)
             self._said[key] = now
 
-    def board(self) -> Board:
-        """The board; its events are handed out once."""
+    def board(self, left_s: float | None = None) -> Board:
+        """The board; its events are handed out once.
+
+        ``left_s``: for how long MLflow may be told from now on, by the driver's lease.
+        """
+        if left_s is not None:
+            self._tracking.allow(left_s)
         with self._lock:
             events, self._board.events = self._board.events, []
             return Board(

@@ -31,8 +31,10 @@ from sid_ray.actors import scaling
 from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.interfaces import AddressConfig
+from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.actors.proof import contents, driver_seat
+from sid_ray.actors.signals import NO_LEASE
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
@@ -44,8 +46,9 @@ from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
+from sid_ray.lease import LeaseLostError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
-from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, write_record
+from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.stored import newest_listed, newest_whole
@@ -54,6 +57,8 @@ POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STOP_PATIENCE_S = 60.0  # for workers that save when the driver is stopped
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
+STOP_RAY_S = 5.0  # for the end of Ray itself, of the time that is left to a lease
+LOST = "LOST"  # the status of a run that another driver may take over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,13 +249,11 @@ class FitThread(threading.Thread):
 def noted(board: Board, record: RunRecord, run: RunFolder) -> RunRecord:
     """The record with the MLflow run as soon as it exists, in the run's folder too.
 
-    Raises StoreError where that cannot be written.
+    Raises StoreError where that cannot be written, LeaseLostError.
     """
     if not board.run_id or board.run_id == record.tracker_run_id:
         return record
-    with_it = dataclasses.replace(record, tracker_run_id=board.run_id)
-    write_record(run.store, with_it)
-    return with_it
+    return note_record(run, dataclasses.replace(record, tracker_run_id=board.run_id))
 
 
 def follow(
@@ -258,12 +261,13 @@ def follow(
 ) -> RunRecord:
     """Shows the board until training ends; notes the MLflow run as soon as it exists.
 
-    Returns the record with it.
+    Returns the record with it. Raises LeaseLostError where this driver must stop.
     """
     again_at = 0.0
     while True:
+        run.check_lease()
         alive = not fit.ended.is_set()
-        board: Board = ray.get(tracker.board.remote())
+        board: Board = ray.get(tracker.board.remote(run.left_s))
         if time.monotonic() >= again_at:
             try:
                 record = noted(board, record, run)
@@ -276,15 +280,17 @@ def follow(
         fit.ended.wait(POLL_S)
 
 
-def save_before_the_end(fit: FitThread, tracker: Any, show: Display) -> None:
+def save_before_the_end(
+    fit: FitThread, tracker: Any, show: Display, reason: str, patience_s: float
+) -> None:
     """Has the workers save, as before a resize, for a limited time; another Ctrl-C ends it."""
-    deadline = time.monotonic() + STOP_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
         board: Board = ray.get(tracker.board.remote())
         if board.phase != "training" or fit.ended.is_set():
             return
         show.update("", {}, ["stopping: the workers save first"])
-        ray.get(tracker.ask_pause.remote("stopped by the user"))
+        ray.get(tracker.ask_pause.remote(reason))
         while board.phase == "training" and time.monotonic() < deadline:
             if fit.ended.wait(POLL_S / 5):
                 return
@@ -325,7 +331,8 @@ def train(
         start_ray(config)
         check_resources(config, show)
         config = check_memory(config, start, show)
-        write_record(run.store, record)
+        note_ray(run)
+        record = note_record(run, record)
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, run, record, show, clock)
     finally:
@@ -354,7 +361,8 @@ def score_leftovers(
     show.update("scoring what was left", {}, [])
 
     def look() -> None:
-        board: Board = ray.get(tracker.board.remote())
+        run.check_lease()
+        board: Board = ray.get(tracker.board.remote(run.left_s))
         show.update("", board.metrics, board.events)
 
     try:
@@ -393,6 +401,7 @@ def run_actors(
         local_folder=local_folder(config, run.local),
         run_key=record.key,
         own_scaling=own_scaling(config, show),
+        fence=run.fence,
         tracker=tracker,
         evaluator=evaluator,
         began_from=record.began_from,
@@ -424,13 +433,20 @@ def run_actors(
     except KeyboardInterrupt:
         status = "KILLED"
         if settings.own_scaling:  # Ray's own does not tell when the workers have saved
-            save_before_the_end(fit, tracker, show)
+            save_before_the_end(fit, tracker, show, "stopped by the user", STOP_PATIENCE_S)
+        raise
+    except LeaseLostError:
+        status = LOST
+        if run.left_s:  # else another driver works already: what is saved now does not count
+            save_before_the_end(fit, tracker, show, NO_LEASE, run.left_s - STOP_RAY_S)
         raise
     finally:
-        if token is not None:
+        if token is not None and status != LOST:  # then storage may not answer
             token.remove()
-        left = ray.get(tracker.finish.remote(status))
-        with contextlib.suppress(StoreError):  # MLflow may be slower than a short run
+        # The journal keeps what MLflow has not got; the next driver of the run tells it.
+        left = ray.get(tracker.finish.remote(status)) if status != LOST else ""
+        # MLflow may be slower than a short run.
+        with contextlib.suppress(StoreError, LeaseLostError):
             noted(ray.get(tracker.board.remote()), record, run)
         if left and status != "FINISHED":  # else the outcome tells
             show.update("", {}, [f"warning: {left}"])

@@ -25,7 +25,15 @@ from sid_ray.actors.build import (
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.proof import prove
 from sid_ray.actors.scaling import preempted
-from sid_ray.actors.signals import NOTHING, PREEMPTED, RESIZE, Heartbeat, PausedError
+from sid_ray.actors.signals import (
+    LEASE_ENDS,
+    NO_LEASE,
+    NOTHING,
+    PREEMPTED,
+    RESIZE,
+    Heartbeat,
+    PausedError,
+)
 from sid_ray.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.began import begin_from
 from sid_ray.checkpoint import checkpoint_name, load_files
@@ -173,22 +181,32 @@ class Worker:
             f"the state at {self.trainee.images_seen:,} images could not be written, see above"
         )
 
+    def keep_here(self) -> None:
+        """Returns when the present state is on local disks. A collective."""
+        if self.spool.saved != self.trainee.images_seen:
+            self.checkpoint()
+        self.spool.settle()
+
     def heed(self) -> None:
         """Between two steps: moves checkpoints on, and pauses where that is asked. A collective.
 
-        Raises PausedError after the state is in storage.
+        Raises PausedError after the state is in storage; on local disks alone where the driver may
+        lose the run.
         """
         wish = NOTHING
         if preempted(self.settings.own_scaling):
             wish = PREEMPTED
         elif self.heartbeat and self.heartbeat.asked:
-            wish = RESIZE
+            wish = LEASE_ENDS if self.heartbeat.asked == NO_LEASE else RESIZE
         began = time.monotonic()
         wish = self.spool.poll(wish)
         self.stalled_s += time.monotonic() - began
         if wish == NOTHING or self.finished:
             return
-        self.secure()
+        if wish == LEASE_ENDS:
+            self.keep_here()
+        else:
+            self.secure()
         reason = "a node is about to go" if wish == PREEMPTED else ""
         if self.heartbeat:
             reason = reason or self.heartbeat.asked
@@ -265,7 +283,7 @@ def build(settings: WorkerSettings) -> Worker:
 
 def new_attempt(spool: Spool) -> str:
     """Keeps the files of two starts of the workers apart. A collective."""
-    return gathered(uuid.uuid4().hex[:6], spool.group)[0]
+    return spool.fence.attempt(gathered(uuid.uuid4().hex[:6], spool.group)[0])
 
 
 class Loop:

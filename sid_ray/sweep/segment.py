@@ -15,9 +15,10 @@ from pathlib import Path
 
 from sid_ray.checkpoint import EMA_FOLDER
 from sid_ray.config import DistillConfig, replace
-from sid_ray.distill import GAVE_UP, STOPPED
+from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.evaluations import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
+from sid_ray.store_errors import retrying
 from sid_ray.stored import newest_listed
 from sid_ray.text_lines import lines_in
 from sid_ray.weights.description import WEIGHTS
@@ -97,6 +98,8 @@ class Trial:
             code = self.run_process(images, workers)
         if code == STOPPED:
             raise TrialStoppedError(self.name)
+        if code == LOST:  # its storage is away: until it is back, trying again is of no use
+            retrying(lambda: newest_listed(RunFolder.of(self.config).store))
         if code == GAVE_UP:
             raise TrialDivergedError(f"{self.name}: {self.reason()}")
         if code == REFUSED:

@@ -9,13 +9,15 @@ import time
 
 import pytest
 
+from sid_ray import store_errors
 from sid_ray.assemble import find_start, generator_description
 from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config import replace as with_values
-from sid_ray.distill import GAVE_UP, STOPPED
+from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import WAITING
+from sid_ray.store_errors import UnreachableStoreError
 from sid_ray.sweep import segment
 from sid_ray.sweep.segment import (
     REFUSED,
@@ -82,6 +84,22 @@ def test_a_run_that_gave_up_is_not_tried_again(tmp_path):
     with pytest.raises(TrialDivergedError, match="t: code 3"):
         trial.advance(600, 2)
     assert len(trial.asked) == 1
+
+
+def test_a_trial_whose_storage_was_away_goes_on_when_it_is_back(tmp_path, monkeypatch):
+    """Its driver stopped before its lease was over; a new one would be refused until then."""
+    looks = []
+
+    def look(store):
+        looks.append(store)
+        if len(looks) < 3:
+            raise UnreachableStoreError("no answer")
+
+    monkeypatch.setattr(segment, "newest_listed", look)
+    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
+    trial = FakeTrial(tmp_path, [(LOST, 64), (0, 640)])
+    assert trial.advance(600, 1) == 640
+    assert len(looks) == 3
 
 
 def test_a_run_that_was_asked_to_end_is_not_started_again(tmp_path):
