@@ -131,12 +131,17 @@ class Spool:
             self._seal(self._uploading, whole=most == DONE)
         return wish
 
-    def flush(self) -> None:
-        """Returns when everything that was saved is in storage, however long that takes."""
+    def flush(self, wish: Callable[[], int] = lambda: 0) -> int:
+        """Returns 0 when everything that was saved is in storage, however long that takes.
+
+        Where any rank has a ``wish`` meanwhile, that is returned once all is on local disks.
+        """
         while True:
-            self.poll()
+            found = self.poll(wish())
             if self._writing is None and self._uploading is None:
-                return
+                return 0
+            if self._writing is None and found:
+                return found
             time.sleep(POLL_S)
 
     def settle(self) -> None:

@@ -293,3 +293,13 @@ def test_a_superseded_drivers_workers_remove_nothing_of_the_next_ones(bench):
     assert {before, newer} <= set(stored_names(bench))
     assert (bench.local / newer).is_dir()
     assert Search(ours).newest().name == newer
+
+
+def test_waiting_for_storage_ends_with_the_drivers_lease(bench, monkeypatch):
+    restore = cut(monkeypatch)
+    name = bench.save(64)
+    assert bench.spool.flush(lambda: 3) == 3
+    assert (bench.local / name / MANIFEST).is_file(), "it is kept on local disk"
+    restore()
+    assert bench.spool.flush() == 0
+    assert verify(bench.storage / name).images_seen == 64

@@ -57,7 +57,7 @@ POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
 STOP_PATIENCE_S = 60.0  # for workers that save when the driver is stopped
 STORAGE_PATIENCE_S = 600.0  # for storage that goes just when the training has ended
-STOP_RAY_S = 5.0  # for the end of Ray itself, of the time that is left to a lease
+STOP_RAY_S = 10.0  # for the end of Ray itself, of the time that is left to a lease
 LOST = "LOST"  # the status of a run that another driver may take over
 
 

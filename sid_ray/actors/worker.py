@@ -166,12 +166,14 @@ class Worker:
     def secure(self) -> None:
         """Returns when the present state is in storage. A collective.
 
-        Raises CheckpointFailedError when it cannot be written: the one before it is kept.
+        Raises CheckpointFailedError when it cannot be written: the one before it is kept;
+        PausedError where the driver may lose the run meanwhile: the state is on local disks then.
         """
         for wait_s in (*PATIENCE_S, None):
             if self.spool.saved != self.trainee.images_seen:
                 self.checkpoint()
-            self.spool.flush()
+            if self.spool.flush(self.lease_ends):
+                raise PausedError(NO_LEASE)
             if self.spool.stored == self.trainee.images_seen:
                 self.unfinished_handovers(HANDOVER_PATIENCE_S)
                 return
@@ -180,6 +182,11 @@ class Worker:
         raise CheckpointFailedError(
             f"the state at {self.trainee.images_seen:,} images could not be written, see above"
         )
+
+    def lease_ends(self) -> int:
+        """What this rank wishes while it waits for storage."""
+        asked = self.heartbeat.asked if self.heartbeat else ""
+        return LEASE_ENDS if asked == NO_LEASE else NOTHING
 
     def keep_here(self) -> None:
         """Returns when the present state is on local disks. A collective."""
