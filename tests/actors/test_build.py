@@ -65,9 +65,11 @@ def test_a_generator_starts_with_all_that_it_uses(tmp_path, family, teacher, gen
     description = ModelDescription(family, teacher.to_json() | generator)
     start = build(description.network)
     save_model(tmp_path, start.state_dict(), description)
-    check_generator("there", ModelDescription(family, teacher.to_json()), description)
+    of_teacher = ModelDescription(family, teacher.to_json())
+    check_generator("there", of_teacher, description)
     settings = dataclasses.replace(SETTINGS, initial_generator=str(tmp_path))
-    found, own = initial_generator(settings, network).state_dict(), network.state_dict()
+    found = initial_generator(settings, network, of_teacher).state_dict()
+    own = network.state_dict()
     assert found.keys() == own.keys()
     given = start.state_dict()
     unused = [name for name in found if "logvar" in name or "map_augment" in name]

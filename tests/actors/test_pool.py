@@ -7,33 +7,25 @@ import pytest
 from sid_ray.actors import pool
 from sid_ray.actors.pool import Looker
 from sid_ray.errors import UserError
-from tests.networks import TINY, tiny_network
 
 
-class FakeBench:
-    """One whose data set or networks have another digest than the driver's."""
+class FakeJob:
+    """One whose data set or networks have another digest here than on the driver's host."""
 
-    def __init__(self, job, network, device):
-        pass
-
-    def key(self, device):
-        return f"other-{device}"
+    def bench(self, weights, device, tell):
+        return SimpleNamespace(key=lambda device: f"other-{device}")
 
 
 @pytest.fixture
 def job(monkeypatch):
-    weights = tiny_network().state_dict()
     fake = SimpleNamespace(
-        get=lambda held: weights,
+        get=lambda held: {},
         get_gpu_ids=list,
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "b"),
         util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.2"),
     )
     monkeypatch.setattr(pool, "ray", fake)
-    monkeypatch.setattr(pool, "Bench", FakeBench)
-    return SimpleNamespace(
-        subject=SimpleNamespace(description=SimpleNamespace(family="edm", network=TINY.to_json()))
-    )
+    return FakeJob()
 
 
 def test_other_contents_on_another_host_are_refused_in_a_line(job):
@@ -53,6 +45,6 @@ def test_what_a_host_lacks_is_said_with_its_name(job, monkeypatch):
     def lacking(*_):
         raise UserError("no file at /data")
 
-    monkeypatch.setattr(pool, "Bench", lacking)
+    monkeypatch.setattr(job, "bench", lacking)
     trouble = Looker(job, [None], driver="a", key="mine").trouble
     assert trouble.startswith("no file at /data (on ") and "(10.0.0.2))" in trouble
