@@ -206,6 +206,8 @@ def test_a_run_ends_with_all_that_it_has_seen(tmp_path, how):
     log = (run / "log.txt").read_text()
     assert how != "terminal" or "stopped; checkpoint at" in log
     seen = read_manifest(newest_whole(run)[0]).images_seen
-    told = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
-    reported = max((line.get("step") or 0 for line in told), default=0)
+    lines = (run / "tracking.jsonl").read_text().splitlines()
+    told = [line[2] for line in map(json.loads, lines) if line and isinstance(line, list)]
+    reported = max(one["step"] for one in told if "step" in one)
+    assert told[-1] == {"status": "KILLED"}
     assert seen >= reported > 0
