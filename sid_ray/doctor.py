@@ -23,7 +23,7 @@ from rich.text import Text
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import cache_folder
-from sid_ray.places import check_folder, in_words, one_line
+from sid_ray.places import check_folder, expanded, in_words, one_line
 from sid_ray.ray_environment import joins_cluster
 from sid_ray.ray_start import ray_folder, small_shared_memory
 from sid_ray.shared import Token, answer, not_shared
@@ -209,7 +209,7 @@ def anywhere(config: DistillConfig | None) -> DistillConfig | None:
     places = {"data__source": config.data.source, "teacher__source": config.teacher.source}
     for name, place in places.items():
         if place and "://" not in place and not place.startswith("builtin:"):
-            config = replace(config, **{name: str(Path(place).expanduser().absolute())})
+            config = replace(config, **{name: str(expanded(place).absolute())})
     return config
 
 

@@ -191,8 +191,8 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
         place = str(getattr(chosen, name))
         if not place or place.startswith("builtin:"):
             continue
-        is_file = "://" not in place and Path(place).expanduser().is_absolute()
-        found = (Path(place) if is_file else upload.folder / place).expanduser()
+        is_file = "://" not in place and expanded(place).is_absolute()
+        found = expanded(place) if is_file else upload.folder / place
         if "://" in place or not found.exists():
             yield OK, "teacher", f"{place}: looked at by the job, before the run starts"
             return

@@ -58,7 +58,7 @@ def resolve_component(source: str, *parts: str) -> Path:
     """
     parsed = parse_source(source)
     if parsed.kind == "path":
-        folder = Path(parsed.location).expanduser().absolute()
+        folder = expanded(parsed.location).absolute()
     elif parsed.kind == "builtin":
         folder = _builtin(parsed.location)
     else:
