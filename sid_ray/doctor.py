@@ -25,7 +25,7 @@ from sid_ray.errors import UserError
 from sid_ray.local_copies import cache_folder
 from sid_ray.places import check_folder, expanded, in_words, one_line
 from sid_ray.ray_environment import joins_cluster
-from sid_ray.ray_start import ray_folder, small_shared_memory
+from sid_ray.ray_start import check_open_files, ray_folder, small_shared_memory
 from sid_ray.shared import Token, answer, not_shared
 from sid_ray.store import Store, probe, set_endpoint
 from sid_ray.store_errors import endpoint, is_s3
@@ -126,6 +126,7 @@ def check_temporary(patient: Patient) -> Iterator[Finding]:
     if joins_cluster():
         yield Finding(SKIPPED, "RAY_ADDRESS is set: the cluster has temporary folders of its own")
         return
+    check_open_files()
     folder, why = ray_folder()
     if why:
         yield Finding(WARNING, f"{why}: Ray's own files go to {folder}/ray")

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import resource
 import secrets
 import shutil
 import socket
@@ -31,6 +32,7 @@ SOCKET_PATH = 107  # characters of an AF_UNIX address, the longest that a kernel
 # What Ray puts behind its temporary folder for its longest one; its process's number comes last.
 LONGEST = "/ray/session_2000-01-01_00-00-00_000000_/sockets/plasma_store"
 SPARE_MIB = 32  # of the temporary folder: Ray's logs, its sockets
+OPEN_FILES = 512
 SHARED_MEMORY, SPARE_SHARED_MIB = "/dev/shm", 256
 OTHERS = ("/tmp", "/var/tmp")  # where TMPDIR will not do
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
@@ -96,6 +98,16 @@ def small_shared_memory() -> str:
         f"{SHARED_MEMORY} has {free} MiB free: Ray keeps shared memory on a disk, which is slow "
         "(docker run --shm-size=2g)"
     )
+
+
+def check_open_files() -> None:
+    """Raises UserError where a limit of this shell would end Ray's processes midway."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
+        raise UserError(
+            f"a process may open {limit} files here, and Ray needs {OPEN_FILES} at least: "
+            "ulimit -n 8192, or have the limit raised"
+        )
 
 
 def settle_folder(tell: Callable[[str], None]) -> None:
@@ -258,6 +270,7 @@ def check_ray(tell: Callable[[str], None] = to_stderr) -> None:
     if joins_cluster():
         check_cluster()
     else:
+        check_open_files()
         settle_folder(tell)
         settle_token()
 

@@ -88,6 +88,12 @@ def test_a_relative_folder_is_one_for_all_processes(monkeypatch):
     assert ray_folder() == ("/tmp", "")
 
 
+def test_too_few_open_files(monkeypatch):
+    monkeypatch.setattr(ray_start.resource, "getrlimit", lambda which: (64, 64))
+    with pytest.raises(UserError, match="may open 64 files here, and Ray needs 512"):
+        check_ray()
+
+
 def test_a_home_that_cannot_be_written_gets_a_token_of_its_own(monkeypatch):
     monkeypatch.setenv("HOME", "/proc/none")
     ray_start.settle_token()

@@ -332,6 +332,8 @@ def train(
         write_record(run.store, record)
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, run, record, show, clock)
+    except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
+        raise TrainingFailedError(f"Ray ended: {reason_of(error)}") from error
     finally:
         ray.shutdown()
     there = retrying(
