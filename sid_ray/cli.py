@@ -230,7 +230,7 @@ def compare(args: Sequence[str]) -> int:
     parsed = parse(CompareArgs, args, "sid-ray compare")
     if not parsed.runs:
         raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
-    if parsed.out.is_dir() or is_address(parsed.out):
+    if is_address(parsed.out):
         raise UserError(f"--out {parsed.out}: the page is a file on this machine's disk; name one")
     check_file(parsed.out, "--out")
     from sid_ray.compare import MOST_SEEDS, write_comparison
