@@ -25,6 +25,7 @@ from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
+from sid_ray.places import expanded
 from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.store_errors import is_s3
@@ -234,7 +235,7 @@ def is_generator_address(source: str) -> bool:
     """Whether it may name a run or a checkpoint: a folder, or s3:// without a weights file."""
     if is_s3(source):
         return not source.partition("#")[0].endswith(FILE_SUFFIXES)
-    return Path(source).expanduser().is_dir()
+    return expanded(source).is_dir()
 
 
 def check_generator(source: str, teacher: ModelDescription, generator: ModelDescription) -> None:

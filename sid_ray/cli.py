@@ -3,13 +3,15 @@ imported before the arguments are known to be right."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import tyro
 
@@ -19,6 +21,7 @@ from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluate_options import EvaluateOptions
 from sid_ray.generate_options import GenerateOptions
+from sid_ray.outlet import Outlet
 from sid_ray.parsing import (
     ALIASES,
     expand_aliases,
@@ -28,6 +31,9 @@ from sid_ray.parsing import (
     parse,
     typed_prompts,
 )
+from sid_ray.places import check_file, check_folder, in_words, one_line
+from sid_ray.ray_environment import stopping_like_ctrl_c
+from sid_ray.ray_start import check_ray
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
     GUIDANCE,
@@ -37,6 +43,7 @@ from sid_ray.recipes import (
     recipe_entry,
 )
 
+TRACEBACK = "SID_RAY_TRACEBACK"
 TYPED = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 """What a name that was typed can be, whoever opens it."""
 
@@ -94,6 +101,7 @@ def distill(args: Sequence[str]) -> int:
         DistillConfig, expand_aliases(args[1:]), f"sid-ray distill {name}", default=defaults
     )
     check_supplied(config.check())
+    check_ray()
     from sid_ray.distill import run_distillation
 
     return run_distillation(config)
@@ -172,6 +180,7 @@ def generate(args: Sequence[str]) -> int:
     parsed.check()
     if is_address(parsed.out):
         raise UserError(f"--out {parsed.out}: pictures go to a folder on this machine's disk")
+    check_folder(parsed.out, "--out")
     seeds = number_list(parsed.seeds, "seeds")
     classes = number_list(parsed.labels, "labels", MAX_CLASSES) if parsed.labels else None
     prompts: Sequence[str] = typed_prompts(parsed.prompt)
@@ -221,8 +230,9 @@ def compare(args: Sequence[str]) -> int:
     parsed = parse(CompareArgs, args, "sid-ray compare")
     if not parsed.runs:
         raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
-    if parsed.out.is_dir() or is_address(parsed.out):
+    if is_address(parsed.out):
         raise UserError(f"--out {parsed.out}: the page is a file on this machine's disk; name one")
+    check_file(parsed.out, "--out")
     from sid_ray.compare import MOST_SEEDS, write_comparison
 
     prompts = typed_prompts(parsed.prompt)
@@ -388,21 +398,41 @@ def run(args: Sequence[str]) -> int:
 def main(args: Sequence[str] | None = None) -> None:
     """Console entry point: exit code 0 done, 1 failed, 2 wrong input, 3 a run gave up,
     4 another driver may have the run, 130 interrupted."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    outlet = cast(TextIO, Outlet(sys.stdout, os.devnull, closed_terminal_only=True))
+    with stopping_like_ctrl_c(), contextlib.redirect_stdout(outlet):
+        sys.exit(code_of(sys.argv[1:] if args is None else args))
+
+
+def code_of(args: Sequence[str]) -> int:
+    """A command's exit code. What is a person's to mend is told in one line; a bug is not."""
     try:
         try:
-            code = run(sys.argv[1:] if args is None else args)
+            return run(args)
         finally:
             sys.stdout.flush()  # a reader that is gone shows here, not when Python ends
-        sys.exit(code)
     except UserError as error:
-        print(f"sid-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        return told(str(error), 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         # What is still in the buffer would be written once more at the end, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
+    except OSError as error:
+        return told(f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
+    except MemoryError as error:
+        return told(f"not enough memory ({str(error) or type(error).__name__:.200})", 1)
+
+
+def told(text: str, code: int) -> int:
+    """The code, after one line on stderr; with SID_RAY_TRACEBACK set, the traceback before it."""
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        print(f"sid-ray: {one_line(text)}", file=sys.stderr, flush=True)
+    return code
 
 
 def distill_script(default: str) -> None:

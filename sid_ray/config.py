@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sid_ray.confidential import holds_credentials
 from sid_ray.errors import UserError, closest, did_you_mean, nearest
 from sid_ray.groups import GroupPlan
+from sid_ray.places import expanded
 from sid_ray.sections import (
     METRICS,
     DataConfig,
@@ -400,7 +400,7 @@ def located(config: DistillConfig) -> DistillConfig:
     for name in PLACES:
         place = str(values[name])
         if place and "://" not in place and not place.startswith("builtin:"):
-            absolute = str(Path(place).expanduser().absolute())
+            absolute = str(expanded(place).absolute())
             config = replace(config, **{name.replace(".", "__"): absolute})
     return config
 

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from sid_ray.metrics.names import EVAL, bare, is_frechet
+from sid_ray.outlet import Outlet
 
 # Seconds between two progress lines where the output is not a terminal: a run of days would else
 # write tens of thousands into a job's log.
@@ -29,13 +31,13 @@ def quiet_output(log: Path) -> Iterator[Console]:
     """A Console on the real output; all other output of the process goes to the end of ``log``."""
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    terminal = Outlet(os.fdopen(os.dup(1), "w", buffering=1, errors="backslashreplace"), log)
     saved = os.dup(1), os.dup(2)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
-        yield Console(file=terminal, highlight=False, soft_wrap=not terminal.isatty())
+        yield Console(file=cast(TextIO, terminal), highlight=False, soft_wrap=not terminal.isatty())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

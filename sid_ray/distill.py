@@ -77,8 +77,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     config = replace(located(config), output__folder=runs_folder(config.output.folder))
     run = RunFolder.of(config)
-    if not run.store.is_local:  # before anything is fetched or built
-        run.check()
+    run.check()  # before anything is fetched or built
     check_tracking(config)
     start = find_start(config)
     check_evaluation(config, start)

@@ -22,6 +22,10 @@ from rich.text import Text
 
 from sid_ray.config import DistillConfig, replace
 from sid_ray.errors import UserError
+from sid_ray.local_copies import cache_folder
+from sid_ray.places import check_folder, expanded, in_words, one_line
+from sid_ray.ray_environment import joins_cluster
+from sid_ray.ray_start import check_open_files, ray_folder, small_shared_memory
 from sid_ray.shared import Token, answer, not_shared
 from sid_ray.store import Store, probe, set_endpoint
 from sid_ray.store_errors import endpoint, is_s3
@@ -99,7 +103,7 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
     shown += f"{gpus} GPUs ({torch.cuda.get_device_name(0)})" if gpus else "no GPU"
     yield Finding(OK, shown)
     config = patient.config
-    if config is None or os.environ.get("RAY_ADDRESS"):
+    if config is None or joins_cluster():
         return  # the workers are elsewhere
     resources = config.resources
     kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cores)
@@ -117,12 +121,34 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def check_temporary(patient: Patient) -> Iterator[Finding]:
+    """Where a Ray of this machine keeps its sockets, logs and shared memory."""
+    if joins_cluster():
+        yield Finding(SKIPPED, "RAY_ADDRESS is set: the cluster has temporary folders of its own")
+        return
+    check_open_files()
+    folder, why = ray_folder()
+    if why:
+        yield Finding(WARNING, f"{why}: Ray's own files go to {folder}/ray")
+    else:
+        yield Finding(OK, f"{folder}/ray: for Ray's own files")
+    if trouble := small_shared_memory():
+        yield Finding(WARNING, trouble)
+
+
+def check_cache(patient: Patient) -> Iterator[Finding]:
+    """Where what is fetched, and what was evaluated, is kept on this machine."""
+    folder = cache_folder()
+    check_folder(folder, "the cache (SID_RAY_CACHE)")
+    yield Finding(OK, f"{folder}: can be written")
+
+
 def check_cluster(patient: Patient) -> Iterator[Finding]:
     """Every node of a joined cluster: its libraries, its way to storage, its processors."""
     from sid_ray.actors.nodes import look_at_cluster
 
-    if not os.environ.get("RAY_ADDRESS"):
-        yield Finding(SKIPPED, "RAY_ADDRESS is not set: the run starts a Ray of its own here")
+    if not joins_cluster():
+        yield Finding(SKIPPED, "RAY_ADDRESS names none: the run starts a Ray of its own here")
         return
     token = Token.new(Store.at(patient.runs))
     written = not token.write()
@@ -184,7 +210,7 @@ def anywhere(config: DistillConfig | None) -> DistillConfig | None:
     places = {"data__source": config.data.source, "teacher__source": config.teacher.source}
     for name, place in places.items():
         if place and "://" not in place and not place.startswith("builtin:"):
-            config = replace(config, **{name: str(Path(place).expanduser().absolute())})
+            config = replace(config, **{name: str(expanded(place).absolute())})
     return config
 
 
@@ -363,6 +389,8 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
 GENERAL: dict[str, Check] = {
     "versions": check_versions,
     "machine": check_machine,
+    "temporary": check_temporary,
+    "cache": check_cache,
     "storage": check_storage,
     "tracking": check_tracking_store,
     "cluster": check_cluster,
@@ -383,8 +411,10 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
         try:
             for finding in check(patient):
                 yield name, finding
-        except (UserError, OSError) as error:
-            yield name, Finding(FAILED, str(error))
+        except UserError as error:
+            yield name, Finding(FAILED, one_line(str(error)))
+        except OSError as error:
+            yield name, Finding(FAILED, in_words(error))
 
 
 def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import get_args
 
 import torch
@@ -31,7 +30,9 @@ from sid_ray.evaluation import Look, blocks
 from sid_ray.looks import Bench, Job, Kept, kept_folder
 from sid_ray.metrics.extractors import NAMES
 from sid_ray.picture_looks import PictureBench, PictureJob
+from sid_ray.places import check_folder, expanded
 from sid_ray.ray_environment import joins_cluster
+from sid_ray.ray_start import check_ray
 from sid_ray.real_images import is_statistics
 from sid_ray.sections import DATA_SETS, DataConfig, EvaluationConfig, TeacherConfig
 from sid_ray.store_errors import StoreError
@@ -77,10 +78,13 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         job, network = pictures_job_of(options, console), None
     else:
         job, network = job_and_network(options)
+    if not is_here(sum(len(list(blocks(one))) for one in trials_of(options, job)), options):
+        check_ray()
     with Meter(console, "evaluating", "images", "opening") as meter:
         bench = bench_of(job, network, own_device(options), console.print)
         bench.check()
         kept = Kept(kept_folder(bench.key(device)), bench.judge)
+        check_folder(kept.folder, "the cache (SID_RAY_CACHE)")
         if options.fresh:
             kept.clear()
         trials = trials_of(options, job)
@@ -232,7 +236,7 @@ def data_config(options: EvaluateOptions) -> DataConfig:
         raise UserError(f"no data set {options.data!r}; known: {', '.join(known)}.{hint}")
     source = options.data_source
     if source and "://" not in source:  # actors have another working directory
-        source = str(Path(source).expanduser().absolute())
+        source = str(expanded(source).absolute())
     return replace(DistillConfig(), data__name=options.data, data__source=source).data
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sid_ray.errors import UserError
+from sid_ray.places import check_file
 
 PUBLISHED_IMAGES = 50_000
 MOST_AT_ONCE = {"batch_size": 4096, "steps": 10_000, "trials": 1000, "resolution": 8192}
@@ -99,8 +100,7 @@ class EvaluateOptions:
             raise UserError("--data-source needs --data: prepared, prompts, or a data set's name")
         if re.match(r"[a-z0-9]+:/", str(self.out)):
             raise UserError(f"--out {self.out}: the result is a file on this machine's disk")
-        if self.out.is_dir():
-            raise UserError(f"--out {self.out} is a folder; name a file")
+        check_file(self.out, "--out")
 
     def check_for_pictures(self) -> None:
         """Raises UserError for what only a network has a use for."""

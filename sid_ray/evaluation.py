@@ -46,6 +46,7 @@ from sid_ray.metrics.scores import (
     neighbour_scores,
 )
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from sid_ray.places import expanded
 from sid_ray.real_images import Real
 from sid_ray.sampling import Sampler, index_of, inputs_of, sample_in_batches
 from sid_ray.sections import EvaluationConfig
@@ -141,7 +142,7 @@ class Judge:
             )
         if not self.source.has_prompts:
             raise UserError("metric clip compares images with prompts; this data set has none")
-        return load_clip(Path(self.chosen.clip_weights).expanduser(), self.device)
+        return load_clip(expanded(self.chosen.clip_weights), self.device)
 
     @property
     def resolution(self) -> int:

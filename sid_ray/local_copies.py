@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sid_ray.places import expanded
 from sid_ray.store import Store
 from sid_ray.store_errors import retrying
 
@@ -25,8 +26,8 @@ class DamagedFileError(Exception):
 def cache_folder() -> Path:
     """Where fetched files are kept."""
     if chosen := os.environ.get("SID_RAY_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return expanded(chosen).absolute()
+    base = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return base.absolute() / "sid_ray"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # A value that the user has set wins.
 RAY_ENVIRONMENT = {
@@ -31,15 +34,76 @@ def set_ray_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def stop_like_ctrl_c() -> None:
-    """SIGTERM, by which `ray job stop` ends a driver, raises KeyboardInterrupt as Ctrl-C does.
+# SIGTERM: `ray job stop`, `kill`, `timeout`. SIGHUP: the terminal, or the ssh session, is closed.
+# SIGUSR1: SLURM's warning before a time limit, where it is asked for.
+ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SAME_S = 60.0  # a shell and the kernel both tell of a closed terminal; `timeout` tells twice too
 
-    For the main thread, before and after ray.init: Ray sets a handler of its own.
+
+class Interrupt:
+    """The handler of ENDINGS: raises KeyboardInterrupt with the signal's name.
+
+    What comes within a minute of the first is the same wish: while the state is saved only Ctrl-C
+    leaves at once.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __init__(self) -> None:
+        self.asked_at = float("-inf")
+
+    def __call__(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if now - self.asked_at >= SAME_S:
+            self.asked_at = now
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+INTERRUPT = Interrupt()
+
+
+def stop_like_ctrl_c() -> None:
+    """ENDINGS end this process as Ctrl-C does, so that it can save.
+
+    For the main thread, before and after ray.init: Ray sets a handler of its own. What nohup has
+    switched off stays off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDINGS:
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, INTERRUPT)
+    # A sweep's trial inherits the mask of its actor, a process of Ray.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, *ENDINGS})
+
+
+@contextmanager
+def stopping_like_ctrl_c() -> Iterator[None]:
+    """``stop_like_ctrl_c`` within, what there was before behind it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    stop_like_ctrl_c()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Processes that are started within never hear SIGHUP and SIGUSR1, whoever is told of them.
+
+    They work until this one has saved and ends them. They inherit the mask; of this process, every
+    other thread hears.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def joins_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster; otherwise Ray is started on this machine."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")

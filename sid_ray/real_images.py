@@ -30,6 +30,7 @@ from sid_ray.metrics.reference import (
 )
 from sid_ray.metrics.scores import Seen, looked_at
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from sid_ray.places import expanded
 from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
@@ -199,7 +200,7 @@ def holds_pictures(source: Source) -> bool:
 def local_file(address: str) -> Path:
     """A file of statistics on this machine's disk. Raises UserError."""
     if not is_s3(address):
-        return Path(address).expanduser()
+        return expanded(address)
     from sid_ray.local_copies import folder_of
 
     folder, _, name = address.rpartition("/")

@@ -35,6 +35,7 @@ from sid_ray.lease import Lease, LeaseLostError, only_lease
 from sid_ray.leases import TERM_S, Gone, boot_id
 from sid_ray.local_copies import folder_of
 from sid_ray.mlflow_sqlite import absolute
+from sid_ray.places import check_file, check_folder, expanded, in_words
 from sid_ray.store import Store, probe
 from sid_ray.store_errors import S3, StoreError, is_s3
 
@@ -53,7 +54,7 @@ def runs_folder(folder: str) -> str:
     """
     if "://" in folder:
         return Store.at(folder).url
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     if is_job_copy(path):
         raise UserError(
             f"output.folder {folder!r} is in this job's working directory, a temporary copy that "
@@ -144,11 +145,12 @@ class RunFolder:
                 self.store.put(self.local / name, name)
 
     def check(self) -> None:
-        """Makes the folder; tries a store that is no disk. Raises UserError in one line."""
-        with told_to_user():
-            if self.store.is_local:
-                self.store.create()
-            else:
+        """Tries whether it can be written. Raises UserError in one line."""
+        what = "output.folder" if self.store.is_local else "the cache (SID_RAY_CACHE)"
+        check_folder(self.local, what)
+        check_file(self.local / LOG, "the log")
+        if not self.store.is_local:
+            with told_to_user():
                 probe(self.store)
 
 
@@ -160,7 +162,7 @@ def told_to_user() -> Iterator[None]:
     except StoreError as error:
         raise UserError(error.strerror or str(error)) from None
     except OSError as error:
-        raise UserError(str(error)) from None
+        raise UserError(in_words(error)) from None
 
 
 @dataclass(frozen=True)
@@ -302,8 +304,10 @@ def only_process(folder: Path, name: str) -> Iterator[str]:
     The kernel drops the lock with its process, so a killed driver leaves none behind. Yields what
     names the lock: the file, and this start of the machine.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as lock:
+    with told_to_user():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -316,5 +320,5 @@ def only_process(folder: Path, name: str) -> Iterator[str]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        file = os.fstat(lock.fileno())
-        yield f"{boot_id()} {file.st_dev} {file.st_ino}"
+        status = os.fstat(lock.fileno())
+        yield f"{boot_id()} {status.st_dev} {status.st_ino}"

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
+from sid_ray.places import expanded
 from sid_ray.store_errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
 
 PART = ".part"  # how a file on a disk is called until it is whole
@@ -98,10 +99,7 @@ class Store:
             raise UserError(f"{text}: expected a path or s3://BUCKET/PREFIX")
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(f"{text!a:.300} is no path: it is not UTF-8, or holds a zero byte")
-        try:
-            return cls(str(Path(text).expanduser().absolute()))
-        except RuntimeError as error:  # ~name of nobody
-            raise UserError(f"{text}: {error}: write the whole path") from None
+        return cls(str(expanded(text).absolute()))
 
     def __truediv__(self, name: str) -> Store:
         return Store(f"{self.url}/{name}")

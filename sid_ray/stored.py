@@ -22,6 +22,7 @@ from sid_ray.checkpoint import (
 from sid_ray.errors import UserError
 from sid_ray.fence import read_fence
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
+from sid_ray.places import expanded
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS
@@ -84,7 +85,7 @@ def find_generator(source: str | Path) -> Path:
     if best := best_of(str(source)):
         return resolve_source(best)
     if not is_s3(str(source)):
-        return checkpoint.find_generator(Path(source).expanduser())
+        return checkpoint.find_generator(expanded(source))
     store = Store.at(source)
     try:
         return _find_in_s3(store)

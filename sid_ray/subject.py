@@ -22,6 +22,7 @@ from sid_ray.data.encode import files_sha256, weights_sha256
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
+from sid_ray.places import expanded
 from sid_ray.run_folder import read_record
 from sid_ray.schedules import read_scheduler_config
 from sid_ray.sections import ScheduleConfig
@@ -121,7 +122,7 @@ def find_network(source: str) -> Path:
     parsed = parse_source(source)
     if parsed.kind == "s3" and not parsed.location.endswith(FILE_SUFFIXES):
         return find_stored_generator(source)
-    path = Path(parsed.location).expanduser().absolute()
+    path = expanded(parsed.location).absolute()
     is_network = path.is_file() or any((path / name).is_file() for name in NETWORK_FILES)
     if parsed.kind == "path" and not is_network and parsed.sha256 is None:
         return find_generator(path)

@@ -49,6 +49,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
         text=True,
         env=environment,
         preexec_fn=hear_ctrl_c,
+        start_new_session=True,
     )
 
 
@@ -91,17 +92,23 @@ def undisturbed(folder: Path) -> dict[str, Any]:
 
 
 def disturbed(folder: Path) -> dict[str, Any]:
-    """kill -9 after a checkpoint, the same command, Ctrl-C after another checkpoint.
+    """kill -9 after a checkpoint, the same command, a closed terminal after another checkpoint.
+
+    Of that one all processes of the session hear, and twice: by the shell and by the kernel.
 
     Without evaluations: that its bits are the undisturbed run's shows that these change nothing.
     """
     run, found = folder / "disturbed", {}
-    for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
+    for how, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGHUP)):
         before = newest_attempt(run)
         process = start(command(folder, "disturbed", NEVER_REACHED, "--evaluation.every", "0"))
         wait_for(lambda old=before: newest_attempt(run) != old, "its own checkpoint", PATIENCE_S)
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+            os.killpg(process.pid, number)
         out, err = processes_end(process, children)
         seen = read_manifest(newest_whole(run)[0]).images_seen
         run_id = json.loads((run / "run.json").read_text())["tracker_run_id"]

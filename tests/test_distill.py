@@ -67,6 +67,7 @@ def test_ctrl_c_says_what_is_left(disturbed):
     stopped = disturbed["stopped"]
     assert stopped["code"] == 130
     assert stopped["err"] == ""
+    assert "stopping (SIGHUP): the workers save first" in stopped["out"]
     assert "stopped; checkpoint at " in stopped["out"]
     assert "the same command goes on from there" in stopped["out"]
 

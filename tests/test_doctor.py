@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import pytest
 
-from sid_ray import doctor
+from sid_ray import doctor, ray_start
 from sid_ray.config import replace
 from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
@@ -123,7 +123,39 @@ def test_more_workers_than_processors(tmp_path):
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(10, 10, 1000))
     found = failures(findings(tmp_path, recipe("digits-sid")))
-    assert list(found) == ["disk"] and "set output.folder to another disk" in found["disk"]
+    assert list(found) == ["temporary", "disk"]
+    assert "set output.folder to another disk" in found["disk"]
+
+
+def test_a_temporary_folder_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / (60 * "a")))
+    ((state, text),) = findings(tmp_path)["temporary"]
+    assert state == WARNING and "sockets" in text and text.endswith("go to /tmp/ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / (60 * "a")))
+    assert "set RAY_TMPDIR to a short folder" in failures(findings(tmp_path))["temporary"]
+
+
+def test_shared_memory_that_is_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_start, "SPARE_SHARED_MIB", 1 << 40)
+    assert any("--shm-size" in text for _, text in findings(tmp_path)["temporary"])
+    monkeypatch.setattr(ray_start, "SHARED_MEMORY", "/nowhere")
+    assert any("/nowhere is missing" in text for _, text in findings(tmp_path)["temporary"])
+
+
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+    for name in ("SID_RAY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/none")
+    assert "the cache (SID_RAY_CACHE)" in failures(findings(tmp_path))["cache"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nonsense"])
+def test_a_cluster_that_is_gone(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    told = failures(findings(tmp_path))
+    assert list(told) == ["cluster"] and address in told["cluster"]
+    assert told["cluster"].isprintable()
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from sid_ray.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config import replace
 from sid_ray.distill import mlflow_pages
 from sid_ray.errors import UserError
+from sid_ray.jobs import client
 from sid_ray.jobs.client import Tail, follow
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
@@ -528,3 +529,28 @@ def test_where_nothing_answers_the_next_step_is_said(tmp_path, capsys, monkeypat
             error = capsys.readouterr().err
             assert said in error
             assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", "no cluster at 127.0.0.1:1 (connection refused)"),
+        ("ray://127.0.0.1:1", "Connection refused"),
+        ("http://127.0.0.1:99999", "Port out of range"),
+        ("http://[::1", "Invalid IPv6"),
+        ("htp://host", "expected http://HOST:8265"),
+        ("host", "expected HOST:PORT"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_line(address, words):
+    with pytest.raises(UserError) as told:
+        client.connect(address, "")
+    assert words in str(told.value) and str(told.value).isprintable()
+
+
+def test_a_server_that_never_answers_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(client, "ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"no Jobs API at .*timed out"):
+            client.connect(address, "")

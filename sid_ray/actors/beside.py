@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sid_ray.copies import store_is_beside
 from sid_ray.errors import UserError
 from sid_ray.mlflow_run import WHERE_TAG, Target
 from sid_ray.mlflow_sqlite import artifacts_of
+from sid_ray.ray_environment import joins_cluster
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 from sid_ray.shared import Token
 
@@ -89,7 +89,7 @@ def start_evaluator(
     asked = ray_resources(config.evaluation.resources)
     there = ray.cluster_resources()
     lacking = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
-    if lacking and not os.environ.get("RAY_ADDRESS"):
+    if lacking and not joins_cluster():
         name = lacking[0]
         raise UserError(
             f"evaluation.resources asks for {name}={asked[name]:g}, here are "

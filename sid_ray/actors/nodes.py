@@ -13,6 +13,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.errors import UserError
+from sid_ray.ray_start import with_ray
 from sid_ray.shared import Token, host_name
 
 LOOK_S = 60.0
@@ -54,13 +55,13 @@ def look(resources: dict[str, float], reach: Reach) -> NodeFacts:
 
 
 def look_at_cluster(reach: Reach) -> list[NodeFacts]:
-    """Every node of the cluster of RAY_ADDRESS. Raises OSError where it cannot be joined.
+    """Every node of the cluster of RAY_ADDRESS. Raises UserError where it cannot be joined.
 
     ``reach`` is told whether workers may be on the node; returns its token, None for none.
     """
     # A GPU node's driver library is asked though no GPU is reserved: none may be free.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(logging_level="error", log_to_driver=False)
+    with_ray(start=lambda: None, join=lambda: ray.init(logging_level="error", log_to_driver=False))
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         answers = [

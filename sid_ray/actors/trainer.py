@@ -47,7 +47,9 @@ from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
 from sid_ray.lease import LeaseLostError
-from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
+from sid_ray.places import expanded
+from sid_ray.ray_environment import joins_cluster, set_ray_environment
+from sid_ray.ray_start import with_ray
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
@@ -109,12 +111,11 @@ def start_ray(config: DistillConfig) -> None:
     set_ray_environment()
     # Compiled operators stay inside the project's environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    if joins_cluster():
-        ray.init(logging_level="warning")
-        stop_like_ctrl_c()
-        return
-    start_own_ray(config.resources.num_workers, config.resources.use_gpu)
-    stop_like_ctrl_c()
+    resources = config.resources
+    with_ray(
+        start=lambda: start_own_ray(resources.num_workers, resources.use_gpu),
+        join=lambda: ray.init(logging_level="warning"),
+    )
 
 
 def check_resources(config: DistillConfig, show: Display) -> None:
@@ -186,7 +187,7 @@ def local_folder(config: DistillConfig, run: Path) -> str:
     Where all is one machine it is the run's own disk: then an upload is no copy.
     """
     if config.output.local_folder:
-        return str(Path(config.output.local_folder).expanduser())
+        return str(expanded(config.output.local_folder))
     return "" if joins_cluster() else str(run / LOCAL)
 
 
@@ -281,15 +282,23 @@ def follow(
 
 
 def save_before_the_end(
-    fit: FitThread, tracker: Any, show: Display, reason: str, patience_s: float
+    fit: FitThread,
+    tracker: Any,
+    show: Display,
+    reason: str,
+    patience_s: float,
+    signal: str = "",
 ) -> None:
-    """Has the workers save, as before a resize, for a limited time; another Ctrl-C ends it."""
+    """Has the workers save, as before a resize, for a limited time; another Ctrl-C ends it.
+
+    ``signal``: the one that asked for it, empty for Ctrl-C.
+    """
     deadline = time.monotonic() + patience_s
     with contextlib.suppress(KeyboardInterrupt, ray.exceptions.RayError):
         board: Board = ray.get(tracker.board.remote())
         if board.phase != "training" or fit.ended.is_set():
             return
-        show.update("", {}, ["stopping: the workers save first"])
+        show.update("", {}, [f"stopping{f' ({signal})' if signal else ''}: the workers save first"])
         ray.get(tracker.ask_pause.remote(reason))
         while board.phase == "training" and time.monotonic() < deadline:
             if fit.ended.wait(POLL_S / 5):
@@ -335,6 +344,8 @@ def train(
         record = note_record(run, record)
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, run, record, show, clock)
+    except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
+        raise TrainingFailedError(f"Ray ended: {reason_of(error)}") from error
     finally:
         ray.shutdown()
     there = retrying(
@@ -430,10 +441,11 @@ def run_actors(
             trouble = f"the evaluation failed: {reason_of(error)}. "
         follow(fit, tracker, record, run, show, clock)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         status = "KILLED"
         if settings.own_scaling:  # Ray's own does not tell when the workers have saved
-            save_before_the_end(fit, tracker, show, "stopped by the user", STOP_PATIENCE_S)
+            patience_s = STOP_PATIENCE_S
+            save_before_the_end(fit, tracker, show, "stopped by the user", patience_s, str(asked))
         raise
     except LeaseLostError:
         status = LOST

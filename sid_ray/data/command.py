@@ -16,6 +16,7 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import StoppedError
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
+from sid_ray.places import in_words
 from sid_ray.store import Store, set_endpoint
 from sid_ray.store_errors import StoreError
 
@@ -98,7 +99,10 @@ def prepare(options: PrepareOptions) -> int:
     except BrokenPipeError:  # nobody reads the output
         raise
     except OSError as error:
-        raise UserError(f"{options.destination}: {error.strerror or error}") from None
+        raise UserError(
+            f"{options.destination}: {in_words(error)}; what is finished stays, the same command "
+            "goes on"
+        ) from None
     except KeyboardInterrupt:
         console.print("interrupted: what is finished stays, the same command goes on")
         raise

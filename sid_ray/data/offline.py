@@ -18,6 +18,7 @@ import numpy as np
 
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
+from sid_ray.places import expanded
 
 FASHION = "fashion-mnist"
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -61,7 +62,7 @@ def offline_samples(source: str, split: str) -> Samples:
         raise UserError(f"--split {split}: {name} has {' and '.join(PREFIX)}")
     if place and name != FASHION:
         raise UserError(f"{source}: only {FASHION} takes a folder; {name} comes with the package")
-    folder = str(Path(place or FASHION_FOLDER).expanduser().absolute()) if name == FASHION else ""
+    folder = str(expanded(place or FASHION_FOLDER).absolute()) if name == FASHION else ""
     found = load_offline(name, folder, split)
     digest = hashlib.sha256(found.pixels.tobytes()).hexdigest()
     count = len(found.pixels)

@@ -32,6 +32,7 @@ from sid_ray.data.prompts import read_prompts
 from sid_ray.data.samples import Samples, checked_prompt, first_line
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
+from sid_ray.places import expanded
 from sid_ray.store import Store
 from sid_ray.text_lines import text_of
 
@@ -109,7 +110,7 @@ def holds_pictures(source: str) -> bool:
     if source.lower().endswith(".zip"):
         return True
     if "://" not in source:
-        return folder_holds_pictures(Path(source).expanduser())
+        return folder_holds_pictures(expanded(source))
     names = list(Store.at(source).files())
     return not is_network(names) and any(map(is_picture, names))
 

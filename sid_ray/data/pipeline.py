@@ -20,6 +20,7 @@ from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment
+from sid_ray.ray_start import with_ray
 from sid_ray.shared import Token, answer, host_name, not_same, not_shared
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
@@ -60,17 +61,17 @@ def start_ray(workers: int, gpus: int) -> bool:
 
     if ray.is_initialized():
         return False
-    if joins_cluster():
-        ray.init(logging_level="error")
-    else:
-        ray.init(
+    with_ray(
+        start=lambda: ray.init(
             address="local",  # a bare init would attach to any cluster on the machine
             num_cpus=max(workers, os.cpu_count() or 1),
             num_gpus=gpus or None,
             include_dashboard=False,
             logging_level="error",
             log_to_driver=False,
-        )
+        ),
+        join=lambda: ray.init(logging_level="error"),
+    )
     return True
 
 
@@ -213,7 +214,10 @@ def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[
     import ray.data
     import ray.exceptions
 
-    own = start_ray(workers, gpus)
+    try:
+        own = start_ray(workers, gpus)
+    except UserError as error:  # not the input's fault: finished files stay
+        raise StoppedError(str(error)) from error
     try:
         if gpus and (found := ray.cluster_resources().get("GPU", 0)) < gpus:
             raise StoppedError(f"--gpus {gpus}: Ray has {found:.0f} here")

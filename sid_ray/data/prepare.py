@@ -26,6 +26,8 @@ from sid_ray.data.progress import (
 from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
+from sid_ray.places import check_folder
+from sid_ray.ray_start import check_ray
 from sid_ray.shared import NotSharedError
 from sid_ray.store import Store, set_endpoint
 
@@ -62,6 +64,8 @@ def prepare_data(
     set_endpoint(options.endpoint_url, options.region)
     destination = Store.at(options.destination)
     check_apart(options.source, destination)
+    if destination.is_local:
+        check_folder(destination.folder, "DST")
     samples = open_samples(options)
     for line in account_lines(samples.account, samples.class_names):
         say(line)
@@ -70,6 +74,8 @@ def prepare_data(
     if there is not None:
         destination.remove_tree(PROGRESS)
         return Outcome(there, there.count)
+    if workers_for(work, samples.count, options):
+        check_ray()
     is_new = not exists(destination)
     destination.create()
     destination.write(PLAN, plan_note(work))

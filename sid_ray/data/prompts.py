@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
+from sid_ray.places import expanded
 from sid_ray.text_lines import numbered_lines, read_file, text_of
 
 COLUMN = "caption"
@@ -34,7 +34,7 @@ def read_prompts(source: str) -> tuple[str, ...]:
     if not source:
         raise UserError("data.source is empty; name a text file with a prompt a line")
     try:
-        path = Path(source).expanduser()
+        path = expanded(source)
     except RuntimeError as error:  # ~name of nobody
         raise UserError(f"{source}: {error}: write the whole path") from None
     return tuple(prompts_of(read_file(path, MAX_LIST_BYTES), path.suffix, source).prompts)

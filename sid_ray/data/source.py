@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.prompts import read_prompts
 from sid_ray.local_copies import file_sha256
+from sid_ray.places import expanded
 from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.store_errors import is_s3
@@ -126,7 +126,7 @@ class Source:
 def is_prepared(data: DataConfig) -> bool:
     """Whether the config's set is one that sid-ray data prepare has made."""
     if data.name == "prompts":
-        return is_s3(data.source) or (bool(data.source) and Path(data.source).expanduser().is_dir())
+        return is_s3(data.source) or (bool(data.source) and expanded(data.source).is_dir())
     return data.name == "prepared" or (data.name in LABELS_ONLY and bool(data.source))
 
 
@@ -138,7 +138,7 @@ def data_fingerprint(data: DataConfig) -> str:
     if is_prepared(data):
         return read_manifest(Store.at(data.source)).fingerprint
     if data.name == "prompts" and data.source:
-        return file_sha256(Path(data.source).expanduser())
+        return file_sha256(expanded(data.source))
     return ""
 
 

@@ -35,6 +35,7 @@ from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
+from sid_ray.places import expanded
 from sid_ray.schedules import (
     PREDICTION_TYPES,
     DiscreteVPSchedule,
@@ -313,7 +314,7 @@ def pipeline_folder(source: str) -> Path:
 
         folder = resolve_source(source)
     else:
-        folder = Path(source).expanduser().absolute()
+        folder = expanded(source).absolute()
     if not (folder / "unet").is_dir():
         raise UserError(
             f"no Stable Diffusion pipeline at {source}: a diffusers folder with unet, vae, "

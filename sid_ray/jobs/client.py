@@ -6,14 +6,17 @@ import asyncio
 import socket
 import time
 from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
 from sid_ray.jobs.cluster import Cluster, of_nodes
 from sid_ray.mlflow_run import shown_uri
+from sid_ray.ray_start import check_head
 
-CONNECT_S = 5.0
+CONNECT_S, ANSWER_S = 3.0, 8.0
+PORTS = {"http": 80, "https": 443, "ray": 10001}
 AGAIN_S = 2.0
 PATIENCE_S = 600.0  # for a connection that is gone while a job is followed
 DETACHED = 130
@@ -33,13 +36,12 @@ def connect(address: str, reach: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     hint = f"run `{reach}` in another terminal first" if reach else REACH
-    parts, shown = urlsplit(address), shown_uri(address)
-    if parts.scheme in ("http", "https"):  # Ray's client would wait for minutes
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), CONNECT_S).close()
-        except OSError as error:
-            raise UserError(f"no Jobs API at {shown} ({error.strerror or error}): {hint}") from None
+    shown = shown_uri(address)
+    try:
+        look_for(address)
+    except (OSError, ValueError, HTTPException) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"no Jobs API at {shown} ({why}): {hint}") from None
     try:
         return JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError as error:
@@ -49,6 +51,26 @@ def connect(address: str, reach: str) -> Any:
         ) from None
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"no Jobs API at {shown} ({first_line(error)}): {hint}") from None
+
+
+def look_for(address: str) -> None:
+    """Raises OSError, ValueError, HTTPException or UserError where nothing answers within seconds.
+
+    Ray's client would wait for minutes.
+    """
+    parts = urlsplit(address)
+    if parts.scheme in PORTS:
+        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+        socket.create_connection((host, port), CONNECT_S).close()
+        if parts.scheme == "http":
+            connection = HTTPConnection(host, port, timeout=ANSWER_S)
+            connection.request("GET", f"{parts.path}/api/version")
+            connection.getresponse().close()  # what it answers is for Ray's client to judge
+            connection.close()
+    elif "://" in address:
+        raise ValueError("expected http://HOST:8265, ray://HOST:10001, HOST:6379 or auto")
+    else:
+        check_head(f"--address {address!r}", address, as_member=False)
 
 
 def live_cluster(client: Any) -> Cluster:

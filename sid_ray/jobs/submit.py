@@ -22,6 +22,7 @@ from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
 from sid_ray.mlflow_run import shown_uri
+from sid_ray.places import expanded
 from sid_ray.store_errors import is_s3
 
 USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
@@ -190,8 +191,8 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
         place = str(getattr(chosen, name))
         if not place or place.startswith("builtin:"):
             continue
-        is_file = "://" not in place and Path(place).expanduser().is_absolute()
-        found = (Path(place) if is_file else upload.folder / place).expanduser()
+        is_file = "://" not in place and expanded(place).is_absolute()
+        found = expanded(place) if is_file else upload.folder / place
         if "://" in place or not found.exists():
             yield OK, "teacher", f"{place}: looked at by the job, before the run starts"
             return
@@ -244,7 +245,7 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     secrets = secrets_of(os.environ)
     runtime_env = runtime_env_of(args.runtime_env)
     entry = entry_of(config, flags)
-    upload = upload_of(Path(args.working_dir).expanduser(), runtime_env.get("excludes") or ())
+    upload = upload_of(expanded(args.working_dir), runtime_env.get("excludes") or ())
     check_size(upload)
     check_entry(entry, upload, secrets)
     check_no_secrets(upload, secrets)

@@ -14,6 +14,8 @@ import tyro
 from sid_ray.config import DistillConfig, differences, flatten, located
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
+from sid_ray.places import check_file, check_folder
+from sid_ray.ray_start import check_ray
 from sid_ray.recipes import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.sweep.arithmetic import cost
@@ -127,12 +129,14 @@ def run_command(args: Sequence[str]) -> int:
     if args[0] == "report":
         return report(args[1:])
     order = order_of(args)
+    check_folder(order.folder, "output.folder")
     earlier = read_about(order.folder)
     check_same(order, earlier)
     if earlier.get("state") == "finished":
         for line in end_of(order):
             print(line)
         return 0
+    check_ray()
     check_trial(order)
     with only_process(order.folder, order.name):
         return run_order(order, earlier)
@@ -151,6 +155,7 @@ class ReportArgs:
 def report(args: Sequence[str]) -> int:
     """sid-ray sweep report FOLDER [--out report.html]"""
     parsed = parse(ReportArgs, args, "sid-ray sweep report")
+    check_file(parsed.out, "--out")
     from sid_ray.sweep.report import run_report
 
     return run_report(parsed.folder, parsed.out)

@@ -11,6 +11,7 @@ from ray import tune
 
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.space import Space
+from sid_ray.sweep.stop import STOPS
 from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
 from sid_ray.sweep.trials import End
 from sid_ray.sweep.words import shown_scores
@@ -66,6 +67,10 @@ class Notes(tune.Callback):
 
     def __init__(self, folder: str, space: Space):
         self.folder, self.space = folder, space
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        if stop := STOPS.get(self.folder):
+            stop.listen()
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         watch_of(self.folder).show()

@@ -13,7 +13,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sid_ray.config import DistillConfig, replace
 from sid_ray.data.pipeline import check_shared
 from sid_ray.errors import UserError
-from sid_ray.ray_environment import joins_cluster, set_ray_environment
+from sid_ray.ray_environment import set_ray_environment
+from sid_ray.ray_start import with_ray
 from sid_ray.run_folder import RunFolder
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed
@@ -81,15 +82,15 @@ def start_ray(base: DistillConfig) -> None:
     set_ray_environment()
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if joins_cluster():
-        ray.init(logging_level="warning")
-        return
-    ray.init(
-        address="local",
-        num_cpus=None if base.resources.use_gpu else os.cpu_count(),
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
+    with_ray(
+        start=lambda: ray.init(
+            address="local",
+            num_cpus=None if base.resources.use_gpu else os.cpu_count(),
+            include_dashboard=False,
+            logging_level="warning",
+            log_to_driver=False,
+        ),
+        join=lambda: ray.init(logging_level="warning"),
     )
 
 

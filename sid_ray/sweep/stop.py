@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sid_ray.ray_environment import ENDINGS
 from sid_ray.sweep.segment import END_S, PIDS
 
 LOOK_S = 0.1
@@ -37,33 +38,60 @@ def end_trials(folder: Path, patience_s: float = END_S) -> None:
         time.sleep(LOOK_S)
 
 
+class Stop:
+    """The handler of what ends a sweep: its trials end first, Tune behind them.
+
+    Tune listens to SIGUSR1, which SLURM sends too: ``listen`` takes the signal back, and remembers
+    Tune's handler.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]):
+        self.folder, self.tell, self.stopped = folder, tell, list[bool]()
+        self.tunes: Any = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.stopped:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # told twice of the same: the terminal is closed, the time is up
+        self.listen()
+        self.stopped.append(True)
+        why = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
+        self.tell(f"stopping{why}: the trials save their state; Ctrl-C again leaves at once")
+        end_trials(self.folder)
+        if self.tunes is None:
+            raise KeyboardInterrupt  # Tune does not listen yet
+        self.tunes(signal.SIGUSR1, frame)
+
+    def listen(self) -> None:
+        """For the main thread, now and then."""
+        found = signal.getsignal(signal.SIGUSR1)
+        if found is not self:
+            self.tunes = found
+            signal.signal(signal.SIGUSR1, self)
+
+
+STOPS: dict[str, Stop] = {}  # by the sweep's folder
+
+
 @contextlib.contextmanager
 def in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
-    """Ctrl-C or SIGTERM within ends the trials first, Tune behind them; yields a list that then
-    holds True.
+    """Ctrl-C or one of ENDINGS within ends the trials first, Tune behind them; yields a list that
+    then holds True.
 
     Tune's own handler, which is switched off in runner.py, would kill the trials' actors after
-    seconds. It hears of SIGUSR1 too. A second Ctrl-C raises KeyboardInterrupt.
+    seconds. A second Ctrl-C raises KeyboardInterrupt.
     """
-    stopped: list[bool] = []
     shutil.rmtree(folder / PIDS, ignore_errors=True)  # of drivers that were killed
-
-    def stop(number: int, frame: Any) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(True)
-        tell("stopping: the trials save their state; Ctrl-C again leaves at once")
-        end_trials(folder)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    def too_early(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt  # Tune does not listen yet
-
-    # SIGTERM: `ray job stop`. Ray's own handler, set by ray.init, would leave at once.
-    listening = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: too_early}
-    before = {number: signal.signal(number, handler) for number, handler in listening.items()}
+    stop = STOPS[str(folder)] = Stop(folder, tell)
+    # Ray's own handler of SIGTERM, set by ray.init, would leave at once.
+    heard = [signal.SIGINT, *ENDINGS]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        heard.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
-        yield stopped
+        yield stop.stopped
     finally:
+        del STOPS[str(folder)]
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

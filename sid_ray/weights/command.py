@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
+from sid_ray.places import check_folder, in_words
 from sid_ray.weights.address import source_label
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (
@@ -116,6 +117,7 @@ def convert(
     as_file = destination.suffix == ".safetensors"
     if destination.suffix and not as_file:
         raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
+    check_folder(destination.parent, "DST")
     weights = read_weights(resolve_source(source), part, source_label(source))
     lender = read(like, numbers=False).described() if like else None
     _, description, tensors = fitted(weights, lender)
@@ -132,7 +134,8 @@ def convert(
         else:
             _write_folder(destination, weights, description, force)
     except OSError as error:
-        raise UserError(f"{destination} cannot be written: {error.strerror or error}") from None
+        why = in_words(OSError(error.errno, error.strerror)) if error.errno else str(error)
+        raise UserError(f"{destination} cannot be written: {why}") from None
     return f"{len(weights.tensors)} tensors of a network of family {description.family}"
 
 

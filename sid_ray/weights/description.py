@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,10 +83,16 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDe
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file with the permissions of any other new file."""
+    """Writes a safetensors file with the permissions of any other new file. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    try:
+        save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # a full disk is no other error
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)  # safetensors 0.8 leaves it to its owner alone

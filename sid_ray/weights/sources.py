@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sid_ray.errors import UserError, nearest
 from sid_ray.local_copies import file_sha256
+from sid_ray.places import expanded
 from sid_ray.weights.address import (
     Source,
     check_sha256,
@@ -57,7 +58,7 @@ def resolve_component(source: str, *parts: str) -> Path:
     """
     parsed = parse_source(source)
     if parsed.kind == "path":
-        folder = Path(parsed.location).expanduser().absolute()
+        folder = expanded(parsed.location).absolute()
     elif parsed.kind == "builtin":
         folder = _builtin(parsed.location)
     else:
@@ -87,7 +88,7 @@ def _builtin(name: str) -> Path:
 
 
 def _local(source: Source) -> Path:
-    path = Path(source.location).expanduser().absolute()
+    path = expanded(source.location).absolute()
     if path.is_file():
         if source.sha256 is not None:
             check_sha256(file_sha256(path), source.sha256, source.location)

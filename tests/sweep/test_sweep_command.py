@@ -14,11 +14,12 @@ import pytest
 
 from sid_ray.cli import main
 from sid_ray.console import Console
+from sid_ray.ray_environment import ENDINGS
 from sid_ray.sweep import command, runner
 from sid_ray.sweep.display import SweepDisplay, table
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.results import read_about
-from sid_ray.sweep.stop import end_trials, in_order, running
+from sid_ray.sweep.stop import STOPS, end_trials, in_order, running
 from tests.sweep.spaces import space_of
 
 SPACE = """\
@@ -193,12 +194,13 @@ def child(folder, name, seconds="0.3"):
     return process
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, *ENDINGS])
 def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path, sent):
     handler = signal.getsignal(signal.SIGTERM)
     heard, lines = [], []
     with in_order(tmp_path, lines.append) as stopped:
         signal.signal(signal.SIGUSR1, lambda *_: heard.append(running(tmp_path)))  # Tune's
+        STOPS[str(tmp_path)].listen()  # as at each of Tune's steps
         processes = [child(tmp_path, "s-000"), child(tmp_path, "s-001")]
         (tmp_path / "processes" / "gone").write_text("999999999")
         assert len(running(tmp_path)) == 2
@@ -207,6 +209,8 @@ def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path, sent):
         assert stopped
         assert heard == [[]], "Tune hears of it when no process is left"
         assert len(lines) == 1
+        os.kill(os.getpid(), signal.SIGHUP)  # a closed terminal is told twice
+        time.sleep(0.01)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
