@@ -8,7 +8,9 @@ from typing import Any
 
 import ray
 
+from sid_ray.errors import UserError
 from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
+from sid_ray.ray_start import with_ray
 from sid_ray.run_folder import RunFolder
 
 
@@ -28,8 +30,8 @@ def driver_is_gone(lease: Mapping[str, Any]) -> bool:
         return False
     set_ray_environment()
     try:
-        ray.init(logging_level="error", log_to_driver=False)
-    except Exception:  # what is wrong with the cluster is said by the run's own start
+        with_ray(lambda: None, lambda: ray.init(logging_level="error", log_to_driver=False))
+    except UserError:  # what is wrong with the cluster is said by the run's own start
         return False
     try:
         nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}

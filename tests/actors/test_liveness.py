@@ -32,6 +32,7 @@ def cluster(monkeypatch):
         _private=SimpleNamespace(state=SimpleNamespace(jobs=jobs)),
     )
     monkeypatch.setattr(liveness, "ray", made_up)
+    monkeypatch.setattr(liveness, "with_ray", lambda start, join: join())
     monkeypatch.setattr(liveness, "stop_like_ctrl_c", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     return found
