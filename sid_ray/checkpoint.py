@@ -261,6 +261,15 @@ def find_generator(path: Path) -> Path:
         raise UserError(f"{path} does not exist; name a run, a checkpoint or a network folder")
     newest, damage = newest_whole(path)
     if newest is None:
-        why = f": {damage[0]}" if damage else "; a run needs one checkpoint before it can generate"
-        raise UserError(f"no whole checkpoint in {path}{why}")
+        if damage:
+            raise UserError(f"no whole checkpoint in {path}: {damage[0]}")
+        if (path / "manifest.json").is_file():
+            raise UserError(
+                f"{path} is a prepared data set, which holds no network: name a run, a checkpoint "
+                "or a network folder"
+            )
+        raise UserError(
+            f"no whole checkpoint in {path}, and no network or picture; a run needs one checkpoint "
+            "before it can generate"
+        )
     return newest / EMA_FOLDER

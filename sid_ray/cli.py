@@ -30,6 +30,7 @@ from sid_ray.parsing import (
     one_of,
     parse,
     typed_prompts,
+    without_repeats,
 )
 from sid_ray.places import check_file, check_folder, in_words, one_line
 from sid_ray.ray_environment import stopping_like_ctrl_c
@@ -181,7 +182,7 @@ def generate(args: Sequence[str]) -> int:
     if is_address(parsed.out):
         raise UserError(f"--out {parsed.out}: pictures go to a folder on this machine's disk")
     check_folder(parsed.out, "--out")
-    seeds = number_list(parsed.seeds, "seeds")
+    seeds = without_repeats(number_list(parsed.seeds, "seeds"))
     classes = number_list(parsed.labels, "labels", MAX_CLASSES) if parsed.labels else None
     prompts: Sequence[str] = typed_prompts(parsed.prompt)
     if parsed.prompts is not None:

@@ -7,6 +7,8 @@ made them: pictures of two generators never lie in one folder unnoticed.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import re
@@ -46,6 +48,7 @@ from sid_ray.weights.networks import describe
 
 GRID, GRID_COLUMNS, GRID_IMAGES = "grid.png", 10, 100
 RECORD, FORMAT = "generated.json", 1
+LOCK = ".generated.lock"  # held while pictures are made; empty
 PICTURE = re.compile(r"seed\d{6,}\.png")
 STALE_S = 60.0  # age of a half-written picture whose writer is taken for dead
 OWN = Named()  # the text encoder and the VAE are the network's own, or its teacher's
@@ -200,12 +203,42 @@ def check_folder(out: Path) -> None:
             )
 
 
+@contextlib.contextmanager
+def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool) -> Iterator[None]:
+    """The folder while its pictures are made: others may work on the same pictures, on no other.
+
+    Raises UserError where another command makes, or has made, other pictures there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / LOCK).open("a")
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: {error.strerror or error}: name a folder that can be written"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # others are at work, or claim it right now
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if read_record(out / RECORD) != made_of:
+                raise UserError(
+                    f"another command is writing pictures to {out}, by other settings: wait for "
+                    "it, or name another --out"
+                ) from None
+        except OSError:  # a disk without locks
+            claim_folder(out, made_of, network, overwrite)
+        else:
+            claim_folder(out, made_of, network, overwrite)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
 def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool) -> None:
     """Records what makes the pictures of a folder. Raises UserError where another has made some.
 
     With ``overwrite`` those are removed first.
     """
-    out.mkdir(parents=True, exist_ok=True)
     for cut in out.glob(f"*.png.*{PART}"):  # of a process that was killed while it wrote
         if time.time() - cut.stat().st_mtime > STALE_S:
             cut.unlink(missing_ok=True)
@@ -315,7 +348,12 @@ def generate_pictures(
     """
     check_folder(out)
     painter = Painter(source, classes, prompts, batch, named)
-    claim_folder(out, painter.made_of(), painter.name, overwrite)
+    with claimed(out, painter.made_of(), painter.name, overwrite):
+        return make_missing(painter, seeds, out, tell)
+
+
+def make_missing(painter: Painter, seeds: Sequence[int], out: Path, tell: Tell) -> Made:
+    """The pictures that are not whole yet, and the grid."""
     done = count_kept(out, seeds)
     made, looked_at, has_grid = 0, 0, False
 
@@ -330,7 +368,7 @@ def generate_pictures(
 
     tell(done, len(seeds))
     first, todo = seeds[:GRID_IMAGES], missing()
-    while chunk := list(itertools.islice(todo, batch)):
+    while chunk := list(itertools.islice(todo, painter.batch)):
         for seed, image in zip(chunk, painter.images(chunk), strict=True):
             save_picture(to_picture(image), picture_path(out, seed))
         made += len(chunk)

@@ -125,6 +125,25 @@ class Numbers(Sequence[int]):
         return self.ranges[which][place - (self.ends[which - 1] if which else 0)]
 
 
+def without_repeats(numbers: Numbers) -> Numbers:
+    """The same numbers in their order, each once."""
+    kept: list[range] = []
+    for each in numbers.ranges:
+        parts = [each]
+        for other in kept:
+            parts = [
+                piece
+                for part in parts
+                for piece in (
+                    range(part.start, min(part.stop, other.start)),
+                    range(max(part.start, other.stop), part.stop),
+                )
+                if piece
+            ]
+        kept += parts
+    return Numbers(kept)
+
+
 def number_list(text: str, what: str, most: int = MOST_NUMBERS) -> Numbers:
     """'0-3,7' -> 0, 1, 2, 3, 7. Raises UserError for anything else, and for more than ``most``."""
     ranges: list[range] = []

@@ -8,6 +8,7 @@ and other programs take them. (``str.splitlines`` and files opened as text end l
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,24 @@ def numbered_lines(data: bytes, where: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines_in(text), 1) if line.strip()]
 
 
+def csv_rows(data: bytes, where: str) -> Any:
+    """A csv.reader of a file, whose rows end where lines do; ``bad_csv`` tells what it raises."""
+    lines = text_of(data, where).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return csv.reader((f"{line}\n" for line in lines), strict=True)
+
+
+def bad_csv(error: csv.Error, where: str) -> UserError:
+    """What csv says of a row, for the person who wrote the file."""
+    if "new-line character" in str(error):
+        return UserError(
+            f"{where}: a carriage return alone, where lines end at LF or CRLF: save it with line "
+            "feeds, or put the text in quotes"
+        )
+    return UserError(f"{where}: {error}")
+
+
 def json_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of each line that is not blank. Raises UserError with the number."""
     for number, line in numbered_lines(data, where):
@@ -70,9 +89,18 @@ def json_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
 def json_value(text: str, where: str) -> Any:
     """What JSON says. Raises UserError that names ``where`` it stands."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=no_name_twice)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error})") from None
+
+
+def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which says nothing twice. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!a:.80} stands twice")
+    return found
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:

@@ -17,7 +17,8 @@ from sid_ray.components import Named
 from sid_ray.config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
-from sid_ray.generate import Painter, generate_pictures
+from sid_ray.generate import Painter, claimed, generate_pictures
+from sid_ray.parsing import number_list, without_repeats
 from sid_ray.recipes import recipe
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.folder import load_model
@@ -236,3 +237,26 @@ def test_places_that_are_no_folder_for_pictures_are_refused(run, tmp_path):
             (out / "run.json").touch()
         with pytest.raises(UserError, match=words):
             generate_pictures(run, range(2), None, (), out, batch=2)
+
+
+def test_two_commands_never_mix_their_pictures(run, tmp_path):
+    out = tmp_path / "out"
+    made_of = {"batch": 2}
+    with claimed(out, made_of, "one", overwrite=False), claimed(out, made_of, "one", False):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another command is writing pictures"):
+                generate_pictures(run, range(2), None, (), out, batch=2, overwrite=overwrite)
+    assert not digests(out)
+    generate_pictures(run, range(2), None, (), out, batch=2)
+    assert len(digests(out)) == 2
+
+
+def test_a_place_below_a_file_is_refused_with_what_helps(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Not a directory: name a folder that can be written"):
+        generate_pictures(run, range(2), None, (), tmp_path / "file" / "x", batch=2)
+
+
+def test_a_seed_that_stands_twice_is_one_picture():
+    for text, seeds in (("1,1,2", [1, 2]), ("5,3-8,0-9", [5, 3, 4, 6, 7, 8, 0, 1, 2, 9])):
+        assert list(without_repeats(number_list(text, "seeds"))) == seeds

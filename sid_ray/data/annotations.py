@@ -12,7 +12,6 @@ A label is a whole number from 0, or a class's name; all of a source are of one 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
-from sid_ray.text_lines import json_lines, json_value, text_of
+from sid_ray.text_lines import bad_csv, csv_rows, json_lines, json_value, text_of
 
 FILE_FIELDS = ("file_name", "file", "filename")
 TEXT_FIELDS = ("text", "caption", "prompt")
@@ -99,7 +98,7 @@ def metadata_jsonl(data: bytes, where: str) -> Iterator[Row]:
 
 def table(data: bytes, where: str) -> Iterator[Row]:
     """metadata.csv, or labels.csv with its columns named or not."""
-    lines = csv.reader(io.StringIO(text_of(data, where), newline=""), strict=True)
+    lines = csv_rows(data, where)
     header: list[str] | None = None
     try:
         for row in lines:
@@ -117,7 +116,7 @@ def table(data: bytes, where: str) -> Iterator[Row]:
                 raise UserError(f"{at}: {len(row)} columns, {len(header)} are expected")
             yield at, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{where}, line {lines.line_num}: {error}") from None
+        raise bad_csv(error, f"{where}, line {lines.line_num}") from None
 
 
 def metadata_parquet(data: bytes, where: str) -> Iterator[Row]:
@@ -161,7 +160,9 @@ def fields_of(values: Mapping[str, Any], at: str) -> tuple[str | None, Any, Any]
     if isinstance(label, str):
         label = label.strip() or None
     text = values[used["text"]] if "text" in used else None
-    return file.removeprefix("./") if file is not None else None, label, text
+    # Lists made on Windows have its backslashes; no source has a name with one.
+    plain = file.replace("\\", "/").removeprefix("./") if file is not None else None
+    return plain, label, text
 
 
 FILES: dict[str, Callable[[bytes, str], Iterator[Row]]] = {

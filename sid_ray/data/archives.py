@@ -114,7 +114,9 @@ def list_zip(store: Store, file_name: str, source: str) -> tuple[dict[str, Membe
     ):
         if before.start + HEADER.size + before.packed > after.start:
             raise UserError(f"{source}: members {one!a:.100} and {two!a:.100} overlap: refused")
-    holding = {name.rsplit("/", 1)[0] for name in found if "/" in name}
+    holding = {
+        name[: end.start()] for name in found for end in re.finditer("/", name)
+    }  # at any depth
     folders = [info.filename.rstrip("/") for info in infos if info.is_dir()]
     return dict(sorted(found.items())), [name for name in folders if name not in holding]
 

@@ -75,7 +75,7 @@ def folder_samples(listing: Listing, options: PrepareOptions) -> Samples:
     )  # fmt: skip
     prompts, prompts_from = captions_of(notes, beside, names, every, listing, options, said)
     classes = classes_of(notes, beside, names, every, paths, listing, options, said)
-    used = beside.used | {noted.name for noted in notes}
+    used = beside.used | {noted.name for noted in notes if noted.says_something}
     left_out.add_files(name for name in others if name not in used)
     if classes.origin == "folders":
         count_folders(names, [*others, *(f"{folder}/" for folder in listing.empty)], left_out)

@@ -19,6 +19,12 @@ class Noted:
     name: str
     said: Annotations
 
+    @property
+    def says_something(self) -> bool:
+        """Not so of an empty table; a dataset.json without labels says that there are none."""
+        has_rows = self.said.labels is not None or self.said.prompts is not None
+        return has_rows or self.name.endswith("dataset.json")
+
 
 def note_at(listing: Listing, name: str) -> tuple[str, bytes, str]:
     if name not in listing.files:
@@ -57,7 +63,7 @@ def places_of(notes: Sequence[Noted], names: Iterable[str]) -> dict[str, str]:
         if noted.said.labels is None:
             continue
         for file in noted.said.labels:
-            name = known.get(same_text(folder_of(noted.name) + file.replace("\\", "/")))
+            name = known.get(same_text(folder_of(noted.name) + file))
             if name is not None:
                 found.setdefault(name, (noted.said.places or {})[file])
     return found
@@ -87,11 +93,12 @@ def column_of(
             continue
         told_by.append(noted)
         for file, value in values.items():
-            full = folder_of(noted.name) + file.replace("\\", "/")
+            full = folder_of(noted.name) + file
             name = full if full in listing.files else known.get(same_text(full))
             if name is None:
                 raise UserError(f"{noted.said.where} lists {file!a:.200}, which is not in {source}")
-            if found.setdefault(name, value) != value:
+            before = found.setdefault(name, value)
+            if before is not value and before != value:
                 raise UserError(
                     f"{noted.said.where} and {told_by[0].said.where} say different {what} of "
                     f"{shown(name)}: keep one of them"

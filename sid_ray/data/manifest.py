@@ -113,8 +113,8 @@ def read_manifest(store: Store) -> DataManifest:
         text = store.read_text(MANIFEST)
     except FileNotFoundError:
         raise UserError(
-            f"no prepared data set at {store}: {MANIFEST} is missing; sid-ray data prepare SRC "
-            f"{store} makes one"
+            f"no prepared data set at {store}: {MANIFEST} is missing; sid-ray data prepare SRC DST "
+            "makes one of pictures, an archive or other samples: name its DST"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{store}/{MANIFEST} is damaged: prepare the set again") from None

@@ -17,7 +17,7 @@ from sid_ray.data.names import natural, shown
 from sid_ray.data.options import MAX_SAMPLE_BYTES, MIB, PrepareOptions
 from sid_ray.data.prompts import COLUMN
 from sid_ray.data.samples import Samples, checked_prompt, first_line
-from sid_ray.data.splits import chosen, shard_split
+from sid_ray.data.splits import chosen, missing_of, shard_split
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError
@@ -134,6 +134,9 @@ def parquet_samples(
         labels += values.get(columns.label, [])
     if columns is None:
         return None
+    if not names:
+        raise UserError(f"{source}: its Parquet files hold no rows: fetch or make them again")
+    missing = missing_of(files)
     for column in columns.unused:
         left_out.add("column", column)
     at = [f"{source}: {shown(name)}" for name in names]
@@ -146,7 +149,7 @@ def parquet_samples(
     account = {
         "labels": f"from column {columns.label}" if classes.labels is not None else "",
         "captions": f"from column {columns.text}" if prompts is not None else "",
-        "notes": [note] if note else [],
+        "notes": [each for each in (note, missing) if each],
         "left_out": left_out.records,
     }
     return Samples(

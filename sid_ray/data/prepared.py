@@ -274,7 +274,7 @@ def find_manifest(data: DataConfig, tell: Callable[[str], None] | None = None) -
         else:
             manifest = read_manifest(store)
     except OSError as error:  # a StoreError, or a file where a folder should be
-        what = str(error) if isinstance(error, StoreError) else f"no prepared data set at {store}"
+        what = str(error) if isinstance(error, StoreError) else f"{store} is no prepared data set"
         raise UserError(f"data.source: {what}; sid-ray data prepare SRC DST makes one") from None
     if data.name in LABELS_ONLY:
         size, label_dim = LABELS_ONLY[data.name]

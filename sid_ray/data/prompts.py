@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
 from sid_ray.places import expanded
-from sid_ray.text_lines import numbered_lines, read_file, text_of
+from sid_ray.text_lines import bad_csv, csv_rows, numbered_lines, read_file
 
 COLUMN = "caption"
 Texts = list[tuple[int, Any]]  # line or row, its text
@@ -58,7 +57,7 @@ def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> P
 
 
 def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
-    lines = csv.reader(io.StringIO(text_of(data, source), newline=""), strict=True)
+    lines = csv_rows(data, source)
     header: list[str] = []
     texts: Texts = []
     try:
@@ -69,6 +68,8 @@ def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[s
                 header = row
                 if column not in header:
                     raise no_column(source, column, header)
+                if header.count(column) > 1:
+                    raise UserError(f"{source}: two columns {column!r}: give them different names")
             elif len(row) != len(header):
                 raise UserError(
                     f"{source}, line {lines.line_num}: {len(row)} columns, {len(header)} are "
@@ -77,7 +78,7 @@ def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[s
             else:
                 texts.append((lines.line_num, row[header.index(column)]))
     except csv.Error as error:
-        raise UserError(f"{source}, line {lines.line_num}: {error}") from None
+        raise bad_csv(error, f"{source}, line {lines.line_num}") from None
     return texts, header
 
 

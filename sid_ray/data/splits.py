@@ -22,11 +22,14 @@ KINDS = {
 }
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 WORDS = "|".join(sorted(KIND_OF, key=len, reverse=True))
-# train, train2017, training_set, test-images; of two domains, trainA and trainB
+# train, train2017, training_set, test-images, images_train; of two domains, trainA and trainB
 FOLDER = re.compile(
-    rf"({WORDS})(?:[ _-]?(?:set|data|dataset|split|images?|imgs?|[0-9]{{2,4}}))*[ _-]?([AB]?)", re.I
+    rf"(?:(?:images?|imgs?|data|split)[ _-]?)?({WORDS})"
+    r"(?:[ _-]?(?:set|data|dataset|split|images?|imgs?|[0-9]{2,4}))*[ _-]?([AB]?)",
+    re.I,
 )
 IN_NAME = re.compile(rf"(?:^|[^a-zA-Z])({WORDS})(?:[^a-zA-Z]|$)", re.I)
+PART = re.compile(r"(.*?)([0-9]{5})(-of-([0-9]{5}).*)")  # train-00000-of-00002.parquet
 ALL = "all"
 
 
@@ -53,6 +56,20 @@ def shard_split(shard: str) -> str:
     return f"{KIND_OF[match[1].lower()]}/" if match else ""
 
 
+def missing_of(files: Sequence[str]) -> str:
+    """A note of shards that say how many they are and are fewer; '' for none."""
+    found: dict[tuple[str, str, int], int] = {}
+    for match in filter(None, map(PART.fullmatch, files)):
+        key = (match[1], match[3], int(match[4]))
+        found[key] = found.get(key, 0) + 1
+    told = [
+        f"{there} of {total} files {shown(f'{start}*{end}', 80)} are there"
+        for (start, end, total), there in found.items()
+        if there < total
+    ]
+    return "; ".join(told[:4])
+
+
 def split_level(folders: Sequence[Sequence[str]]) -> int | None:
     """At which level the folders of samples are splits, None for none.
 
@@ -73,6 +90,27 @@ def split_level(folders: Sequence[Sequence[str]]) -> int | None:
     return None
 
 
+def named_level(folders: Sequence[Sequence[str]], asked: str) -> int | None:
+    """At which level some samples, but not all, lie in the part that was asked for by name."""
+    for level in range(max(map(len, folders), default=0)):
+        inside = [takes(asked, each[level]) if level < len(each) else False for each in folders]
+        if any(inside):
+            return None if all(inside) else level
+    return None
+
+
+def mixed_in(folders: Sequence[Sequence[str]]) -> str:
+    """A note of folders called as parts are, which are taken for classes or within some; or ''."""
+    every = {tuple(each) for each in folders}
+    for level in range(max(map(len, every), default=0)):
+        names = {each[level] if level < len(each) else "" for each in every}
+        found = sorted(name for name in names if split_of(name))
+        if found and len(names) > 1:
+            listed = ", ".join(shown(name, 40) for name in found[:4])
+            return f"{listed}: not taken for a part of the set; --split {found[0]} takes it alone"
+    return ""
+
+
 def chosen(
     paths: Mapping[str, str], asked: str, source: str, left_out: LeftOut
 ) -> tuple[dict[str, str], str]:
@@ -83,6 +121,8 @@ def chosen(
     """
     folders = {name: path.split("/")[:-1] for name, path in paths.items()}
     level = split_level(list(folders.values()))
+    if level is None and asked not in ("", ALL):
+        level = named_level(list(folders.values()), asked)
     if level is None:
         return named_alone(paths, folders, asked, source)
     at = {name: (parts[level] if level < len(parts) else "") for name, parts in folders.items()}
@@ -123,7 +163,7 @@ def named_alone(
 ) -> tuple[dict[str, str], str]:
     """Where nothing is split: all, or those that lie in a folder of the name that was asked for."""
     if not asked or asked == ALL:
-        return dict(paths), ""
+        return dict(paths), "" if asked else mixed_in(list(folders.values()))
     inside = {
         name: path
         for name, path in paths.items()
