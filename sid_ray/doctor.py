@@ -256,6 +256,14 @@ def check_tracking_store(patient: Patient) -> Iterator[Finding]:
     from sid_ray.mlflow_state import AwayError, look_at_tracking
 
     config = replace(patient.config or DistillConfig(), output__folder=patient.runs)
+    experiment = config.output.experiment
+    for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        if os.environ.get(name) not in (None, "", experiment):
+            yield Finding(
+                WARNING,
+                f"{name} is set, but not read: a run goes to experiment {experiment!r}; "
+                "--output.experiment NAME names another",
+            )
     try:
         yield Finding(OK, look_at_tracking(config))
     except AwayError as error:

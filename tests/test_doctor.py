@@ -52,6 +52,16 @@ def test_a_tracking_store_that_takes_nothing_or_does_not_answer(tmp_path, monkey
     assert state == WARNING and "a run keeps its numbers and sends them later" in text
 
 
+def test_an_experiment_of_the_environment_is_told_not_to_be_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    (state, text), (other, _) = findings(tmp_path)["tracking"]
+    assert (state, other) == (WARNING, OK)
+    assert "'sid_ray'; --output.experiment NAME" in text
+    named = replace(recipe("digits-sid"), output__experiment="mine")
+    assert [state for state, _ in findings(tmp_path, named)["tracking"]] == [OK]
+
+
 def test_a_library_of_another_version(tmp_path, monkeypatch):
     real = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "ray" else real(name))

@@ -29,7 +29,8 @@ from sid_ray.data.folders import SUFFIXES, FolderReader
 from sid_ray.data.pixels import GREY, MODES, PNG, RGB, ImageRules, check_png, open_picture, plain
 from sid_ray.data.pixels import resized as cut_and_resized
 from sid_ray.data.prompts import read_prompts
-from sid_ray.data.samples import Samples, checked_prompt, first_line
+from sid_ray.data.samples import Samples, first_line
+from sid_ray.data.sidecars import caption
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.places import expanded
@@ -283,7 +284,7 @@ def caption_in(data: bytes | None, samples: Samples, index: int) -> str:
     if data is None:
         raise samples.wrong(index, f"there is no {name} beside it, though others have a caption")
     where = f"{samples.source}: {name}"
-    return checked_prompt(" ".join(text_of(data, where).split()), where)
+    return caption(text_of(data, where), where)
 
 
 def dealt(samples: Samples, texts: Sequence[str], where: str) -> list[str]:

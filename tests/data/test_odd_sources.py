@@ -8,8 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sid_ray.data.manifest import read_manifest
+from sid_ray.data.picture_sets import open_pictures
 from sid_ray.data.prompts import prompts_of
 from sid_ray.errors import UserError
+from sid_ray.store import Store
 from tests.data.test_listing import PNG, not_used, refusal, samples, write
 
 
@@ -94,3 +97,18 @@ def test_a_part_beside_what_is_none_is_told_and_taken_where_it_is_asked_for(tmp_
     found = samples(tmp_path, split="train")
     assert found.names == [names[0]]
     assert not_used(found)["in other splits"] == 1
+
+
+def test_one_caption_a_file_for_every_command(tmp_path):
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert "2 lines, one caption is expected" in refusal(tmp_path)
+    with pytest.raises(UserError, match="2 lines, one caption is expected"):
+        open_pictures(str(tmp_path), with_captions=True)
+
+
+def test_the_advice_about_a_missing_set_would_not_write_among_pictures(tmp_path):
+    write(tmp_path, "a.png")
+    with pytest.raises(UserError, match="prepare SRC DST makes one") as told:
+        read_manifest(Store.at(tmp_path))
+    assert f"SRC {tmp_path}" not in str(told.value)
