@@ -24,7 +24,7 @@ from sid_ray.data.command import Meter
 from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError, nearest
-from sid_ray.evaluate_options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions
+from sid_ray.evaluate_options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions, with_flags
 from sid_ray.evaluate_result import result_of, table_of, tell_run, write_result
 from sid_ray.evaluation import Look, blocks
 from sid_ray.looks import Bench, Job, Kept, kept_folder
@@ -55,6 +55,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
         console.width = 200  # a file has no edge at which numbers would be cut
     try:
         evaluate(options, console)
+    except UserError as error:
+        raise UserError(with_flags(str(error))) from None
     except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; {GOES_ON}") from None
     except BrokenPipeError:  # nobody reads the output

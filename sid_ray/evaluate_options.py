@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sid_ray.errors import UserError
@@ -14,6 +14,12 @@ PUBLISHED_IMAGES = 50_000
 MOST_AT_ONCE = {"batch_size": 4096, "steps": 10_000, "trials": 1000, "resolution": 8192}
 MOST = 10**9  # of any number here; a batch has another limit
 FEWEST = 65  # images: more than the dimensions of the smallest feature space
+
+
+def with_flags(text: str) -> str:
+    """A message about fields of a run's config, with this command's own flags for them."""
+    flags = {each.name: f"--{each.name.replace('_', '-')}" for each in fields(EvaluateOptions)}
+    return re.sub(r"\bevaluation\.([a-z_]+)", lambda found: flags.get(found[1], found[0]), text)
 
 
 @dataclass(frozen=True)

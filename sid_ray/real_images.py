@@ -71,7 +71,10 @@ class Real:
         if not self.reference:
             return own if holds_pictures(own) else None
         data = DataConfig(name="prepared", source=self.reference)
-        found = open_prepared(data, own.shape)
+        try:
+            found = open_prepared(data, own.shape)
+        except UserError as error:
+            raise UserError(str(error).replace("data.source", "evaluation.reference")) from None
         if not holds_pictures(found):
             raise UserError(
                 f"evaluation.reference {self.reference} holds {found.manifest.kind}; expected "

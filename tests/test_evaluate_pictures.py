@@ -100,7 +100,7 @@ def test_other_formats_are_looked_at_in_the_resolution_that_was_asked_for(tmp_pa
         (["--feature-space", "emoji-cnn"], "images of shape"),
         (["--feature-space", "lite0"], "reference"),
         (["--metrics", "pr"], "need real images"),
-        (["--metrics", "clip"], "clip_weights"),
+        (["--metrics", "clip"], "--clip-weights"),
         (["--reference", "nowhere"], "nowhere"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
     ],
@@ -157,3 +157,17 @@ def test_captions_lie_beside_are_named_or_were_recorded(tmp_path):
     record = {"format": 1, "network": "x", "made_of": {"prompts": ["even", "odd"]}}
     (made / "generated.json").write_text(json.dumps(record))
     assert open_pictures(str(made), with_captions=True).captions == ["even", "odd"]
+
+
+def test_what_is_missing_is_named_by_flags_that_the_command_has(capsys, tmp_path):
+    for index in range(70):
+        pixels = np.full((9, 9), index, np.uint8)
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "odd" / f"{index}.png")
+    _, said = evaluate(capsys, "odd", code=2)
+    assert "--reference is empty" in said and "evaluation." not in said
+    (tmp_path / "file.zip").write_bytes(b"PK")
+    _, said = evaluate(capsys, "odd", "--reference", "file.zip", code=2)
+    assert said.startswith("sid-ray: --reference: ") and "is no prepared data set" in said
+    _, said = evaluate(capsys, "odd", "--metrics", "clip", code=2)
+    assert "--clip-weights" in said
