@@ -35,6 +35,7 @@ def start(folder: Path, name: str, uri: str = "") -> tuple[RunRecord, str]:
     config = config_of(folder, name, uri)
     run = RunFolder.of(config)
     run.check()
+    run.local.mkdir(parents=True, exist_ok=True)  # as the driver's lock does
     record = read_record(run.store) or RunRecord("")
     record, line = settle(record, run, config)
     record = changed(record, config=config.stored())

@@ -103,7 +103,9 @@ def test_a_prepared_set_is_a_reference(tmp_path):
     held = looks(own)
     mine, theirs = own.scores(held), other.scores(held)
 
-    assert theirs["FD-digits-cnn"] == pytest.approx(mine["FD-digits-cnn"], rel=1e-9)
+    # The shipped statistics are of float32 features from another processor, whose kernels round
+    # otherwise; a set of other images or another order of channels is off by far more.
+    assert theirs["FD-digits-cnn"] == pytest.approx(mine["FD-digits-cnn"], rel=1e-6)
     assert theirs["recall-digits-cnn"] == mine["recall-digits-cnn"]
     assert other.protocol(range(5))["reference_fingerprint"]
 
