@@ -254,8 +254,10 @@ def test_readers_of_one_node_fetch_a_file_once(bucket, tmp_path, fetched):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_store_that_cannot_be_used_is_one_line_before_anything_starts(bucket, monkeypatch):
-    RunFolder(Store.at(f"{bucket}/runs/x"), None).check()
+def test_a_store_that_cannot_be_used_is_one_line_before_anything_starts(
+    bucket, tmp_path, monkeypatch
+):
+    RunFolder(Store.at(f"{bucket}/runs/x"), tmp_path).check()
     assert Store.at(bucket).files() == {}
     cases = {
         "AWS_SECRET_ACCESS_KEY": ("wrong", "access denied"),
@@ -265,10 +267,10 @@ def test_a_store_that_cannot_be_used_is_one_line_before_anything_starts(bucket, 
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             with pytest.raises(UserError, match=words) as refusal:
-                RunFolder(Store.at(f"{bucket}/runs/x"), None).check()
+                RunFolder(Store.at(f"{bucket}/runs/x"), tmp_path).check()
         assert "\n" not in str(refusal.value)
     with pytest.raises(UserError, match="bucket none-such does not exist"):
-        RunFolder(Store.at("s3://none-such/runs/x"), None).check()
+        RunFolder(Store.at("s3://none-such/runs/x"), tmp_path).check()
 
 
 def test_where_a_run_in_s3_keeps_what_is_not_there(tmp_path, monkeypatch):

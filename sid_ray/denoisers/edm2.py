@@ -27,6 +27,7 @@ from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.convolution import Ready, UnitWeight, convolve, convolve_unit
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
+from sid_ray.denoisers.edm_layers import scaled
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.denoisers.recompute import run_block
 from sid_ray.types import Condition, Want
@@ -160,8 +161,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", scaled(torch.randn(channels), 2 * math.pi))
+        self.register_buffer("phases", scaled(torch.rand(channels), 2 * math.pi))
 
     def forward(self, x: Tensor) -> Tensor:
         freqs, phases = self.freqs.to(x.dtype), self.phases.to(x.dtype)

@@ -23,6 +23,26 @@ from sid_ray.denoisers.convolution import Ready, convolve
 from sid_ray.denoisers.dropout import keyed_dropout
 
 
+def is_laid_out() -> bool:
+    """Whether modules that are made now have shapes and no numbers (on torch's meta device).
+
+    Arithmetic is left out there: for it torch would load torch._dynamo, which takes seconds.
+    """
+    return torch.get_default_device().type == "meta"
+
+
+def scaled(drawn: Tensor, factor: float) -> Tensor:
+    return drawn if is_laid_out() else drawn * factor
+
+
+def kernel_of(taps: tuple[int, ...]) -> Tensor:
+    """[1, 1, n, n] with a sum of 1, from the taps of a filter in one dimension."""
+    if is_laid_out():
+        return torch.empty(1, 1, len(taps), len(taps))
+    row = torch.tensor(taps, dtype=torch.float32)
+    return row.outer(row)[None, None] / row.sum() ** 2
+
+
 @dataclass(frozen=True)
 class Init:
     """How a layer's weight and bias start: a distribution and a multiplier for each.
@@ -37,6 +57,8 @@ class Init:
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
         """One draw before the multiplier."""
+        if is_laid_out():
+            return torch.empty(shape)
         if self.mode == "xavier_uniform":
             return math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(shape) * 2 - 1)
         if self.mode == "kaiming_uniform":
@@ -49,10 +71,10 @@ class Init:
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, bias: bool
     ) -> tuple[nn.Parameter, nn.Parameter | None]:
         """Weight of a shape and bias [shape[0]], drawn in this order."""
-        weight = nn.Parameter(self.draw(shape, fan_in, fan_out) * self.weight)
+        weight = nn.Parameter(scaled(self.draw(shape, fan_in, fan_out), self.weight))
         if not bias:
             return weight, None
-        return weight, nn.Parameter(self.draw(shape[:1], fan_in, fan_out) * self.bias)
+        return weight, nn.Parameter(scaled(self.draw(shape[:1], fan_in, fan_out), self.bias))
 
 
 class Linear(nn.Module):
@@ -95,8 +117,7 @@ class Conv2d(Ready):
             shape = (n_out, n_in, kernel, kernel)
             self.weight, self.bias = (init or Init()).parameters(shape, *fans, bias=True)
         if up or down:
-            taps = torch.tensor(resample_filter, dtype=torch.float32)
-            self.register_buffer("resample_filter", taps.outer(taps)[None, None] / taps.sum() ** 2)
+            self.register_buffer("resample_filter", kernel_of(resample_filter))
         self.plain_resample = tuple(resample_filter) == (1, 1)
         self.weight_pad = kernel // 2
         self.filter_pad = (len(resample_filter) - 1) // 2
@@ -261,7 +282,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * 16)
+        self.register_buffer("freqs", scaled(torch.randn(channels // 2), 16))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         phase = c_noise.outer(2 * math.pi * self.freqs.to(c_noise.dtype))
