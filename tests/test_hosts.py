@@ -94,7 +94,7 @@ def test_a_pulled_cable_and_a_power_cut_cost_seconds(hosts, tmp_path):
     log = tmp_path / "log.txt"
     line = distill("cut", f"{SHARED}/runs", "--images", "400000", "--output.checkpoint-every", "64")
     running = hosts.all["a"].start(line, log, RAY_ADDRESS=hosts.ray)
-    lost, come = "1 worker after 2", "2 workers after 1"
+    lost, come = "; 1 worker after 2,", "; 2 workers after 1,"
 
     def wait(text, times, patience_s):
         began = time.monotonic()

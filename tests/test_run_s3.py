@@ -192,7 +192,9 @@ def test_the_report_is_among_mlflows_artifacts_in_s3(place, undisturbed, monkeyp
     assert run.info.artifact_uri == f"{place.runs}/mlartifacts/{run_id}/artifacts"
     assert run.info.status == "FINISHED"
     names = (Store.at(place.runs) / "mlartifacts" / run_id / "artifacts").files()
-    assert names.keys() == {"grid.png", "summary.json"}
+    leaves = ("README.md", "model.json", "model.safetensors")
+    generator = {f"generator/{IMAGES:012d}/{leaf}" for leaf in leaves}
+    assert names.keys() == {"grid.png", "summary.json"} | generator
     assert not any("devsecret" in value for value in run.data.params.values())
 
 
