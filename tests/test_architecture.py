@@ -4,6 +4,7 @@ The levels are those of docs/design.md. Everything is read from the source, noth
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether only for type checking) of every import, wherever it stands."""
     tree = ast.parse(path.read_text())
