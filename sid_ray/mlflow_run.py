@@ -97,9 +97,10 @@ class MlflowRun:
         mlflow.set_tracking_uri(uri)
         self._client = mlflow.MlflowClient(uri)
         self._there.clear()  # what an earlier failure left half done is not known
-        run = self._known() or self._found()
+        experiment = self._experiment()
+        run = self._known() or self._found(experiment)
         if run is None:
-            run = self._begun()
+            run = self._begun(experiment)
         self.run_id = run.info.run_id
         self._claim(run)
         self._describe(run)
@@ -167,24 +168,27 @@ class MlflowRun:
         return None
 
     def _experiment(self) -> str:
+        """Its id. Asked before the run: those of a deleted experiment look deleted themselves."""
+        from mlflow.exceptions import MlflowException
+
         target = self._target
         found = self._client.get_experiment_by_name(target.experiment)
+        if found and found.lifecycle_stage != "active":
+            raise MlflowException(f"The experiment {found.experiment_id} {DELETED}")
         if found:
             return found.experiment_id
         location = None if target.uri.startswith("http") else target.artifacts
         return self._client.create_experiment(target.experiment, artifact_location=location)
 
-    def _found(self) -> Any:
+    def _found(self, experiment: str) -> Any:
         """The run that was begun, though its begin was not confirmed or noted."""
         text = f"tags.`{KEY_TAG}` = '{self._target.key}'"
-        runs = self._client.search_runs([self._experiment()], text, max_results=1)
+        runs = self._client.search_runs([experiment], text, max_results=1)
         return runs[0] if runs else None
 
-    def _begun(self) -> Any:
+    def _begun(self, experiment: str) -> Any:
         tags = {**self._target.tags, KEY_TAG: self._target.key}
-        return self._client.create_run(
-            self._experiment(), run_name=self._target.run_name, tags=tags
-        )
+        return self._client.create_run(experiment, run_name=self._target.run_name, tags=tags)
 
     def _claim(self, run: Any) -> None:
         """Notes whose turn it is to tell the run. Raises RefusedError where it is a newer one's."""

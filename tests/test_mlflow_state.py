@@ -112,6 +112,7 @@ def test_an_experiment_that_is_deleted_while_a_run_works(tmp_path, monkeypatch):
     assert left.endswith("; the same command then sends them")
     warnings = [line for line in said if line.startswith("warning")]
     assert len(warnings) == 1 and "takes no numbers: experiment 'tests' was deleted" in warnings[0]
+    assert not any("to a new one" in line for line in said), "its runs are deleted only with it"
     client = mlflow.MlflowClient(where.uri)
     client.restore_experiment(client.get_experiment_by_name("tests").experiment_id)
     again = Tracking(where, tmp_path)
