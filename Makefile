@@ -1,5 +1,5 @@
 # make quickstart   installs, distils a real teacher into a one-step generator, shows the result
-# make test         installs, runs the test suite
+# make test         installs, runs the test suite in two processes
 # make lint         installs, checks style, types and import directions
 PYTHON ?= python3
 VENV := .venv
@@ -12,8 +12,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)
 	@$(BIN)/sid-ray distill digits-sid --run quickstart
 
+# Two processes share the files of tests.
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

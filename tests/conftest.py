@@ -13,7 +13,7 @@ from hypothesis import settings
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.distill_runs import Ahead
+from tests.distill_runs import Runs
 from tests.s3_server import s3_server
 
 # Ray of the tests is their own: no cluster of the machine, no telemetry, quiet workers.
@@ -27,23 +27,16 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items):
-    """What is made beside the other tests is looked at last."""
-    items.sort(key=lambda item: "distill_runs" in getattr(item, "fixturenames", ()))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def distill_runs_ahead(request, tmp_path_factory):
-    """test_distill.py's runs begin with the session where any of its tests is to run."""
-    wanted = any("distill_runs" in getattr(i, "fixturenames", ()) for i in request.session.items)
-    ahead = Ahead(tmp_path_factory.mktemp("runs") if wanted else None)
-    yield ahead
-    ahead.end()
+    """What takes longest is begun first: two processes share the files of tests."""
+    items.sort(key=lambda item: "distill_runs" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
-def distill_runs(distill_runs_ahead) -> Ahead:
+def distill_runs(tmp_path_factory):
     """The runs of distill_runs.py, which may not have ended yet."""
-    return distill_runs_ahead
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.end()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@
 
     python -m tests.distill_runs FOLDER
 
-Two Ray Train workers with DeepSpeed ZeRO-2 each time. Most of it is three starts of Ray and of its
-processes, while other tests leave a processor idle: so conftest.py begins it with the session. Each
-part leaves NAME.json in FOLDER: what its commands printed, or how it failed.
+Two Ray Train workers with DeepSpeed ZeRO-2 each time. They run in a process of their own, of which
+each part leaves NAME.json in FOLDER: what its commands printed, or how it failed.
 """
 
 from __future__ import annotations
@@ -141,22 +140,21 @@ def main(folder: Path) -> None:
         written.rename(folder / f"{name}.json")
 
 
-class Ahead:
+class Runs:
     """The runs in a process of their own.
 
     Args:
-        folder: theirs; where it is None, nothing is started.
+        folder: theirs.
     """
 
-    def __init__(self, folder: Path | None):
-        self.folder, self.process = folder, None
-        if folder is not None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.distill_runs", str(folder)],
-                cwd=Path(__file__).parent.parent,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C of the tests is not that of the runs
-            )
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.distill_runs", str(folder)],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C of the tests is not that of the runs
+        )
 
     def part(self, name: str) -> dict[str, Any]:
         """What a part left, once it is there."""
@@ -172,7 +170,7 @@ class Ahead:
 
     def end(self) -> None:
         """Nothing is left, also where the tests end before the runs do."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process.poll() is not None:
             return
         processes = psutil.Process(self.process.pid).children(recursive=True)
         for process in (psutil.Process(self.process.pid), *processes):
