@@ -14,7 +14,6 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
-from sid_ray.denoisers.codecs import VAECodec, stable_diffusion_codec
 from sid_ray.denoisers.component import (
     as_float32,
     filled,
@@ -35,7 +33,6 @@ from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.errors import UserError, nearest
-from sid_ray.places import expanded
 from sid_ray.schedules import (
     PREDICTION_TYPES,
     DiscreteVPSchedule,
@@ -283,44 +280,6 @@ def use_attention(unet: nn.Module, backend: str) -> None:
         model.set_attn_processor(AttnProcessor2_0())
     else:
         model.enable_xformers_memory_efficient_attention()
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The parts of a diffusers folder, frozen, float32, eval."""
-
-    denoiser: StableDiffusionDenoiser
-    schedule: DiscreteVPSchedule
-    codec: VAECodec
-    text: TextEmbeddings
-
-
-def load_pipeline(source: str, device: torch.device | str = "cpu", **timesteps: int) -> Pipeline:
-    """Everything of a diffusers folder: a path, or what weights.sources resolves (hf://, s3://).
-
-    ``timesteps`` are t_min, t_max and init_timestep. Raises UserError naming what is missing.
-    """
-    folder = pipeline_folder(source)
-    schedule = load_schedule(folder, **timesteps)
-    denoiser = load_denoiser(folder, schedule.prediction_type).to(device)
-    codec = stable_diffusion_codec(load_vae(folder).to(device))
-    return Pipeline(denoiser, schedule, codec, load_text(folder, device))
-
-
-def pipeline_folder(source: str) -> Path:
-    """The local folder of a pipeline. Raises UserError when it holds none."""
-    if "://" in source:
-        from sid_ray.weights.sources import resolve_source
-
-        folder = resolve_source(source)
-    else:
-        folder = expanded(source).absolute()
-    if not (folder / "unet").is_dir():
-        raise UserError(
-            f"no Stable Diffusion pipeline at {source}: a diffusers folder with unet, vae, "
-            "text_encoder, tokenizer and scheduler in it is needed"
-        )
-    return folder
 
 
 def load_schedule(folder: Path, **timesteps: int) -> DiscreteVPSchedule:

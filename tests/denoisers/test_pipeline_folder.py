@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,15 +15,14 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from sid_ray.denoisers.codecs import stable_diffusion_codec
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.stable_diffusion import (
-    SD15,
     load_denoiser,
-    load_pipeline,
+    load_schedule,
     load_text,
     load_tokenizer,
     load_vae,
-    pipeline_folder,
 )
 from sid_ray.errors import UserError
 from sid_ray.sampling import few_step
@@ -30,6 +30,16 @@ from sid_ray.types import Condition
 from tests.denoisers.tiny_pipeline import END, START, write_pipeline, write_tokenizer
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
+
+
+def load_whole(folder: Path, **timesteps: int) -> SimpleNamespace:
+    schedule = load_schedule(folder, **timesteps)
+    return SimpleNamespace(
+        schedule=schedule,
+        denoiser=load_denoiser(folder, schedule.prediction_type),
+        codec=stable_diffusion_codec(load_vae(folder)),
+        text=load_text(folder),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def folder(made, tmp_path) -> Path:
 
 
 def test_from_a_prompt_to_pixels(made):
-    pipeline = load_pipeline(str(made), t_max=900)
+    pipeline = load_whole(made, t_max=900)
     assert pipeline.schedule.t_max == 900
     for module in (pipeline.denoiser, pipeline.codec.vae):
         assert not module.training
@@ -72,19 +82,9 @@ def test_the_denoiser_is_the_folders(made):
 
 def test_v_prediction_comes_from_the_scheduler(tmp_path):
     write_pipeline(tmp_path / "v", prediction_type="v_prediction")
-    pipeline = load_pipeline(str(tmp_path / "v"))
+    pipeline = load_whole(tmp_path / "v")
     assert pipeline.schedule.prediction_type == "v_prediction"
     assert pipeline.denoiser.prediction_type == "v_prediction"
-
-
-def test_remote_sources_are_resolved_first(made, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "sid_ray.weights.sources.resolve_source", lambda source: asked.append(source) or made
-    )
-    assert pipeline_folder(SD15) == made
-    assert pipeline_folder("s3://bucket/pipeline") == made
-    assert asked == ["hf://stable-diffusion-v1-5/stable-diffusion-v1-5", "s3://bucket/pipeline"]
 
 
 # Text
@@ -237,7 +237,7 @@ def test_damaged_weights_are_named(folder, part, load, damage):
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
-        ("unet", "no Stable Diffusion pipeline at .*unet, vae, text_encoder, tokenizer and sched"),
+        ("unet", "no UNet2DConditionModel in .*config.json is missing"),
         ("vae", "no AutoencoderKL in .*config.json is missing"),
         ("text_encoder", "no CLIPTextModel in .*text_encoder: config.json is missing"),
         ("tokenizer", "no tokenizer in .*vocab.json is missing"),
@@ -251,7 +251,7 @@ def test_a_missing_part_is_named(folder, gone, message):
     path = folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=message) as caught:
-        load_pipeline(str(folder))
+        load_whole(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -274,7 +274,7 @@ def test_a_config_of_something_else_is_refused(folder, part, change, message):
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as caught:
-        load_pipeline(str(folder))
+        load_whole(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -282,4 +282,4 @@ def test_a_config_of_something_else_is_refused(folder, part, change, message):
 def test_a_config_that_is_no_object_is_refused(folder, text):
     (folder / "vae" / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json is not"):
-        load_pipeline(str(folder))
+        load_whole(folder)
