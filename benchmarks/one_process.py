@@ -13,9 +13,9 @@ from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_o
 from sid_ray.config import DistillConfig
 from sid_ray.ema import ema_beta
 from sid_ray.evaluation import Judge, blocks
-from sid_ray.roles import TorchRole
+from sid_ray.roles import TorchRole, Trainee
 from sid_ray.sampling import generator_sampler
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.weights.folder import load_model
 
 

@@ -33,8 +33,8 @@ from sid_ray.denoisers.edm2 import EDM2Network
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.fragments import ShardedAverage
 from sid_ray.recipes import recipe
-from sid_ray.roles import TorchRole, UpdateRules
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.roles import TorchRole, Trainee, UpdateRules
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.trace_memory import LiveBytes, spec_network
 from sid_ray.weights.description import ModelDescription
 from tests.trajectories import LabelledImages

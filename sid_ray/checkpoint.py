@@ -33,6 +33,7 @@ from sid_ray.errors import UserError
 from sid_ray.fence import MANIFEST, PREFIX, read_fence
 from sid_ray.fragments import KINDS, gathered, world
 from sid_ray.local_copies import file_sha256
+from sid_ray.roles import Trainee
 from sid_ray.snapshot import (
     EMA_FOLDER,
     Part,
@@ -41,7 +42,6 @@ from sid_ray.snapshot import (
     take_snapshot,
     write_snapshot,
 )
-from sid_ray.step import Trainee
 from sid_ray.store import Store
 from sid_ray.weights.folder import WEIGHTS, ModelDescription
 

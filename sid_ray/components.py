@@ -10,16 +10,21 @@ run starts, by the code that the run opens them with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sid_ray.data.encode import component_folder, files_sha256, weights_sha256
+import torch
+
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
+from sid_ray.weights.tensors import weight_files
 
+BATCH = 8  # images that a VAE takes at once
 TEXT, VAE = ("text_encoder", "tokenizer"), ("vae",)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
@@ -150,3 +155,57 @@ def fingerprint(components: Components) -> str:
     files = [encoder / "config.json", *(tokenizer / name for name in TOKENIZER_FILES)]
     small = files_sha256([file for file in files if file.is_file()])
     return hashlib.sha256(f"{weights_sha256(encoder)} {small}".encode()).hexdigest()
+
+
+def component_folder(source: str | Path, *parts: str) -> Path:
+    """The folder of a component: SOURCE/part, or SOURCE where it is one itself.
+
+    The first of ``parts``; the others are fetched with it. Raises UserError where there is none.
+    """
+    folder = resolve_component(str(source), *parts)
+    return folder / parts[0] if (folder / parts[0]).is_dir() else folder
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 of a component's weights: of its file, or of all its files one after the other."""
+    return files_sha256(weight_files(folder)[0])
+
+
+def text_encoder_sha256(pipeline: Path) -> str:
+    """What names the text encoder of a pipeline's folder in a manifest. Raises UserError."""
+    return weights_sha256(component_folder(pipeline, "text_encoder"))
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+@cache
+def open_vae(source: str, convention: str, device: str) -> Any:
+    """The codec around a folder's VAE; loaded once a process."""
+    from sid_ray.denoisers.codecs import edm2_codec, stable_diffusion_codec
+    from sid_ray.denoisers.stable_diffusion import load_vae
+
+    settle(device)
+    folder = component_folder(source, "vae")
+    make = edm2_codec if convention == "edm2" else stable_diffusion_codec
+    return make(load_vae(folder).to(device), BATCH)
+
+
+@cache
+def open_text(source: str, device: str) -> Any:
+    from sid_ray.denoisers.stable_diffusion import load_text
+
+    settle(device)
+    return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)
+
+
+def settle(device: str) -> None:
+    """The same rounding in every process: results of matrix products depend on the threads."""
+    if device == "cpu":
+        torch.set_num_threads(1)

@@ -29,7 +29,7 @@ from sid_ray.checkpoint import MANIFEST
 from sid_ray.config import DistillConfig
 from sid_ray.journal import JOURNAL, carry_over
 from sid_ray.local_copies import folder_of
-from sid_ray.mlflow_sqlite import database_of
+from sid_ray.places import database_of
 from sid_ray.run_folder import IDENTITY, RunFolder, RunRecord, tracking_uri, write_record
 from sid_ray.store import Store
 

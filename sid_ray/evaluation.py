@@ -24,9 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sid_ray.components import check_vae_suits, makes_latents
+from sid_ray.components import check_vae_suits, component_folder, makes_latents, open_vae
 from sid_ray.config import asked_metrics
-from sid_ray.data.encode import component_folder, open_vae
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
 from sid_ray.errors import UserError

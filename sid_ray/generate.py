@@ -23,9 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from sid_ray.assemble import generation_of
-from sid_ray.components import Named, find_components
+from sid_ray.components import (
+    Named,
+    component_folder,
+    find_components,
+    text_encoder_sha256,
+    weights_sha256,
+)
 from sid_ray.data.command import Meter, output_console
-from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError

@@ -26,9 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.assemble import Data, data_of, generation_of
-from sid_ray.components import Named, find_components
+from sid_ray.components import (
+    Named,
+    component_folder,
+    find_components,
+    text_encoder_sha256,
+    weights_sha256,
+)
 from sid_ray.config import DistillConfig
-from sid_ray.data.encode import component_folder, text_encoder_sha256, weights_sha256
 from sid_ray.data.source import Source, data_fingerprint
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError

@@ -19,7 +19,8 @@ from urllib.parse import unquote, urlsplit
 from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
 from sid_ray.mlflow_artifacts import Artifacts
-from sid_ray.mlflow_sqlite import database_of, put_right
+from sid_ray.mlflow_sqlite import put_right
+from sid_ray.places import database_of
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps

@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-SQLITE = "sqlite:///"
+from sid_ray.places import database_of
+
 ARTIFACTS = "mlartifacts"
 PATIENCE_S = 5.0  # for a lock that another process holds
 ADDRESSES = {  # MLflow's columns with addresses of artifacts
@@ -42,21 +43,6 @@ class Experiment:
     number: str
     active: bool
     artifacts: str
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of a sqlite store, None for other stores."""
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(uri.removeprefix(SQLITE).partition("?")[0])
-
-
-def absolute(uri: str) -> str:
-    """A store's address that means the same in every working directory."""
-    database = database_of(uri)
-    if database is None or database.is_absolute() or database.name in ("", ":memory:"):
-        return uri
-    return SQLITE + str(database.absolute()) + uri.removeprefix(SQLITE)[len(str(database)) :]
 
 
 def artifacts_beside(database: Path) -> str:

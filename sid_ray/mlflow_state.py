@@ -31,10 +31,10 @@ from sid_ray.mlflow_sqlite import (
     Experiment,
     artifacts_of,
     check_writable,
-    database_of,
     look,
     path_of,
 )
+from sid_ray.places import database_of
 from sid_ray.run_folder import tracking_uri
 
 ANSWER_S = 5.0  # for a server before a run starts

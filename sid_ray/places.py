@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sid_ray.errors import UserError
 
+SQLITE = "sqlite:///"
 TRIED = bytes(4096)  # a file system that is full takes an empty file
 HINTS = {
     errno.ENOSPC: "free some, or name another disk",
@@ -92,3 +93,18 @@ def try_folder(folder: Path, name: str = "") -> None:
             file.flush()
     except OSError as error:  # of the folder, not of a file that has no name
         raise OSError(error.errno, error.strerror, str(there)) from None
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a sqlite store, None for other stores."""
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def absolute_uri(uri: str) -> str:
+    """A store's address that means the same in every working directory."""
+    database = database_of(uri)
+    if database is None or database.is_absolute() or database.name in ("", ":memory:"):
+        return uri
+    return SQLITE + str(database.absolute()) + uri.removeprefix(SQLITE)[len(str(database)) :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,44 @@ from sid_ray.denoisers.spec import Constrain, leave_weight
 from sid_ray.ema import update_ema
 from sid_ray.fragments import EXP_AVG, MASTER, Fragment, Held, Read, Shapes, ShardedAverage
 from sid_ray.types import Denoiser
+
+
+class Role(Protocol):
+    """A network that is trained: fake score or generator."""
+
+    @property
+    def network(self) -> Denoiser:
+        """What to call while this role is trained: its backward pass feeds the optimizer."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare network, for phases in which it is frozen."""
+
+    def prepare(self) -> None:
+        """Called in the role's phase, before each pass that opens groups."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates gradients of a sum over this rank's samples."""
+
+    def update(self) -> bool:
+        """Sums gradients over ranks and steps; False when they were not finite: nothing changed."""
+
+    def average_into(self, average: nn.Module, beta: float) -> None:
+        """average = beta * average + (1 - beta) * weights: an average that this role can read."""
+
+
+@dataclass
+class Trainee:
+    """The three roles, the averaged generator and what has been seen.
+
+    ``generator_ema`` is a whole network or, where the generator is sharded, its ShardedAverage.
+    """
+
+    teacher: nn.Module
+    fake_score: Role
+    generator: Role
+    generator_ema: nn.Module
+    images_seen: int = 0
 
 
 @dataclass(frozen=True)

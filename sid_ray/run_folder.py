@@ -34,8 +34,7 @@ from sid_ray.fence import IDENTITY, OPEN, Fence
 from sid_ray.lease import Lease, LeaseLostError, only_lease
 from sid_ray.leases import TERM_S, Gone, boot_id
 from sid_ray.local_copies import folder_of
-from sid_ray.mlflow_sqlite import absolute
-from sid_ray.places import check_file, check_folder, expanded, in_words
+from sid_ray.places import absolute_uri, check_file, check_folder, expanded, in_words
 from sid_ray.store import Store, probe
 from sid_ray.store_errors import S3, StoreError, is_s3
 
@@ -90,7 +89,7 @@ def default_tracking_uri(folder: str) -> str:
 def tracking_uri(config: DistillConfig) -> str:
     """The config's MLflow store, MLFLOW_TRACKING_URI, or the default of its folder of runs."""
     named = config.output.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return absolute(named) if named else default_tracking_uri(config.output.folder)
+    return absolute_uri(named) if named else default_tracking_uri(config.output.folder)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sid_ray.checkpoint_parts import Row, part_name, write_part
 from sid_ray.fragments import Held, Read, Shapes, whole_state, world
-from sid_ray.step import Trainee
+from sid_ray.roles import Trainee
 from sid_ray.weights.description import METADATA
 from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, ModelDescription
 from sid_ray.weights.stream import stream_safetensors

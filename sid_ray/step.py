@@ -20,6 +20,7 @@ from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.ema import ema_beta
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
+from sid_ray.roles import Role, Trainee
 from sid_ray.types import (
     Batch,
     Denoiser,
@@ -35,30 +36,6 @@ from sid_ray.types import (
 )
 
 
-class Role(Protocol):
-    """A network that is trained: fake score or generator."""
-
-    @property
-    def network(self) -> Denoiser:
-        """What to call while this role is trained: its backward pass feeds the optimizer."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The bare network, for phases in which it is frozen."""
-
-    def prepare(self) -> None:
-        """Called in the role's phase, before each pass that opens groups."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulates gradients of a sum over this rank's samples."""
-
-    def update(self) -> bool:
-        """Sums gradients over ranks and steps; False when they were not finite: nothing changed."""
-
-    def average_into(self, average: nn.Module, beta: float) -> None:
-        """average = beta * average + (1 - beta) * weights: an average that this role can read."""
-
-
 class Source(Protocol):
     """What the data set gives a step."""
 
@@ -71,20 +48,6 @@ class Source(Protocol):
 
 
 Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_seen, micro-step)
-
-
-@dataclass
-class Trainee:
-    """The three roles, the averaged generator and what has been seen.
-
-    ``generator_ema`` is a whole network or, where the generator is sharded, its ShardedAverage.
-    """
-
-    teacher: nn.Module
-    fake_score: Role
-    generator: Role
-    generator_ema: nn.Module
-    images_seen: int = 0
 
 
 @dataclass

@@ -17,8 +17,8 @@ from sid_ray.assemble import BETAS, generation_of
 from sid_ray.best_weights import PREFIX as BEST_PREFIX
 from sid_ray.best_weights import SCORE
 from sid_ray.checkpoint import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
+from sid_ray.components import files_sha256, weights_sha256
 from sid_ray.config import DistillConfig
-from sid_ray.data.encode import files_sha256, weights_sha256
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256

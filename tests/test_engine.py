@@ -21,9 +21,9 @@ from sid_ray.engine import (
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.roles import AdamSettings, RoleState, TorchRole, UpdateRules
+from sid_ray.roles import AdamSettings, RoleState, TorchRole, Trainee, UpdateRules
 from sid_ray.schedules import EDMSchedule
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Condition
 from tests.conftest import relative_error
 from tests.networks import LabelledNoise, UniformLabels, tiny_edm2, tiny_network

@@ -10,7 +10,8 @@ import mlflow
 import pytest
 from mlflow.tracking._tracking_service import utils
 
-from sid_ray.mlflow_sqlite import absolute, artifacts_of, check_writable, look, put_right
+from sid_ray.mlflow_sqlite import artifacts_of, check_writable, look, put_right
+from sid_ray.places import absolute_uri
 from sid_ray.tracking import Tracking
 from tests.tracking import empty_store, target
 
@@ -104,9 +105,9 @@ def test_a_store_that_is_not_there_or_empty_is_left_alone(tmp_path):
 
 def test_addresses_mean_the_same_in_every_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert absolute("sqlite:///a/x.db?timeout=3") == f"sqlite:///{tmp_path}/a/x.db?timeout=3"
+    assert absolute_uri("sqlite:///a/x.db?timeout=3") == f"sqlite:///{tmp_path}/a/x.db?timeout=3"
     for same in ("sqlite:////a/x.db", "sqlite://", "sqlite:///:memory:", "http://host:1"):
-        assert absolute(same) == same
+        assert absolute_uri(same) == same
     assert artifacts_of(f"sqlite:///{tmp_path}/x.db", "/runs") == f"{tmp_path}/mlartifacts"
     assert artifacts_of(f"sqlite:///{tmp_path}/x.db", "s3://b/runs") == "s3://b/runs/mlartifacts"
     assert artifacts_of("postgresql://host/db", "/runs") == "/runs/mlartifacts"

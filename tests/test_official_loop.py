@@ -15,8 +15,8 @@ from sid_ray.assemble import adam_of, objective_of, rules_of
 from sid_ray.config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.rng import FAKE_SCORE, GENERATOR
-from sid_ray.roles import TorchRole
-from sid_ray.step import Draws, StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.roles import TorchRole, Trainee
+from sid_ray.step import Draws, StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Draw
 from tests.conftest import relative_error
 from tests.networks import TINY_EDM2, LabelledNoise, widened

@@ -12,8 +12,7 @@ import torch
 from sid_ray import engine
 from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fragments import ShardedAverage, whole_state
-from sid_ray.roles import TorchRole, UpdateRules
-from sid_ray.step import Trainee
+from sid_ray.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.types import Draw
 from tests import trajectories
 from tests.conftest import relative_error

@@ -26,9 +26,9 @@ from sid_ray.fragments import ShardedAverage, whole_state
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.roles import AdamSettings, TorchRole, UpdateRules
+from sid_ray.roles import AdamSettings, TorchRole, Trainee, UpdateRules
 from sid_ray.schedules import EDMSchedule
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Pick
 from tests.conftest import relative_error
 from tests.networks import tiny_network

@@ -25,9 +25,8 @@ from sid_ray.denoisers.spec import spec_of
 from sid_ray.engine import DeepSpeedRole, init_deepspeed, needs_deepspeed, shard_frozen
 from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import ShardedAverage
-from sid_ray.roles import TorchRole
+from sid_ray.roles import TorchRole, Trainee
 from sid_ray.spool import Spool
-from sid_ray.step import Trainee
 from sid_ray.store import Store, set_endpoint
 from sid_ray.stored import find_generator
 from sid_ray.weights.description import NO_COMPONENTS, Components

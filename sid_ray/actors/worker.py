@@ -42,10 +42,11 @@ from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
 from sid_ray.recovery import Reachable, Search
+from sid_ray.roles import Trainee
 from sid_ray.shared import NotSharedError
 from sid_ray.snapshot import take_snapshot
 from sid_ray.spool import Spool
-from sid_ray.step import StepSettings, Sums, Trainee, draws_of, step
+from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.store import set_endpoint
 from sid_ray.weights.folder import ModelDescription
 
