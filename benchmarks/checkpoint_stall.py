@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.one_process import plain_trainee
 from sid_ray.assemble import generator_description, objective_of
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.groups import GroupPlan
 from sid_ray.known_networks import teacher_of

@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from benchmarks.one_process import distil
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.recipes import recipe
 
 TEACHER = 1.79  # docs/results.md

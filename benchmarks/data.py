@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.decode import Decoded, gather, stored_bytes
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.order import Order
@@ -32,7 +33,6 @@ from sid_ray.data.reader import Reader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.groups import GroupPlan
 from sid_ray.rng import FAKE_SCORE
-from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.types import Pick
 from tests.data.writer import layout, write_set

@@ -12,7 +12,7 @@ import sys
 import time
 
 from benchmarks.one_process import distil
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.recipes import recipe
 
 ROWS = {

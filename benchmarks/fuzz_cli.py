@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from sid_ray import cli
-from sid_ray.config import DistillConfig, flatten
+from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError
 from sid_ray.evaluate_options import EvaluateOptions

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sid_ray.allocator import keep_freed_memory
 from sid_ray.assemble import network_of, schedule_of
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.spec import spec_of

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_of, schedule_of
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.ema import ema_beta
 from sid_ray.evaluation import Judge, blocks
 from sid_ray.roles import TorchRole, Trainee

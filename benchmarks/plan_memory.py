@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sid_ray import engine
 from sid_ray.assemble import network_of
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.convolution import freeze, weights_ready
 from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fit import LIVE, LIVE_KEYS

@@ -28,7 +28,7 @@ from benchmarks.plan_memory import everything, held
 from benchmarks.scaling_model import GATHER, REDUCE, ROUNDS, SCATTER, WORD, Sizes
 from sid_ray import engine
 from sid_ray.assemble import adam_of, network_of, objective_of
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Network
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.fragments import ShardedAverage

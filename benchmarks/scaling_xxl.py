@@ -29,7 +29,7 @@ from benchmarks.scaling_model import (
 )
 from sid_ray import engine
 from sid_ray.assemble import network_of
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.fit import Machine, Planner, recommended, stage_variants
 from sid_ray.known_networks import teacher_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, WORD

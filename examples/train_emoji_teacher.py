@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.emoji import SHAPE, load_emoji
 from sid_ray.data.source import open_source
 from sid_ray.denoisers.guidance import Guided
@@ -52,7 +53,6 @@ from sid_ray.sampling import (
     seeded_uniform,
 )
 from sid_ray.schedules import DiscreteVPSchedule
-from sid_ray.sections import DataConfig
 from sid_ray.types import Condition, Denoiser, Want
 
 TOKENS = 16  # the longest caption has fewer words; longer prompts are cut

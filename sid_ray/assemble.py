@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sid_ray.augment import AugmentPipe
 from sid_ray.components import Named, find_components, reads_text, text_encoder_sha256
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
 from sid_ray.denoisers.spec import spec_of

@@ -16,7 +16,7 @@ from typing import Annotated, TextIO, cast
 import tyro
 
 from sid_ray import __version__
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluate_options import EvaluateOptions
@@ -33,8 +33,8 @@ from sid_ray.parsing import (
     without_repeats,
 )
 from sid_ray.places import check_file, check_folder, in_words, one_line
-from sid_ray.ray_environment import stopping_like_ctrl_c
-from sid_ray.ray_start import check_ray
+from sid_ray.ray_setup.environment import stopping_like_ctrl_c
+from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipe_table import recipe_json, recipe_table
 from sid_ray.recipes import (
     GUIDANCE,

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.history import History, Point, read_history

@@ -21,7 +21,7 @@ from rich.table import Table
 from sid_ray.assemble import Start, bare_source, find_start
 from sid_ray.began import check_network, check_newest
 from sid_ray.components import fingerprint as components_fingerprint
-from sid_ray.config import DistillConfig, flags, located, replace
+from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
@@ -31,7 +31,7 @@ from sid_ray.lease import LeaseLostError
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.mlflow_run import shown_uri
 from sid_ray.mlflow_state import check_tracking
-from sid_ray.ray_environment import stop_like_ctrl_c
+from sid_ray.ray_setup.environment import stop_like_ctrl_c
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (
     EVALUATIONS,

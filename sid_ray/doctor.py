@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import cache_folder
 from sid_ray.places import check_folder, expanded, in_words, one_line
-from sid_ray.ray_environment import joins_cluster
-from sid_ray.ray_start import check_open_files, ray_folder, small_shared_memory
+from sid_ray.ray_setup.environment import joins_cluster
+from sid_ray.ray_setup.start import check_open_files, ray_folder, small_shared_memory
 from sid_ray.shared import Token, answer, not_shared
 from sid_ray.store import Store, probe, set_endpoint
 from sid_ray.store_errors import endpoint, is_s3
@@ -252,7 +252,7 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
 
 def check_tracking_store(patient: Patient) -> Iterator[Finding]:
     """MLflow's store: whether it takes what a run will tell, and keeps the run's experiment."""
-    from sid_ray.config import replace
+    from sid_ray.config.distill_config import replace
     from sid_ray.mlflow_state import AwayError, look_at_tracking
 
     config = replace(patient.config or DistillConfig(), output__folder=patient.runs)

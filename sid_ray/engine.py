@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.adam import Adam, AdamSettings, all_finite
+from sid_ray.config.sections import ResourcesConfig
 from sid_ray.deepspeed_import import import_deepspeed
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.ema import update_ema
 from sid_ray.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
 from sid_ray.roles import PLAIN_RULES, RoleState, UpdateRules, fill
-from sid_ray.sections import ResourcesConfig
 from sid_ray.shards import layout_of
 from sid_ray.types import Denoiser
 

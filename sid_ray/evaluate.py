@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from sid_ray.config import DistillConfig, asked_metrics, replace
+from sid_ray.config.distill_config import DistillConfig, asked_metrics, replace
+from sid_ray.config.sections import DATA_SETS, DataConfig, EvaluationConfig, TeacherConfig
 from sid_ray.data.command import Meter
 from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
@@ -31,10 +32,9 @@ from sid_ray.looks import Bench, Job, Kept, kept_folder
 from sid_ray.metrics.extractors import NAMES
 from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.places import check_folder, expanded
-from sid_ray.ray_environment import joins_cluster
-from sid_ray.ray_start import check_ray
+from sid_ray.ray_setup.environment import joins_cluster
+from sid_ray.ray_setup.start import check_ray
 from sid_ray.real_images import is_statistics
-from sid_ray.sections import DATA_SETS, DataConfig, EvaluationConfig, TeacherConfig
 from sid_ray.store_errors import StoreError
 from sid_ray.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
 from sid_ray.weights.folder import load_model

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.components import check_vae_suits, component_folder, makes_latents, open_vae
-from sid_ray.config import asked_metrics
+from sid_ray.config.distill_config import asked_metrics
+from sid_ray.config.sections import EvaluationConfig
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
 from sid_ray.errors import UserError
@@ -48,7 +49,6 @@ from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.places import expanded
 from sid_ray.real_images import Real
 from sid_ray.sampling import Sampler, index_of, inputs_of, sample_in_batches
-from sid_ray.sections import EvaluationConfig
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from sid_ray.sections import HealthConfig
+from sid_ray.config.sections import HealthConfig
 
 HISTORY = 100  # reports that are remembered: the past that a loss is compared with
 MIN_HISTORY = 10  # reports, and ten times as many updates, before a loss has a past

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from sid_ray.components import component_folder
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.spec import from_official
 from sid_ray.denoisers.stable_diffusion import CACHE_BYTES, TEXT_FILES

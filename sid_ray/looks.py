@@ -33,7 +33,7 @@ from sid_ray.components import (
     text_encoder_sha256,
     weights_sha256,
 )
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import Source, data_fingerprint
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.mlflow_run import BOUNDS, UNWRITABLE, one_line, shown_uri, signed_in
 from sid_ray.mlflow_sqlite import (

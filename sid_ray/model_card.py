@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import bare, in_order, is_score, larger_is_better, space_of
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import WEIGHTS, ModelDescription

@@ -13,7 +13,7 @@ from typing import TypeVar, overload
 
 import tyro
 
-from sid_ray.config import DistillConfig, flatten, unknown_field
+from sid_ray.config.distill_config import DistillConfig, flatten, unknown_field
 from sid_ray.errors import UserError
 from sid_ray.recipes import guidance_strategy
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.picture_sets import PictureSet
 from sid_ray.data.source import Source
 from sid_ray.errors import UserError

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sid_ray.config import DistillConfig
-from sid_ray.sections import EvaluationConfig, ObjectiveConfig, ResourcesConfig
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.sections import EvaluationConfig, ObjectiveConfig, ResourcesConfig
 
 Method = Literal["SiD", "SiDA", "SiD2A", "SiD-LSG"]
 

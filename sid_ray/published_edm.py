@@ -6,7 +6,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.sections import (
+    DATA_SETS,
+    DataConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from sid_ray.published import (
     MILLION,
     NVIDIA,
@@ -20,14 +28,6 @@ from sid_ray.published import (
     sid_objective,
     sida_objective,
     unscored,
-)
-from sid_ray.sections import (
-    DATA_SETS,
-    DataConfig,
-    OutputConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TrainingConfig,
 )
 
 

@@ -7,7 +7,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.sections import (
+    DataConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from sid_ray.published import (
     MILLION,
     NVIDIA,
@@ -21,7 +28,6 @@ from sid_ray.published import (
     sida_objective,
     unscored,
 )
-from sid_ray.sections import DataConfig, OutputConfig, ScheduleConfig, TeacherConfig, TrainingConfig
 
 
 class Teacher(NamedTuple):

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.sections import (
+    DataConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from sid_ray.published import (
     LSG_HUB,
     MILLION,
@@ -17,14 +25,6 @@ from sid_ray.published import (
     remarks,
     resources,
     unscored,
-)
-from sid_ray.sections import (
-    DataConfig,
-    ObjectiveConfig,
-    OutputConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TrainingConfig,
 )
 
 

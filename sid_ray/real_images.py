@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.in_order import in_blocks
 from sid_ray.data.prepared import PreparedSource, open_prepared
 from sid_ray.data.source import Source
@@ -31,7 +32,6 @@ from sid_ray.metrics.reference import (
 from sid_ray.metrics.scores import Seen, looked_at
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.places import expanded
-from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
 

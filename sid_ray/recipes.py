@@ -6,13 +6,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sid_ray.config import DistillConfig, replace
-from sid_ray.errors import UserError, nearest
-from sid_ray.published import Recipe
-from sid_ray.published_edm import EDM
-from sid_ray.published_edm2 import EDM2
-from sid_ray.published_sd import STABLE_DIFFUSION
-from sid_ray.sections import (
+from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.sections import (
     DataConfig,
     EvaluationConfig,
     ObjectiveConfig,
@@ -22,6 +17,11 @@ from sid_ray.sections import (
     TeacherConfig,
     TrainingConfig,
 )
+from sid_ray.errors import UserError, nearest
+from sid_ray.published import Recipe
+from sid_ray.published_edm import EDM
+from sid_ray.published_edm2 import EDM2
+from sid_ray.published_sd import STABLE_DIFFUSION
 
 
 class Guidance(NamedTuple):

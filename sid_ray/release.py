@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 
 from sid_ray.best_weights import ALIAS, SCORE, find_best
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.names import plain_scores
 from sid_ray.model_card import model_card

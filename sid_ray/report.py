@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.assemble import components_of, data_of, schedule_of
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.evaluation import Judge, blocks, codec_of
 from sid_ray.pictures import contact_sheet, save_picture, sheet_samples

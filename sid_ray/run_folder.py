@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from sid_ray.config import DistillConfig, differences
+from sid_ray.config.distill_config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.fence import IDENTITY, OPEN, Fence
 from sid_ray.lease import Lease, LeaseLostError, only_lease

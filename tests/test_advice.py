@@ -16,7 +16,7 @@ import pytest
 
 import sid_ray
 from sid_ray import cli, doctor, plan
-from sid_ray.config import DistillConfig, flatten
+from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.jobs import submit
 from sid_ray.parsing import ALIASES
 from sid_ray.sweep import command as sweep

@@ -34,11 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "ray_environment": "ray_setup",
-    "ray_start": "ray_setup",
-    "sections": "config",
-    "config": "config",
-    "confidential": "config",
     "schedules": "diffusion",
     "augment": "diffusion",
     "rng": "diffusion",
@@ -131,7 +126,7 @@ HOMES = {
         "sid_ray/actors/",
         "sid_ray/data/pipeline.py",
         "sid_ray/jobs/",
-        "sid_ray/ray_start.py",
+        "sid_ray/ray_setup/start.py",
         "sid_ray/sweep/",
     ),
     "mlflow": (

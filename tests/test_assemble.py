@@ -16,7 +16,7 @@ from sid_ray.assemble import (
     rules_of,
     schedule_of,
 )
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import forced_normalize
 from sid_ray.denoisers.spec import leave_weight
 from sid_ray.errors import UserError

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sid_ray
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.digits import load_digits
 from sid_ray.data.source import open_source
 from sid_ray.denoisers.guidance import Guided
@@ -24,7 +25,6 @@ from sid_ray.sampling import (
     seeded_uniform,
 )
 from sid_ray.schedules import EDMSchedule
-from sid_ray.sections import DataConfig
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import builtin_models, resolve_source

@@ -4,7 +4,7 @@ import pytest
 
 from sid_ray import __version__
 from sid_ray.cli import main
-from sid_ray.config import DistillConfig, flatten
+from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.errors import UserError
 from sid_ray.parsing import number_list
 

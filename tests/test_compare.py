@@ -18,7 +18,7 @@ from sid_ray.compare import (
     work_seconds,
     worker_seconds,
 )
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.history import Point
 from sid_ray.recipes import recipe

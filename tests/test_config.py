@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from sid_ray.config import (
+from sid_ray.config.distill_config import (
     DistillConfig,
     differences,
     flags,
@@ -23,7 +23,7 @@ def test_every_field_has_a_default_and_an_explanation():
     import ast
     import inspect
 
-    import sid_ray.config as module
+    import sid_ray.config.distill_config as module
 
     tree = ast.parse(inspect.getsource(module))
     for node in tree.body:

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from sid_ray.actors.beside import tracking_target
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.copies import LOCAL, beside, settle
 from sid_ray.journal import carry_over
 from sid_ray.recipes import recipe

@@ -4,10 +4,11 @@ from collections import namedtuple
 
 import pytest
 
-from sid_ray import doctor, ray_start
-from sid_ray.config import replace
+from sid_ray import doctor
+from sid_ray.config.distill_config import replace
 from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
+from sid_ray.ray_setup import start
 from sid_ray.recipes import recipe
 from sid_ray.shared import Token
 from sid_ray.store import Store, probe
@@ -147,9 +148,9 @@ def test_a_temporary_folder_that_is_too_long(tmp_path, monkeypatch):
 
 
 def test_shared_memory_that_is_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_start, "SPARE_SHARED_MIB", 1 << 40)
+    monkeypatch.setattr(start, "SPARE_SHARED_MIB", 1 << 40)
     assert any("--shm-size" in text for _, text in findings(tmp_path)["temporary"])
-    monkeypatch.setattr(ray_start, "SHARED_MEMORY", "/nowhere")
+    monkeypatch.setattr(start, "SHARED_MEMORY", "/nowhere")
     assert any("/nowhere is missing" in text for _, text in findings(tmp_path)["temporary"])
 
 

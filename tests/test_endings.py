@@ -11,17 +11,17 @@ import time
 
 import pytest
 
-from sid_ray import ray_environment
 from sid_ray.checkpoint import newest_whole, read_manifest
 from sid_ray.cli import main
 from sid_ray.console import quiet_output
-from sid_ray.ray_environment import ENDINGS, Interrupt, stopping_like_ctrl_c, unheard
+from sid_ray.ray_setup import environment
+from sid_ray.ray_setup.environment import ENDINGS, Interrupt, stopping_like_ctrl_c, unheard
 from tests.distill_runs import command
 
 
 @pytest.fixture(autouse=True)
 def asked_for_nothing_yet(monkeypatch):
-    monkeypatch.setattr(ray_environment, "INTERRUPT", Interrupt())
+    monkeypatch.setattr(environment, "INTERRUPT", Interrupt())
 
 
 @pytest.mark.parametrize("number", ENDINGS)
@@ -44,7 +44,7 @@ def test_told_twice_is_told_once_but_ctrl_c_always_leaves():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-        ray_environment.INTERRUPT.asked_at -= ray_environment.SAME_S
+        environment.INTERRUPT.asked_at -= environment.SAME_S
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)

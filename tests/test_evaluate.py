@@ -15,7 +15,7 @@ from sid_ray import evaluate as command
 from sid_ray.assemble import data_of, generation_of
 from sid_ray.best_weights import SCORE
 from sid_ray.cli import main
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.evaluation import Judge, blocks
 from sid_ray.local_copies import file_sha256
 from sid_ray.looks import Bench, Kept

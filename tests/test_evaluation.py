@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sid_ray.config import DistillConfig, asked_metrics, ray_resources, replace
+from sid_ray.config.distill_config import DistillConfig, asked_metrics, ray_resources, replace
+from sid_ray.config.sections import DataConfig, EvaluationConfig
 from sid_ray.data.digits import load_digits
 from sid_ray.data.source import Source, open_source
 from sid_ray.errors import UserError
@@ -18,7 +19,6 @@ from sid_ray.metrics.kid import SUBSETS, choose_subsets, kernel_distance
 from sid_ray.metrics.precision_recall import precision_recall
 from sid_ray.metrics.scores import looked_at
 from sid_ray.sampling import Inputs, index_of
-from sid_ray.sections import DataConfig, EvaluationConfig
 from sid_ray.store import Store
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription

@@ -14,7 +14,7 @@ from PIL import Image
 from sid_ray import evaluation
 from sid_ray.assemble import generator_description
 from sid_ray.components import Named
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.generate import Painter, claimed, generate_pictures

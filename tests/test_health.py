@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.config.distill_config import DistillConfig, flatten, replace
+from sid_ray.config.sections import HealthConfig
 from sid_ray.errors import UserError
 from sid_ray.health import HISTORY, RULES, Finding, Health
 from sid_ray.recipes import recipe
-from sid_ray.sections import HealthConfig
 
 UPDATES, IMAGES = 20.0, 640  # of one report
 DEFAULT = HealthConfig()

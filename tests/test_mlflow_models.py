@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import FEATURE_DISABLED, PERMISSION_DENIED
 
 from sid_ray import mlflow_artifacts, tracking
-from sid_ray.config import DistillConfig
-from sid_ray.config import replace as changed
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.tracking import Model, Tracking, send_report

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from sid_ray import mlflow_sqlite, mlflow_state, tracking
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.distill import run_distillation
 from sid_ray.errors import UserError
 from sid_ray.mlflow_state import AwayError, advice, look_at_store, look_at_tracking

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sid_ray.assemble import adam_of, objective_of, rules_of
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.rng import FAKE_SCORE, GENERATOR
 from sid_ray.roles import TorchRole, Trainee

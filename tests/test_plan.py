@@ -6,7 +6,7 @@ import pytest
 
 from sid_ray import fit
 from sid_ray.cli import main
-from sid_ray.config import replace as changed
+from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.fit import (
     Machine,

@@ -16,13 +16,13 @@ from ray.core.generated import gcs_pb2
 from ray.core.generated import gcs_service_pb2 as messages
 from ray.core.generated import gcs_service_pb2_grpc as services
 
-from sid_ray import ray_start
 from sid_ray.cli import main
 from sid_ray.data.pipeline import reports
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError
-from sid_ray.ray_environment import joins_cluster
-from sid_ray.ray_start import check_cluster, check_ray, ray_folder, with_ray
+from sid_ray.ray_setup import start
+from sid_ray.ray_setup.environment import joins_cluster
+from sid_ray.ray_setup.start import check_cluster, check_ray, ray_folder, with_ray
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_a_path_is_counted_as_ray_builds_it():
     from ray._private.utils import validate_socket_filepath
 
     node = Node.__new__(Node)
-    limit = ray_start.SOCKET_PATH - len(ray_start.LONGEST) - len(str(os.getpid()))
+    limit = start.SOCKET_PATH - len(start.LONGEST) - len(str(os.getpid()))
     session = time.strftime("session_%Y-%m-%d_%H-%M-%S_000000_") + str(os.getpid())
     for length, fits in ((limit, True), (limit + 1, False)):
         folder = "/" + "x" * (length - 1)
@@ -52,7 +52,7 @@ def test_a_path_is_counted_as_ray_builds_it():
         else:
             with pytest.raises(OSError, match="AF_UNIX"):
                 validate_socket_filepath(path)
-        assert ("sockets" in ray_start.trouble_with(folder, "TMPDIR")) is not fits
+        assert ("sockets" in start.trouble_with(folder, "TMPDIR")) is not fits
 
 
 @pytest.mark.parametrize("name", ["{0}/" + 42 * "a", "{0}/file", "{0}/file/below", "/proc/none"])
@@ -60,16 +60,16 @@ def test_another_folder_takes_the_place_of_one_that_will_not_do(tmp_path, monkey
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TMPDIR", name.format(tmp_path))
     said = []
-    ray_start.settle_folder(said.append)
+    start.settle_folder(said.append)
     assert os.environ["RAY_TMPDIR"] == "/tmp"
     assert len(said) == 1 and "Ray's own files go to /tmp/ray" in said[0] and "TMPDIR" in said[0]
-    ray_start.settle_folder(said.append)
+    start.settle_folder(said.append)
     assert len(said) == 1, "said once"
 
 
 def test_a_disk_without_space(monkeypatch):
     monkeypatch.setattr(
-        ray_start.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})
+        start.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})
     )
     with pytest.raises(UserError, match="1 MiB free, and Ray needs 32: set RAY_TMPDIR"):
         ray_folder()
@@ -89,14 +89,14 @@ def test_a_relative_folder_is_one_for_all_processes(monkeypatch):
 
 
 def test_too_few_open_files(monkeypatch):
-    monkeypatch.setattr(ray_start.resource, "getrlimit", lambda which: (64, 64))
+    monkeypatch.setattr(start.resource, "getrlimit", lambda which: (64, 64))
     with pytest.raises(UserError, match="may open 64 files here, and Ray needs 512"):
         check_ray()
 
 
 def test_a_home_that_cannot_be_written_gets_a_token_of_its_own(monkeypatch):
     monkeypatch.setenv("HOME", "/proc/none")
-    ray_start.settle_token()
+    start.settle_token()
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
@@ -192,7 +192,7 @@ def test_a_port_of_another_program(monkeypatch):
 
 
 def test_a_head_that_hangs(monkeypatch):
-    monkeypatch.setattr(ray_start, "ANSWER_S", 0.5)
+    monkeypatch.setattr(start, "ANSWER_S", 0.5)
     with listening() as address:
         assert "gave no answer" in refused(monkeypatch, address)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sid_ray import cli, distill
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
 from sid_ray.recipe_table import recipe_table

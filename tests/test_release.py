@@ -9,7 +9,7 @@ import pytest
 
 from sid_ray.assemble import generator_description
 from sid_ray.best_weights import SCORE, find_best, keep_best
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.release import release

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import (

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import open_source
 from sid_ray.sampling import (
     Inputs,
@@ -15,7 +16,6 @@ from sid_ray.sampling import (
     to_uint8,
 )
 from sid_ray.schedules import EDMSchedule, image_shape
-from sid_ray.sections import DataConfig
 from sid_ray.types import Condition, Prediction, Want
 
 

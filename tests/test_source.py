@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import LABELS_ONLY, Source, open_source, read_prompts
 from sid_ray.errors import UserError
-from sid_ray.sections import DataConfig
 from sid_ray.types import Pick
 
 SHAPE = (4, 16, 16)

@@ -10,7 +10,7 @@ from rich.console import Console
 from sid_ray import store_errors
 from sid_ray.assemble import find_start
 from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.distill import show_next
 from sid_ray.errors import UserError
 from sid_ray.local_copies import DamagedFileError, fetch_checked, file_sha256

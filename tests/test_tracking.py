@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from sid_ray import tracking
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.distill import track_report
 from sid_ray.mlflow_run import (
     MlflowRun,

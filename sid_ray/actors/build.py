@@ -15,7 +15,7 @@ from torch import nn
 
 from sid_ray.allocator import keep_freed_memory
 from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.convolution import freeze

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from sid_ray.best_weights import keep_best
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.local_copies import cache_folder
 from sid_ray.metrics.names import plain_scores
 from sid_ray.shared import Token, host_name, not_shared

@@ -12,7 +12,7 @@ import torch
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.assemble import components_of, data_of, schedule_of
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.evaluation import Judge, blocks, codec_of
 from sid_ray.local_copies import file_sha256

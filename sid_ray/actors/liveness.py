@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from sid_ray.errors import UserError
-from sid_ray.ray_environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
-from sid_ray.ray_start import with_ray
+from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
+from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 
 

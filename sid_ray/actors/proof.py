@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ray
 
 from sid_ray.actors.build import WorkerSettings, on_this_node
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
 from sid_ray.errors import UserError

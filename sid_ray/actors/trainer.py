@@ -40,7 +40,7 @@ from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
 from sid_ray.began import began_at
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.console import Display
 from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
@@ -48,8 +48,8 @@ from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
 from sid_ray.lease import LeaseLostError
 from sid_ray.places import expanded
-from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.ray_start import with_ray
+from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
+from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying

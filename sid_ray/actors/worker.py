@@ -37,7 +37,7 @@ from sid_ray.actors.signals import (
 from sid_ray.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.began import begin_from
 from sid_ray.checkpoint import checkpoint_name, load_files
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health

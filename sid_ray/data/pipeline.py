@@ -19,8 +19,8 @@ from sid_ray.data.progress import PROGRESS, Report, StoppedError
 from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
-from sid_ray.ray_environment import joins_cluster, set_ray_environment
-from sid_ray.ray_start import with_ray
+from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
+from sid_ray.ray_setup.start import with_ray
 from sid_ray.shared import Token, answer, host_name, not_same, not_shared
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError

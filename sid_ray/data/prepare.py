@@ -27,7 +27,7 @@ from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.places import check_folder
-from sid_ray.ray_start import check_ray
+from sid_ray.ray_setup.start import check_ray
 from sid_ray.shared import NotSharedError
 from sid_ray.store import Store, set_endpoint
 

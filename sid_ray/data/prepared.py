@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.decode import Decoded, gather
 from sid_ray.data.in_order import column_at, pictures_of
 from sid_ray.data.manifest import SHAPED, DataManifest, read_manifest
@@ -28,7 +29,6 @@ from sid_ray.denoisers.codecs import Standard, from_moments
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.rng import FAKE_SCORE, GENERATOR, posterior_noise
-from sid_ray.sections import DataConfig
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.types import Batch, Pick

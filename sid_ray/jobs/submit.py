@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sid_ray.confidential import named_secret, secrets_of
-from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.config.confidential import named_secret, secrets_of
+from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster

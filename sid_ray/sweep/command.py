@@ -11,11 +11,11 @@ from typing import Annotated
 
 import tyro
 
-from sid_ray.config import DistillConfig, differences, flatten, located
+from sid_ray.config.distill_config import DistillConfig, differences, flatten, located
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
 from sid_ray.places import check_file, check_folder
-from sid_ray.ray_start import check_ray
+from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.sweep.arithmetic import cost

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import yaml
 
-from sid_ray.config import unknown_field
+from sid_ray.config.distill_config import unknown_field
 from sid_ray.errors import closest, did_you_mean
 from sid_ray.sweep.limits import NOT_FIXED, converted, expected_of, field_types, why_not_varied
 from sid_ray.sweep.nodes import Nodes, line_of

@@ -6,7 +6,7 @@ import dataclasses
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.recipes import GUIDANCE
 from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.sweep.arithmetic import worst
 from sid_ray.sweep.sampling import DefineByRun, keyed, recipe_point
 from sid_ray.sweep.space import Choice, Domain, Space, Value

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.copies import here_and_now, is_copy, named, own_record, store_is_beside
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import BEST, shown_score

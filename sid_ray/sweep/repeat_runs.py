@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.sweep.arithmetic import whole
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import Repeat, add_repeat, ended_as

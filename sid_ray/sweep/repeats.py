@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import shown_score
 from sid_ray.sweep.lines import append_line, whole_lines
 from sid_ray.sweep.pareto import best_of

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.compare import table
-from sid_ray.config import flags, flatten, replace
+from sid_ray.config.distill_config import flags, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import shown_score

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes import recipe

@@ -10,11 +10,11 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.data.pipeline import check_shared
 from sid_ray.errors import UserError
-from sid_ray.ray_environment import set_ray_environment
-from sid_ray.ray_start import with_ray
+from sid_ray.ray_setup.environment import set_ray_environment
+from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 from sid_ray.store import Store
 from sid_ray.stored import newest_listed

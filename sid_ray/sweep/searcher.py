@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.optuna_search import next_point

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sid_ray.checkpoint import EMA_FOLDER
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.evaluations import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sid_ray.config import DistillConfig, flatten, replace
+from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError
 from sid_ray.recipes import guidance_strategy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from sid_ray.config import DistillConfig, asked_metrics
+from sid_ray.config.distill_config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import space_of
 from sid_ray.sweep.limits import NEEDS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sid_ray.ray_environment import ENDINGS
+from sid_ray.ray_setup.environment import ENDINGS
 from sid_ray.sweep.segment import END_S, PIDS
 
 LOOK_S = 0.1

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 
 from sid_ray.checkpoint import MANIFEST, images_seen_of
-from sid_ray.config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.run_folder import RunFolder

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 
 

@@ -16,7 +16,7 @@ from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.assemble import find_start
 from sid_ray.best_weights import SCORE, find_best
 from sid_ray.checkpoint import EMA_FOLDER
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe

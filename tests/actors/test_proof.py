@@ -8,7 +8,7 @@ import pytest
 from sid_ray.actors import proof
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.proof import Content, Seat, Sight, check, contents, prove
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.recipes import recipe

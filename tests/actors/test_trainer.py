@@ -9,7 +9,7 @@ from sid_ray import fit
 from sid_ray.actors import proof, trainer
 from sid_ray.actors.tracker import Board
 from sid_ray.assemble import Start
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.emoji import SHAPE, load_emoji
 from sid_ray.data.source import open_source
 from sid_ray.rng import generator_for
-from sid_ray.sections import DataConfig
 from sid_ray.types import Pick
 
 

@@ -128,7 +128,7 @@ def test_blocks_computed_again_are_compiled_too():
 def test_stable_diffusion_is_compiled(mode, recompute):
     pytest.importorskip("diffusers")
     if recompute and mode == "cudagraphs":
-        pytest.skip("config.py refuses it")
+        pytest.skip("distill_config.py refuses it")
     network = build_stable_diffusion(TINY_UNET)
     set_recompute(network, recompute)
     text = torch.randn(2, 7, 24)

@@ -15,7 +15,7 @@ import ray
 from ray.scripts.scripts import start as ray_start
 
 from sid_ray.cli import expand_aliases
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.parsing import parse
 from sid_ray.recipes import check_supplied, recipe
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.run_folder import read_record
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.pareto import dominates

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.sweep.arithmetic import WORST
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch

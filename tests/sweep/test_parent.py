@@ -7,7 +7,7 @@ from collections import ChainMap
 import mlflow
 import pytest
 
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunRecord, write_record
 from sid_ray.store import Store

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
 from sid_ray.recipes import recipe

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.variant_generator import generate_variants
 
-from sid_ray.config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.sweep.sampling import (

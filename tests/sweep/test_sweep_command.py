@@ -14,7 +14,7 @@ import pytest
 
 from sid_ray.cli import main
 from sid_ray.console import Console
-from sid_ray.ray_environment import ENDINGS
+from sid_ray.ray_setup.environment import ENDINGS
 from sid_ray.sweep import command, runner
 from sid_ray.sweep.display import SweepDisplay, table
 from sid_ray.sweep.ledger import Ledger

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from sid_ray.ray_environment import set_ray_environment
+from sid_ray.ray_setup.environment import set_ray_environment
 from sid_ray.run_folder import read_record
 from sid_ray.sweep.results import read_about
 from sid_ray.sweep.stop import running

@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 from sid_ray.actors import trainer
 from sid_ray.cli import main
 from sid_ray.components import fingerprint
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.doctor import FAILED, Patient, check_teacher_fits, examine
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe

@@ -14,7 +14,7 @@ import torch
 
 from sid_ray.assemble import find_start
 from sid_ray.cli import main
-from sid_ray.config import replace
+from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.recipes import recipe

@@ -1,7 +1,7 @@
 """The sections of a config: every field, its default and, as its docstring, its ``--help``.
 
-config.py puts them together and says which of them are a run's identity. Every interval is in
-images seen, never in steps.
+distill_config.py puts them together and says which of them are a run's identity. Every interval is
+in images seen, never in steps.
 """
 
 from __future__ import annotations

@@ -16,11 +16,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sid_ray.confidential import holds_credentials
-from sid_ray.errors import UserError, closest, did_you_mean, nearest
-from sid_ray.groups import GroupPlan
-from sid_ray.places import expanded
-from sid_ray.sections import (
+from sid_ray.config.confidential import holds_credentials
+from sid_ray.config.sections import (
     METRICS,
     DataConfig,
     EvaluationConfig,
@@ -33,6 +30,9 @@ from sid_ray.sections import (
     TeacherConfig,
     TrainingConfig,
 )
+from sid_ray.errors import UserError, closest, did_you_mean, nearest
+from sid_ray.groups import GroupPlan
+from sid_ray.places import expanded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The configuration of a run: its fields, their ranges, and what of it is confidential."""

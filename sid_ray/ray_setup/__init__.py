@@ -1,0 +1,1 @@
+"""Ray before it runs: its environment, starting it, joining it."""
