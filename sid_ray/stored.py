@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from sid_ray import checkpoint
 from sid_ray.best_weights import ALIAS, find_best
 from sid_ray.checkpoint import (
     EMA_FOLDER,
@@ -19,6 +18,9 @@ from sid_ray.checkpoint import (
     Manifest,
     parse_manifest,
 )
+from sid_ray.checkpoint import find_generator as find_generator_on_disk
+from sid_ray.checkpoint import newest_listed as newest_listed_on_disk
+from sid_ray.checkpoint import newest_whole as newest_whole_on_disk
 from sid_ray.errors import UserError
 from sid_ray.fence import read_fence
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
@@ -35,7 +37,7 @@ def newest_listed(run: Store) -> tuple[str, Manifest] | None:
     Its name and manifest. What goes on from one checks more (recovery.py). Raises StoreError.
     """
     if run.is_local:
-        found = checkpoint.newest_listed(run.folder)
+        found = newest_listed_on_disk(run.folder)
         return (found[0].name, found[1]) if found else None
     sizes = run.files()
     for name in checkpoints(run):
@@ -53,7 +55,7 @@ def newest_whole(run: Store) -> tuple[str | None, list[str]]:
     On a disk every byte is read. In S3, which keeps checksums of its own, names and sizes count.
     """
     if run.is_local:
-        newest, damage = checkpoint.newest_whole(run.folder)
+        newest, damage = newest_whole_on_disk(run.folder)
         return (newest.name if newest else None), damage
     found = newest_listed(run)
     return (found[0] if found else None), []
@@ -85,7 +87,7 @@ def find_generator(source: str | Path) -> Path:
     if best := best_of(str(source)):
         return resolve_source(best)
     if not is_s3(str(source)):
-        return checkpoint.find_generator(expanded(source))
+        return find_generator_on_disk(expanded(source))
     store = Store.at(source)
     try:
         return _find_in_s3(store)
