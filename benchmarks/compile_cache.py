@@ -30,9 +30,9 @@ def child(folder: str, phases: list[str]) -> dict[str, Any]:
 
     from sid_ray.denoisers.compiled import keep_compiled, set_compile
     from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
+    from sid_ray.diffusion.rng import GENERATOR, draw_group
+    from sid_ray.diffusion.schedules import EDMSchedule
     from sid_ray.objectives.sid import SiD
-    from sid_ray.rng import GENERATOR, draw_group
-    from sid_ray.schedules import EDMSchedule
     from sid_ray.types import Batch, Networks
 
     torch.set_num_threads(1)

@@ -29,6 +29,7 @@ from sid_ray import engine
 from sid_ray.assemble import network_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.convolution import freeze, weights_ready
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.engine import DeepSpeedRole, deepspeed_config
 from sid_ray.fit import LIVE, LIVE_KEYS
 from sid_ray.fragments import ShardedAverage
@@ -46,7 +47,6 @@ from sid_ray.memory import (
 )
 from sid_ray.recipes import recipe
 from sid_ray.roles import AdamSettings, TorchRole
-from sid_ray.schedules import EDMSchedule
 from sid_ray.trace_memory import (
     LiveBytes,
     run_phase,

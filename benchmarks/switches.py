@@ -30,9 +30,9 @@ from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
+from sid_ray.diffusion.rng import GENERATOR, draw_group
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sid import SiD
-from sid_ray.rng import GENERATOR, draw_group
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Draw, Networks
 
 SAMPLES, SIDE, CHANNELS, CLASSES, WARM = 8, 16, 3, 10, 2

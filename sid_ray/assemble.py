@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_ray.augment import AugmentPipe
 from sid_ray.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.diffusion.augment import AugmentPipe
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
@@ -26,7 +27,6 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
 from sid_ray.places import expanded
 from sid_ray.roles import AdamSettings, UpdateRules
-from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.store_errors import is_s3
 from sid_ray.stored import find_generator
 from sid_ray.types import Objective

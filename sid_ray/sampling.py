@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sid_ray.data.source import Source
+from sid_ray.diffusion.rng import EVALUATION, generator_for
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.objectives.generation import generator_step
-from sid_ray.rng import EVALUATION, generator_for
-from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.types import Condition, Denoiser, Schedule
 
 

@@ -21,11 +21,11 @@ from sid_ray.components import files_sha256, weights_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.diffusion.schedules import read_scheduler_config
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
 from sid_ray.places import expanded
 from sid_ray.run_folder import read_record
-from sid_ray.schedules import read_scheduler_config
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
 from sid_ray.stored import best_of, manifest_of

@@ -12,12 +12,12 @@ from sid_ray.adam import AdamSettings, all_finite
 from sid_ray.checkpoint import load_checkpoint, write_checkpoint
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.ema import update_ema
 from sid_ray.engine import DeepSpeedRole, needs_deepspeed
 from sid_ray.fragments import ShardedAverage
 from sid_ray.recipes import recipe
 from sid_ray.roles import RoleState, TorchRole, Trainee, UpdateRules, constrain_module
-from sid_ray.schedules import EDMSchedule
 from sid_ray.trace_memory import LiveBytes
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription

@@ -34,9 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "schedules": "diffusion",
-    "augment": "diffusion",
-    "rng": "diffusion",
     "checkpoint": "checkpoint",
     "checkpoint_parts": "checkpoint",
     "snapshot": "checkpoint",

@@ -19,11 +19,11 @@ from sid_ray.assemble import (
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import forced_normalize
 from sid_ray.denoisers.spec import leave_weight
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
 from sid_ray.errors import UserError
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
-from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule
 from sid_ray.weights.folder import ModelDescription
 from tests.networks import TINY
 

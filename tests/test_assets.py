@@ -13,6 +13,7 @@ from sid_ray.data.digits import load_digits
 from sid_ray.data.source import open_source
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.stable_diffusion import load_schedule, load_text
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.errors import UserError
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.sampling import (
@@ -24,7 +25,6 @@ from sid_ray.sampling import (
     seeded_inputs,
     seeded_uniform,
 )
-from sid_ray.schedules import EDMSchedule
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import builtin_models, resolve_source

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sid_ray.augment import DRAWS, AugmentPipe, Draws, Margin, batch_margin, draw
+from sid_ray.diffusion.augment import DRAWS, AugmentPipe, Draws, Margin, batch_margin, draw
 from sid_ray.errors import UserError
 from tests.conftest import Reference
 from tests.denoisers.official import uniform

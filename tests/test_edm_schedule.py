@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 
 # sigma at t, counted from the clean end (reference run of the official code)
 GRID = {

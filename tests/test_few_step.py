@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sid_ray.diffusion.schedules import EDMSchedule, image_shape
 from sid_ray.sampling import few_step
-from sid_ray.schedules import EDMSchedule, image_shape
 from sid_ray.types import Condition, Level, Prediction, Want
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from sid_ray.rng import FAKE_SCORE, GENERATOR, derive_seed, draw_group, generator_for
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, derive_seed, draw_group, generator_for
 from sid_ray.types import DrawSpec
 
 KEY = {"seed": 0, "images_seen": 512, "group": 3, "group_size": 8, "shape": (1, 4, 4)}

@@ -5,6 +5,7 @@ import torch
 
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import open_source
+from sid_ray.diffusion.schedules import EDMSchedule, image_shape
 from sid_ray.sampling import (
     Inputs,
     few_step,
@@ -15,7 +16,6 @@ from sid_ray.sampling import (
     seeded_latents,
     to_uint8,
 )
-from sid_ray.schedules import EDMSchedule, image_shape
 from sid_ray.types import Condition, Prediction, Want
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_ray.errors import UserError
-from sid_ray.schedules import (
+from sid_ray.diffusion.schedules import (
     DiscreteVPSchedule,
     EDMSchedule,
     cumulative_alphas,
     read_scheduler_config,
     x0_from_raw,
 )
+from sid_ray.errors import UserError
 
 REFERENCE = Path(__file__).parent / "reference" / "lsg"
 CPU = torch.device("cpu")

@@ -22,12 +22,12 @@ from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.fragments import ShardedAverage, whole_state
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.roles import AdamSettings, TorchRole, Trainee, UpdateRules
-from sid_ray.schedules import EDMSchedule
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Pick
 from tests.conftest import relative_error

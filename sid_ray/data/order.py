@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sid_ray.rng import DATA, generator_for
+from sid_ray.diffusion.rng import DATA, generator_for
 
 KEPT_EPOCHS = 3
 # The most lanes: divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 and 96 ranks. EDM2-XXL

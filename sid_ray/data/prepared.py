@@ -26,9 +26,9 @@ from sid_ray.data.reader import GIB, Reader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.data.source import LABELS_ONLY, Embed, Source
 from sid_ray.denoisers.codecs import Standard, from_moments
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, posterior_noise
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
-from sid_ray.rng import FAKE_SCORE, GENERATOR, posterior_noise
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
 from sid_ray.types import Batch, Pick

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sid_ray.diffusion.schedules import image_shape
 from sid_ray.errors import UserError
-from sid_ray.schedules import image_shape
 from sid_ray.types import Condition, Level, Prediction, Want
 
 # F [B, C, H, W] and adversarial logits [B, 1, h, w]; None what was not wanted.

@@ -32,13 +32,13 @@ from sid_ray.denoisers.component import (
 from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
 from sid_ray.denoisers.text import TextEmbeddings
-from sid_ray.errors import UserError, nearest
-from sid_ray.schedules import (
+from sid_ray.diffusion.schedules import (
     PREDICTION_TYPES,
     DiscreteVPSchedule,
     read_scheduler_config,
     x0_from_raw,
 )
+from sid_ray.errors import UserError, nearest
 from sid_ray.types import Condition, Level, Prediction, Want
 
 # The original repositories of both are gone from the hub; these hold the same weights.

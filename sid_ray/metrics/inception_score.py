@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sid_ray.diffusion.rng import EVALUATION, generator_for
 from sid_ray.errors import UserError
 from sid_ray.metrics.kid import Indices, MeanAndDeviation
-from sid_ray.rng import EVALUATION, generator_for
 
 SPLITS = 10
 ORDER_KEY = 1002

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sid_ray.diffusion.rng import EVALUATION, generator_for
 from sid_ray.errors import UserError
-from sid_ray.rng import EVALUATION, generator_for
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 # What an evaluation draws beside latents, permanent as every key of a stream.

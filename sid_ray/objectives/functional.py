@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sid_ray.schedules import image_shape
+from sid_ray.diffusion.schedules import image_shape
 from sid_ray.types import GroupSums
 
 MIN_WEIGHT = 1e-5  # floor of w, as in the published runs: 1/w explodes when y meets f_phi

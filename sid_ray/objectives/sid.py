@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sid_ray.augment import AugmentPipe
+from sid_ray.diffusion.augment import AugmentPipe
+from sid_ray.diffusion.schedules import image_shape
 from sid_ray.objectives.functional import (
     denoising_loss,
     finite_samples,
@@ -20,7 +21,6 @@ from sid_ray.objectives.functional import (
 from sid_ray.objectives.generation import generator_step
 from sid_ray.objectives.lsg import PLAIN, Guidance
 from sid_ray.objectives.statistics import sample_statistics
-from sid_ray.schedules import image_shape
 from sid_ray.types import (
     WHOLE,
     Batch,

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from sid_ray.diffusion.schedules import image_shape
 from sid_ray.objectives.functional import vsd_generator_loss
 from sid_ray.objectives.sid import Scored, SiD
-from sid_ray.schedules import image_shape
 
 
 @dataclass(frozen=True)

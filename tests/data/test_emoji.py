@@ -7,7 +7,7 @@ import torch
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.emoji import SHAPE, load_emoji
 from sid_ray.data.source import open_source
-from sid_ray.rng import generator_for
+from sid_ray.diffusion.rng import generator_for
 from sid_ray.types import Pick
 
 

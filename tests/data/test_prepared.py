@@ -15,9 +15,9 @@ from sid_ray.data.decode import Decoded
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import data_fingerprint
 from sid_ray.denoisers.codecs import EDM2_RAW_MEAN, EDM2_RAW_STD, Standard
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
-from sid_ray.rng import FAKE_SCORE, GENERATOR
 from sid_ray.step import draws_of
 from sid_ray.store import Store
 from sid_ray.types import Batch, Pick

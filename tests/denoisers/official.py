@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sid_ray.denoisers.spec import from_official, spec_of
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Prediction, Want
 
 FOLDER = Path(__file__).parents[1] / "reference" / "nets"

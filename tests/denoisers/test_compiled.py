@@ -21,8 +21,8 @@ from sid_ray.denoisers.dropout import keep_mask
 from sid_ray.denoisers.edm import EDMDenoiser
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.stable_diffusion import build_stable_diffusion
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.errors import UserError
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Condition, Level, Want
 from tests.conftest import relative_error
 from tests.denoisers.test_recompute import FAMILIES

@@ -16,7 +16,7 @@ from sid_ray.denoisers.convolution import (
 )
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.denoisers.precondition import set_memory_format
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Want
 from tests.denoisers.test_recompute import FAMILIES
 from tests.networks import some_draw

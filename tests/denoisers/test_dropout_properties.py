@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition
 
 KEYS = st.integers(-(2**63), 2**63 - 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Want
 from tests.denoisers.official import (
     Official,

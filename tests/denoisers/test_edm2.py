@@ -14,7 +14,7 @@ from sid_ray.denoisers.edm2 import (
     normalize_weights,
     resample,
 )
-from sid_ray.schedules import EDMSchedule
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Want
 from tests.denoisers.official import (
     Official,

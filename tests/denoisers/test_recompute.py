@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sid_ray.denoisers.edm import EDMDenoiser
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.denoisers.recompute import set_recompute
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sida import SiDA
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Condition, Networks, Want
 from tests.networks import TINY, TINY_EDM2, some_draw, tiny_edm2, tiny_network
 

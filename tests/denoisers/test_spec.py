@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sid_ray.denoisers.edm import EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Network, normalize_weights
 from sid_ray.denoisers.spec import SPECS, from_official, spec_of
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.errors import UserError
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Condition, Want
 from tests.denoisers.official import Official, count
 

@@ -24,9 +24,9 @@ from sid_ray.denoisers.stable_diffusion import (
     network_arguments,
     use_attention,
 )
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, read_scheduler_config
 from sid_ray.errors import UserError
 from sid_ray.sampling import few_step
-from sid_ray.schedules import DiscreteVPSchedule, read_scheduler_config
 from sid_ray.types import Condition, Level, Prediction, Want
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lsg"

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from sid_ray.data.digits import load_digits
 from sid_ray.data.emoji import load_emoji
+from sid_ray.diffusion.rng import generator_for
 from sid_ray.errors import UserError
 from sid_ray.metrics.features import SPACES, load_feature_space
-from sid_ray.rng import generator_for
 
 DATA = {
     "digits-cnn": load_digits,

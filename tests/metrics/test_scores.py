@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.data.digits import load_digits
+from sid_ray.diffusion.rng import generator_for
 from sid_ray.errors import UserError
 from sid_ray.metrics.extractors import load_extractor
 from sid_ray.metrics.features import load_feature_space
@@ -22,7 +23,6 @@ from sid_ray.metrics.scores import (
     seen_in_all,
 )
 from sid_ray.metrics.sums import BLOCK
-from sid_ray.rng import generator_for
 
 CHOICE = Choice(subsets=5, subset_size=200)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, draw_group
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.objectives.generation import generator_step
 from sid_ray.objectives.sid import SiD
-from sid_ray.rng import FAKE_SCORE, GENERATOR, draw_group
-from sid_ray.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.types import (
     Batch,
     Condition,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, draw_group
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, image_shape, x0_from_raw
 from sid_ray.objectives.lsg import PLAIN, Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.rng import FAKE_SCORE, GENERATOR, draw_group
-from sid_ray.schedules import DiscreteVPSchedule, image_shape, x0_from_raw
 from sid_ray.types import Batch, Condition, Draw, Level, Networks, Prediction, Want
 from tests.conftest import relative_error
 from tests.networks import Fixed, some_draw, widened

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Draw, Networks, Pick
 from tests.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.functional import sid_generator_loss, sid_weight
 from sid_ray.objectives.sid import SiD
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Condition, Draw, Networks
 from tests.conftest import Reference, relative_error
 from tests.networks import Fixed, official_network, tiny_network

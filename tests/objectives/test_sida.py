@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sid_ray.denoisers.spec import from_official, spec_of
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives import functional, sida
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Draw, Networks, Pick, Scope
 from tests.conftest import Reference, relative_error
 from tests.denoisers.official import weights_from_seeds

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.statistics import discriminator_statistics, sample_statistics
 from sid_ray.objectives.vsd import VSD
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Networks, Pick, Scope
 from tests.networks import Fixed, LabelledNoise, some_draw, tiny_network
 

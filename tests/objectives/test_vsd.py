@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.functional import sid_weight
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.vsd import VSD
-from sid_ray.schedules import EDMSchedule
 from sid_ray.types import Batch, Condition, Level, Networks, Prediction, Want
 from tests.networks import Fixed, some_draw, widened
 

@@ -1,0 +1,1 @@
+"""Noise levels, draws by key, augmentation of images."""
