@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from sid_ray import engine
-from sid_ray.checkpoint import load_checkpoint, write_checkpoint
+from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.roles import Trainee
 from sid_ray.weights.folder import ModelDescription
 from tests.trajectories import (

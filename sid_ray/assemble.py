@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sid_ray.checkpoint.find import find_generator
 from sid_ray.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
@@ -28,7 +29,6 @@ from sid_ray.objectives.vsd import VSD
 from sid_ray.places import expanded
 from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.store_errors import is_s3
-from sid_ray.stored import find_generator
 from sid_ray.types import Objective
 from sid_ray.update_rules import update_rules
 from sid_ray.weights.description import NO_COMPONENTS, Components

@@ -25,7 +25,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from sid_ray.checkpoint import MANIFEST
+from sid_ray.checkpoint.manifest import MANIFEST
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.journal import JOURNAL, carry_over
 from sid_ray.local_copies import folder_of

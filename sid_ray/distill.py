@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray.assemble import Start, bare_source, find_start
-from sid_ray.began import check_network, check_newest
+from sid_ray.checkpoint.find import find_generator, newest_listed
+from sid_ray.checkpoint.warm_start import check_network, check_newest
 from sid_ray.components import fingerprint as components_fingerprint
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
@@ -53,7 +54,6 @@ from sid_ray.run_folder import (
 )
 from sid_ray.store import Store, set_endpoint
 from sid_ray.store_errors import StoreError, is_s3
-from sid_ray.stored import find_generator, newest_listed
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome

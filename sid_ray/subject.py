@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.assemble import BETAS, generation_of
-from sid_ray.best_weights import PREFIX as BEST_PREFIX
-from sid_ray.best_weights import SCORE
-from sid_ray.checkpoint import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
+from sid_ray.checkpoint.best import PREFIX as BEST_PREFIX
+from sid_ray.checkpoint.best import SCORE
+from sid_ray.checkpoint.find import best_of, manifest_of
+from sid_ray.checkpoint.find import find_generator as find_stored_generator
+from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
 from sid_ray.components import files_sha256, weights_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
@@ -28,8 +30,6 @@ from sid_ray.places import expanded
 from sid_ray.run_folder import read_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, is_s3
-from sid_ray.stored import best_of, manifest_of
-from sid_ray.stored import find_generator as find_stored_generator
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
 from sid_ray.weights.networks import describe

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from sid_ray import store_errors
-from sid_ray.checkpoint import checkpoint_name, load_files
-from sid_ray.recovery import Search
+from sid_ray.checkpoint.manifest import checkpoint_name, load_files
+from sid_ray.checkpoint.restore import Search
+from sid_ray.checkpoint.snapshot import StatefulRole, take_snapshot
+from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.roles import Trainee
-from sid_ray.snapshot import StatefulRole, take_snapshot
-from sid_ray.spool import Spool, Storage
 from sid_ray.weights.folder import ModelDescription
 
 

@@ -9,7 +9,7 @@ from sid_ray import adam
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
 from sid_ray.adam import AdamSettings, all_finite
-from sid_ray.checkpoint import load_checkpoint, write_checkpoint
+from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.schedules import EDMSchedule

@@ -34,16 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "checkpoint": "checkpoint",
-    "checkpoint_parts": "checkpoint",
-    "snapshot": "checkpoint",
-    "spool": "checkpoint",
-    "storage": "checkpoint",
-    "recovery": "checkpoint",
-    "began": "checkpoint",
-    "stored": "checkpoint",
-    "best_weights": "checkpoint",
-    "model_card": "checkpoint",
     "store": "storage",
     "store_errors": "storage",
     "store_new": "storage",

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from sid_ray.began import began_at, begin_from, check_network, check_newest
-from sid_ray.checkpoint import MANIFEST
+from sid_ray.checkpoint.manifest import MANIFEST
+from sid_ray.checkpoint.warm_start import began_at, begin_from, check_network, check_newest
 from sid_ray.errors import UserError
 from sid_ray.store import Store
 from sid_ray.weights.folder import ModelDescription, load_model

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from sid_ray.checkpoint import (
+from sid_ray.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpointError,
     checkpoint_name,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sid_ray.checkpoint import EMA_FOLDER, newest_whole, read_manifest, verify
+from sid_ray.checkpoint.find import find_generator
+from sid_ray.checkpoint.manifest import EMA_FOLDER, newest_whole, read_manifest, verify
 from sid_ray.cli import main
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.stored import find_generator
 from tests.distill_runs import CHECKPOINT_EVERY, IMAGES
 
 pytestmark = pytest.mark.timeout(600)  # alone, there is nothing beside which the runs were made

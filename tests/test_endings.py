@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sid_ray.checkpoint import newest_whole, read_manifest
+from sid_ray.checkpoint.manifest import newest_whole, read_manifest
 from sid_ray.cli import main
 from sid_ray.console import quiet_output
 from sid_ray.ray_setup import environment

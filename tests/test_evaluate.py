@@ -13,7 +13,7 @@ import pytest
 
 from sid_ray import evaluate as command
 from sid_ray.assemble import data_of, generation_of
-from sid_ray.best_weights import SCORE
+from sid_ray.checkpoint.best import SCORE
 from sid_ray.cli import main
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.evaluation import Judge, blocks

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sid_ray import lease as module
 from sid_ray import leases
+from sid_ray.checkpoint.remote import Storage
 from sid_ray.fence import (
     MANIFEST,
     OPEN,
@@ -22,7 +23,6 @@ from sid_ray.fence import (
 )
 from sid_ray.lease import Lease, LeaseLostError, made
 from sid_ray.leases import newest_lease
-from sid_ray.storage import Storage
 from sid_ray.store import Store
 from sid_ray.store_errors import MissingFileError, UnreachableStoreError
 

@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sid_ray import checkpoint_parts, engine
-from sid_ray.checkpoint import (
+from sid_ray import engine
+from sid_ray.checkpoint import parts
+from sid_ray.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpointError,
     Manifest,
@@ -224,7 +225,7 @@ def test_parts_that_leave_a_hole_are_named(folder):
     table = read_manifest(path).fragments["generator"]
     rank1 = {name: rows for name, rows in table.items() if "rank0001" in name}
     with pytest.raises(DamagedCheckpointError, match=r"hold 0 of \d+ elements of unet"):
-        checkpoint_parts.Parts(path.joinpath, rank1, KINDS, trainee.generator.shapes)
+        parts.Parts(path.joinpath, rank1, KINDS, trainee.generator.shapes)
 
 
 def test_a_changed_table_is_noticed(folder, tmp_path):
@@ -256,7 +257,7 @@ def test_an_average_of_another_teacher_is_refused(folder):
     trainee.generator.module.unet.emb_fourier.phases.add_(1)
     path = folder / "3-32" / WRITTEN / "generator_ema" / "model.safetensors"
     with pytest.raises(UserError, match="phases is not that of the teacher"):
-        checkpoint_parts.load_average(ShardedAverage(trainee.generator), path)
+        parts.load_average(ShardedAverage(trainee.generator), path)
 
 
 def test_streamed_files_are_safetensors_and_any_range_of_them_is_read(tmp_path):

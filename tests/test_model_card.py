@@ -1,7 +1,7 @@
 """The model card, letter by letter for one recipe, and what differs for others."""
 
+from sid_ray.checkpoint.model_card import model_card
 from sid_ray.config.distill_config import replace
-from sid_ray.model_card import model_card
 from sid_ray.recipes import recipe
 from sid_ray.weights.description import ModelDescription
 

@@ -8,13 +8,13 @@ import time
 import pytest
 import torch
 
-from sid_ray import spool as spool_module
 from sid_ray import store_errors
-from sid_ray.checkpoint import MANIFEST, checkpoint_name, load_files, newest_whole, verify
+from sid_ray.checkpoint import writer as spool_module
+from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files, newest_whole, verify
+from sid_ray.checkpoint.restore import Search
+from sid_ray.checkpoint.snapshot import take_snapshot
+from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.fence import Fence, lease_name
-from sid_ray.recovery import Search
-from sid_ray.snapshot import take_snapshot
-from sid_ray.spool import Spool, Storage
 from tests.networks import tiny_network
 from tests.test_checkpoint import DESCRIPTION
 from tests.test_step import trainee_of

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from sid_ray.best_weights import keep_best
-from sid_ray.checkpoint import EMA_FOLDER
+from sid_ray.checkpoint.best import keep_best
+from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256

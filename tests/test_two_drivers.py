@@ -10,8 +10,8 @@ from collections import Counter
 import mlflow
 import pytest
 
+from sid_ray.checkpoint.find import checkpoints
 from sid_ray.fence import newest_number, number_of, read_lease
-from sid_ray.stored import checkpoints
 from tests.proxy import proxy_to
 from tests.s3_server import s3_server
 from tests.test_run_s3 import EVERY, Place, assert_same_bits, past

@@ -15,6 +15,8 @@ from torch import nn
 
 from sid_ray.allocator import keep_freed_memory
 from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
+from sid_ray.checkpoint.find import find_generator
+from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.compiled import keep_compiled, set_compile
@@ -26,9 +28,7 @@ from sid_ray.engine import DeepSpeedRole, init_deepspeed, needs_deepspeed, shard
 from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import ShardedAverage
 from sid_ray.roles import TorchRole, Trainee
-from sid_ray.spool import Spool
 from sid_ray.store import Store, set_endpoint
-from sid_ray.stored import find_generator
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source

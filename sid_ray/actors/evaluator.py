@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from sid_ray.best_weights import keep_best
+from sid_ray.checkpoint.best import keep_best
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.local_copies import cache_folder
 from sid_ray.metrics.names import plain_scores
@@ -94,7 +94,7 @@ class Evaluator:
 
     def take(self, weights: Mapping[str, Tensor], images_seen: int) -> None:
         """Keeps weights until it is their turn."""
-        from sid_ray.snapshot import write_weights
+        from sid_ray.checkpoint.snapshot import write_weights
 
         target = self._folder / f"{images_seen:012d}{SUFFIX}"
         try:

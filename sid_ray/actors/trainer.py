@@ -39,7 +39,8 @@ from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.assemble import Start
-from sid_ray.began import began_at
+from sid_ray.checkpoint.find import newest_listed, newest_whole
+from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.console import Display
 from sid_ray.copies import LOCAL
@@ -53,7 +54,6 @@ from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.store import Store
 from sid_ray.store_errors import StoreError, retrying
-from sid_ray.stored import newest_listed, newest_whole
 
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
@@ -192,7 +192,7 @@ def local_folder(config: DistillConfig, run: Path) -> str:
 
 
 def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path) -> TorchTrainer:
-    """The Ray Train run. Its checkpoints are ours (spool.py).
+    """The Ray Train run. Its checkpoints are ours (writer.py).
 
     Ray only keeps its notes in ``folder``, a path: it never needs S3, nor a path that nodes share.
     """

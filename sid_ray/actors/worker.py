@@ -35,17 +35,17 @@ from sid_ray.actors.signals import (
     PausedError,
 )
 from sid_ray.assemble import components_of, data_of, generator_description, objective_of
-from sid_ray.began import begin_from
-from sid_ray.checkpoint import checkpoint_name, load_files
+from sid_ray.checkpoint.manifest import checkpoint_name, load_files
+from sid_ray.checkpoint.restore import Reachable, Search
+from sid_ray.checkpoint.snapshot import take_snapshot
+from sid_ray.checkpoint.warm_start import begin_from
+from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
-from sid_ray.recovery import Reachable, Search
 from sid_ray.roles import Trainee
 from sid_ray.shared import NotSharedError
-from sid_ray.snapshot import take_snapshot
-from sid_ray.spool import Spool
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.store import set_endpoint
 from sid_ray.weights.folder import ModelDescription

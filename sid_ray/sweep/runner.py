@@ -10,6 +10,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sid_ray.checkpoint.find import newest_listed
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.data.pipeline import check_shared
 from sid_ray.errors import UserError
@@ -17,7 +18,6 @@ from sid_ray.ray_setup.environment import set_ray_environment
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 from sid_ray.store import Store
-from sid_ray.stored import newest_listed
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.asha import LastingAsha
 from sid_ray.sweep.ledger import Ledger

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sid_ray.checkpoint import EMA_FOLDER
+from sid_ray.checkpoint.find import newest_listed
+from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.evaluations import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
 from sid_ray.store_errors import retrying
-from sid_ray.stored import newest_listed
 from sid_ray.text_lines import lines_in
 from sid_ray.weights.description import WEIGHTS
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import ray
 from ray import tune
 
-from sid_ray.checkpoint import MANIFEST, images_seen_of
+from sid_ray.checkpoint.find import checkpoints, newest_listed
+from sid_ray.checkpoint.manifest import MANIFEST, images_seen_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.run_folder import RunFolder
-from sid_ray.stored import checkpoints, newest_listed
 from sid_ray.sweep.arithmetic import decision_points, segment_end, worst
 from sid_ray.sweep.segment import (
     Trial,

@@ -9,20 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sid_ray import snapshot
 from sid_ray.actors import evaluator as module
 from sid_ray.actors import examiner
 from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.assemble import find_start
-from sid_ray.best_weights import SCORE, find_best
-from sid_ray.checkpoint import EMA_FOLDER
+from sid_ray.checkpoint import snapshot
+from sid_ray.checkpoint.best import SCORE, find_best
+from sid_ray.checkpoint.find import find_generator
+from sid_ray.checkpoint.manifest import EMA_FOLDER
+from sid_ray.checkpoint.snapshot import write_average
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
-from sid_ray.snapshot import write_average
 from sid_ray.store import Store
-from sid_ray.stored import find_generator
 from sid_ray.weights.folder import WEIGHTS, load_model
 from tests.networks import tiny_network
 

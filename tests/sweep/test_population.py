@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.experiment import Trial as TuneTrial
 
-from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest, checkpoint_name
+from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.population import OwnPb2, OwnPbt
 from sid_ray.sweep.runner import population_of

@@ -11,7 +11,7 @@ import pytest
 
 from sid_ray import store_errors
 from sid_ray.assemble import find_start, generator_description
-from sid_ray.checkpoint import MANIFEST, SCHEMA, Manifest, checkpoint_name
+from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config.distill_config import replace as with_values
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.local_copies import file_sha256

@@ -31,11 +31,11 @@ from typing import Any
 import torch
 import torch.distributed
 
-from sid_ray.checkpoint import MANIFEST, Manifest, manifest_of
+from sid_ray.checkpoint.manifest import MANIFEST, Manifest, manifest_of
+from sid_ray.checkpoint.remote import Storage, Tell, remove
+from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import gathered, world
-from sid_ray.snapshot import Part, Snapshot, write_snapshot
-from sid_ray.storage import Storage, Tell, remove
 from sid_ray.store import Store, moved_into_place
 from sid_ray.store_errors import pause_s, retrying
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from sid_ray.best_weights import ALIAS, find_best
-from sid_ray.checkpoint import (
+from sid_ray.checkpoint.best import ALIAS, find_best
+from sid_ray.checkpoint.manifest import (
     EMA_FOLDER,
     MANIFEST,
     PREFIX,
@@ -18,9 +18,9 @@ from sid_ray.checkpoint import (
     Manifest,
     parse_manifest,
 )
-from sid_ray.checkpoint import find_generator as find_generator_on_disk
-from sid_ray.checkpoint import newest_listed as newest_listed_on_disk
-from sid_ray.checkpoint import newest_whole as newest_whole_on_disk
+from sid_ray.checkpoint.manifest import find_generator as find_generator_on_disk
+from sid_ray.checkpoint.manifest import newest_listed as newest_listed_on_disk
+from sid_ray.checkpoint.manifest import newest_whole as newest_whole_on_disk
 from sid_ray.errors import UserError
 from sid_ray.fence import read_fence
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
@@ -34,7 +34,7 @@ from sid_ray.weights.sources import resolve_source
 def newest_listed(run: Store) -> tuple[str, Manifest] | None:
     """The newest checkpoint whose files are there with their sizes: found without reading them.
 
-    Its name and manifest. What goes on from one checks more (recovery.py). Raises StoreError.
+    Its name and manifest. What goes on from one checks more (restore.py). Raises StoreError.
     """
     if run.is_local:
         found = newest_listed_on_disk(run.folder)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sid_ray.checkpoint_parts import Row, part_name, write_part
+from sid_ray.checkpoint.parts import Row, part_name, write_part
 from sid_ray.fragments import Held, Read, Shapes, whole_state, world
 from sid_ray.roles import Trainee
 from sid_ray.weights.description import METADATA

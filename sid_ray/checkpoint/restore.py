@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sid_ray.checkpoint import (
+from sid_ray.checkpoint.manifest import (
     MANIFEST,
     PREFIX,
     DamagedCheckpointError,
@@ -29,11 +29,11 @@ from sid_ray.checkpoint import (
     parse_manifest,
     present,
 )
+from sid_ray.checkpoint.writer import Spool, write_manifest
 from sid_ray.fence import number_of
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError
 from sid_ray.shared import this_machine
-from sid_ray.spool import Spool, write_manifest
 from sid_ray.store_errors import StoreError, UnreachableStoreError, pause_s, retrying
 
 STORAGE_PATIENCE_S = 3.0  # before local disks are looked at instead

@@ -22,19 +22,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sid_ray.checkpoint_parts import (
+from sid_ray.checkpoint.parts import (
     DamagedCheckpointError,
     Parts,
     Row,
     load_average,
     whole_table,
 )
-from sid_ray.errors import UserError
-from sid_ray.fence import MANIFEST, PREFIX, read_fence
-from sid_ray.fragments import KINDS, gathered, world
-from sid_ray.local_copies import file_sha256
-from sid_ray.roles import Trainee
-from sid_ray.snapshot import (
+from sid_ray.checkpoint.snapshot import (
     EMA_FOLDER,
     Part,
     Snapshot,
@@ -42,6 +37,11 @@ from sid_ray.snapshot import (
     take_snapshot,
     write_snapshot,
 )
+from sid_ray.errors import UserError
+from sid_ray.fence import MANIFEST, PREFIX, read_fence
+from sid_ray.fragments import KINDS, gathered, world
+from sid_ray.local_copies import file_sha256
+from sid_ray.roles import Trainee
 from sid_ray.store import Store
 from sid_ray.weights.folder import WEIGHTS, ModelDescription
 
@@ -215,7 +215,7 @@ def present(folder: Path, manifest: Manifest) -> frozenset[str]:
 def newest_listed(run_folder: Path) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files are there with their sizes: found without reading them.
 
-    What goes on from one checks more (recovery.py).
+    What goes on from one checks more (restore.py).
     """
     for folder in candidates(run_folder):
         with contextlib.suppress(DamagedCheckpointError, OSError):

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sid_ray.checkpoint import (
+from sid_ray.checkpoint.find import manifest_of, newest_listed
+from sid_ray.checkpoint.manifest import (
     EMA_FOLDER,
     DamagedCheckpointError,
     Manifest,
     damage_of,
     load_files,
 )
+from sid_ray.checkpoint.snapshot import StatefulRole
 from sid_ray.errors import UserError
 from sid_ray.fragments import gathered, world
 from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
 from sid_ray.roles import Trainee
-from sid_ray.snapshot import StatefulRole
 from sid_ray.store import Store
-from sid_ray.stored import manifest_of, newest_listed
 from sid_ray.weights.description import DESCRIPTION, ModelDescription
 from sid_ray.weights.same import unlike
 

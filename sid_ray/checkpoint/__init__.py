@@ -1,0 +1,1 @@
+"""The state of a run: written, found again, restored, given away."""
