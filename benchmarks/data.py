@@ -33,7 +33,7 @@ from sid_ray.data.reader import Reader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.diffusion.rng import FAKE_SCORE
 from sid_ray.groups import GroupPlan
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.types import Pick
 from tests.data.writer import layout, write_set
 from tests.s3_server import s3_server

@@ -26,9 +26,9 @@ from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
-from sid_ray.places import expanded
 from sid_ray.roles import AdamSettings, UpdateRules
-from sid_ray.store_errors import is_s3
+from sid_ray.storage.errors import is_s3
+from sid_ray.storage.places import expanded
 from sid_ray.types import Objective
 from sid_ray.update_rules import update_rules
 from sid_ray.weights.description import NO_COMPONENTS, Components

@@ -21,7 +21,6 @@ from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluate_options import EvaluateOptions
 from sid_ray.generate_options import GenerateOptions
-from sid_ray.outlet import Outlet
 from sid_ray.parsing import (
     ALIASES,
     expand_aliases,
@@ -32,7 +31,6 @@ from sid_ray.parsing import (
     typed_prompts,
     without_repeats,
 )
-from sid_ray.places import check_file, check_folder, in_words, one_line
 from sid_ray.ray_setup.environment import stopping_like_ctrl_c
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipe_table import recipe_json, recipe_table
@@ -43,6 +41,8 @@ from sid_ray.recipes import (
     recipe,
     recipe_entry,
 )
+from sid_ray.storage.outlet import Outlet
+from sid_ray.storage.places import check_file, check_folder, in_words, one_line
 
 TRACEBACK = "SID_RAY_TRACEBACK"
 TYPED = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
@@ -150,7 +150,7 @@ def doctor(args: Sequence[str]) -> int:
     from sid_ray.doctor import USAGE as DOCTOR_USAGE
     from sid_ray.doctor import own_flags, run_doctor
     from sid_ray.run_folder import runs_folder
-    from sid_ray.store import set_endpoint
+    from sid_ray.storage.store import set_endpoint
 
     if args and args[0] in ("-h", "--help"):
         print(DOCTOR_USAGE)

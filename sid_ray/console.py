@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from sid_ray.metrics.names import EVAL, bare, is_frechet
-from sid_ray.outlet import Outlet
+from sid_ray.storage.outlet import Outlet
 
 # Seconds between two progress lines where the output is not a terminal: a run of days would else
 # write tens of thousands into a job's log.

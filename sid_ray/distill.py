@@ -28,7 +28,6 @@ from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.evaluations import merge_results
-from sid_ray.lease import LeaseLostError
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.mlflow_run import shown_uri
 from sid_ray.mlflow_state import check_tracking
@@ -52,8 +51,9 @@ from sid_ray.run_folder import (
     told_to_user,
     tracking_uri,
 )
-from sid_ray.store import Store, set_endpoint
-from sid_ray.store_errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.lease import LeaseLostError
+from sid_ray.storage.store import Store, set_endpoint
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome

@@ -22,13 +22,13 @@ from rich.text import Text
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
-from sid_ray.local_copies import cache_folder
-from sid_ray.places import check_folder, expanded, in_words, one_line
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_open_files, ray_folder, small_shared_memory
-from sid_ray.shared import Token, answer, not_shared
-from sid_ray.store import Store, probe, set_endpoint
-from sid_ray.store_errors import endpoint, is_s3
+from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.errors import endpoint, is_s3
+from sid_ray.storage.places import check_folder, expanded, in_words, one_line
+from sid_ray.storage.shared import Token, answer, not_shared
+from sid_ray.storage.store import Store, probe, set_endpoint
 
 USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
 

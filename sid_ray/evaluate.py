@@ -31,11 +31,11 @@ from sid_ray.evaluation import Look, blocks
 from sid_ray.looks import Bench, Job, Kept, kept_folder
 from sid_ray.metrics.extractors import NAMES
 from sid_ray.picture_looks import PictureBench, PictureJob
-from sid_ray.places import check_folder, expanded
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.real_images import is_statistics
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.places import check_folder, expanded
 from sid_ray.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
 from sid_ray.weights.folder import load_model
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sid_ray.errors import UserError
-from sid_ray.places import check_file
+from sid_ray.storage.places import check_file
 
 PUBLISHED_IMAGES = 50_000
 MOST_AT_ONCE = {"batch_size": 4096, "steps": 10_000, "trials": 1000, "resolution": 8192}

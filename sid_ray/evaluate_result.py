@@ -20,7 +20,7 @@ from sid_ray.looks import Bench, Job
 from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
 from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.store import Store, moved_into_place
+from sid_ray.storage.store import Store, moved_into_place
 
 Scores = Mapping[str, float]
 

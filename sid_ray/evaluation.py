@@ -46,9 +46,9 @@ from sid_ray.metrics.scores import (
     neighbour_scores,
 )
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.places import expanded
 from sid_ray.real_images import Real
 from sid_ray.sampling import Sampler, index_of, inputs_of, sample_in_batches
+from sid_ray.storage.places import expanded
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source

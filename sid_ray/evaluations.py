@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sid_ray.fence import lease_of
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.store import Store
+from sid_ray.storage.fence import lease_of
+from sid_ray.storage.store import Store
 
 # What differs where a result is made again.
 TIMES = ("seconds", "images_made", "images_per_s", "date", "lease")

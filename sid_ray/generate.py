@@ -45,7 +45,7 @@ from sid_ray.sampling import (
     seeded_noises,
     seeded_uniform,
 )
-from sid_ray.store import PART, moved_into_place
+from sid_ray.storage.store import PART, moved_into_place
 from sid_ray.subject import find_network, network_sha256
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model

@@ -38,10 +38,10 @@ from sid_ray.data.source import Source, data_fingerprint
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Judge, Look, codec_of
-from sid_ray.local_copies import cache_folder
 from sid_ray.report import teacher_sampler
 from sid_ray.sampling import Sampler, generator_sampler
-from sid_ray.store import PART, moved_into_place, set_endpoint
+from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.store import PART, moved_into_place, set_endpoint
 from sid_ray.subject import Subject, sampler_settings
 from sid_ray.weights.description import Components
 

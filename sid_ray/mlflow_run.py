@@ -20,14 +20,14 @@ from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
 from sid_ray.mlflow_artifacts import Artifacts
 from sid_ray.mlflow_sqlite import put_right
-from sid_ray.places import database_of
+from sid_ray.storage.places import database_of
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 WHERE_TAG = "folder"  # of all runs, as of the last start
-LEASE_TAG = "sid_ray.lease"
+LEASE_TAG = "sid_ray.storage.lease"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # Of a store without a registry of models, or one that this user may not write to: what comes behind

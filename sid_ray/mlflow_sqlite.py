@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from sid_ray.places import database_of
+from sid_ray.storage.places import database_of
 
 ARTIFACTS = "mlartifacts"
 PATIENCE_S = 5.0  # for a lock that another process holds

@@ -34,8 +34,8 @@ from sid_ray.mlflow_sqlite import (
     look,
     path_of,
 )
-from sid_ray.places import database_of
 from sid_ray.run_folder import tracking_uri
+from sid_ray.storage.places import database_of
 
 ANSWER_S = 5.0  # for a server before a run starts
 SAID = 120  # characters of what a store says

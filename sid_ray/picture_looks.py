@@ -16,7 +16,7 @@ from sid_ray.data.source import Source
 from sid_ray.errors import UserError
 from sid_ray.evaluation import Judge, Look
 from sid_ray.looks import FORMAT
-from sid_ray.store import set_endpoint
+from sid_ray.storage.store import set_endpoint
 
 
 @dataclass(frozen=True)

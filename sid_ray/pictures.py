@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sid_ray.data.source import Source
 from sid_ray.sampling import seeded_uniform, to_uint8
-from sid_ray.store import moved_into_place
+from sid_ray.storage.store import moved_into_place
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 8, 10, 2048
 MARGIN, CAPTION_HEIGHT = 8, 22

@@ -31,9 +31,9 @@ from sid_ray.metrics.reference import (
 )
 from sid_ray.metrics.scores import Seen, looked_at
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.places import expanded
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 
 Tell = Callable[[str], None]
 
@@ -204,7 +204,7 @@ def local_file(address: str) -> Path:
     """A file of statistics on this machine's disk. Raises UserError."""
     if not is_s3(address):
         return expanded(address)
-    from sid_ray.local_copies import folder_of
+    from sid_ray.storage.cache import folder_of
 
     folder, _, name = address.rpartition("/")
     store = Store.at(folder)

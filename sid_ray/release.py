@@ -14,10 +14,10 @@ from sid_ray.checkpoint.best import ALIAS, SCORE, find_best
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.checkpoint.model_card import model_card
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import RunFolder
-from sid_ray.store import link_or_copy
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.store import link_or_copy
 from sid_ray.tracking import Model
 from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, read_description
 

@@ -30,13 +30,13 @@ from pathlib import Path
 
 from sid_ray.config.distill_config import DistillConfig, differences
 from sid_ray.errors import UserError
-from sid_ray.fence import IDENTITY, OPEN, Fence
-from sid_ray.lease import Lease, LeaseLostError, only_lease
-from sid_ray.leases import TERM_S, Gone, boot_id
-from sid_ray.local_copies import folder_of
-from sid_ray.places import absolute_uri, check_file, check_folder, expanded, in_words
-from sid_ray.store import Store, probe
-from sid_ray.store_errors import S3, StoreError, is_s3
+from sid_ray.storage.cache import folder_of
+from sid_ray.storage.errors import S3, StoreError, is_s3
+from sid_ray.storage.fence import IDENTITY, OPEN, Fence
+from sid_ray.storage.lease import Lease, LeaseLostError, only_lease
+from sid_ray.storage.places import absolute_uri, check_file, check_folder, expanded, in_words
+from sid_ray.storage.store import Store, probe
+from sid_ray.storage.waiting import TERM_S, Gone, boot_id
 
 LOCK, LOG, SUMMARY, GRID = ".lock", "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"

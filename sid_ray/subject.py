@@ -25,11 +25,11 @@ from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.schedules import read_scheduler_config
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
-from sid_ray.places import expanded
 from sid_ray.run_folder import read_record
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, is_s3
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
 from sid_ray.weights.networks import describe

@@ -22,7 +22,7 @@ from sid_ray.metrics.names import BEST, EVAL
 from sid_ray.mlflow_artifacts import SLOWEST, model_files
 from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
 from sid_ray.mlflow_state import advice
-from sid_ray.store_errors import pause_s
+from sid_ray.storage.errors import pause_s
 
 VALUES = 900  # metrics in one request; MLflow takes 1000
 TOLD_AFTER = 2  # failures in a row before a line says so: two writers of one sqlite may collide

@@ -18,8 +18,8 @@ from sid_ray.errors import UserError
 from sid_ray.mlflow_run import shown_uri
 from sid_ray.mlflow_sqlite import put_right
 from sid_ray.mlflow_state import advice
-from sid_ray.places import database_of
 from sid_ray.run_folder import runs_folder, tracking_uri
+from sid_ray.storage.places import database_of
 
 READY_S = 120.0
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from sid_ray import store_errors
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import StatefulRole, take_snapshot
 from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.roles import Trainee
+from sid_ray.storage import errors
 from sid_ray.weights.folder import ModelDescription
 
 
@@ -37,7 +37,7 @@ class Node:
             real(storage, source, name, file)
 
         Storage.put = put  # type: ignore[method-assign]
-        store_errors.RETRY_S = (0.01,)
+        errors.RETRY_S = (0.01,)
 
     def start(self, disk: str) -> None:
         """As a new process on the node with this disk."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 
 def on_host(disk: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> Any:

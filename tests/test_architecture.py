@@ -34,17 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "store": "storage",
-    "store_errors": "storage",
-    "store_new": "storage",
-    "local_copies": "storage",
-    "shared": "storage",
-    "text_lines": "storage",
-    "places": "storage",
-    "outlet": "storage",
-    "lease": "storage",
-    "leases": "storage",
-    "fence": "storage",
     "weights/allowed": "tensor_files",
     "weights/archives": "tensor_files",
     "weights/inert": "tensor_files",

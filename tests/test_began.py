@@ -8,7 +8,7 @@ import torch
 from sid_ray.checkpoint.manifest import MANIFEST
 from sid_ray.checkpoint.warm_start import began_at, begin_from, check_network, check_newest
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.weights.folder import ModelDescription, load_model
 from tests.networks import TINY, TINY_EDM2, tiny_network
 from tests.test_checkpoint import write

@@ -23,7 +23,7 @@ from sid_ray.errors import UserError
 from sid_ray.history import Point
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunRecord, write_record
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 PNG = b"\x89PNG made up"
 

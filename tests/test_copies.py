@@ -14,7 +14,7 @@ from sid_ray.copies import LOCAL, beside, settle
 from sid_ray.journal import carry_over
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunFolder, RunRecord, read_record, write_record
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.tracking import Tracking
 from tests.tracking import empty_store
 

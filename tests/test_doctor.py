@@ -10,8 +10,8 @@ from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_d
 from sid_ray.errors import UserError
 from sid_ray.ray_setup import start
 from sid_ray.recipes import recipe
-from sid_ray.shared import Token
-from sid_ray.store import Store, probe
+from sid_ray.storage.shared import Token
+from sid_ray.storage.store import Store, probe
 from tests.other_host import on_host
 
 Usage = namedtuple("Usage", "total used free")

@@ -17,11 +17,11 @@ from sid_ray.checkpoint.best import SCORE
 from sid_ray.cli import main
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.evaluation import Judge, blocks
-from sid_ray.local_copies import file_sha256
 from sid_ray.looks import Bench, Kept
 from sid_ray.run_folder import EVALUATIONS, RunRecord, write_record
 from sid_ray.sampling import generator_sampler
-from sid_ray.store import Store
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.store import Store
 from sid_ray.weights.description import WEIGHTS, ModelDescription, save_model
 from sid_ray.weights.folder import load_model
 from tests.networks import TINY, tiny_network

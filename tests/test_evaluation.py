@@ -19,7 +19,7 @@ from sid_ray.metrics.kid import SUBSETS, choose_subsets, kernel_distance
 from sid_ray.metrics.precision_recall import precision_recall
 from sid_ray.metrics.scores import looked_at
 from sid_ray.sampling import Inputs, index_of
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription
 from tests.data.writer import layout, write_set

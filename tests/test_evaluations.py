@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sid_ray.evaluations import add_result, merge_results, results_in
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 ONE = {"images_seen": 64, "scores": {"FD": 1.0}, "seconds": 1.0}
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray import lease as module
-from sid_ray import leases
 from sid_ray.checkpoint.remote import Storage
-from sid_ray.fence import (
+from sid_ray.storage import lease as module
+from sid_ray.storage import waiting
+from sid_ray.storage.errors import MissingFileError, UnreachableStoreError
+from sid_ray.storage.fence import (
     MANIFEST,
     OPEN,
     Fence,
@@ -21,10 +22,9 @@ from sid_ray.fence import (
     number_of,
     read_fence,
 )
-from sid_ray.lease import Lease, LeaseLostError, made
-from sid_ray.leases import newest_lease
-from sid_ray.store import Store
-from sid_ray.store_errors import MissingFileError, UnreachableStoreError
+from sid_ray.storage.lease import Lease, LeaseLostError, made
+from sid_ray.storage.store import Store
+from sid_ray.storage.waiting import newest_lease
 
 TERM_S = 9.0
 
@@ -147,7 +147,7 @@ class World:
     def patch(self, patch):
         """The world's clock and store for the code that is tested."""
         patch.setattr(module, "clock", lambda: self.now[0])
-        patch.setattr(leases, "time", SimpleNamespace(time=lambda: self.now[0]))
+        patch.setattr(waiting, "time", SimpleNamespace(time=lambda: self.now[0]))
         patch.setattr(module, "write_new", write_new)
 
     def do(self, action, index, seconds):

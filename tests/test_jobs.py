@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from sid_ray.checkpoint.find import newest_listed
 from sid_ray.checkpoint.manifest import newest_whole, read_manifest, verify
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.weights.folder import ModelDescription, save_model
 from tests.canaries import canary, leaks, leaks_below, planted
 from tests.mlflow_server import mlflow_server

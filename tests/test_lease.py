@@ -12,12 +12,8 @@ import time
 
 import pytest
 
-from sid_ray import lease as module
-from sid_ray import leases, run_folder, store_new
+from sid_ray import run_folder
 from sid_ray.errors import UserError
-from sid_ray.fence import OLD_LEASE, lease_name, newest_number, read_fence, read_lease
-from sid_ray.lease import LeaseLostError, only_lease
-from sid_ray.leases import newest_lease, place
 from sid_ray.run_folder import (
     LOG,
     RunFolder,
@@ -27,14 +23,19 @@ from sid_ray.run_folder import (
     read_record,
     write_record,
 )
-from sid_ray.store import Store
-from sid_ray.store_errors import UnreachableStoreError
+from sid_ray.storage import lease as module
+from sid_ray.storage import new_file, waiting
+from sid_ray.storage.errors import UnreachableStoreError
+from sid_ray.storage.fence import OLD_LEASE, lease_name, newest_number, read_fence, read_lease
+from sid_ray.storage.lease import LeaseLostError, only_lease
+from sid_ray.storage.store import Store
+from sid_ray.storage.waiting import newest_lease, place
 from tests.tracking import wait_for
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(leases, "LOOK_S", 0.05)
+    monkeypatch.setattr(waiting, "LOOK_S", 0.05)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_the_lease_of_a_driver_that_is_not_heard_of_runs_out(run, capfd):
 
 
 def test_a_damaged_lease_and_an_old_one_are_waited_for_and_replaced(run, monkeypatch):
-    monkeypatch.setattr(leases, "TERM_S", 1.0)
+    monkeypatch.setattr(waiting, "TERM_S", 1.0)
     for name, text in ((lease_name(4), "{"), (lease_name(6), "[]"), (OLD_LEASE, '{"pid": 1}')):
         run.store.write(name, text)
         with only_driver(run):
@@ -152,7 +153,7 @@ def test_of_many_that_start_at_once_one_goes_on(run):
             refused.append(str(error))
 
     with pytest.MonkeyPatch.context() as patch:
-        for where in (module, leases):
+        for where in (module, waiting):
             patch.setattr(where, "place", lambda: f"host {threading.get_ident()}")
         threads = [threading.Thread(target=start) for _ in range(6)]
         for thread in threads:
@@ -165,7 +166,7 @@ def test_of_many_that_start_at_once_one_goes_on(run):
 
 def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3_run, monkeypatch):
     monkeypatch.setattr(module, "SETTLE_S", 0.1)
-    real = store_new.client_of
+    real = new_file.client_of
 
     class Ignores:
         """Puts whatever is asked."""
@@ -176,9 +177,9 @@ def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3
         def put_object(self, IfNoneMatch, **asked):  # noqa: N803
             return self.client.put_object(**asked)
 
-    monkeypatch.setattr(store_new, "client_of", Ignores)
-    with pytest.raises(store_new.NotExclusiveError):
-        store_new.write_new(s3_run.store, "file", "text")
+    monkeypatch.setattr(new_file, "client_of", Ignores)
+    with pytest.raises(new_file.NotExclusiveError):
+        new_file.write_new(s3_run.store, "file", "text")
     with only_driver(s3_run) as mine:
         assert read_lease(s3_run.store, mine.lease.number)["token"] == mine.lease.token
     # Another one's file comes between this one's put and its look.
@@ -190,8 +191,8 @@ def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3
 
 
 def test_a_file_that_must_be_new_is_made_once(run):
-    assert store_new.write_new(run.store, "new", "first")
-    assert not store_new.write_new(run.store, "new", "second")
+    assert new_file.write_new(run.store, "new", "first")
+    assert not new_file.write_new(run.store, "new", "second")
     assert run.store.read_text("new") == "first"
 
 

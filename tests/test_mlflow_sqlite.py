@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking._tracking_service import utils
 
 from sid_ray.mlflow_sqlite import artifacts_of, check_writable, look, put_right
-from sid_ray.places import absolute_uri
+from sid_ray.storage.places import absolute_uri
 from sid_ray.tracking import Tracking
 from tests.tracking import empty_store, target
 

@@ -11,7 +11,7 @@ import torch
 
 from sid_ray.cli import main
 from sid_ray.errors import UserError
-from sid_ray.places import check_file, check_folder, expanded, in_words, one_line
+from sid_ray.storage.places import check_file, check_folder, expanded, in_words, one_line
 from sid_ray.weights.description import write_safetensors
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_another_user(tmp_path):
     """Root may write everywhere: a process that is not root is asked."""
     tmp_path.chmod(0o755)
     code = (
-        "import os; from pathlib import Path; from sid_ray.places import check_folder\n"
+        "import os; from pathlib import Path; from sid_ray.storage.places import check_folder\n"
         f"os.setuid(12345); check_folder(Path({str(tmp_path / 'runs')!r}), 'x')"
     )
     for folder in (tmp_path, *tmp_path.parents[:-2]):

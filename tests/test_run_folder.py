@@ -20,7 +20,7 @@ from sid_ray.run_folder import (
     read_record,
     write_record,
 )
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 DIGITS = recipe("digits-sid")
 
@@ -64,7 +64,7 @@ def test_other_data_is_refused_where_both_are_known():
 HOLD = """
 import sys, time, pathlib
 from sid_ray.run_folder import RunFolder, only_driver
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 with only_driver(RunFolder(Store(sys.argv[1]), pathlib.Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)

@@ -23,7 +23,7 @@ from sid_ray.checkpoint.find import newest_listed
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.run_folder import default_tracking_uri
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.weights.sources import ASSETS
 from tests.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.s3_server import s3_server

@@ -5,10 +5,10 @@ import errno
 import numpy as np
 import pytest
 
-from sid_ray import shared
-from sid_ray.shared import UNKNOWN, Token, answer, content_digest, not_shared, remove_tokens
-from sid_ray.store import Store
-from sid_ray.store_errors import UnreachableStoreError
+from sid_ray.storage import shared
+from sid_ray.storage.errors import UnreachableStoreError
+from sid_ray.storage.shared import UNKNOWN, Token, answer, content_digest, not_shared, remove_tokens
+from sid_ray.storage.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ import time
 import pytest
 import torch
 
-from sid_ray import store_errors
 from sid_ray.checkpoint import writer as spool_module
 from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files, newest_whole, verify
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.writer import Spool, Storage
-from sid_ray.fence import Fence, lease_name
+from sid_ray.storage import errors
+from sid_ray.storage.fence import Fence, lease_name
 from tests.networks import tiny_network
 from tests.test_checkpoint import DESCRIPTION
 from tests.test_step import trainee_of
@@ -76,7 +76,7 @@ def cut(monkeypatch, error=errno.EIO):
         real(self, source, name, file)
 
     monkeypatch.setattr(Storage, "put", put)
-    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
+    monkeypatch.setattr(errors, "RETRY_S", (0.01,))
     return down.clear
 
 
@@ -201,7 +201,7 @@ def test_other_disks_are_copied_to(bench, monkeypatch):
     def no_link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(store_errors.os, "link", no_link)
+    monkeypatch.setattr(errors.os, "link", no_link)
     name = bench.save(64)
     bench.spool.flush()
     shutil.rmtree(bench.local)

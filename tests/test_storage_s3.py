@@ -7,7 +7,6 @@ import time
 import pytest
 from rich.console import Console
 
-from sid_ray import store_errors
 from sid_ray.assemble import find_start
 from sid_ray.checkpoint.find import find_generator, newest_listed, newest_whole
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest
@@ -16,12 +15,13 @@ from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.config.distill_config import replace
 from sid_ray.distill import show_next
 from sid_ray.errors import UserError
-from sid_ray.local_copies import DamagedFileError, fetch_checked, file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.report import Report
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
-from sid_ray.store import Store, set_endpoint
-from sid_ray.store_errors import DeniedStoreError, MissingFileError, UnreachableStoreError
+from sid_ray.storage import errors
+from sid_ray.storage.cache import DamagedFileError, fetch_checked, file_sha256
+from sid_ray.storage.errors import DeniedStoreError, MissingFileError, UnreachableStoreError
+from sid_ray.storage.store import Store, set_endpoint
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import ASSETS
 from tests.test_spool import Bench, settle
@@ -90,7 +90,7 @@ def away(monkeypatch):
             return real(self, *args, **options)
 
         monkeypatch.setattr(Store, method, failing)
-    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
+    monkeypatch.setattr(errors, "RETRY_S", (0.01,))
     monkeypatch.setattr("sid_ray.checkpoint.restore.STORAGE_PATIENCE_S", 0.05)
     return cut
 

@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.store import Store, set_endpoint
-from sid_ray.store_errors import (
+from sid_ray.storage.errors import (
     DeniedStoreError,
     FullStoreError,
     MissingFileError,
@@ -17,6 +16,7 @@ from sid_ray.store_errors import (
     retrying,
     store_error,
 )
+from sid_ray.storage.store import Store, set_endpoint
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -162,7 +162,7 @@ def test_waiting_ends():
 
 def test_a_killed_upload_leaves_no_object(bucket):
     code = (
-        "import os, sys; from sid_ray.store import Store\n"
+        "import os, sys; from sid_ray.storage.store import Store\n"
         "with Store.at(sys.argv[1]).writing('a') as file:\n"
         "    file.write(bytes(20 << 20)); os.kill(os.getpid(), 9)\n"
     )

@@ -13,8 +13,8 @@ from sid_ray.data.left_out import account_lines
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prompts import read_prompts
 from sid_ray.errors import UserError
+from sid_ray.storage.text_lines import json_lines, lines_in, numbered_lines, read_text, text_of
 from sid_ray.sweep.lines import append_line, whole_lines
-from sid_ray.text_lines import json_lines, lines_in, numbered_lines, read_text, text_of
 
 # What str.splitlines takes for the end of a line, and is none.
 OTHER_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from sid_ray.checkpoint.find import checkpoints
-from sid_ray.fence import newest_number, number_of, read_lease
+from sid_ray.storage.fence import newest_number, number_of, read_lease
 from tests.proxy import proxy_to
 from tests.s3_server import s3_server
 from tests.test_run_s3 import EVERY, Place, assert_same_bits, past
@@ -19,7 +19,9 @@ from tests.test_run_s3 import EVERY, Place, assert_same_bits, past
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 IMAGES, LEASE_S = 1920, 60
 ELSEWHERE = """
-from sid_ray import cli, lease, leases
+from sid_ray import cli
+from sid_ray.storage import lease
+from sid_ray.storage import waiting
 lease.place = leases.place = lambda: "another machine"  # where the first one's process is not seen
 cli.main()
 """

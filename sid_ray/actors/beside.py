@@ -19,7 +19,7 @@ from sid_ray.mlflow_run import WHERE_TAG, Target
 from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
-from sid_ray.shared import Token
+from sid_ray.storage.shared import Token
 
 LOOK_S = 0.5
 FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait

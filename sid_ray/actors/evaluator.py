@@ -18,10 +18,10 @@ import ray
 
 from sid_ray.checkpoint.best import keep_best
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.local_copies import cache_folder
 from sid_ray.metrics.names import plain_scores
-from sid_ray.shared import Token, host_name, not_shared
-from sid_ray.store import PART, Store, moved_into_place, set_endpoint
+from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.shared import Token, host_name, not_shared
+from sid_ray.storage.store import PART, Store, moved_into_place, set_endpoint
 from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
 if TYPE_CHECKING:

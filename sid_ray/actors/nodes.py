@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.start import with_ray
-from sid_ray.shared import Token, host_name
+from sid_ray.storage.shared import Token, host_name
 
 LOOK_S = 60.0
 Reach = Callable[[bool], Token | None]

@@ -21,7 +21,7 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation import Look
 from sid_ray.looks import Job
 from sid_ray.picture_looks import PictureJob
-from sid_ray.shared import host_name
+from sid_ray.storage.shared import host_name
 
 
 class Looker:

@@ -19,7 +19,8 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
 from sid_ray.errors import UserError
 from sid_ray.fragments import gathered, world
-from sid_ray.shared import (
+from sid_ray.storage.errors import is_s3
+from sid_ray.storage.shared import (
     UNKNOWN,
     Token,
     content_digest,
@@ -28,8 +29,7 @@ from sid_ray.shared import (
     not_shared,
     remove_tokens,
 )
-from sid_ray.store import Store
-from sid_ray.store_errors import is_s3
+from sid_ray.storage.store import Store
 from sid_ray.weights.remotes import FILE_SUFFIXES
 
 OF_A_NETWORK = (*FILE_SUFFIXES, ".json", ".txt", ".model")

@@ -21,7 +21,7 @@ from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.evaluations import add_result
 from sid_ray.mlflow_run import Target
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.tracking import TIMEOUT_S, Tracking
 
 PICTURES = "pictures"  # in the run's folder

@@ -47,13 +47,13 @@ from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
 from sid_ray.fit import fewest_that_fit
 from sid_ray.known_networks import text_bytes
-from sid_ray.lease import LeaseLostError
-from sid_ray.places import expanded
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, retrying
+from sid_ray.storage.errors import StoreError, retrying
+from sid_ray.storage.lease import LeaseLostError
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away

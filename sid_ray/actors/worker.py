@@ -45,9 +45,9 @@ from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.fragments import gathered, whole_state
 from sid_ray.health import Health
 from sid_ray.roles import Trainee
-from sid_ray.shared import NotSharedError
 from sid_ray.step import StepSettings, Sums, draws_of, step
-from sid_ray.store import set_endpoint
+from sid_ray.storage.shared import NotSharedError
+from sid_ray.storage.store import set_endpoint
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step

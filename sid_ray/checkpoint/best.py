@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sid_ray.fence import BEST, SCORE, lease_of, newest_number, read_fence
-from sid_ray.store import Store
-from sid_ray.store_errors import retrying
+from sid_ray.storage.errors import retrying
+from sid_ray.storage.fence import BEST, SCORE, lease_of, newest_number, read_fence
+from sid_ray.storage.store import Store
 from sid_ray.weights.description import (
     DESCRIPTION,
     WEIGHTS,

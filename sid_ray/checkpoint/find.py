@@ -22,11 +22,11 @@ from sid_ray.checkpoint.manifest import find_generator as find_generator_on_disk
 from sid_ray.checkpoint.manifest import newest_listed as newest_listed_on_disk
 from sid_ray.checkpoint.manifest import newest_whole as newest_whole_on_disk
 from sid_ray.errors import UserError
-from sid_ray.fence import read_fence
-from sid_ray.local_copies import DamagedFileError, fetch_checked, folder_of
-from sid_ray.places import expanded
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, is_s3
+from sid_ray.storage.cache import DamagedFileError, fetch_checked, folder_of
+from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.fence import read_fence
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS
 from sid_ray.weights.sources import resolve_source
 

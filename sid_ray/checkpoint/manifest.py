@@ -38,11 +38,11 @@ from sid_ray.checkpoint.snapshot import (
     write_snapshot,
 )
 from sid_ray.errors import UserError
-from sid_ray.fence import MANIFEST, PREFIX, read_fence
 from sid_ray.fragments import KINDS, gathered, world
-from sid_ray.local_copies import file_sha256
 from sid_ray.roles import Trainee
-from sid_ray.store import Store
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.fence import MANIFEST, PREFIX, read_fence
+from sid_ray.storage.store import Store
 from sid_ray.weights.folder import WEIGHTS, ModelDescription
 
 SCHEMA = 3

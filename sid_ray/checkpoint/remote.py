@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from sid_ray.fence import MANIFEST, OPEN, PREFIX, Fence, newest_number
-from sid_ray.local_copies import fetch_checked
-from sid_ray.store import Store, link_or_copy, moved_into_place
+from sid_ray.storage.cache import fetch_checked
+from sid_ray.storage.fence import MANIFEST, OPEN, PREFIX, Fence, newest_number
+from sid_ray.storage.store import Store, link_or_copy, moved_into_place
 
 Tell = Callable[[str], None]
 

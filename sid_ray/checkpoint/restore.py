@@ -30,11 +30,11 @@ from sid_ray.checkpoint.manifest import (
     present,
 )
 from sid_ray.checkpoint.writer import Spool, write_manifest
-from sid_ray.fence import number_of
 from sid_ray.fragments import gathered, world
-from sid_ray.local_copies import DamagedFileError
-from sid_ray.shared import this_machine
-from sid_ray.store_errors import StoreError, UnreachableStoreError, pause_s, retrying
+from sid_ray.storage.cache import DamagedFileError
+from sid_ray.storage.errors import StoreError, UnreachableStoreError, pause_s, retrying
+from sid_ray.storage.fence import number_of
+from sid_ray.storage.shared import this_machine
 
 STORAGE_PATIENCE_S = 3.0  # before local disks are looked at instead
 

@@ -34,10 +34,10 @@ import torch.distributed
 from sid_ray.checkpoint.manifest import MANIFEST, Manifest, manifest_of
 from sid_ray.checkpoint.remote import Storage, Tell, remove
 from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
-from sid_ray.fence import OPEN, Fence
 from sid_ray.fragments import gathered, world
-from sid_ray.store import Store, moved_into_place
-from sid_ray.store_errors import pause_s, retrying
+from sid_ray.storage.errors import pause_s, retrying
+from sid_ray.storage.fence import OPEN, Fence
+from sid_ray.storage.store import Store, moved_into_place
 
 PENDING, DONE, FAILED = 0, 1, 2
 POLL_S = 0.05

@@ -32,7 +32,7 @@ from sid_ray.config.sections import (
 )
 from sid_ray.errors import UserError, closest, did_you_mean, nearest
 from sid_ray.groups import GroupPlan
-from sid_ray.places import expanded
+from sid_ray.storage.places import expanded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
-from sid_ray.text_lines import bad_csv, csv_rows, json_lines, json_value, text_of
+from sid_ray.storage.text_lines import bad_csv, csv_rows, json_lines, json_value, text_of
 
 FILE_FIELDS = ("file_name", "file", "filename")
 TEXT_FIELDS = ("text", "caption", "prompt")

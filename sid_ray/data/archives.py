@@ -21,8 +21,8 @@ from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
 from sid_ray.data.samples import first_line
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 HEADER = struct.Struct("<4s22xHH")  # of a member: magic, lengths of its name and its extra field
 MAGIC = b"PK\x03\x04"

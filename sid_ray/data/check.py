@@ -14,7 +14,7 @@ from sid_ray.data.options import MAX_PROMPT
 from sid_ray.data.pixels import bits, open_picture
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 AGAIN = "prepare the set again, or bring the file back"
 CHUNK = 8 << 20

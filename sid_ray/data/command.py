@@ -16,9 +16,9 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import StoppedError
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
-from sid_ray.places import in_words
-from sid_ray.store import Store, set_endpoint
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.places import in_words
+from sid_ray.storage.store import Store, set_endpoint
 
 PLAIN_INTERVAL_S = 10.0  # between two lines where the output is not a terminal
 

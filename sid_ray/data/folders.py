@@ -21,7 +21,7 @@ from sid_ray.data.samples import Samples
 from sid_ray.data.sidecars import Beside, key_of, read_sidecars
 from sid_ray.data.splits import chosen
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 SUFFIXES = {
     "images": (

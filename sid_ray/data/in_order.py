@@ -16,8 +16,8 @@ from sid_ray.data.order import Located
 from sid_ray.data.reader import THREADS
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 PATIENCE_S = 60.0  # for a store, where no training waits
 

@@ -22,8 +22,8 @@ from sid_ray.data.splits import shard_split
 from sid_ray.data.tars import TarReader, list_tar
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError, nearest
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # packed: refused by name
 MANY = 1024  # runs, at least, before that

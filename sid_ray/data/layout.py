@@ -24,7 +24,7 @@ from sid_ray.data.options import MIB, PrepareOptions
 from sid_ray.data.pixels import RGB, ImageRules, channels_of, prepare_picture
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 SHARD_BYTES = 256 * MIB
 LEAST_GROUPS = 16

@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

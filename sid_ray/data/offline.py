@@ -18,7 +18,7 @@ import numpy as np
 
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
-from sid_ray.places import expanded
+from sid_ray.storage.places import expanded
 
 FASHION = "fashion-mnist"
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"

@@ -19,8 +19,8 @@ from sid_ray.data.prompts import COLUMN
 from sid_ray.data.samples import Samples, checked_prompt, first_line
 from sid_ray.data.splits import chosen, missing_of, shard_split
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "pixel_values")
 TEXTS = ("text", "caption", "prompt")

@@ -33,9 +33,9 @@ from sid_ray.data.samples import Samples, first_line
 from sid_ray.data.sidecars import caption
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
-from sid_ray.places import expanded
-from sid_ray.store import Store
-from sid_ray.text_lines import text_of
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
+from sid_ray.storage.text_lines import text_of
 
 RECORD = "generated.json"  # of sid-ray generate; see generate.py
 SEED = re.compile(r"seed(\d{6,})\.png")

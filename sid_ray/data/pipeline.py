@@ -21,9 +21,9 @@ from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.start import with_ray
-from sid_ray.shared import Token, answer, host_name, not_same, not_shared
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.shared import Token, answer, host_name, not_same, not_shared
+from sid_ray.storage.store import Store
 
 T = TypeVar("T")
 ASK_S = 60.0  # for the answers of the nodes

@@ -26,10 +26,10 @@ from sid_ray.data.progress import (
 from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
-from sid_ray.places import check_folder
 from sid_ray.ray_setup.start import check_ray
-from sid_ray.shared import NotSharedError
-from sid_ray.store import Store, set_endpoint
+from sid_ray.storage.places import check_folder
+from sid_ray.storage.shared import NotSharedError
+from sid_ray.storage.store import Store, set_endpoint
 
 SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
 RECORDED = (

@@ -29,8 +29,8 @@ from sid_ray.denoisers.codecs import Standard, from_moments
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, posterior_noise
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, retrying
+from sid_ray.storage.errors import StoreError, retrying
+from sid_ray.storage.store import Store
 from sid_ray.types import Batch, Pick
 
 STREAMS = (FAKE_SCORE, GENERATOR)

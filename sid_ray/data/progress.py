@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from sid_ray.data.layout import Unit, Work
 from sid_ray.data.manifest import MANIFEST, Shard
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 PROGRESS = ".progress"
 PLAN = f"{PROGRESS}/plan.json"

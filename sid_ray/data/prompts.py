@@ -10,8 +10,8 @@ from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt, first_line
 from sid_ray.errors import UserError
-from sid_ray.places import expanded
-from sid_ray.text_lines import bad_csv, csv_rows, numbered_lines, read_file
+from sid_ray.storage.places import expanded
+from sid_ray.storage.text_lines import bad_csv, csv_rows, numbered_lines, read_file
 
 COLUMN = "caption"
 Texts = list[tuple[int, Any]]  # line or row, its text

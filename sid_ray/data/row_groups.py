@@ -13,8 +13,8 @@ import numpy as np
 from sid_ray.data.manifest import DataManifest, Shard
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError, UnreachableStoreError, retrying, store_error
+from sid_ray.storage.errors import StoreError, UnreachableStoreError, retrying, store_error
+from sid_ray.storage.store import Store
 
 OPEN_FILES = 32
 

@@ -11,7 +11,7 @@ import numpy as np
 from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
 from sid_ray.errors import UserError
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
 
 
 class Reader(Protocol):

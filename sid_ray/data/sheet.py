@@ -13,8 +13,8 @@ import numpy as np
 from sid_ray.data.manifest import DataManifest
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 SHOWN, ROW_GROUPS = 48, 12  # samples at most, out of so many row groups
 COLUMNS, CELL = 8, 112  # pixels that a small picture is enlarged to

@@ -16,7 +16,7 @@ from sid_ray.data.names import folder_of, shown, stem_of, suffix_of
 from sid_ray.data.options import MIB
 from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
-from sid_ray.text_lines import json_value, lines_in, text_of
+from sid_ray.storage.text_lines import json_value, lines_in, text_of
 
 CAPTIONS, CLASS, RECORD = (".txt", ".caption"), ".cls", ".json"
 SUFFIXES = (*CAPTIONS, CLASS, RECORD)

@@ -13,10 +13,10 @@ from sid_ray.config.sections import DataConfig
 from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.prompts import read_prompts
-from sid_ray.local_copies import file_sha256
-from sid_ray.places import expanded
-from sid_ray.store import Store
-from sid_ray.store_errors import is_s3
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.errors import is_s3
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 from sid_ray.types import Batch, Pick
 
 Embed = Callable[[Sequence[str]], Tensor]  # prompts -> [B, T, D]

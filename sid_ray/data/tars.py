@@ -14,8 +14,8 @@ from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
 from sid_ray.data.samples import first_line
 from sid_ray.data.windows import Window, WindowFile
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 LISTS = (".json", ".jsonl", ".csv", ".parquet")

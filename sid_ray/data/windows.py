@@ -9,8 +9,8 @@ from typing import Any
 
 from sid_ray.data.options import MIB
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 FIRST_WINDOW, WINDOW = MIB // 16, 4 * MIB  # bytes read at once: at a new place, going on
 

@@ -23,7 +23,7 @@ from sid_ray.data.pixels import prepare_picture
 from sid_ray.data.progress import Report, check_wanted, note_name
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
-from sid_ray.store_errors import retrying
+from sid_ray.storage.errors import retrying
 
 STORE_PATIENCE_S = 120.0
 

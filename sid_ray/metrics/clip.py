@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sid_ray.denoisers.stable_diffusion import load_tokenizer
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.metrics.transformers_folder import load_network
+from sid_ray.storage.cache import file_sha256
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WEIGHTS = "model.safetensors"

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.lite0 import resized
 from sid_ray.metrics.transformers_folder import load_network
+from sid_ray.storage.cache import file_sha256
 
 SIZE, OFFSET = 224, 0.1
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.local_copies import file_sha256
 from sid_ray.metrics.dinov2 import load_dinov2
 from sid_ray.metrics.features import ASSETS, FILE, SPACES, Classifier, load_feature_space
 from sid_ray.metrics.inception import load_inception
 from sid_ray.metrics.lite0 import LITE0, load_lite0
+from sid_ray.storage.cache import file_sha256
 
 
 class Extracted(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
+from sid_ray.storage.cache import file_sha256
 
 
 class Inception:

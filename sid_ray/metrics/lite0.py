@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
+from sid_ray.storage.cache import file_sha256
 
 SIZE = 224
 MEAN, DEVIATION = 127.0, 128.0  # of bytes, in each of the three colours

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import cache_folder, locked
 from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.sums import FeatureSums
+from sid_ray.storage.cache import cache_folder, locked
 from sid_ray.weights.archives import read_pickled
 from sid_ray.weights.inert import NumpyArray, as_mapping, printable
 

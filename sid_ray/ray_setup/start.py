@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.places import check_folder, expanded, one_line
 from sid_ray.ray_setup.environment import joins_cluster, stop_like_ctrl_c, unheard
+from sid_ray.storage.places import check_folder, expanded, one_line
 
 CONNECT_S = 3.0
 ANSWER_S = 8.0  # for a head that accepts and does not answer

@@ -14,10 +14,10 @@ import tyro
 from sid_ray.config.distill_config import DistillConfig, differences, flatten, located
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
-from sid_ray.places import check_file, check_folder
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
+from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost
 from sid_ray.sweep.ledger import Ledger, after_event
 from sid_ray.sweep.order import Order
@@ -185,7 +185,7 @@ def check_trial(order: Order) -> None:
     from sid_ray.assemble import find_start
     from sid_ray.distill import check_evaluation
     from sid_ray.mlflow_state import check_tracking
-    from sid_ray.store import set_endpoint
+    from sid_ray.storage.store import set_endpoint
     from sid_ray.sweep.searcher import spec_of
 
     set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)

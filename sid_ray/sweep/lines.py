@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sid_ray.text_lines import json_lines
+from sid_ray.storage.text_lines import json_lines
 
 
 def whole_lines(path: Path) -> list[Any]:

@@ -22,7 +22,7 @@ from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.mlflow_run import Target, one_line
 from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import RunRecord, read_record, tracking_uri
-from sid_ray.store import Store, moved_into_place
+from sid_ray.storage.store import Store, moved_into_place
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.repeats import means_of
 from sid_ray.sweep.report import command_of, csv_of, write_report

@@ -16,7 +16,7 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes import recipe
-from sid_ray.store import moved_into_place
+from sid_ray.storage.store import moved_into_place
 from sid_ray.sweep import pareto
 from sid_ray.sweep.repeats import Repeat, read_repeats, repeats_of
 from sid_ray.sweep.space import Metric, Space

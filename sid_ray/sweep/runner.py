@@ -17,7 +17,7 @@ from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import set_ray_environment
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.asha import LastingAsha
 from sid_ray.sweep.ledger import Ledger

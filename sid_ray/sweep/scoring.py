@@ -12,7 +12,7 @@ from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.evaluations import add_result
 from sid_ray.run_folder import RunFolder
-from sid_ray.store import Store, set_endpoint
+from sid_ray.storage.store import Store, set_endpoint
 from sid_ray.weights.description import WEIGHTS
 
 

@@ -19,8 +19,8 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.evaluations import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
-from sid_ray.store_errors import retrying
-from sid_ray.text_lines import lines_in
+from sid_ray.storage.errors import retrying
+from sid_ray.storage.text_lines import lines_in
 from sid_ray.weights.description import WEIGHTS
 
 TRIES = 3  # of a segment in a row without a new checkpoint between

@@ -21,9 +21,9 @@ from typing import Any, get_args
 
 import yaml
 
-from sid_ray import text_lines
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
+from sid_ray.storage import text_lines
 from sid_ray.sweep.fields_file import fields_of
 from sid_ray.sweep.nodes import Nodes, line_of
 from sid_ray.sweep.space import Budget, Metric, Scheduler, Searcher, Space

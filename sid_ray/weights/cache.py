@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import cache_folder
+from sid_ray.storage.cache import cache_folder
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
 

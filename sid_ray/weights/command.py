@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
-from sid_ray.places import check_folder, in_words
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.places import check_folder, in_words
 from sid_ray.weights.address import source_label
 from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (

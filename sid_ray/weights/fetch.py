@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
+from sid_ray.storage.cache import file_sha256
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.cache import checked, entry, failures_named, fetch_file, fetch_to, read_record
 from sid_ray.weights.remotes import (

@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sid_ray.errors import UserError, nearest
-from sid_ray.local_copies import file_sha256
-from sid_ray.places import expanded
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.places import expanded
 from sid_ray.weights.address import (
     Source,
     check_sha256,

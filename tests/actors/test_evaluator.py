@@ -20,9 +20,9 @@ from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.checkpoint.snapshot import write_average
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
-from sid_ray.store import Store
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.store import Store
 from sid_ray.weights.folder import WEIGHTS, load_model
 from tests.networks import tiny_network
 

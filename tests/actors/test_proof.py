@@ -12,8 +12,8 @@ from sid_ray.config.distill_config import replace
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.recipes import recipe
-from sid_ray.shared import UNKNOWN, NotSharedError, Token
-from sid_ray.store import Store
+from sid_ray.storage.shared import UNKNOWN, NotSharedError, Token
+from sid_ray.storage.store import Store
 from tests.data.sources import edm_members, pixels, write_zip
 
 DIGITS, RUN = recipe("digits-sid"), "/runs/x"

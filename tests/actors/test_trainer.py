@@ -14,7 +14,7 @@ from sid_ray.errors import UserError
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunFolder, RunRecord
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from tests.test_plan import straight
 
 DIGITS = replace(recipe("digits-sid"), resources__num_workers=4)

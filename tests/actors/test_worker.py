@@ -18,7 +18,7 @@ from sid_ray.actors.worker import (
     train_with_second_chance,
 )
 from sid_ray.data.row_groups import DamagedDataError
-from sid_ray.shared import NotSharedError
+from sid_ray.storage.shared import NotSharedError
 
 
 class FakeWorker:

@@ -23,7 +23,7 @@ from sid_ray.data.prompts import read_prompts
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.errors import UserError
 from sid_ray.metrics.reference import read_statistics
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from tests.data.sources import edm_members, encoded, moments, npy, pixels, write_zip
 
 

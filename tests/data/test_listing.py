@@ -18,7 +18,7 @@ from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
 from tests.data.sources import encoded, pixels, write_zip
 
 PNG = encoded(pixels(1)[0])
@@ -444,7 +444,7 @@ def test_a_file_that_cannot_be_read_is_named(error, kind, words, tmp_path, monke
     def read(self, name):
         raise error
 
-    monkeypatch.setattr("sid_ray.store.Store.read", read)
+    monkeypatch.setattr("sid_ray.storage.store.Store.read", read)
     with pytest.raises(kind, match=words) as caught:
         found.read(0)
     assert "a.png (sample 0)" in str(caught.value)

@@ -13,7 +13,7 @@ from sid_ray.data.manifest import (
     read_manifest,
 )
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 WHOLE = DataManifest(
     kind="images",

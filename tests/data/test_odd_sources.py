@@ -12,7 +12,7 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.picture_sets import open_pictures
 from sid_ray.data.prompts import prompts_of
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from tests.data.test_listing import PNG, not_used, refusal, samples, write
 
 

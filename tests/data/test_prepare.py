@@ -24,8 +24,8 @@ from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.sheet import draw_sheet
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import FullStoreError
+from sid_ray.storage.errors import FullStoreError
+from sid_ray.storage.store import Store
 from tests.data.sources import (
     edm_members,
     edm_name,

@@ -14,7 +14,7 @@ from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import PROGRESS
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from tests.data.sources import edm_members, edm_name, pixels, write_zip
 from tests.data.test_prepare import digests
 

@@ -19,7 +19,7 @@ from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.step import draws_of
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.types import Batch, Pick
 from sid_ray.weights.folder import ModelDescription
 from tests.data.writer import layout, numbered_images, numbers_of, write_set

@@ -13,7 +13,7 @@ from sid_ray.data.ingest import open_samples
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from tests.data.damage import parquet, tar
 from tests.data.sources import encoded, pixels
 

@@ -9,8 +9,8 @@ from sid_ray.data.pipeline import Builder, check_shared, check_source
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
-from sid_ray.shared import NotSharedError, Token
-from sid_ray.store import Store
+from sid_ray.storage.shared import NotSharedError, Token
+from sid_ray.storage.store import Store
 from tests.data.sources import edm_members, pixels, write_zip
 from tests.other_host import on_host
 

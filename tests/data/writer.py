@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sid_ray.data.manifest import COLUMNS, MANIFEST, DataManifest, Shard, TextEncoder
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 Layout = Sequence[Sequence[int]]  # rows of each row group of each file
 

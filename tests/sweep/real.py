@@ -11,7 +11,7 @@ import pytest
 from ray.util import placement_group_table
 
 from sid_ray.checkpoint.find import newest_listed
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.sweep.arithmetic import Asha
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.results import read_about

@@ -10,7 +10,7 @@ import pytest
 from sid_ray.config.distill_config import replace
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunRecord, write_record
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.sweep import parent as parents
 from sid_ray.sweep.parent import Parent, after_event, described, params_of, record_of
 from sid_ray.sweep.results import read_sweep

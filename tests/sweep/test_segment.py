@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from sid_ray import store_errors
 from sid_ray.assemble import find_start, generator_description
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config.distill_config import replace as with_values
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
-from sid_ray.local_copies import file_sha256
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import WAITING
-from sid_ray.store_errors import UnreachableStoreError
+from sid_ray.storage import errors
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.errors import UnreachableStoreError
 from sid_ray.sweep import segment
 from sid_ray.sweep.segment import (
     REFUSED,
@@ -96,7 +96,7 @@ def test_a_trial_whose_storage_was_away_goes_on_when_it_is_back(tmp_path, monkey
             raise UnreachableStoreError("no answer")
 
     monkeypatch.setattr(segment, "newest_listed", look)
-    monkeypatch.setattr(store_errors, "RETRY_S", (0.01,))
+    monkeypatch.setattr(errors, "RETRY_S", (0.01,))
     trial = FakeTrial(tmp_path, [(LOST, 64), (0, 640)])
     assert trial.advance(600, 1) == 640
     assert len(looks) == 3

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import ASSETS, resolve_source
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from sid_ray.errors import UserError
-from sid_ray.store import Store
-from sid_ray.store_errors import StoreError
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.store import Store
 
 TOKEN = ".host-"  # how tokens' names begin, in a folder that hosts must share
 PATIENCE_S = 5.0  # for a network's file system that shows a new file late

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sid_ray.store import CONNECT_TIMEOUT_S, REGION, Store
-from sid_ray.store_errors import (
+from sid_ray.storage.errors import (
     S3,
     StoreError,
     at_server,
     code_error,
     endpoint,
 )
+from sid_ray.storage.store import CONNECT_TIMEOUT_S, REGION, Store
 
 READ_TIMEOUT_S = 10
 THERE = ("PreconditionFailed", "ConditionalRequestConflict", "OperationAborted")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.fence import lease_name, lease_numbers, read_lease
-from sid_ray.store import Store
-from sid_ray.store_errors import retrying
+from sid_ray.storage.errors import retrying
+from sid_ray.storage.fence import lease_name, lease_numbers, read_lease
+from sid_ray.storage.store import Store
 
 TERM_S = 90.0
 LOOK_S = 1.0  # between two looks at another driver's lease

@@ -25,8 +25,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
-from sid_ray.places import expanded
-from sid_ray.store_errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
+from sid_ray.storage.errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
+from sid_ray.storage.places import expanded
 
 PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20

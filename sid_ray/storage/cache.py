@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sid_ray.places import expanded
-from sid_ray.store import Store
-from sid_ray.store_errors import retrying
+from sid_ray.storage.errors import retrying
+from sid_ray.storage.places import expanded
+from sid_ray.storage.store import Store
 
 KEY_DIGITS = 12
 

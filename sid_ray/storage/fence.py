@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sid_ray.store import Store
+from sid_ray.storage.store import Store
 
 PREFIX, MANIFEST = "checkpoint_", "manifest.json"
 BEST, SCORE = "best_", "score.json"

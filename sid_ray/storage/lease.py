@@ -3,7 +3,7 @@
     driver_000007.json   {host, pid, place, token, term_s, ...}: the run's seventh lease
 
 A start takes the number after the newest one by making a file that must not be there yet
-(store_new.py), and then renews it: it writes the file again every few seconds. A lease that was not
+(new_file.py), and then renews it: it writes the file again every few seconds. A lease that was not
 given back is free for the next driver when its process is known to be dead, or when it was not
 renewed for ``term_s`` seconds. So a driver that cannot renew its lease stops before that time is
 over; and should it go on all the same, what it writes carries its number, and does not count
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sid_ray.fence import (
+from sid_ray.storage.fence import (
     Fence,
     known_number,
     lease_name,
@@ -31,9 +31,9 @@ from sid_ray.fence import (
     next_fence,
     read_lease,
 )
-from sid_ray.leases import TERM_S, Gone, clock, newest_lease, place, wait_until_free
-from sid_ray.store import Store
-from sid_ray.store_new import NotExclusiveError, write_new
+from sid_ray.storage.new_file import NotExclusiveError, write_new
+from sid_ray.storage.store import Store
+from sid_ray.storage.waiting import TERM_S, Gone, clock, newest_lease, place, wait_until_free
 
 RENEWALS = 9  # in a term
 AGAIN_S = 2.0  # after a renewal that did not get through
