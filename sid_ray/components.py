@@ -20,9 +20,9 @@ import torch
 
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
+from sid_ray.tensor_files.tensors import weight_files
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
-from sid_ray.weights.tensors import weight_files
 
 BATCH = 8  # images that a VAE takes at once
 TEXT, VAE = ("text_encoder", "tokenizer"), ("vae",)

@@ -15,11 +15,11 @@ from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.spec import from_official
 from sid_ray.denoisers.stable_diffusion import CACHE_BYTES, TEXT_FILES
 from sid_ray.errors import UserError
+from sid_ray.tensor_files.tensors import read_component
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import resolve_source
-from sid_ray.weights.tensors import read_component
 
 SONG = {"model_type": "SongUNet", "img_channels": 3, "augment_dim": 9}
 CIFAR = SONG | {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13}

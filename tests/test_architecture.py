@@ -34,13 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "weights/allowed": "tensor_files",
-    "weights/archives": "tensor_files",
-    "weights/inert": "tensor_files",
-    "weights/modules": "tensor_files",
-    "weights/pickles": "tensor_files",
-    "weights/stream": "tensor_files",
-    "weights/tensors": "tensor_files",
     "engine": "distributed",
     "shards": "distributed",
     "fragments": "distributed",

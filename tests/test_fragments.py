@@ -28,8 +28,8 @@ from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.fragments import KINDS, Fragment, ShardedAverage
 from sid_ray.roles import AdamSettings
+from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
 from sid_ray.weights.folder import ModelDescription, load_model, save_model, write_safetensors
-from sid_ray.weights.stream import flat_slice, stream_safetensors
 from tests import trajectories
 from tests.nodes import three_nodes
 from tests.trajectories import CASES, EDM2, outcome, plain_trainee, sharded_trainee, spawn

@@ -24,8 +24,8 @@ from sid_ray.fragments import (
     Shapes,
     ShardedAverage,
 )
+from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
 from sid_ray.weights.folder import load_weights
-from sid_ray.weights.stream import flat_slice, stream_safetensors
 
 Row = tuple[str, int, int]  # parameter, offset, length
 Table = Mapping[str, Sequence[Row]]  # file name -> what lies in it

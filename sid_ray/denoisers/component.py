@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.errors import UserError
-from sid_ray.weights.tensors import check_fit, json_object, read_component
+from sid_ray.tensor_files.tensors import check_fit, json_object, read_component
 
 Tensors = dict[str, Tensor]
 Renamed = Callable[[Mapping[str, Tensor], nn.Module], Tensors]

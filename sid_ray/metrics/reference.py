@@ -21,8 +21,8 @@ from sid_ray.errors import UserError
 from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.storage.cache import cache_folder, locked
-from sid_ray.weights.archives import read_pickled
-from sid_ray.weights.inert import NumpyArray, as_mapping, printable
+from sid_ray.tensor_files.archives import read_pickled
+from sid_ray.tensor_files.inert import NumpyArray, as_mapping, printable
 
 MAKING = 1
 """Raised when statistics of the same data and extractor come out otherwise than before."""

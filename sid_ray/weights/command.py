@@ -14,8 +14,9 @@ from pathlib import Path
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import check_folder, in_words
+from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
+from sid_ray.tensor_files.inert import MIB, Uses, printable
 from sid_ray.weights.address import source_label
-from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.weights.description import (
     DESCRIPTION,
     ModelDescription,
@@ -23,7 +24,6 @@ from sid_ray.weights.description import (
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
-from sid_ray.weights.inert import MIB, Uses, printable
 from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.sources import resolve_source
 

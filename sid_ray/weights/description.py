@@ -116,7 +116,7 @@ def safetensors_description(path: Path) -> ModelDescription | None:
     """
     from safetensors import safe_open
 
-    from sid_ray.weights.tensors import readable
+    from sid_ray.tensor_files.tensors import readable
 
     with readable(path), safe_open(path, framework="pt") as file:
         inside = (file.metadata() or {}).get(METADATA)
@@ -130,7 +130,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file by name: nothing missing, nothing left over, shapes equal."""
     import torch
 
-    from sid_ray.weights.tensors import check_fit, read_safetensors
+    from sid_ray.tensor_files.tensors import check_fit, read_safetensors
 
     weights = read_safetensors(path)
     check_fit(model, weights, str(path))

@@ -19,24 +19,16 @@ from torch import Tensor
 
 from sid_ray.denoisers.spec import from_official, spec_of
 from sid_ray.errors import UserError
-from sid_ray.weights.archives import PickledFile, is_pickled, read_pickled
-from sid_ray.weights.description import (
-    DESCRIPTION,
-    WEIGHTS,
-    ModelDescription,
-    read_description,
-    safetensors_description,
-)
-from sid_ray.weights.inert import Inert, Persistent, RefusedError, as_mapping
-from sid_ray.weights.modules import (
+from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
+from sid_ray.tensor_files.inert import Inert, Persistent, RefusedError, as_mapping
+from sid_ray.tensor_files.modules import (
     is_module,
     is_state_dict,
     module_tensors,
     plain,
     state_dict_tensors,
 )
-from sid_ray.weights.official import named_arguments
-from sid_ray.weights.tensors import (
+from sid_ray.tensor_files.tensors import (
     json_object,
     laid_out,
     mistaken_for,
@@ -44,6 +36,14 @@ from sid_ray.weights.tensors import (
     read_safetensors,
     take_all,
 )
+from sid_ray.weights.description import (
+    DESCRIPTION,
+    WEIGHTS,
+    ModelDescription,
+    read_description,
+    safetensors_description,
+)
+from sid_ray.weights.official import named_arguments
 
 # What a caller may ask for, and the names it has in the files, best first.
 PARTS = {

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
+from sid_ray.tensor_files.inert import printable
+from sid_ray.tensor_files.tensors import check_fit
 from sid_ray.weights.address import source_label
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.formats import LoadedWeights, read_weights
-from sid_ray.weights.inert import printable
 from sid_ray.weights.sources import resolve_source
-from sid_ray.weights.tensors import check_fit
 
 MAX_ARGUMENT, MAX_ITEMS, MAX_BLOCKS = 1 << 16, 32, 64
 COUNTS = {"num_blocks", "layers_per_block", "transformer_layers_per_block"}

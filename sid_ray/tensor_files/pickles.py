@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sid_ray.weights.inert import Account, Inert, RefusedError
+from sid_ray.tensor_files.inert import Account, Inert, RefusedError
 
 MAX_LINE, MAX_NAME = 4096, 512
 MAX_INTEGER_BYTES = 1024

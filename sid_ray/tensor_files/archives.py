@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.errors import UserError
-from sid_ray.weights.allowed import STORAGE_TYPES, AllowList
-from sid_ray.weights.inert import Account, RefusedError, Storage, Uses
-from sid_ray.weights.pickles import Machine
+from sid_ray.tensor_files.allowed import STORAGE_TYPES, AllowList
+from sid_ray.tensor_files.inert import Account, RefusedError, Storage, Uses
+from sid_ray.tensor_files.pickles import Machine
 
 ZIP_MAGIC, ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sid_ray.weights.allowed import numpy_numbers
-from sid_ray.weights.inert import (
+from sid_ray.tensor_files.allowed import numpy_numbers
+from sid_ray.tensor_files.inert import (
     Global,
     Inert,
     NumpyArray,

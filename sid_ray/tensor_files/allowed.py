@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sid_ray.weights.inert import (
+from sid_ray.tensor_files.inert import (
     Global,
     Inert,
     NumpyArray,

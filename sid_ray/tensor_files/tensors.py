@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.errors import UserError
-from sid_ray.weights.archives import is_pickled, read_pickled
-from sid_ray.weights.inert import MIB, RefusedError
-from sid_ray.weights.modules import NamedTensors, is_state_dict, state_dict_tensors
+from sid_ray.tensor_files.archives import is_pickled, read_pickled
+from sid_ray.tensor_files.inert import MIB, RefusedError
+from sid_ray.tensor_files.modules import NamedTensors, is_state_dict, state_dict_tensors
 
 # Of weights that are there more than once, the most exact ones; safetensors before pickles.
 VARIANTS = ("", "fp16", "bf16", "non_ema")

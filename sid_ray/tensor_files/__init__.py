@@ -1,0 +1,1 @@
+"""Tensors from any file that people share, without running code from it."""
