@@ -33,9 +33,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_ray import engine
 from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
-from sid_ray.roles import Trainee
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.roles import Trainee
 from sid_ray.weights.folder import ModelDescription
 from tests.trajectories import (
     CASES,
@@ -98,7 +98,7 @@ def built(run: Run, world_size: int) -> Trainee:
 
 def to_the_end(rank: int, world_size: int, folder: str, runs: Sequence[Run], persist: int) -> None:
     """Whole runs and second parts, all in one start of the processes; rank 0 writes the rows."""
-    engine.PERSISTENT = persist
+    deepspeed_role.PERSISTENT = persist
     rows = []
     for run in runs:
         trainee, case = built(run, world_size), CASES[run.case]
@@ -127,7 +127,7 @@ def compared(run: Run, found: dict[str, Tensor], folder: str) -> Row:
 
 def to_the_kill(rank: int, world_size: int, folder: str, runs: Sequence[Run], persist: int) -> None:
     """First parts, an iteration beyond their checkpoints; the last worker dies in the next."""
-    engine.PERSISTENT = persist
+    deepspeed_role.PERSISTENT = persist
     for run in runs:
         trainee = built(run._replace(stage=run.stage_before), world_size)
         train(CASES[run.case], trainee, rank, world_size, SAVED_AFTER, GROUP)

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sid_ray.adam import AdamSettings
 from sid_ray.denoisers import dropout, edm2, edm_layers
 from sid_ray.denoisers.convolution import dims_of_channel
 from sid_ray.denoisers.precondition import Preconditioned
-from sid_ray.roles import TorchRole, UpdateRules, constrain_module
+from sid_ray.distributed.adam import AdamSettings
+from sid_ray.distributed.roles import TorchRole, UpdateRules, constrain_module
 from sid_ray.types import Condition, Level, Prediction, Want
 
 Paused = Callable[[], AbstractContextManager[None]]

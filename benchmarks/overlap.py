@@ -23,8 +23,8 @@ import torch.multiprocessing
 
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.engine import DeepSpeedRole, init_deepspeed
-from sid_ray.roles import AdamSettings
+from sid_ray.distributed.deepspeed_role import DeepSpeedRole, init_deepspeed
+from sid_ray.distributed.roles import AdamSettings
 from sid_ray.types import Condition
 
 STAGES, PASSES = (1, 2, 3), 2

@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from sid_ray import engine
 from sid_ray.assemble import network_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.convolution import freeze, weights_ready
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.engine import DeepSpeedRole, deepspeed_config
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.deepspeed_role import DeepSpeedRole, deepspeed_config
+from sid_ray.distributed.fragments import ShardedAverage
+from sid_ray.distributed.roles import AdamSettings, TorchRole
 from sid_ray.fit import LIVE, LIVE_KEYS
-from sid_ray.fragments import ShardedAverage
 from sid_ray.known_networks import teacher_of
 from sid_ray.memory import (
     FAKE_SCORE,
@@ -46,7 +47,6 @@ from sid_ray.memory import (
     update_parts,
 )
 from sid_ray.recipes import recipe
-from sid_ray.roles import AdamSettings, TorchRole
 from sid_ray.trace_memory import (
     LiveBytes,
     run_phase,
@@ -128,7 +128,7 @@ def iteration(role: TorchRole | DeepSpeedRole, others: set[int] | None = None) -
 
 def measure(rank: int, world_size: int, folder: str, stages: list[int], live: int) -> None:
     """Every stage in one start of the processes; rank 0 writes (words, predicted, measured)."""
-    engine.BUCKET = BUCKET
+    deepspeed_role.BUCKET = BUCKET
     plain = deepspeed_config
 
     def limited(*given: int) -> dict:
@@ -138,9 +138,9 @@ def measure(rank: int, world_size: int, folder: str, stages: list[int], live: in
         found["zero_optimization"] |= dict.fromkeys(LIVE_KEYS, live)
         return found
 
-    engine.deepspeed_config = limited
+    deepspeed_role.deepspeed_config = limited
     description = teacher_of(recipe("digits-sid"))
-    network, rows = sizes_of(description, engine.PERSISTENT), []
+    network, rows = sizes_of(description, deepspeed_role.PERSISTENT), []
     with_momentum = [stage for stage in stages if stage == 2 or world_size == 1]
     cases = [(stage, 0.0) for stage in stages] + [(stage, 0.9) for stage in with_momentum]
     for stage, beta1 in cases:

@@ -39,7 +39,8 @@ from benchmarks.scaling_model import (
     iteration,
     sent_bytes,
 )
-from sid_ray import engine, memory
+from sid_ray import memory
+from sid_ray.distributed import deepspeed_role
 from sid_ray.fit import Machine, Planner
 from sid_ray.groups import GroupPlan
 from sid_ray.trace_memory import spec_network
@@ -80,7 +81,7 @@ class Comparison:
     """Measured figures beside the model's, a row each."""
 
     def __init__(self) -> None:
-        engine.BUCKET = BUCKET  # the planner reads it too
+        deepspeed_role.BUCKET = BUCKET  # the planner reads it too
         self.planner = Planner(DESCRIPTION)
         network = spec_network(config_of(), DESCRIPTION, "meta")
         self.sizes = sizes_of(network, constrained=True)
@@ -227,7 +228,7 @@ def main() -> None:
         from benchmarks.scaling_tables import show_model
         from benchmarks.scaling_xxl import Rates
 
-        engine.BUCKET = scaling_measure.OWN_BUCKET
+        deepspeed_role.BUCKET = scaling_measure.OWN_BUCKET
         rates = Rates(given.flops, given.share, given.memory_rate, given.gpu_memory)
         show_model(rates, given.overlap, given.picture)
 

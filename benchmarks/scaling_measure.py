@@ -26,21 +26,21 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.plan_memory import everything, held
 from benchmarks.scaling_model import GATHER, REDUCE, ROUNDS, SCATTER, WORD, Sizes
-from sid_ray import engine
 from sid_ray.assemble import adam_of, network_of, objective_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Network
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.fragments import ShardedAverage
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.fragments import ShardedAverage
+from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.recipes import recipe
-from sid_ray.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.trace_memory import LiveBytes, spec_network
 from sid_ray.weights.description import ModelDescription
 from tests.trajectories import LabelledImages
 
 BUCKET = 1_000_000  # several of them make a network, as 50,000,000 make several of an XXL
-OWN_BUCKET = engine.BUCKET
+OWN_BUCKET = deepspeed_role.BUCKET
 SEEN = 1 << 30  # images: every warm-up is over, all terms of a loss count
 SHAPE = (4, 8, 8)
 NETWORK = EDM2Network(
@@ -72,8 +72,8 @@ def config_of(stage: int = 0) -> DistillConfig:
 def sizes_of(module: nn.Module, constrained: bool) -> Sizes:
     """A network's tensors as stage 3 sees them."""
     counts = [parameter.numel() for parameter in module.parameters()]
-    large = tuple(count for count in counts if count > engine.PERSISTENT)
-    small = tuple(count for count in counts if count <= engine.PERSISTENT)
+    large = tuple(count for count in counts if count > deepspeed_role.PERSISTENT)
+    small = tuple(count for count in counts if count <= deepspeed_role.PERSISTENT)
     return Sizes(large, small, constrained)
 
 
@@ -167,7 +167,7 @@ def build(config: DistillConfig, stage: int | str, workers: int) -> Trainee:
         module, adam = network().requires_grad_(True), adam_of(config, name)
         if stage == PLAIN:
             return TorchRole(module, adam, rules)
-        built = engine.DeepSpeedRole(module, adam, int(stage), passes, rules)
+        built = deepspeed_role.DeepSpeedRole(module, adam, int(stage), passes, rules)
         built.module.requires_grad_(False)
         return built
 
@@ -180,7 +180,7 @@ def measure(
     rank: int, workers: int, folder: str, stages: Sequence[int | str], iterations: int
 ) -> None:
     """Every stage in one start of the processes, and collectives by themselves; rank 0 writes."""
-    engine.BUCKET = BUCKET
+    deepspeed_role.BUCKET = BUCKET
     clock, found = Clock(), {}
     clock.watch_collectives()
     for stage in stages:

@@ -27,9 +27,9 @@ from benchmarks.scaling_model import (
     iteration,
     sent_bytes,
 )
-from sid_ray import engine
 from sid_ray.assemble import network_of
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.distributed import deepspeed_role
 from sid_ray.fit import Machine, Planner, recommended, stage_variants
 from sid_ray.known_networks import teacher_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, WORD
@@ -166,7 +166,7 @@ class Model:
         micro = largest or self.config.training.group_size
         plan = replace(config.group_plan(1), world_size=gpus, micro_batch=micro)
         number, _, teacher = stage.partition(", ")
-        stages = Stages(int(number), 3 if teacher else 0, bucket or engine.BUCKET)
+        stages = Stages(int(number), 3 if teacher else 0, bucket or deepspeed_role.BUCKET)
         rounds = -(-plan.num_groups // gpus)
         # The last pass of a rank may hold fewer groups: seconds of a mean one.
         images = rounds * plan.group_size / plan.passes_a_rank

@@ -29,9 +29,9 @@ from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
+from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.known_networks import teacher_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR
-from sid_ray.roles import TorchRole, Trainee
 from sid_ray.step import Draws, StepSettings, Sums, draws_of, step
 from sid_ray.trace_memory import run_phase, spec_network, text_shape, trained_alone
 from sid_ray.types import Batch, Denoiser, Pick

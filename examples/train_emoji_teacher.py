@@ -40,7 +40,7 @@ from sid_ray.denoisers.stable_diffusion import (
 )
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
-from sid_ray.ema import ema_beta, update_ema
+from sid_ray.distributed.ema import ema_beta, update_ema
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.objectives.functional import denoising_loss
 from sid_ray.pictures import save_picture, tile

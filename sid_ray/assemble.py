@@ -21,16 +21,16 @@ from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
+from sid_ray.distributed.roles import AdamSettings, UpdateRules
+from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
 from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
-from sid_ray.roles import AdamSettings, UpdateRules
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.types import Objective
-from sid_ray.update_rules import update_rules
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sid_ray.assemble import adam_of
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.engine import PERSISTENT, deepspeed_config, needs_deepspeed
+from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
 from sid_ray.memory import (
     GIB,

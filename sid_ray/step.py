@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
-from sid_ray.ema import ema_beta
+from sid_ray.distributed.ema import ema_beta
+from sid_ray.distributed.roles import Role, Trainee
 from sid_ray.groups import GroupPlan, MicroStep
-from sid_ray.roles import Role, Trainee
 from sid_ray.types import (
     Batch,
     Denoiser,

@@ -15,7 +15,7 @@ from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import StatefulRole, take_snapshot
 from sid_ray.checkpoint.writer import Spool, Storage
-from sid_ray.roles import Trainee
+from sid_ray.distributed.roles import Trainee
 from sid_ray.storage import errors
 from sid_ray.weights.folder import ModelDescription
 

@@ -5,19 +5,19 @@ from math import inf, nan
 import pytest
 import torch
 
-from sid_ray import adam
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.adam import AdamSettings, all_finite
 from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.ema import update_ema
-from sid_ray.engine import DeepSpeedRole, needs_deepspeed
-from sid_ray.fragments import ShardedAverage
+from sid_ray.distributed import adam
+from sid_ray.distributed.adam import AdamSettings, all_finite
+from sid_ray.distributed.deepspeed_role import DeepSpeedRole, needs_deepspeed
+from sid_ray.distributed.ema import update_ema
+from sid_ray.distributed.fragments import ShardedAverage
+from sid_ray.distributed.roles import RoleState, TorchRole, Trainee, UpdateRules, constrain_module
 from sid_ray.recipes import recipe
-from sid_ray.roles import RoleState, TorchRole, Trainee, UpdateRules, constrain_module
 from sid_ray.trace_memory import LiveBytes
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription

@@ -34,14 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "engine": "distributed",
-    "shards": "distributed",
-    "fragments": "distributed",
-    "deepspeed_import": "distributed",
-    "roles": "distributed",
-    "adam": "distributed",
-    "ema": "distributed",
-    "update_rules": "distributed",
     "step": "training",
     "health": "training",
     "assemble": "training",
@@ -90,7 +82,7 @@ MOVING = {
     "release": "commands",
 }
 HOMES = {
-    "deepspeed": ("sid_ray/engine.py",),
+    "deepspeed": ("sid_ray/distributed/deepspeed_role.py",),
     "ray": (
         "sid_ray/actors/",
         "sid_ray/data/pipeline.py",

@@ -12,17 +12,17 @@ import torch.multiprocessing
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.engine import (
+from sid_ray.distributed.deepspeed_role import (
     DeepSpeedRole,
     check_no_stale_lock,
     deepspeed_config,
     init_deepspeed,
     zero_config,
 )
+from sid_ray.distributed.roles import AdamSettings, RoleState, TorchRole, Trainee, UpdateRules
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.roles import AdamSettings, RoleState, TorchRole, Trainee, UpdateRules
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Condition
 from tests.conftest import relative_error

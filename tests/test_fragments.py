@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sid_ray import engine
 from sid_ray.checkpoint import parts
 from sid_ray.checkpoint.manifest import (
     MANIFEST,
@@ -25,9 +24,10 @@ from sid_ray.checkpoint.manifest import (
     write_checkpoint,
 )
 from sid_ray.denoisers.edm2 import EDM2Denoiser
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.fragments import KINDS, Fragment, ShardedAverage
+from sid_ray.distributed.roles import AdamSettings
 from sid_ray.errors import UserError
-from sid_ray.fragments import KINDS, Fragment, ShardedAverage
-from sid_ray.roles import AdamSettings
 from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
 from sid_ray.weights.folder import ModelDescription, load_model, save_model, write_safetensors
 from tests import trajectories
@@ -83,7 +83,7 @@ def first(rank: int, world_size: int, folder: str) -> None:
 
 def again(rank: int, world_size: int, folder: str) -> None:
     """Reads at other stages and writes what it read."""
-    engine.PERSISTENT = 100
+    deepspeed_role.PERSISTENT = 100
     trajectories.ADAM = AdamSettings(1e-3, 0.9, 0.999, 1e-8)
     for stages in READERS[world_size]:
         trainee = sharded_trainee(CASE, *stages, 0, world_size)

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.plan_memory import EDM2, FEW, measure, measured
 from sid_ray.config.distill_config import replace
-from sid_ray.engine import BUCKET
+from sid_ray.distributed.deepspeed_role import BUCKET
 from sid_ray.memory import (
     FAKE_SCORE,
     GENERATOR,

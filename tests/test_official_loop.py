@@ -15,7 +15,7 @@ from sid_ray.assemble import adam_of, objective_of, rules_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
-from sid_ray.roles import TorchRole, Trainee
+from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.step import Draws, StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Draw
 from tests.conftest import relative_error

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits as load_with_scikit_learn
 from benchmarks.startup import CHECKS, RAY_IMPORTS, TOTAL, Processes, phases_of, table
 from sid_ray.actors import own_ray
 from sid_ray.data.digits import load_digits
-from sid_ray.deepspeed_import import hidden
+from sid_ray.distributed.deepspeed_import import hidden
 
 LINES = [
     (2.5, "digits-sid: sid on 2 workers, ZeRO-2; full log: runs/startup/log.txt"),
@@ -79,7 +79,7 @@ def test_actors_that_start_beside_the_workers_load_no_torch(module):
 
 def test_a_worker_gets_deepspeed_without_mlflow_and_inductor():
     loaded = loaded_by(
-        "from sid_ray.deepspeed_import import import_deepspeed; import_deepspeed()\n"
+        "from sid_ray.distributed.deepspeed_import import import_deepspeed; import_deepspeed()\n"
         "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam\n"
         "from deepspeed.runtime import compiler; import torch\n"
         "assert compiler.compile() is torch.compile, 'put back'"

@@ -13,14 +13,14 @@ from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.ema import ema_beta
+from sid_ray.distributed.ema import ema_beta
+from sid_ray.distributed.roles import AdamSettings, TorchRole, Trainee, UpdateRules
+from sid_ray.distributed.update_rules import update_rules
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.roles import AdamSettings, TorchRole, Trainee, UpdateRules
 from sid_ray.step import Draws, Phase, StepSettings, Sums, draws_of, run_phase, step
 from sid_ray.types import Batch, Draw, Networks, Objective
-from sid_ray.update_rules import update_rules
 from tests.conftest import Reference, relative_error
 from tests.networks import (
     LabelledNoise,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sid_ray import engine
-from sid_ray.engine import DeepSpeedRole, deepspeed_config
-from sid_ray.fragments import ShardedAverage, whole_state
-from sid_ray.roles import TorchRole, Trainee, UpdateRules
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.deepspeed_role import DeepSpeedRole, deepspeed_config
+from sid_ray.distributed.fragments import ShardedAverage, whole_state
+from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.types import Draw
 from tests import trajectories
 from tests.conftest import relative_error
@@ -60,7 +60,7 @@ TOLERANCE = dict.fromkeys(COLUMNS, 1e-5) | {"worst tensor": 1e-3}
 
 def work(rank: int, world_size: int, folder: str) -> None:
     for name, run in RUNS.items():
-        engine.PERSISTENT, engine.SUB_GROUP = run.persistent, run.sub_group
+        deepspeed_role.PERSISTENT, deepspeed_role.SUB_GROUP = run.persistent, run.sub_group
         case = CASES[run.case]
         trainee = sharded_trainee(case, *run.stages, world_size, offload=run.offload)
         whole = case.network().requires_grad_(False)  # an average that is not sharded
@@ -80,7 +80,7 @@ def work(rank: int, world_size: int, folder: str) -> None:
         def role_of(module: torch.nn.Module, chosen: UpdateRules, offload=offload) -> DeepSpeedRole:
             return DeepSpeedRole(module, SOFT_ADAM, 3, PASSES, chosen, offload)
 
-        engine.PERSISTENT = 10_000  # what the rules' test poisons is there whole
+        deepspeed_role.PERSISTENT = 10_000  # what the rules' test poisons is there whole
         for name in RULES:
             rules[name, offload] = rule_steps(name, role_of, range(rank, rank + 1))
     if rank == 0:
@@ -101,7 +101,7 @@ def taken_over(trainee: Trainee, run: Run, world_size: int) -> dict[str, dict]:
 
 def skip(trainee, name: str, rank: int, world_size: int) -> dict:
     """One rank's noise is infinite: no rank may change a weight, and the next step works."""
-    case = dataclasses.replace(CASES[name], rules=engine.UpdateRules())
+    case = dataclasses.replace(CASES[name], rules=deepspeed_role.UpdateRules())
     for role in (trainee.fake_score, trainee.generator):
         role.rules = dataclasses.replace(role.rules, replace_nonfinite=False)
     before, draws_of = outcome(trainee), trajectories.draws_of

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sid_ray import engine
-from sid_ray.roles import AdamSettings
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.roles import AdamSettings
 from tests import trajectories
 from tests.trajectories import (
     CASES,
@@ -43,7 +43,7 @@ def narrow(name: str, precision: str = "bfloat16") -> Case:
 
 
 def work(rank: int, world_size: int, folder: str) -> None:
-    engine.PERSISTENT = 1000
+    deepspeed_role.PERSISTENT = 1000
 
     def run(case, stages):
         trainee = sharded_trainee(case, *stages, world_size)

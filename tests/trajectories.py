@@ -17,17 +17,17 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from sid_ray import engine
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.fragments import ShardedAverage, whole_state
+from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.fragments import ShardedAverage, whole_state
+from sid_ray.distributed.roles import AdamSettings, TorchRole, Trainee, UpdateRules
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.roles import AdamSettings, TorchRole, Trainee, UpdateRules
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Pick
 from tests.conftest import relative_error
@@ -141,16 +141,18 @@ def sharded_trainee(
 ) -> Trainee:
     """Every role on this rank as the worker builds it."""
 
-    def role(stage: int) -> engine.DeepSpeedRole:
+    def role(stage: int) -> deepspeed_role.DeepSpeedRole:
         passes = plan_of(world_size, micro_batch).passes_a_rank
-        built = engine.DeepSpeedRole(case.network(), ADAM, stage, passes, case.rules, offload)
+        built = deepspeed_role.DeepSpeedRole(
+            case.network(), ADAM, stage, passes, case.rules, offload
+        )
         built.module.requires_grad_(False)
         return built
 
     fake_score, generator = role(fake_score_stage), role(generator_stage)
     teacher = case.teacher()
     if teacher_stage == 3:
-        teacher = engine.shard_frozen(teacher)
+        teacher = deepspeed_role.shard_frozen(teacher)
     return Trainee(teacher, fake_score, generator, ShardedAverage(generator))
 
 
@@ -236,7 +238,7 @@ def _joined(rank: int, work: Callable[..., None], world_size: int, port: int, ar
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    engine.init_deepspeed()
+    deepspeed_role.init_deepspeed()
     work(rank, world_size, *arguments)
     torch.distributed.destroy_process_group()
     # All is written. Now and then torch 2.13 aborts behind this, when the interpreter is gone

@@ -24,9 +24,14 @@ from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.engine import DeepSpeedRole, init_deepspeed, needs_deepspeed, shard_frozen
-from sid_ray.fragments import ShardedAverage
-from sid_ray.roles import TorchRole, Trainee
+from sid_ray.distributed.deepspeed_role import (
+    DeepSpeedRole,
+    init_deepspeed,
+    needs_deepspeed,
+    shard_frozen,
+)
+from sid_ray.distributed.fragments import ShardedAverage
+from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.storage.fence import OPEN, Fence
 from sid_ray.storage.store import Store, set_endpoint
 from sid_ray.weights.description import NO_COMPONENTS, Components

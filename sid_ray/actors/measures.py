@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sid_ray.fragments import world
+from sid_ray.distributed.fragments import world
 from sid_ray.step import Sums
 
 

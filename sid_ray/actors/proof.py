@@ -17,8 +17,8 @@ from sid_ray.actors.build import WorkerSettings, on_this_node
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
+from sid_ray.distributed.fragments import gathered, world
 from sid_ray.errors import UserError
-from sid_ray.fragments import gathered, world
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.shared import (
     UNKNOWN,

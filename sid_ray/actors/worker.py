@@ -42,9 +42,9 @@ from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
-from sid_ray.fragments import gathered, whole_state
+from sid_ray.distributed.fragments import gathered, whole_state
+from sid_ray.distributed.roles import Trainee
 from sid_ray.health import Health
-from sid_ray.roles import Trainee
 from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.storage.store import set_endpoint

@@ -37,9 +37,9 @@ from sid_ray.checkpoint.snapshot import (
     take_snapshot,
     write_snapshot,
 )
+from sid_ray.distributed.fragments import KINDS, gathered, world
+from sid_ray.distributed.roles import Trainee
 from sid_ray.errors import UserError
-from sid_ray.fragments import KINDS, gathered, world
-from sid_ray.roles import Trainee
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.fence import MANIFEST, PREFIX, read_fence
 from sid_ray.storage.store import Store

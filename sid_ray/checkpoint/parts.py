@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sid_ray.errors import UserError
-from sid_ray.fragments import (
+from sid_ray.distributed.fragments import (
     EXP_AVG,
     MASTER,
     Fragment,
@@ -24,6 +23,7 @@ from sid_ray.fragments import (
     Shapes,
     ShardedAverage,
 )
+from sid_ray.errors import UserError
 from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
 from sid_ray.weights.folder import load_weights
 

@@ -30,7 +30,7 @@ from sid_ray.checkpoint.manifest import (
     present,
 )
 from sid_ray.checkpoint.writer import Spool, write_manifest
-from sid_ray.fragments import gathered, world
+from sid_ray.distributed.fragments import gathered, world
 from sid_ray.storage.cache import DamagedFileError
 from sid_ray.storage.errors import StoreError, UnreachableStoreError, pause_s, retrying
 from sid_ray.storage.fence import number_of

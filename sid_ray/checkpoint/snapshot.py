@@ -15,8 +15,8 @@ from typing import Protocol
 from torch import Tensor
 
 from sid_ray.checkpoint.parts import Row, part_name, write_part
-from sid_ray.fragments import Held, Read, Shapes, whole_state, world
-from sid_ray.roles import Trainee
+from sid_ray.distributed.fragments import Held, Read, Shapes, whole_state, world
+from sid_ray.distributed.roles import Trainee
 from sid_ray.tensor_files.stream import stream_safetensors
 from sid_ray.weights.description import METADATA
 from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, ModelDescription

@@ -19,9 +19,9 @@ from sid_ray.checkpoint.manifest import (
     load_files,
 )
 from sid_ray.checkpoint.snapshot import StatefulRole
+from sid_ray.distributed.fragments import gathered, world
+from sid_ray.distributed.roles import Trainee
 from sid_ray.errors import UserError
-from sid_ray.fragments import gathered, world
-from sid_ray.roles import Trainee
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, folder_of
 from sid_ray.storage.store import Store
 from sid_ray.weights.description import DESCRIPTION, ModelDescription

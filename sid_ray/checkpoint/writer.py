@@ -34,7 +34,7 @@ import torch.distributed
 from sid_ray.checkpoint.manifest import MANIFEST, Manifest, manifest_of
 from sid_ray.checkpoint.remote import Storage, Tell, remove
 from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
-from sid_ray.fragments import gathered, world
+from sid_ray.distributed.fragments import gathered, world
 from sid_ray.storage.errors import pause_s, retrying
 from sid_ray.storage.fence import OPEN, Fence
 from sid_ray.storage.store import Store, moved_into_place

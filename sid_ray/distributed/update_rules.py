@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from sid_ray.denoisers.spec import leave_weight, spec_of
-from sid_ray.roles import UpdateRules
+from sid_ray.distributed.roles import UpdateRules
 
 When = Literal["never", "before each pass", "after each update"]
 

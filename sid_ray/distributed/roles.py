@@ -13,10 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sid_ray.adam import Adam, AdamSettings, all_finite
 from sid_ray.denoisers.spec import Constrain, leave_weight
-from sid_ray.ema import update_ema
-from sid_ray.fragments import EXP_AVG, MASTER, Fragment, Held, Read, Shapes, ShardedAverage
+from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
+from sid_ray.distributed.ema import update_ema
+from sid_ray.distributed.fragments import (
+    EXP_AVG,
+    MASTER,
+    Fragment,
+    Held,
+    Read,
+    Shapes,
+    ShardedAverage,
+)
 from sid_ray.types import Denoiser
 
 

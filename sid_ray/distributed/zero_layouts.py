@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.adam import Adam
-from sid_ray.fragments import MASTER, Fragment, Held, Shapes, own_slice, world
-from sid_ray.roles import whole_held
+from sid_ray.distributed.adam import Adam
+from sid_ray.distributed.fragments import MASTER, Fragment, Held, Shapes, own_slice, world
+from sid_ray.distributed.roles import whole_held
 
 
 class Replicated:

@@ -3,7 +3,7 @@
 State goes in and out by parameter name, in fragments or whole, the same whatever the stage and the
 world size, so that a checkpoint belongs to the run and not to the machines it was written on.
 
-Facts of DeepSpeed 0.19.8 that this file rests on; shards.py has those of its memory layout
+Facts of DeepSpeed 0.19.8 that this file rests on; zero_layouts.py has those of its memory layout
     gradient_clipping defaults to 1.0, so every behaviour-relevant key is set in deepspeed_config.
     Within the generator phase the fake score is called as the bare module, frozen; through its
     engine the gradients would be wrong (stage 3) or the call would raise (stages 0 to 2).
@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.adam import Adam, AdamSettings, all_finite
 from sid_ray.config.sections import ResourcesConfig
-from sid_ray.deepspeed_import import import_deepspeed
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.denoisers.spec import leave_weight
-from sid_ray.ema import update_ema
-from sid_ray.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
-from sid_ray.roles import PLAIN_RULES, RoleState, UpdateRules, fill
-from sid_ray.shards import layout_of
+from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
+from sid_ray.distributed.deepspeed_import import import_deepspeed
+from sid_ray.distributed.ema import update_ema
+from sid_ray.distributed.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
+from sid_ray.distributed.roles import PLAIN_RULES, RoleState, UpdateRules, fill
+from sid_ray.distributed.zero_layouts import layout_of
 from sid_ray.types import Denoiser
 
 LOCK_PATIENCE_S = 5.0

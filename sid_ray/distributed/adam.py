@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from sid_ray.fragments import EXP_AVG, KINDS, MOMENTS
+from sid_ray.distributed.fragments import EXP_AVG, KINDS, MOMENTS
 
 FUSED_DEVICES = ("cpu", "cuda")
 
