@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.one_process import plain_trainee
-from sid_ray.assemble import generator_description, objective_of
 from sid_ray.checkpoint.snapshot import take_snapshot, write_snapshot
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.groups import GroupPlan
 from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
-from sid_ray.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.assemble import generator_description, objective_of
+from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Pick
 
 ROUNDS = 5

@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.allocator import keep_freed_memory
-from sid_ray.assemble import network_of, schedule_of
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format
@@ -28,6 +26,8 @@ from sid_ray.known_networks import teacher_of
 from sid_ray.recipes import recipe
 from sid_ray.sampling import Inputs, generator_sampler
 from sid_ray.trace_memory import spec_network
+from sid_ray.training.allocator import keep_freed_memory
+from sid_ray.training.assemble import network_of, schedule_of
 from sid_ray.types import Condition
 
 # The auto-encoder's published shape.

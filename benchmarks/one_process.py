@@ -9,13 +9,20 @@ from functools import partial
 import torch
 from torch import nn
 
-from sid_ray.assemble import adam_of, data_of, find_start, objective_of, rules_of, schedule_of
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.evaluation import Judge, blocks
 from sid_ray.sampling import generator_sampler
-from sid_ray.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.assemble import (
+    adam_of,
+    data_of,
+    find_start,
+    objective_of,
+    rules_of,
+    schedule_of,
+)
+from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.weights.folder import load_model
 
 

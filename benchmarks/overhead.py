@@ -25,12 +25,12 @@ from benchmarks.one_process import plain_trainee
 from sid_ray.actors import beside, trainer
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.worker import Loop, build
-from sid_ray.assemble import find_start
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distributed.fragments import whole_tensors
 from sid_ray.recipes import recipe
 from sid_ray.run_folder import RunRecord
-from sid_ray.step import Sums, step
+from sid_ray.training.assemble import find_start
+from sid_ray.training.step import Sums, step
 from sid_ray.weights.folder import load_model
 
 

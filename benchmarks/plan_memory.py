@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from sid_ray.assemble import network_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.convolution import freeze, weights_ready
 from sid_ray.diffusion.schedules import EDMSchedule
@@ -55,6 +54,7 @@ from sid_ray.trace_memory import (
     trace,
     trained_alone,
 )
+from sid_ray.training.assemble import network_of
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
 from tests.networks import TINY_EDM2

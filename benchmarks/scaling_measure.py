@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.plan_memory import everything, held
 from benchmarks.scaling_model import GATHER, REDUCE, ROUNDS, SCATTER, WORD, Sizes
-from sid_ray.assemble import adam_of, network_of, objective_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Network
 from sid_ray.denoisers.spec import spec_of
@@ -34,8 +33,9 @@ from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.recipes import recipe
-from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.trace_memory import LiveBytes, spec_network
+from sid_ray.training.assemble import adam_of, network_of, objective_of
+from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.weights.description import ModelDescription
 from tests.trajectories import LabelledImages
 

@@ -27,7 +27,6 @@ from benchmarks.scaling_model import (
     iteration,
     sent_bytes,
 )
-from sid_ray.assemble import network_of
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
 from sid_ray.fit import Machine, Planner, recommended, stage_variants
@@ -35,6 +34,7 @@ from sid_ray.known_networks import teacher_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, WORD
 from sid_ray.recipes import recipe
 from sid_ray.trace_memory import FusedAttention, run_phase, spec_network, trained_alone
+from sid_ray.training.assemble import network_of
 
 RECIPE = "img512-xxl-sida"
 PHASES = (FAKE_SCORE, GENERATOR)

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.official import OfficialRole, as_official
-from sid_ray.allocator import keep_freed_memory
-from sid_ray.assemble import adam_of, network_of, objective_of, rules_of
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
@@ -32,8 +30,10 @@ from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.known_networks import teacher_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR
-from sid_ray.step import Draws, StepSettings, Sums, draws_of, step
 from sid_ray.trace_memory import run_phase, spec_network, text_shape, trained_alone
+from sid_ray.training.allocator import keep_freed_memory
+from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
+from sid_ray.training.step import Draws, StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Denoiser, Pick
 
 LATE = 1 << 30  # images seen: every warm-up is over

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from sid_ray.assemble import Start, bare_source, find_start
 from sid_ray.checkpoint.find import find_generator, newest_listed
 from sid_ray.checkpoint.warm_start import check_network, check_newest
 from sid_ray.components import fingerprint as components_fingerprint
@@ -54,6 +53,7 @@ from sid_ray.run_folder import (
 from sid_ray.storage.errors import StoreError, is_s3
 from sid_ray.storage.lease import LeaseLostError
 from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.training.assemble import Start, bare_source, find_start
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome

@@ -276,8 +276,8 @@ def check_tracking_store(patient: Patient) -> Iterator[Finding]:
 def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
-    from sid_ray.assemble import find_start
     from sid_ray.denoisers.spec import spec_of
+    from sid_ray.training.assemble import find_start
 
     start = find_start(patient.config)
     patient.found["teacher"], patient.found["start"] = start.description, start

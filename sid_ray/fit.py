@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sid_ray.assemble import adam_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
@@ -24,6 +23,7 @@ from sid_ray.memory import (
     sent_bytes,
 )
 from sid_ray.trace_memory import Traced, frozen_bytes, sizes_of, trace
+from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 
 RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation

@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sid_ray.assemble import generation_of
 from sid_ray.components import (
     Named,
     component_folder,
@@ -47,6 +46,7 @@ from sid_ray.sampling import (
 )
 from sid_ray.storage.store import PART, moved_into_place
 from sid_ray.subject import find_network, network_sha256
+from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import describe

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sid_ray.assemble import Data, data_of, generation_of
 from sid_ray.components import (
     Named,
     component_folder,
@@ -43,6 +42,7 @@ from sid_ray.sampling import Sampler, generator_sampler
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.store import PART, moved_into_place, set_endpoint
 from sid_ray.subject import Subject, sampler_settings
+from sid_ray.training.assemble import Data, data_of, generation_of
 from sid_ray.weights.description import Components
 
 FORMAT = 1  # raised when the same seeds come out otherwise than before

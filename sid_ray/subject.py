@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sid_ray.assemble import BETAS, generation_of
 from sid_ray.checkpoint.best import PREFIX as BEST_PREFIX
 from sid_ray.checkpoint.best import SCORE
 from sid_ray.checkpoint.find import best_of, manifest_of
@@ -30,6 +29,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.errors import StoreError, is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
+from sid_ray.training.assemble import BETAS, generation_of
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
 from sid_ray.weights.networks import describe

@@ -25,13 +25,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sid_ray.assemble import network_of, objective_of
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.memory import FAKE_SCORE, GENERATOR, Network
+from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout

@@ -34,10 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "step": "training",
-    "health": "training",
-    "assemble": "training",
-    "allocator": "training",
     "memory": "planning",
     "trace_memory": "planning",
     "fit": "planning",

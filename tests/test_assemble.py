@@ -7,15 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sid_ray.assemble import (
-    check_generator,
-    check_teacher,
-    generation_of,
-    generator_description,
-    objective_of,
-    rules_of,
-    schedule_of,
-)
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import forced_normalize
 from sid_ray.denoisers.spec import leave_weight
@@ -24,6 +15,15 @@ from sid_ray.errors import UserError
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
+from sid_ray.training.assemble import (
+    check_generator,
+    check_teacher,
+    generation_of,
+    generator_description,
+    objective_of,
+    rules_of,
+    schedule_of,
+)
 from sid_ray.weights.folder import ModelDescription
 from tests.networks import TINY
 

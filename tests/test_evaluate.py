@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from sid_ray import evaluate as command
-from sid_ray.assemble import data_of, generation_of
 from sid_ray.checkpoint.best import SCORE
 from sid_ray.cli import main
 from sid_ray.config.distill_config import DistillConfig, replace
@@ -22,6 +21,7 @@ from sid_ray.run_folder import EVALUATIONS, RunRecord, write_record
 from sid_ray.sampling import generator_sampler
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
+from sid_ray.training.assemble import data_of, generation_of
 from sid_ray.weights.description import WEIGHTS, ModelDescription, save_model
 from sid_ray.weights.folder import load_model
 from tests.networks import TINY, tiny_network

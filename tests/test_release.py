@@ -7,7 +7,6 @@ from dataclasses import replace as changed
 
 import pytest
 
-from sid_ray.assemble import generator_description
 from sid_ray.checkpoint.best import SCORE, find_best, keep_best
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import replace
@@ -15,6 +14,7 @@ from sid_ray.recipes import recipe
 from sid_ray.release import release
 from sid_ray.run_folder import RunFolder, only_driver
 from sid_ray.storage.cache import file_sha256
+from sid_ray.training.assemble import generator_description
 from sid_ray.weights.folder import WEIGHTS, load_model, save_model
 from sid_ray.weights.sources import resolve_source
 

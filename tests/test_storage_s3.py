@@ -7,7 +7,6 @@ import time
 import pytest
 from rich.console import Console
 
-from sid_ray.assemble import find_start
 from sid_ray.checkpoint.find import find_generator, newest_listed, newest_whole
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest
 from sid_ray.checkpoint.restore import Search
@@ -22,6 +21,7 @@ from sid_ray.storage import errors
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, file_sha256
 from sid_ray.storage.errors import DeniedStoreError, MissingFileError, UnreachableStoreError
 from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.training.assemble import find_start
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import ASSETS
 from tests.test_spool import Bench, settle

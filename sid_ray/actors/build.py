@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_ray.allocator import keep_freed_memory
-from sid_ray.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
@@ -34,6 +32,8 @@ from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.storage.fence import OPEN, Fence
 from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.training.allocator import keep_freed_memory
+from sid_ray.training.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source

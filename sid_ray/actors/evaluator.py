@@ -108,7 +108,7 @@ class Evaluator:
     @property
     def _description(self) -> ModelDescription:
         """Of the generator."""
-        from sid_ray.assemble import generator_description, network_of
+        from sid_ray.training.assemble import generator_description, network_of
 
         return generator_description(self._config, network_of(self._config, self._settings.teacher))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sid_ray.distributed.fragments import world
-from sid_ray.step import Sums
+from sid_ray.training.step import Sums
 
 
 def reduce_means(sums: Sums, group: Any = None) -> dict[str, float]:

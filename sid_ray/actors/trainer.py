@@ -38,7 +38,6 @@ from sid_ray.actors.signals import NO_LEASE
 from sid_ray.actors.timeline import Interruption
 from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
-from sid_ray.assemble import Start
 from sid_ray.checkpoint.find import newest_listed, newest_whole
 from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, replace
@@ -54,6 +53,7 @@ from sid_ray.storage.errors import StoreError, retrying
 from sid_ray.storage.lease import LeaseLostError
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
+from sid_ray.training.assemble import Start
 
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away

@@ -34,7 +34,6 @@ from sid_ray.actors.signals import (
     Heartbeat,
     PausedError,
 )
-from sid_ray.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Reachable, Search
 from sid_ray.checkpoint.snapshot import take_snapshot
@@ -44,10 +43,11 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
-from sid_ray.health import Health
-from sid_ray.step import StepSettings, Sums, draws_of, step
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.storage.store import set_endpoint
+from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
+from sid_ray.training.health import Health
+from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step

@@ -184,7 +184,7 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
 
     Raises UserError where they cannot be loaded or do not fit.
     """
-    from sid_ray.assemble import find_start
+    from sid_ray.training.assemble import find_start
 
     chosen = config.teacher
     for name in ("source", "text_encoder", "vae", "initial_generator"):

@@ -12,7 +12,6 @@ import torch
 from sid_ray.actors import evaluator as module
 from sid_ray.actors import examiner
 from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
-from sid_ray.assemble import find_start
 from sid_ray.checkpoint import snapshot
 from sid_ray.checkpoint.best import SCORE, find_best
 from sid_ray.checkpoint.find import find_generator
@@ -23,6 +22,7 @@ from sid_ray.errors import UserError
 from sid_ray.recipes import recipe
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
+from sid_ray.training.assemble import find_start
 from sid_ray.weights.folder import WEIGHTS, load_model
 from tests.networks import tiny_network
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from sid_ray.assemble import check_data, data_of
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.decode import Decoded
@@ -18,8 +17,9 @@ from sid_ray.denoisers.codecs import EDM2_RAW_MEAN, EDM2_RAW_STD, Standard
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
-from sid_ray.step import draws_of
 from sid_ray.storage.store import Store
+from sid_ray.training.assemble import check_data, data_of
+from sid_ray.training.step import draws_of
 from sid_ray.types import Batch, Pick
 from sid_ray.weights.folder import ModelDescription
 from tests.data.writer import layout, numbered_images, numbers_of, write_set

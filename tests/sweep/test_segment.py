@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from sid_ray.assemble import find_start, generator_description
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config.distill_config import replace as with_values
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
@@ -28,6 +27,7 @@ from sid_ray.sweep.segment import (
     TrialStoppedError,
     scores_in,
 )
+from sid_ray.training.assemble import find_start, generator_description
 from sid_ray.weights.description import save_model
 from sid_ray.weights.folder import load_model
 

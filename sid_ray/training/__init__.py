@@ -1,0 +1,1 @@
+"""One iteration, what it is assembled from, and its health."""
