@@ -39,11 +39,11 @@ from benchmarks.scaling_model import (
     iteration,
     sent_bytes,
 )
-from sid_ray import memory
 from sid_ray.distributed import deepspeed_role
-from sid_ray.fit import Machine, Planner
 from sid_ray.groups import GroupPlan
-from sid_ray.trace_memory import spec_network
+from sid_ray.planning import memory
+from sid_ray.planning.fit import Machine, Planner
+from sid_ray.planning.trace_memory import spec_network
 from tests.trajectories import spawn
 
 MIB = 1 << 20

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sid_ray.groups import GroupPlan
-from sid_ray.memory import FLAT, WORD
+from sid_ray.planning.memory import FLAT, WORD
 
 REDUCE, GATHER, SCATTER = "all_reduce", "all_gather", "reduce_scatter"
 # A ring's traffic a rank, of bytes (P - 1) / P: an all-reduce is a reduce-scatter and a gathering.

@@ -9,8 +9,8 @@ from benchmarks.scaling_model import StatedLink
 from benchmarks.scaling_xxl import GPUS, LINKS, PHASES, RECIPE, Model, Rates, Row
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
-from sid_ray.fit import stage_variants
-from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB
+from sid_ray.planning.fit import stage_variants
+from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB
 from sid_ray.recipes import recipe, recipe_entry
 
 

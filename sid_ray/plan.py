@@ -13,7 +13,8 @@ from rich.table import Table
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError, did_you_mean
-from sid_ray.fit import (
+from sid_ray.known_networks import teacher_of, text_bytes
+from sid_ray.planning.fit import (
     NONE,
     RESERVE_GIB,
     Machine,
@@ -25,8 +26,16 @@ from sid_ray.fit import (
     micro_batches,
     recommended,
 )
-from sid_ray.known_networks import teacher_of, text_bytes
-from sid_ray.memory import FAKE_SCORE, GENERATOR, GIB, KINDS, PASS, RESERVE, TEACHER, Moment
+from sid_ray.planning.memory import (
+    FAKE_SCORE,
+    GENERATOR,
+    GIB,
+    KINDS,
+    PASS,
+    RESERVE,
+    TEACHER,
+    Moment,
+)
 
 MIB = 1 << 20
 WIDTH = 116

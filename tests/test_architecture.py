@@ -34,9 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "memory": "planning",
-    "trace_memory": "planning",
-    "fit": "planning",
     "recipes": "recipes",
     "published": "recipes",
     "published_edm": "recipes",

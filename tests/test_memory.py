@@ -6,7 +6,7 @@ import torch
 from benchmarks.plan_memory import EDM2, FEW, measure, measured
 from sid_ray.config.distill_config import replace
 from sid_ray.distributed.deepspeed_role import BUCKET
-from sid_ray.memory import (
+from sid_ray.planning.memory import (
     FAKE_SCORE,
     GENERATOR,
     TEACHER,
@@ -20,8 +20,8 @@ from sid_ray.memory import (
     sent_bytes,
     state,
 )
+from sid_ray.planning.trace_memory import FusedAttention, LiveBytes, Traced, trace
 from sid_ray.recipes import recipe
-from sid_ray.trace_memory import FusedAttention, LiveBytes, Traced, trace
 from tests.trajectories import spawn
 
 COUNT = 1_000_000

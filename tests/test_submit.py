@@ -425,7 +425,7 @@ def test_the_plan_is_held_against_the_cluster(monkeypatch):
             raise UserError("it needs more")
         return SimpleNamespace(total=10 << 30)
 
-    monkeypatch.setattr("sid_ray.fit.check_fits", counted)
+    monkeypatch.setattr("sid_ray.planning.fit.check_fits", counted)
     asked = {"resources__use_gpu": True, "resources__num_workers": 4}
     config = replace(recipe("digits-sid"), **asked)
     node = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}

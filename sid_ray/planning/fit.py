@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
-from sid_ray.memory import (
+from sid_ray.planning.memory import (
     GIB,
     TEACHER,
     TRAINED,
@@ -22,7 +22,7 @@ from sid_ray.memory import (
     peak,
     sent_bytes,
 )
-from sid_ray.trace_memory import Traced, frozen_bytes, sizes_of, trace
+from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of, trace
 from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 

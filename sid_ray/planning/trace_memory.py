@@ -30,7 +30,7 @@ from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.memory import FAKE_SCORE, GENERATOR, Network
+from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
 from sid_ray.weights.folder import ModelDescription
