@@ -22,8 +22,8 @@ from sid_ray.checkpoint.snapshot import take_snapshot, write_snapshot
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.groups import GroupPlan
-from sid_ray.known_networks import teacher_of
-from sid_ray.recipes import recipe
+from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description, objective_of
 from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.types import Batch, Pick

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.one_process import distil
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 
 TEACHER = 1.79  # docs/results.md
 NO_WARM_UP = {"objective__generator_start": 0, "objective__adversarial_start": 0}

@@ -13,7 +13,7 @@ import time
 
 from benchmarks.one_process import distil
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 
 ROWS = {
     "recipe": {},

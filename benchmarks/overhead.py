@@ -27,7 +27,7 @@ from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.worker import Loop, build
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distributed.fragments import whole_tensors
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord
 from sid_ray.training.assemble import find_start
 from sid_ray.training.step import Sums, step

@@ -32,7 +32,6 @@ from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.deepspeed_role import DeepSpeedRole, deepspeed_config
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import AdamSettings, TorchRole
-from sid_ray.known_networks import teacher_of
 from sid_ray.planning.fit import LIVE, LIVE_KEYS
 from sid_ray.planning.memory import (
     FAKE_SCORE,
@@ -53,7 +52,8 @@ from sid_ray.planning.trace_memory import (
     trace,
     trained_alone,
 )
-from sid_ray.recipes import recipe
+from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import network_of
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription

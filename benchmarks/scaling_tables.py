@@ -11,7 +11,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
 from sid_ray.planning.fit import stage_variants
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB
-from sid_ray.recipes import recipe, recipe_entry
+from sid_ray.recipes.registry import recipe, recipe_entry
 
 
 def assumed(model: Model) -> Iterator[str]:

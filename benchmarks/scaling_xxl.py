@@ -29,11 +29,11 @@ from benchmarks.scaling_model import (
 )
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
-from sid_ray.known_networks import teacher_of
 from sid_ray.planning.fit import Machine, Planner, recommended, stage_variants
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, WORD
 from sid_ray.planning.trace_memory import FusedAttention, run_phase, spec_network, trained_alone
-from sid_ray.recipes import recipe
+from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import network_of
 
 RECIPE = "img512-xxl-sida"

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.step_side import Side, flops, run_side
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 
 MIB = 1 << 20
 PHASES = [f"{role} {part}" for role in ("fake_score", "generator")

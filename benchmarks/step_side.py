@@ -28,9 +28,9 @@ from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.distributed.roles import TorchRole, Trainee
-from sid_ray.known_networks import teacher_of
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.trace_memory import run_phase, spec_network, text_shape, trained_alone
+from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
 from sid_ray.training.step import Draws, StepSettings, Sums, draws_of, step

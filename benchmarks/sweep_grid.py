@@ -37,7 +37,7 @@ def train(job: tuple[dict[str, float], int]) -> list[dict]:
     """One line for each half-life: the scores where a sweep would judge the trial."""
     from benchmarks.one_process import OneProcess
     from sid_ray.config.distill_config import replace
-    from sid_ray.recipes import recipe
+    from sid_ray.recipes.registry import recipe
     from sid_ray.sweep.arithmetic import decision_points
     from sid_ray.sweep.space import config_of
     from sid_ray.sweep.space_file import parse_space

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.sweep_grid import GRID, HALF_LIFE, HALF_LIVES, read
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.arithmetic import Asha
 from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.sampling import random_point

@@ -33,14 +33,14 @@ from sid_ray.parsing import (
 )
 from sid_ray.ray_setup.environment import stopping_like_ctrl_c
 from sid_ray.ray_setup.start import check_ray
-from sid_ray.recipe_table import recipe_json, recipe_table
-from sid_ray.recipes import (
+from sid_ray.recipes.registry import (
     GUIDANCE,
     RECIPES,
     check_supplied,
     recipe,
     recipe_entry,
 )
+from sid_ray.recipes.table import recipe_json, recipe_table
 from sid_ray.storage.outlet import Outlet
 from sid_ray.storage.places import check_file, check_folder, in_words, one_line
 

@@ -31,7 +31,7 @@ from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.mlflow_run import shown_uri
 from sid_ray.mlflow_state import check_tracking
 from sid_ray.ray_setup.environment import stop_like_ctrl_c
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import (
     EVALUATIONS,
     GRID,

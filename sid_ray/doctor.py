@@ -339,9 +339,9 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
     assert patient.config is not None
     import torch
 
-    from sid_ray.known_networks import teacher_of, text_bytes
     from sid_ray.planning.fit import GIB as UNIT
     from sid_ray.planning.fit import check_fits
+    from sid_ray.recipes.known_networks import teacher_of, text_bytes
 
     config = patient.config
     if not config.resources.use_gpu:
@@ -367,8 +367,8 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
 def check_disk(patient: Patient) -> Iterator[Finding]:
     """Space for the checkpoints: two on each node's disk, one more than are kept in storage."""
     assert patient.config is not None
-    from sid_ray.known_networks import teacher_of
     from sid_ray.planning.fit import Planner
+    from sid_ray.recipes.known_networks import teacher_of
 
     config = patient.config
     description = patient.found.get("teacher") or teacher_of(config)

@@ -15,7 +15,7 @@ import tyro
 
 from sid_ray.config.distill_config import DistillConfig, flatten, unknown_field
 from sid_ray.errors import UserError
-from sid_ray.recipes import guidance_strategy
+from sid_ray.recipes.registry import guidance_strategy
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError, did_you_mean
-from sid_ray.known_networks import teacher_of, text_bytes
 from sid_ray.planning.fit import (
     NONE,
     RESERVE_GIB,
@@ -36,6 +35,7 @@ from sid_ray.planning.memory import (
     TEACHER,
     Moment,
 )
+from sid_ray.recipes.known_networks import teacher_of, text_bytes
 
 MIB = 1 << 20
 WIDTH = 116

@@ -18,7 +18,7 @@ from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import RoleState, TorchRole, Trainee, UpdateRules, constrain_module
 from sid_ray.planning.trace_memory import LiveBytes
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.sources import resolve_source

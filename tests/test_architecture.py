@@ -34,13 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "recipes": "recipes",
-    "published": "recipes",
-    "published_edm": "recipes",
-    "published_edm2": "recipes",
-    "published_sd": "recipes",
-    "recipe_table": "recipes",
-    "known_networks": "recipes",
     "tracking": "tracking",
     "journal": "tracking",
     "mlflow_run": "tracking",

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.step_side import flops
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 
 ENCODER = {"cifar10-uncond-sida": 0.325, "img512-xs-sida": 0.263}  # share of a forward pass
 

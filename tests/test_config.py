@@ -14,7 +14,7 @@ from sid_ray.config.distill_config import (
     unknown_field,
 )
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 
 DIGITS = recipe("digits-sid")
 

@@ -9,7 +9,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
 from sid_ray.ray_setup import start
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.storage.shared import Token
 from sid_ray.storage.store import Store, probe
 from tests.other_host import on_host

@@ -18,7 +18,7 @@ from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.generate import Painter, claimed, generate_pictures
 from sid_ray.parsing import number_list, without_repeats
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.folder import load_model

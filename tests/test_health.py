@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.config.sections import HealthConfig
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.health import HISTORY, RULES, Finding, Health
 
 UPDATES, IMAGES = 20.0, 640  # of one report

@@ -21,7 +21,7 @@ from sid_ray.planning.memory import (
     state,
 )
 from sid_ray.planning.trace_memory import FusedAttention, LiveBytes, Traced, trace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from tests.trajectories import spawn
 
 COUNT = 1_000_000

@@ -14,7 +14,7 @@ from sid_ray import mlflow_artifacts, tracking
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.tensor_files.tensors import read_safetensors
 from sid_ray.tracking import Model, Tracking, send_report
 from sid_ray.weights.description import ModelDescription, save_model

@@ -18,7 +18,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.distill import run_distillation
 from sid_ray.errors import UserError
 from sid_ray.mlflow_state import AwayError, advice, look_at_store, look_at_tracking
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.tracking import Tracking
 from tests.tracking import empty_store, target, wait_for
 

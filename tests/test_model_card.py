@@ -2,7 +2,7 @@
 
 from sid_ray.checkpoint.model_card import model_card
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.weights.description import ModelDescription
 
 DESCRIPTION = ModelDescription("edm", {"img_resolution": 8}, {"sigma": 2.5})

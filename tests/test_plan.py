@@ -7,7 +7,6 @@ import pytest
 from sid_ray.cli import main
 from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
-from sid_ray.known_networks import known_network, teacher_of
 from sid_ray.plan import WIDTH, own_flags
 from sid_ray.planning import fit
 from sid_ray.planning.fit import (
@@ -23,7 +22,8 @@ from sid_ray.planning.fit import (
 )
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, Network
 from sid_ray.planning.trace_memory import Traced, sizes_of, trace
-from sid_ray.recipes import RECIPES, recipe
+from sid_ray.recipes.known_networks import known_network, teacher_of
+from sid_ray.recipes.registry import RECIPES, recipe
 
 DIGITS = recipe("digits-sid")
 TEACHER = teacher_of(DIGITS)

@@ -14,8 +14,8 @@ from sid_ray import cli, distill
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
-from sid_ray.recipe_table import recipe_table
-from sid_ray.recipes import RECIPES, guidance_strategy, recipe, recipe_entry
+from sid_ray.recipes.registry import RECIPES, guidance_strategy, recipe, recipe_entry
+from sid_ray.recipes.table import recipe_table
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.remotes import HubFile
 

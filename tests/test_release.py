@@ -10,7 +10,7 @@ import pytest
 from sid_ray.checkpoint.best import SCORE, find_best, keep_best
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.release import release
 from sid_ray.run_folder import RunFolder, only_driver
 from sid_ray.storage.cache import file_sha256

@@ -9,7 +9,7 @@ import pytest
 
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import (
     IDENTITY,
     RunFolder,

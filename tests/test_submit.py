@@ -46,7 +46,7 @@ from sid_ray.jobs.upload import (
     upload_of,
 )
 from sid_ray.mlflow_run import signed_in
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import default_tracking_uri, runs_folder
 from tests.canaries import canary, leaks
 

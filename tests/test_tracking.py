@@ -28,7 +28,7 @@ from sid_ray.mlflow_run import (
     only_opener,
     shown_uri,
 )
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.report import Report, Row
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
 from sid_ray.tracking import Tracking, send_report

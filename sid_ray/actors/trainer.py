@@ -44,10 +44,10 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.console import Display
 from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
-from sid_ray.known_networks import text_bytes
 from sid_ray.planning.fit import fewest_that_fit
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.start import with_ray
+from sid_ray.recipes.known_networks import text_bytes
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.storage.errors import StoreError, retrying
 from sid_ray.storage.lease import LeaseLostError

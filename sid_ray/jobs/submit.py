@@ -210,8 +210,8 @@ def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         text = f"GPUs not known yet: sid-ray plan {config.recipe} counts; the run checks again"
         yield WARNING, "memory", text
         return
-    from sid_ray.known_networks import teacher_of, text_bytes
     from sid_ray.planning.fit import check_fits
+    from sid_ray.recipes.known_networks import teacher_of, text_bytes
 
     workers, unit = min(resources.num_workers, cluster.gpus), 1 << 30
     moment = check_fits(config, teacher_of(config), workers, cluster.memory_gib, text_bytes(config))

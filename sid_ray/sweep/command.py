@@ -15,7 +15,7 @@ from sid_ray.config.distill_config import DistillConfig, differences, flatten, l
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
 from sid_ray.ray_setup.start import check_ray
-from sid_ray.recipes import check_supplied, recipe
+from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.recipes import GUIDANCE
+from sid_ray.recipes.registry import GUIDANCE
 from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY
 
 VARIED_SECTIONS = ("objective", "schedule", "training", "teacher", "guidance")

@@ -21,7 +21,7 @@ from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import shown_score
 from sid_ray.page import whole_page
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.arithmetic import decision_points
 from sid_ray.sweep.importance import Importance, importance_of

@@ -15,7 +15,7 @@ from typing import Any
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.storage.store import moved_into_place
 from sid_ray.sweep import pareto
 from sid_ray.sweep.repeats import Repeat, read_repeats, repeats_of

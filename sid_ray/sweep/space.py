@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError
-from sid_ray.recipes import guidance_strategy
+from sid_ray.recipes.registry import guidance_strategy
 
 Value = bool | int | float | str
 Scheduler = Literal["none", "asha", "pbt", "pb2"]

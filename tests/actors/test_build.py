@@ -11,7 +11,7 @@ from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, initial_generator, on_this_node
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import check_generator
 from sid_ray.weights.folder import ModelDescription, save_model
 from tests.networks import TINY, TINY_EDM2

@@ -19,7 +19,7 @@ from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.checkpoint.snapshot import write_average
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import find_start

@@ -11,7 +11,7 @@ from sid_ray.actors.proof import Content, Seat, Sight, check, contents, prove
 from sid_ray.config.distill_config import replace
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.storage.shared import UNKNOWN, NotSharedError, Token
 from sid_ray.storage.store import Store
 from tests.data.sources import edm_members, pixels, write_zip

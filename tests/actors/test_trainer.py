@@ -9,9 +9,9 @@ from sid_ray.actors import proof, trainer
 from sid_ray.actors.tracker import Board
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.known_networks import teacher_of
 from sid_ray.planning import fit
-from sid_ray.recipes import recipe
+from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, RunRecord
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import Start

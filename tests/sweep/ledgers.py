@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.arithmetic import Asha, decision_points
 from sid_ray.sweep.repeats import add_repeat, repeats_of
 from sid_ray.sweep.sampling import random_point

@@ -2,7 +2,7 @@
 
 import statistics
 
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.optuna_search import next_point
 from sid_ray.sweep.sampling import random_point
 from tests.sweep.ledgers import record

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from sid_ray.config.distill_config import replace
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, write_record
 from sid_ray.storage.store import Store
 from sid_ray.sweep import parent as parents

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import repeat_runs
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.order import Order

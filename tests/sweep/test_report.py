@@ -11,7 +11,7 @@ import pytest
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.parsing import expand_aliases, parse
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.importance import Importance
 from sid_ray.sweep.report import command_of, json_of, page, run_report, trials_table

@@ -14,7 +14,7 @@ from ray.tune.search.variant_generator import generate_variants
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.sampling import (
     DefineByRun,
     bounds,

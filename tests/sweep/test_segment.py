@@ -12,7 +12,7 @@ import pytest
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.config.distill_config import replace as with_values
 from sid_ray.distill import GAVE_UP, LOST, STOPPED
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import WAITING
 from sid_ray.storage import errors
 from sid_ray.storage.cache import file_sha256

@@ -3,7 +3,7 @@
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.space import Range, config_of
 from sid_ray.sweep.space_check import check_space
 from tests.sweep.spaces import HEAD, space_of

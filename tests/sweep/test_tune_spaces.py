@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sid_ray.recipes import RECIPES, recipe
+from sid_ray.recipes.registry import RECIPES, recipe
 from sid_ray.sweep.arithmetic import cost, decision_points
 from sid_ray.sweep.sampling import grid_points, keyed, random_point, recipe_point
 from sid_ray.sweep.space import config_of

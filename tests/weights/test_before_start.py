@@ -25,7 +25,7 @@ from sid_ray.components import fingerprint
 from sid_ray.config.distill_config import replace
 from sid_ray.doctor import FAILED, Patient, check_teacher_fits, examine
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_text_encoder
 from sid_ray.weights.description import Components
 from sid_ray.weights.networks import describe, load

@@ -16,7 +16,7 @@ from sid_ray.cli import main
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
-from sid_ray.recipes import recipe
+from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start
 from sid_ray.weights.networks import describe, load
 from tests.networks import TINY_EDM2, tiny_network

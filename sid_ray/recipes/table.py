@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from sid_ray.config.sections import ObjectiveConfig
-from sid_ray.recipes import FAMILIES, Recipe
+from sid_ray.recipes.registry import FAMILIES, Recipe
 
 ROW = "{:29}  {:7}  {:12}  {:>6}  {:>11}  {:11}  {:>5}  {:>5}"
 HEADER = ROW.format(

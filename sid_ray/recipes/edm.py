@@ -15,7 +15,7 @@ from sid_ray.config.sections import (
     TeacherConfig,
     TrainingConfig,
 )
-from sid_ray.published import (
+from sid_ray.recipes.published import (
     MILLION,
     NVIDIA,
     SID_HUB,

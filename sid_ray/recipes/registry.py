@@ -18,10 +18,10 @@ from sid_ray.config.sections import (
     TrainingConfig,
 )
 from sid_ray.errors import UserError, nearest
-from sid_ray.published import Recipe
-from sid_ray.published_edm import EDM
-from sid_ray.published_edm2 import EDM2
-from sid_ray.published_sd import STABLE_DIFFUSION
+from sid_ray.recipes.edm import EDM
+from sid_ray.recipes.edm2 import EDM2
+from sid_ray.recipes.published import Recipe
+from sid_ray.recipes.stable_diffusion import STABLE_DIFFUSION
 
 
 class Guidance(NamedTuple):
