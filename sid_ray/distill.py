@@ -23,13 +23,10 @@ from sid_ray.checkpoint.warm_start import check_network, check_newest
 from sid_ray.components import fingerprint as components_fingerprint
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
-from sid_ray.copies import settle
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
 from sid_ray.evaluations import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
-from sid_ray.mlflow_run import shown_uri
-from sid_ray.mlflow_state import check_tracking
 from sid_ray.ray_setup.environment import stop_like_ctrl_c
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import (
@@ -53,12 +50,15 @@ from sid_ray.run_folder import (
 from sid_ray.storage.errors import StoreError, is_s3
 from sid_ray.storage.lease import LeaseLostError
 from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.tracking.copies import settle
+from sid_ray.tracking.mlflow_run import shown_uri
+from sid_ray.tracking.mlflow_state import check_tracking
 from sid_ray.training.assemble import Start, bare_source, find_start
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
     from sid_ray.report import Report
-    from sid_ray.tracking import Model
+    from sid_ray.tracking.sender import Model
 
 STOPPED, FAILED, GAVE_UP, LOST = 130, 1, 3, 4
 MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
@@ -298,7 +298,7 @@ def track_report(
     A store that fails costs a warning; the next start of the run sends what is left.
     """
     from sid_ray.actors.beside import tracking_target
-    from sid_ray.tracking import send_report
+    from sid_ray.tracking.sender import send_report
 
     metrics = {
         f"final/{who}_{name}": value

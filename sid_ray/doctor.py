@@ -253,7 +253,7 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
 def check_tracking_store(patient: Patient) -> Iterator[Finding]:
     """MLflow's store: whether it takes what a run will tell, and keeps the run's experiment."""
     from sid_ray.config.distill_config import replace
-    from sid_ray.mlflow_state import AwayError, look_at_tracking
+    from sid_ray.tracking.mlflow_state import AwayError, look_at_tracking
 
     config = replace(patient.config or DistillConfig(), output__folder=patient.runs)
     experiment = config.output.experiment

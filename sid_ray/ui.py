@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
-from sid_ray.mlflow_run import shown_uri
-from sid_ray.mlflow_sqlite import put_right
-from sid_ray.mlflow_state import advice
 from sid_ray.run_folder import runs_folder, tracking_uri
 from sid_ray.storage.places import database_of
+from sid_ray.tracking.mlflow_run import shown_uri
+from sid_ray.tracking.mlflow_sqlite import put_right
+from sid_ray.tracking.mlflow_state import advice
 
 READY_S = 120.0
 

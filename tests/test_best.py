@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sid_ray.best import BestScores
+from sid_ray.tracking.best_scores import BestScores
 
 VALUES = st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan, math.inf]), max_size=8)
 

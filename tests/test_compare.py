@@ -20,10 +20,10 @@ from sid_ray.compare import (
 )
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.history import Point
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, write_record
 from sid_ray.storage.store import Store
+from sid_ray.tracking.history import Point
 
 PNG = b"\x89PNG made up"
 

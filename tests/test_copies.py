@@ -10,12 +10,12 @@ import pytest
 
 from sid_ray.actors.beside import tracking_target
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.copies import LOCAL, beside, settle
-from sid_ray.journal import carry_over
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, RunRecord, read_record, write_record
 from sid_ray.storage.store import Store
-from sid_ray.tracking import Tracking
+from sid_ray.tracking.copies import LOCAL, beside, settle
+from sid_ray.tracking.journal import carry_over
+from sid_ray.tracking.sender import Tracking
 from tests.tracking import empty_store
 
 

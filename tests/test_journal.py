@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from sid_ray import journal
-from sid_ray.journal import JOURNAL, Journal, lock
+from sid_ray.tracking import journal
+from sid_ray.tracking.journal import JOURNAL, Journal, lock
 
 
 def steps(kept: Journal, after: int = 0) -> list[int]:
@@ -116,7 +116,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from sid_ray.journal import Journal
+from sid_ray.tracking.journal import Journal
 kept = Journal(Path(sys.argv[1]), "key")
 for step in range(10**9):
     kept.append("metrics", {"step": step, "metrics": {"loss": 0.5}})

@@ -10,13 +10,13 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import FEATURE_DISABLED, PERMISSION_DENIED
 
-from sid_ray import mlflow_artifacts, tracking
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.tensor_files.tensors import read_safetensors
-from sid_ray.tracking import Model, Tracking, send_report
+from sid_ray.tracking import mlflow_artifacts, sender
+from sid_ray.tracking.sender import Model, Tracking, send_report
 from sid_ray.weights.description import ModelDescription, save_model
 from tests.mlflow_server import mlflow_server
 from tests.tracking import target
@@ -92,7 +92,7 @@ def lose_answers(monkeypatch, name, failed):
 
 
 def test_confirmations_that_are_lost_leave_one_of_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "pause_s", lambda tries: 0.01)
+    monkeypatch.setattr(sender, "pause_s", lambda tries: 0.01)
     calls = ("log_artifact", "create_registered_model", "create_model_version")
     failed: list[str] = []
     for name in calls:

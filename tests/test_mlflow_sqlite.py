@@ -10,9 +10,9 @@ import mlflow
 import pytest
 from mlflow.tracking._tracking_service import utils
 
-from sid_ray.mlflow_sqlite import artifacts_of, check_writable, look, put_right
 from sid_ray.storage.places import absolute_uri
-from sid_ray.tracking import Tracking
+from sid_ray.tracking.mlflow_sqlite import artifacts_of, check_writable, look, put_right
+from sid_ray.tracking.sender import Tracking
 from tests.tracking import empty_store, target
 
 

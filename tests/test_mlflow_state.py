@@ -13,13 +13,13 @@ import mlflow
 import pytest
 from click.testing import CliRunner
 
-from sid_ray import mlflow_sqlite, mlflow_state, tracking
 from sid_ray.config.distill_config import replace
 from sid_ray.distill import run_distillation
 from sid_ray.errors import UserError
-from sid_ray.mlflow_state import AwayError, advice, look_at_store, look_at_tracking
 from sid_ray.recipes.registry import recipe
-from sid_ray.tracking import Tracking
+from sid_ray.tracking import mlflow_sqlite, mlflow_state, sender
+from sid_ray.tracking.mlflow_state import AwayError, advice, look_at_store, look_at_tracking
+from sid_ray.tracking.sender import Tracking
 from tests.tracking import empty_store, target, wait_for
 
 READY = (
@@ -98,7 +98,7 @@ def test_a_deleted_experiment_is_found_before_anything_starts(tmp_path, store):
 
 def test_an_experiment_that_is_deleted_while_a_run_works(tmp_path, monkeypatch):
     """One line says so at once; all numbers are kept, and sent once it is restored."""
-    monkeypatch.setattr(tracking, "pause_s", lambda tries: 0.05)
+    monkeypatch.setattr(sender, "pause_s", lambda tries: 0.05)
     where, said = target(tmp_path), []
     kept = Tracking(where, tmp_path, said.append)
     kept.metrics({"loss": 1.0}, 1)
@@ -123,7 +123,7 @@ def test_an_experiment_that_is_deleted_while_a_run_works(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_deleted_while_it_works_becomes_another_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "pause_s", lambda tries: 0.05)
+    monkeypatch.setattr(sender, "pause_s", lambda tries: 0.05)
     where, said = target(tmp_path), []
     kept = Tracking(where, tmp_path, said.append)
     kept.metrics({"loss": 1.0}, 1)

@@ -45,9 +45,9 @@ from sid_ray.jobs.upload import (
     looks_secret,
     upload_of,
 )
-from sid_ray.mlflow_run import signed_in
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import default_tracking_uri, runs_folder
+from sid_ray.tracking.mlflow_run import signed_in
 from tests.canaries import canary, leaks
 
 REPOSITORY = Path(__file__).parent.parent

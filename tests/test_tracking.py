@@ -17,10 +17,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from sid_ray import tracking
 from sid_ray.config.distill_config import replace
 from sid_ray.distill import track_report
-from sid_ray.mlflow_run import (
+from sid_ray.recipes.registry import recipe
+from sid_ray.report import Report, Row
+from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
+from sid_ray.tracking import sender
+from sid_ray.tracking.mlflow_run import (
     MlflowRun,
     RefusedError,
     Target,
@@ -28,10 +31,7 @@ from sid_ray.mlflow_run import (
     only_opener,
     shown_uri,
 )
-from sid_ray.recipes.registry import recipe
-from sid_ray.report import Report, Row
-from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
-from sid_ray.tracking import Tracking, send_report
+from sid_ray.tracking.sender import Tracking, send_report
 from tests.tracking import MadeUpRun, target, wait_for
 
 
@@ -47,7 +47,7 @@ def runs(where: Target) -> list:
 
 @pytest.fixture
 def hurried(monkeypatch):
-    monkeypatch.setattr(tracking, "pause_s", lambda tries: 0.01)
+    monkeypatch.setattr(sender, "pause_s", lambda tries: 0.01)
 
 
 @pytest.mark.parametrize("writes_first", [False, True])
@@ -90,7 +90,7 @@ def test_one_failure_is_not_worth_a_line(tmp_path, hurried):
 
 
 def test_what_is_left_is_said_and_sent_by_the_next_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "AWAY_PATIENCE_S", 1.0)
+    monkeypatch.setattr(sender, "AWAY_PATIENCE_S", 1.0)
     kept = Tracking(target(tmp_path), tmp_path, run=MadeUpRun(failures=10**6))
     for step in range(3):
         kept.metrics({"loss": float(step)}, step)
@@ -113,7 +113,7 @@ def test_nothing_left_and_no_report_asks_nobody(tmp_path):
 
 
 def test_a_report_is_kept_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "AWAY_PATIENCE_S", 1.0)
+    monkeypatch.setattr(sender, "AWAY_PATIENCE_S", 1.0)
     (tmp_path / "summary.json").write_text("{}")
     files, away = [tmp_path / "summary.json"], target(tmp_path, uri="http://127.0.0.1:1")
     _, left = send_report(away, tmp_path, {"fd": 2.0}, files, 64)
@@ -143,7 +143,7 @@ def test_with_a_full_disk_numbers_go_to_mlflow_from_memory(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("reported", [False, True])
 def test_a_complete_run_that_is_started_again_sends_what_was_left(tmp_path, monkeypatch, reported):
-    monkeypatch.setattr(tracking, "AWAY_PATIENCE_S", 0.1)
+    monkeypatch.setattr(sender, "AWAY_PATIENCE_S", 0.1)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = replace(recipe("digits-sid"), output__folder=str(tmp_path), output__run="run")
     run, record = RunFolder.of(config), RunRecord(config.to_json())
@@ -248,7 +248,7 @@ def test_a_file_that_is_gone_is_refused(tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from sid_ray.tracking import Tracking
+from sid_ray.tracking.sender import Tracking
 from tests.tracking import target
 folder, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 kept = Tracking(target(folder, key=name, uri=sys.argv[4], name=name), folder / name, print)
@@ -291,7 +291,7 @@ def test_a_new_sqlite_is_opened_by_one_process_at_a_time(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/new.db"
     one = only_opener(uri)
     one.__enter__()
-    monkeypatch.setattr("sid_ray.mlflow_run.LOCK_S", 0.1)
+    monkeypatch.setattr("sid_ray.tracking.mlflow_run.LOCK_S", 0.1)
     with pytest.raises(OSError, match="another process has had it"), only_opener(uri):
         pass
     with only_opener("http://127.0.0.1:1"):
@@ -331,13 +331,13 @@ def test_nothing_is_sent_before_it_is_woken_or_finished(tmp_path):
     for wake in (True, False):
         opened = threading.Event()
         run = SimpleNamespace(open=opened.set, write=lambda batch: None, run_id="x", best={})
-        tracking = Tracking(target(tmp_path), tmp_path / str(wake), run=run, rest_s=60)
-        tracking.status("RUNNING")
+        sender = Tracking(target(tmp_path), tmp_path / str(wake), run=run, rest_s=60)
+        sender.status("RUNNING")
         assert not opened.wait(0.2)
         if wake:
-            tracking.wake()
+            sender.wake()
             assert opened.wait(10)
-        assert tracking.finish() == ""
+        assert sender.finish() == ""
         assert opened.is_set()
 
 

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from sid_ray.tracking import Tracking
+from sid_ray.tracking.sender import Tracking
 from tests.mlflow_server import mlflow_server
 from tests.tracking import target
 

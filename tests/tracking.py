@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlflow
 
-from sid_ray.mlflow_run import Target
+from sid_ray.tracking.mlflow_run import Target
 
 
 @functools.cache

@@ -12,13 +12,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
 from sid_ray.actors.tracker import Tracker
 from sid_ray.config.distill_config import DistillConfig, flatten, ray_resources
-from sid_ray.copies import store_is_beside
 from sid_ray.errors import UserError
-from sid_ray.mlflow_run import WHERE_TAG, Target
-from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
 from sid_ray.storage.shared import Token
+from sid_ray.tracking.copies import store_is_beside
+from sid_ray.tracking.mlflow_run import WHERE_TAG, Target
+from sid_ray.tracking.mlflow_sqlite import artifacts_of
 from sid_ray.training.assemble import Start
 
 LOOK_S = 0.5

@@ -1,6 +1,6 @@
 """The board that the progress display reads, and the one writer to MLflow.
 
-Workers and the evaluator send it numbers and go on at once; ``tracking.py`` keeps these on the
+Workers and the evaluator send it numbers and go on at once; ``sender.py`` keeps these on the
 driver's disk and writes them in order. It lives as long as the driver, so restarts of the workers
 end up in the same MLflow run.
 """
@@ -19,10 +19,10 @@ import ray
 
 from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.evaluations import add_result
-from sid_ray.mlflow_run import Target
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.store import Store
-from sid_ray.tracking import TIMEOUT_S, Tracking
+from sid_ray.tracking.mlflow_run import Target
+from sid_ray.tracking.sender import TIMEOUT_S, Tracking
 
 PICTURES = "pictures"  # in the run's folder
 SAME_S = 30.0  # a line is not said again so soon

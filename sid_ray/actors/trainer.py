@@ -42,7 +42,6 @@ from sid_ray.checkpoint.find import newest_listed, newest_whole
 from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.console import Display
-from sid_ray.copies import LOCAL
 from sid_ray.errors import UserError
 from sid_ray.planning.fit import fewest_that_fit
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
@@ -53,6 +52,7 @@ from sid_ray.storage.errors import StoreError, retrying
 from sid_ray.storage.lease import LeaseLostError
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
+from sid_ray.tracking.copies import LOCAL
 from sid_ray.training.assemble import Start
 
 POLL_S = 0.5

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
 from sid_ray.jobs.cluster import Cluster, of_nodes
-from sid_ray.mlflow_run import shown_uri
 from sid_ray.ray_setup.start import check_head
+from sid_ray.tracking.mlflow_run import shown_uri
 
 CONNECT_S, ANSWER_S = 3.0, 8.0
 PORTS = {"http": 80, "https": 443, "ray": 10001}

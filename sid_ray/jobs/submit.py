@@ -21,9 +21,9 @@ from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
-from sid_ray.mlflow_run import shown_uri
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
+from sid_ray.tracking.mlflow_run import shown_uri
 
 USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
                              [--working-dir DIR] [--no-wait] [--section.field VALUE ...]

@@ -1,7 +1,7 @@
 """A sweep in MLflow: one run named as the sweep, below which MLflow's pages show the trials' runs.
 
 The runner calls ``after_event`` after each line of the ledger. What the ledger says goes through a
-journal in the sweep's folder (tracking.py), so a server that is away stops nothing and misses
+journal in the sweep's folder (sender.py), so a server that is away stops nothing and misses
 nothing. Trials' runs are begun by their own processes, which know of no sweep: they become children
 by MLflow's tag mlflow.parentRunId, set from here once run.json names their MLflow run.
 """
@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.copies import here_and_now, is_copy, named, own_record, store_is_beside
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import BEST, shown_score
-from sid_ray.mlflow_run import Target, one_line
-from sid_ray.mlflow_sqlite import artifacts_of
 from sid_ray.run_folder import RunRecord, read_record, tracking_uri
 from sid_ray.storage.store import Store, moved_into_place
 from sid_ray.sweep.importance import Importance, importance_of
@@ -30,7 +27,10 @@ from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import Choice, Parameter
 from sid_ray.sweep.trials import RUNNING, STATES
 from sid_ray.sweep.words import shown
-from sid_ray.tracking import TIMEOUT_S, Tracking
+from sid_ray.tracking.copies import here_and_now, is_copy, named, own_record, store_is_beside
+from sid_ray.tracking.mlflow_run import Target, one_line
+from sid_ray.tracking.mlflow_sqlite import artifacts_of
+from sid_ray.tracking.sender import TIMEOUT_S, Tracking
 
 KEY = "parent.json"  # what finds the MLflow run again
 SPACE, FRONT, IMPORTANCE = "space.yaml", "pareto.json", "importance.json"

@@ -27,11 +27,11 @@ from pathlib import Path
 
 from sid_ray.checkpoint.manifest import MANIFEST
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.journal import JOURNAL, carry_over
 from sid_ray.run_folder import IDENTITY, RunFolder, RunRecord, tracking_uri, write_record
 from sid_ray.storage.cache import folder_of
 from sid_ray.storage.places import database_of
 from sid_ray.storage.store import Store
+from sid_ray.tracking.journal import JOURNAL, carry_over
 
 DIGITS = 12
 LOCAL = ".local"  # in a run's folder: checkpoints that are not uploaded yet

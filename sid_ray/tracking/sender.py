@@ -16,13 +16,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sid_ray.best import BestScores
-from sid_ray.journal import Journal, Record
 from sid_ray.metrics.names import BEST, EVAL
-from sid_ray.mlflow_artifacts import SLOWEST, model_files
-from sid_ray.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
-from sid_ray.mlflow_state import advice
 from sid_ray.storage.errors import pause_s
+from sid_ray.tracking.best_scores import BestScores
+from sid_ray.tracking.journal import Journal, Record
+from sid_ray.tracking.mlflow_artifacts import SLOWEST, model_files
+from sid_ray.tracking.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.tracking.mlflow_state import advice
 
 VALUES = 900  # metrics in one request; MLflow takes 1000
 TOLD_AFTER = 2  # failures in a row before a line says so: two writers of one sqlite may collide

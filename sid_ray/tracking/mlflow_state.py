@@ -24,8 +24,10 @@ from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.mlflow_run import BOUNDS, UNWRITABLE, one_line, shown_uri, signed_in
-from sid_ray.mlflow_sqlite import (
+from sid_ray.run_folder import tracking_uri
+from sid_ray.storage.places import database_of
+from sid_ray.tracking.mlflow_run import BOUNDS, UNWRITABLE, one_line, shown_uri, signed_in
+from sid_ray.tracking.mlflow_sqlite import (
     NEWER,
     OLDER,
     Experiment,
@@ -34,8 +36,6 @@ from sid_ray.mlflow_sqlite import (
     look,
     path_of,
 )
-from sid_ray.run_folder import tracking_uri
-from sid_ray.storage.places import database_of
 
 ANSWER_S = 5.0  # for a server before a run starts
 SAID = 120  # characters of what a store says

@@ -1,6 +1,6 @@
 """One run in MLflow: found or begun, and told each record once.
 
-The only module that talks to MLflow. It does one try; ``tracking.py`` tries again.
+The only module that talks to MLflow. It does one try; ``sender.py`` tries again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from sid_ray.journal import LOCK_S, Record, lock
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
-from sid_ray.mlflow_artifacts import Artifacts
-from sid_ray.mlflow_sqlite import put_right
 from sid_ray.storage.places import database_of
+from sid_ray.tracking.journal import LOCK_S, Record, lock
+from sid_ray.tracking.mlflow_artifacts import Artifacts
+from sid_ray.tracking.mlflow_sqlite import put_right
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps

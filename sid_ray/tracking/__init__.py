@@ -1,0 +1,1 @@
+"""What a run tells MLflow: the journal, the sender, the store."""
