@@ -26,7 +26,7 @@ from sid_ray import cli
 from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError
-from sid_ray.evaluate_options import EvaluateOptions
+from sid_ray.evaluation.options import EvaluateOptions
 from sid_ray.generate_options import GenerateOptions
 
 NUMBERS = (

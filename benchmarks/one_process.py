@@ -12,8 +12,8 @@ from torch import nn
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
-from sid_ray.evaluation import Judge, blocks
-from sid_ray.sampling import generator_sampler
+from sid_ray.evaluation.judge import Judge, blocks
+from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.training.assemble import (
     adam_of,
     data_of,

@@ -41,10 +41,8 @@ from sid_ray.denoisers.stable_diffusion import (
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
 from sid_ray.distributed.ema import ema_beta, update_ema
-from sid_ray.metrics.features import load_feature_space
-from sid_ray.objectives.functional import denoising_loss
-from sid_ray.pictures import save_picture, tile
-from sid_ray.sampling import (
+from sid_ray.evaluation.pictures import save_picture, tile
+from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
     ddim,
@@ -53,6 +51,8 @@ from sid_ray.sampling import (
     sample_in_batches,
     seeded_uniform,
 )
+from sid_ray.metrics.features import load_feature_space
+from sid_ray.objectives.functional import denoising_loss
 from sid_ray.types import Condition, Denoiser, Want
 
 TOKENS = 16  # the longest caption has fewer words; longer prompts are cut

@@ -19,7 +19,7 @@ from sid_ray import __version__
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
-from sid_ray.evaluate_options import EvaluateOptions
+from sid_ray.evaluation.options import EvaluateOptions
 from sid_ray.generate_options import GenerateOptions
 from sid_ray.parsing import (
     ALIASES,

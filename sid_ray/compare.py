@@ -94,8 +94,8 @@ def worker_seconds(history: History) -> float:
 
 def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
     """A PNG a seed of the newest checkpoint. Raises UserError."""
+    from sid_ray.evaluation.pictures import to_picture
     from sid_ray.generate import Painter
-    from sid_ray.pictures import to_picture
 
     painter = Painter(run.address, None, prompts, min(len(seeds), AT_ONCE))
     pictures = []

@@ -25,7 +25,7 @@ from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
 from sid_ray.errors import UserError
-from sid_ray.evaluations import merge_results
+from sid_ray.evaluation.records import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.ray_setup.environment import stop_like_ctrl_c
 from sid_ray.recipes.registry import recipe
@@ -57,7 +57,7 @@ from sid_ray.training.assemble import Start, bare_source, find_start
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome
-    from sid_ray.report import Report
+    from sid_ray.evaluation.final_report import Report
     from sid_ray.tracking.sender import Model
 
 STOPPED, FAILED, GAVE_UP, LOST = 130, 1, 3, 4
@@ -123,7 +123,7 @@ def check_evaluation(config: DistillConfig, start: Start) -> None:
     evaluation = config.evaluation
     if not (evaluation.every or evaluation.final_report):
         return
-    from sid_ray.evaluation import Judge, codec_of
+    from sid_ray.evaluation.judge import Judge, codec_of
 
     codec = codec_of(start.description, evaluation.vae or start.components.vae)
     Judge(evaluation, bare_source(config, start.description), codec).check()
@@ -196,7 +196,7 @@ def measure(
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
     import torch
 
-    from sid_ray.report import Report, final_report
+    from sid_ray.evaluation.final_report import Report, final_report
 
     if not config.evaluation.final_report:
         return Report()

@@ -25,18 +25,18 @@ from sid_ray.data.command import Meter
 from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError, nearest
-from sid_ray.evaluate_options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions, with_flags
-from sid_ray.evaluate_result import result_of, table_of, tell_run, write_result
-from sid_ray.evaluation import Look, blocks
-from sid_ray.looks import Bench, Job, Kept, kept_folder
+from sid_ray.evaluation.blocks import Bench, Job, Kept, kept_folder
+from sid_ray.evaluation.judge import Look, blocks
+from sid_ray.evaluation.options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions, with_flags
+from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
+from sid_ray.evaluation.real_images import is_statistics
+from sid_ray.evaluation.result import result_of, table_of, tell_run, write_result
+from sid_ray.evaluation.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
 from sid_ray.metrics.extractors import NAMES
-from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray
-from sid_ray.real_images import is_statistics
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import check_folder, expanded
-from sid_ray.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
 from sid_ray.weights.folder import load_model
 
 SMALL = 2  # blocks that are not worth the start of other processes

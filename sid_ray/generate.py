@@ -33,10 +33,9 @@ from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
-from sid_ray.evaluation import codec_of
-from sid_ray.generate_options import GenerateOptions
-from sid_ray.pictures import pixel_scale, save_picture, tile, to_picture
-from sid_ray.sampling import (
+from sid_ray.evaluation.judge import codec_of
+from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
+from sid_ray.evaluation.samplers import (
     Inputs,
     generator_sampler,
     sample_in_batches,
@@ -44,8 +43,9 @@ from sid_ray.sampling import (
     seeded_noises,
     seeded_uniform,
 )
+from sid_ray.evaluation.subject import find_network, network_sha256
+from sid_ray.generate_options import GenerateOptions
 from sid_ray.storage.store import PART, moved_into_place
-from sid_ray.subject import find_network, network_sha256
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription, load_model

@@ -34,17 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "evaluation": "evaluation",
-    "evaluate_options": "evaluation",
-    "evaluate_result": "evaluation",
-    "evaluations": "evaluation",
-    "looks": "evaluation",
-    "picture_looks": "evaluation",
-    "subject": "evaluation",
-    "real_images": "evaluation",
-    "report": "evaluation",
-    "sampling": "evaluation",
-    "pictures": "evaluation",
     "components": "weights",
     "evaluate": "commands",
     "distill": "commands",
@@ -88,7 +77,7 @@ HOMES = {
         "sid_ray/weights/",
         "sid_ray/data/command.py",
         "sid_ray/evaluate.py",
-        "sid_ray/evaluate_result.py",
+        "sid_ray/evaluation/result.py",
     ),
     "tyro": (
         "sid_ray/cli.py",

@@ -15,8 +15,7 @@ from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.stable_diffusion import load_schedule, load_text
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.errors import UserError
-from sid_ray.metrics.features import load_feature_space
-from sid_ray.sampling import (
+from sid_ray.evaluation.samplers import (
     ddim,
     generator_sampler,
     heun,
@@ -25,6 +24,7 @@ from sid_ray.sampling import (
     seeded_inputs,
     seeded_uniform,
 )
+from sid_ray.metrics.features import load_feature_space
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import builtin_models, resolve_source

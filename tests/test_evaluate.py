@@ -15,10 +15,10 @@ from sid_ray import evaluate as command
 from sid_ray.checkpoint.best import SCORE
 from sid_ray.cli import main
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.evaluation import Judge, blocks
-from sid_ray.looks import Bench, Kept
+from sid_ray.evaluation.blocks import Bench, Kept
+from sid_ray.evaluation.judge import Judge, blocks
+from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.run_folder import EVALUATIONS, RunRecord, write_record
-from sid_ray.sampling import generator_sampler
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import data_of, generation_of

@@ -13,12 +13,12 @@ from sid_ray.config.sections import DataConfig, EvaluationConfig
 from sid_ray.data.digits import load_digits
 from sid_ray.data.source import Source, open_source
 from sid_ray.errors import UserError
-from sid_ray.evaluation import Judge, blocks, codec_of
+from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.samplers import Inputs, index_of
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.metrics.kid import SUBSETS, choose_subsets, kernel_distance
 from sid_ray.metrics.precision_recall import precision_recall
 from sid_ray.metrics.scores import looked_at
-from sid_ray.sampling import Inputs, index_of
 from sid_ray.storage.store import Store
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sid_ray.evaluations import add_result, merge_results, results_in
+from sid_ray.evaluation.records import add_result, merge_results, results_in
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.store import Store
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.diffusion.schedules import EDMSchedule, image_shape
-from sid_ray.sampling import few_step
+from sid_ray.evaluation.samplers import few_step
 from sid_ray.types import Condition, Level, Prediction, Want
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sid_ray import evaluation
 from sid_ray.components import Named
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
+from sid_ray.evaluation import judge
 from sid_ray.generate import Painter, claimed, generate_pictures
 from sid_ray.parsing import number_list, without_repeats
 from sid_ray.recipes.registry import recipe
@@ -91,7 +91,7 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
         asked.append((source, convention))
         return Doubling()
 
-    monkeypatch.setattr(evaluation, "open_vae", open_vae)
+    monkeypatch.setattr(judge, "open_vae", open_vae)
     decoder = tmp_path / "decoder"
     write_pipeline(decoder)
     generate_pictures(latents, range(3), None, (), tmp_path / "a", 2, Named(vae=str(decoder)))

@@ -6,7 +6,7 @@ import torch
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import open_source
 from sid_ray.diffusion.schedules import EDMSchedule, image_shape
-from sid_ray.sampling import (
+from sid_ray.evaluation.samplers import (
     Inputs,
     few_step,
     heun,

@@ -14,8 +14,8 @@ from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.config.distill_config import replace
 from sid_ray.distill import show_next
 from sid_ray.errors import UserError
+from sid_ray.evaluation.final_report import Report
 from sid_ray.recipes.registry import recipe
-from sid_ray.report import Report
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.storage import errors
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, file_sha256

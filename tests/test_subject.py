@@ -10,10 +10,10 @@ from sid_ray.checkpoint.best import keep_best
 from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
+from sid_ray.evaluation.subject import find_subject, sampler_settings, schedule_config
 from sid_ray.run_folder import RunRecord, write_record
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
-from sid_ray.subject import find_subject, sampler_settings, schedule_config
 from sid_ray.weights.description import WEIGHTS
 from tests.test_checkpoint import write
 

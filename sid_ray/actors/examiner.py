@@ -13,9 +13,9 @@ import torch
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.spec import spec_of
-from sid_ray.evaluation import Judge, blocks, codec_of
-from sid_ray.pictures import pixel_scale, sheet_samples, tile
-from sid_ray.sampling import generator_sampler
+from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
+from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.storage.cache import file_sha256
 from sid_ray.training.assemble import components_of, data_of, schedule_of
 from sid_ray.weights.folder import load_weights

@@ -18,9 +18,9 @@ import torch
 from sid_ray.data.pipeline import quieten, silent_errors, start_ray
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError
-from sid_ray.evaluation import Look
-from sid_ray.looks import Job
-from sid_ray.picture_looks import PictureJob
+from sid_ray.evaluation.blocks import Job
+from sid_ray.evaluation.judge import Look
+from sid_ray.evaluation.picture_blocks import PictureJob
 from sid_ray.storage.shared import host_name
 
 

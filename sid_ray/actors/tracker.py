@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from sid_ray.actors.timeline import Interruption, Timeline
-from sid_ray.evaluations import add_result
+from sid_ray.evaluation.records import add_result
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.store import Store
 from sid_ray.tracking.mlflow_run import Target

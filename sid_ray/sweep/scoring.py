@@ -9,7 +9,7 @@ from sid_ray.actors.examiner import Examiner
 from sid_ray.checkpoint.find import fetch_generator, newest_listed
 from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.evaluations import add_result
+from sid_ray.evaluation.records import add_result
 from sid_ray.run_folder import RunFolder
 from sid_ray.storage.store import Store, set_endpoint
 from sid_ray.training.assemble import find_start

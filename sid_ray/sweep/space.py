@@ -1,6 +1,6 @@
 """A search space: which fields of a config vary, over what, on what condition, and for how long.
 
-space_file.py reads one from YAML, space_check.py holds it against a recipe, sampling.py draws from
+space_file.py reads one from YAML, space_check.py holds it against a recipe, samplers.py draws from
 it. Nothing here knows of Ray: a point is a mapping of dotted fields to values.
 """
 

@@ -12,7 +12,7 @@ from sid_ray.denoisers.codecs import (
     edm2_codec,
     stable_diffusion_codec,
 )
-from sid_ray.sampling import to_uint8
+from sid_ray.evaluation.samplers import to_uint8
 
 diffusers = pytest.importorskip("diffusers")
 

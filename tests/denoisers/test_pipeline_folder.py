@@ -25,7 +25,7 @@ from sid_ray.denoisers.stable_diffusion import (
     load_vae,
 )
 from sid_ray.errors import UserError
-from sid_ray.sampling import few_step
+from sid_ray.evaluation.samplers import few_step
 from sid_ray.types import Condition
 from tests.denoisers.tiny_pipeline import END, START, write_pipeline, write_tokenizer
 

@@ -26,7 +26,7 @@ from sid_ray.denoisers.stable_diffusion import (
 )
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, read_scheduler_config
 from sid_ray.errors import UserError
-from sid_ray.sampling import few_step
+from sid_ray.evaluation.samplers import few_step
 from sid_ray.types import Condition, Level, Prediction, Want
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lsg"

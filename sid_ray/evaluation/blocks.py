@@ -36,12 +36,12 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import Source, data_fingerprint
 from sid_ray.denoisers.spec import spec_of
 from sid_ray.errors import UserError
-from sid_ray.evaluation import Judge, Look, codec_of
-from sid_ray.report import teacher_sampler
-from sid_ray.sampling import Sampler, generator_sampler
+from sid_ray.evaluation.final_report import teacher_sampler
+from sid_ray.evaluation.judge import Judge, Look, codec_of
+from sid_ray.evaluation.samplers import Sampler, generator_sampler
+from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.store import PART, moved_into_place, set_endpoint
-from sid_ray.subject import Subject, sampler_settings
 from sid_ray.training.assemble import Data, data_of, generation_of
 from sid_ray.weights.description import Components
 

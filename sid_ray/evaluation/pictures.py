@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sid_ray.data.source import Source
-from sid_ray.sampling import seeded_uniform, to_uint8
+from sid_ray.evaluation.samplers import seeded_uniform, to_uint8
 from sid_ray.storage.store import moved_into_place
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 8, 10, 2048

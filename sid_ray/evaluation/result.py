@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray import __version__
-from sid_ray.evaluations import add_result
-from sid_ray.looks import Bench, Job
+from sid_ray.evaluation.blocks import Bench, Job
+from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
+from sid_ray.evaluation.records import add_result
 from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
-from sid_ray.picture_looks import PictureBench, PictureJob
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.store import Store, moved_into_place
 

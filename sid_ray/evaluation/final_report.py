@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.diffusion.schedules import EDMSchedule
-from sid_ray.evaluation import Judge, blocks, codec_of
-from sid_ray.pictures import contact_sheet, save_picture, sheet_samples
-from sid_ray.sampling import Inputs, Sampler, ddim, generator_sampler, heun, seeded_inputs
+from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
+from sid_ray.evaluation.samplers import (
+    Inputs,
+    Sampler,
+    ddim,
+    generator_sampler,
+    heun,
+    seeded_inputs,
+)
 from sid_ray.training.assemble import components_of, data_of, schedule_of
 from sid_ray.types import Denoiser
 from sid_ray.weights.folder import load_model

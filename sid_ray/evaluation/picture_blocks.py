@@ -1,4 +1,4 @@
-"""An evaluation of pictures that are there already: as looks.py's, without a network."""
+"""An evaluation of pictures that are there already: as blocks.py's, without a network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.picture_sets import PictureSet
 from sid_ray.data.source import Source
 from sid_ray.errors import UserError
-from sid_ray.evaluation import Judge, Look
-from sid_ray.looks import FORMAT
+from sid_ray.evaluation.blocks import FORMAT
+from sid_ray.evaluation.judge import Judge, Look
 from sid_ray.storage.store import set_endpoint
 
 

@@ -30,6 +30,8 @@ from sid_ray.config.sections import EvaluationConfig
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
 from sid_ray.errors import UserError
+from sid_ray.evaluation.real_images import Real
+from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of, sample_in_batches
 from sid_ray.metrics.clip import Clip, clip_cosines, clip_score, load_clip
 from sid_ray.metrics.extractors import Extractor, load_extractor
 from sid_ray.metrics.reference import Statistics
@@ -46,8 +48,6 @@ from sid_ray.metrics.scores import (
     neighbour_scores,
 )
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.real_images import Real
-from sid_ray.sampling import Sampler, index_of, inputs_of, sample_in_batches
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.description import ModelDescription

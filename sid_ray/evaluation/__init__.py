@@ -1,0 +1,1 @@
+"""How good images are: the judge, its blocks, its records, the final report."""
