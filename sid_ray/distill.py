@@ -20,7 +20,6 @@ from rich.table import Table
 
 from sid_ray.checkpoint.find import find_generator, newest_listed
 from sid_ray.checkpoint.warm_start import check_network, check_newest
-from sid_ray.components import fingerprint as components_fingerprint
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
@@ -54,6 +53,7 @@ from sid_ray.tracking.copies import settle
 from sid_ray.tracking.mlflow_run import shown_uri
 from sid_ray.tracking.mlflow_state import check_tracking
 from sid_ray.training.assemble import Start, bare_source, find_start
+from sid_ray.weights.components import fingerprint as components_fingerprint
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import Outcome

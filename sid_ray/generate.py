@@ -22,13 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sid_ray.components import (
-    Named,
-    component_folder,
-    find_components,
-    text_encoder_sha256,
-    weights_sha256,
-)
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.spec import spec_of
@@ -48,6 +41,13 @@ from sid_ray.generate_options import GenerateOptions
 from sid_ray.storage.store import PART, moved_into_place
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
+from sid_ray.weights.components import (
+    Named,
+    component_folder,
+    find_components,
+    text_encoder_sha256,
+    weights_sha256,
+)
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import describe
 

@@ -34,7 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "components": "weights",
     "evaluate": "commands",
     "distill": "commands",
     "plan": "commands",

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sid_ray.components import Named
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
@@ -20,6 +19,7 @@ from sid_ray.generate import Painter, claimed, generate_pictures
 from sid_ray.parsing import number_list, without_repeats
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description
+from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import resolve_source

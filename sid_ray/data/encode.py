@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sid_ray.components import component_folder, open_text, open_vae, weights_sha256
 from sid_ray.data.latent_files import MAX_HALF, to_half
 from sid_ray.errors import UserError
+from sid_ray.weights.components import component_folder, open_text, open_vae, weights_sha256
 
 CONVENTIONS = ("edm2", "sd")
 

@@ -97,7 +97,7 @@ def latent_pixels(moments: np.ndarray, manifest: DataManifest, decode: str) -> n
     if decode:
         import torch
 
-        from sid_ray.components import open_vae
+        from sid_ray.weights.components import open_vae
 
         recorded = manifest.source.get("convention", "edm2")
         codec = open_vae(decode, recorded, "cpu")

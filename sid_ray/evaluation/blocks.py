@@ -25,13 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sid_ray.components import (
-    Named,
-    component_folder,
-    find_components,
-    text_encoder_sha256,
-    weights_sha256,
-)
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import Source, data_fingerprint
 from sid_ray.denoisers.spec import spec_of
@@ -43,6 +36,13 @@ from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.store import PART, moved_into_place, set_endpoint
 from sid_ray.training.assemble import Data, data_of, generation_of
+from sid_ray.weights.components import (
+    Named,
+    component_folder,
+    find_components,
+    text_encoder_sha256,
+    weights_sha256,
+)
 from sid_ray.weights.description import Components
 
 FORMAT = 1  # raised when the same seeds come out otherwise than before

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sid_ray.components import check_vae_suits, component_folder, makes_latents, open_vae
 from sid_ray.config.distill_config import asked_metrics
 from sid_ray.config.sections import EvaluationConfig
 from sid_ray.data.source import Source
@@ -50,6 +49,7 @@ from sid_ray.metrics.scores import (
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import parse_source
+from sid_ray.weights.components import check_vae_suits, component_folder, makes_latents, open_vae
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source
 

@@ -18,7 +18,6 @@ from sid_ray.checkpoint.best import SCORE
 from sid_ray.checkpoint.find import best_of, manifest_of
 from sid_ray.checkpoint.find import find_generator as find_stored_generator
 from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
-from sid_ray.components import files_sha256, weights_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.spec import spec_of
@@ -31,6 +30,7 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import BETAS, generation_of
 from sid_ray.weights.address import parse_source, source_label
+from sid_ray.weights.components import files_sha256, weights_sha256
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.remotes import FILE_SUFFIXES

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sid_ray.components import component_folder
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.spec import from_official
@@ -17,6 +16,7 @@ from sid_ray.denoisers.stable_diffusion import CACHE_BYTES, TEXT_FILES
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import read_component
 from sid_ray.weights.address import parse_source
+from sid_ray.weights.components import component_folder
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import resolve_source

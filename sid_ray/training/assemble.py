@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sid_ray.checkpoint.find import find_generator
-from sid_ray.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
@@ -31,6 +30,7 @@ from sid_ray.objectives.vsd import VSD
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.types import Objective
+from sid_ray.weights.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe

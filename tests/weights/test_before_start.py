@@ -21,12 +21,12 @@ pytest.importorskip("transformers")
 
 from sid_ray.actors import trainer
 from sid_ray.cli import main
-from sid_ray.components import fingerprint
 from sid_ray.config.distill_config import replace
 from sid_ray.doctor import FAILED, Patient, check_teacher_fits, examine
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_text_encoder
+from sid_ray.weights.components import fingerprint
 from sid_ray.weights.description import Components
 from sid_ray.weights.networks import describe, load
 from tests.denoisers.tiny_pipeline import write_pipeline
