@@ -23,11 +23,11 @@ from typing import Any
 from unittest import mock
 
 from sid_ray import cli
+from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.errors import UserError
 from sid_ray.evaluation.options import EvaluateOptions
-from sid_ray.generate_options import GenerateOptions
 
 NUMBERS = (
     "0", "-1", "1", "nan", "inf", "-inf", "1e30", "-1e30", "1e-300", "9" * 19, "9" * 5000,
@@ -112,16 +112,20 @@ def calls(chosen: Sequence[str], draw: random.Random, samples: int) -> Iterator[
 
 
 LONG = (
-    "sid_ray.jobs.submit.run_submit", "sid_ray.doctor.run_doctor", "sid_ray.ui.run_ui",
-    "sid_ray.sweep.command.run_order", "sid_ray.evaluate.make", "sid_ray.data.command.prepare",
-    "sid_ray.plan.run_plan",
+    "sid_ray.jobs.submit.run_submit", "sid_ray.commands.doctor.run_doctor", "sid_ray.commands.ui.run_ui",
+    "sid_ray.sweep.command.run_order", "sid_ray.commands.evaluate.make", "sid_ray.data.command.prepare",
+    "sid_ray.commands.plan.run_plan",
 )  # fmt: skip
 
 
 def stand_ins(deep: bool) -> contextlib.ExitStack:
     """Replaces what would start Ray, a server or long work."""
     stack = contextlib.ExitStack()
-    last = "sid_ray.distill.distil_with" if deep else "sid_ray.distill.run_distillation"
+    last = (
+        "sid_ray.commands.distill.distil_with"
+        if deep
+        else "sid_ray.commands.distill.run_distillation"
+    )
     for place in (*LONG, last):
         stack.enter_context(mock.patch(place, return_value=0))
     return stack

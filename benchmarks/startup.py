@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="instead of the quickstart's")
     asked = parser.parse_args()
     if asked.imports:
-        for modules in ("sid_ray.distill, sid_ray.actors.trainer", "sid_ray.actors.worker",
+        for modules in ("sid_ray.commands.distill, sid_ray.actors.trainer", "sid_ray.actors.worker",
                         "sid_ray.actors.evaluator", "sid_ray.actors.tracker"):  # fmt: skip
             print(f"{modules}:", *slow_imports(modules), sep="\n")
         return

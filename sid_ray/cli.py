@@ -16,12 +16,7 @@ from typing import Annotated, TextIO, cast
 import tyro
 
 from sid_ray import __version__
-from sid_ray.config.distill_config import DistillConfig
-from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
-from sid_ray.errors import UserError, nearest
-from sid_ray.evaluation.options import EvaluateOptions
-from sid_ray.generate_options import GenerateOptions
-from sid_ray.parsing import (
+from sid_ray.commands.arguments import (
     ALIASES,
     expand_aliases,
     is_address,
@@ -31,6 +26,11 @@ from sid_ray.parsing import (
     typed_prompts,
     without_repeats,
 )
+from sid_ray.commands.generate_options import GenerateOptions
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
+from sid_ray.errors import UserError, nearest
+from sid_ray.evaluation.options import EvaluateOptions
 from sid_ray.ray_setup.environment import stopping_like_ctrl_c
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import (
@@ -103,7 +103,7 @@ def distill(args: Sequence[str]) -> int:
     )
     check_supplied(config.check())
     check_ray()
-    from sid_ray.distill import run_distillation
+    from sid_ray.commands.distill import run_distillation
 
     return run_distillation(config)
 
@@ -133,8 +133,8 @@ def sweep(args: Sequence[str]) -> int:
 
 def plan(args: Sequence[str]) -> int:
     """sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB] [--section.field VALUE ...]"""
-    from sid_ray.plan import USAGE as PLAN_USAGE
-    from sid_ray.plan import own_flags, run_plan
+    from sid_ray.commands.plan import USAGE as PLAN_USAGE
+    from sid_ray.commands.plan import own_flags, run_plan
 
     if not args or args[0] in ("-h", "--help"):
         print(PLAN_USAGE)
@@ -147,8 +147,8 @@ def plan(args: Sequence[str]) -> int:
 
 def doctor(args: Sequence[str]) -> int:
     """sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]"""
-    from sid_ray.doctor import USAGE as DOCTOR_USAGE
-    from sid_ray.doctor import own_flags, run_doctor
+    from sid_ray.commands.doctor import USAGE as DOCTOR_USAGE
+    from sid_ray.commands.doctor import own_flags, run_doctor
     from sid_ray.run_folder import runs_folder
     from sid_ray.storage.store import set_endpoint
 
@@ -189,7 +189,7 @@ def generate(args: Sequence[str]) -> int:
         from sid_ray.data.prompts import read_prompts
 
         prompts = read_prompts(str(parsed.prompts))
-    from sid_ray.generate import run_generate
+    from sid_ray.commands.generate import run_generate
 
     return run_generate(parsed, seeds, classes, prompts)
 
@@ -207,7 +207,7 @@ def evaluate(args: Sequence[str]) -> int:
     """sid-ray evaluate RUN_CHECKPOINT_OR_TEACHER"""
     parsed = parse(EvaluateArgs, args, "sid-ray evaluate")
     parsed.check()
-    from sid_ray.evaluate import run_evaluation
+    from sid_ray.commands.evaluate import run_evaluation
 
     return run_evaluation(parsed)
 
@@ -234,7 +234,7 @@ def compare(args: Sequence[str]) -> int:
     if is_address(parsed.out):
         raise UserError(f"--out {parsed.out}: the page is a file on this machine's disk; name one")
     check_file(parsed.out, "--out")
-    from sid_ray.compare import MOST_SEEDS, write_comparison
+    from sid_ray.commands.compare import MOST_SEEDS, write_comparison
 
     prompts = typed_prompts(parsed.prompt)
     write_comparison(
@@ -261,7 +261,7 @@ def ui(args: Sequence[str]) -> int:
     parsed = parse(UiArgs, args, "sid-ray ui")
     if not 1 <= parsed.port <= 65535:
         raise UserError(f"--port {parsed.port}: expected 1 to 65535")
-    from sid_ray.ui import run_ui
+    from sid_ray.commands.ui import run_ui
 
     return run_ui(parsed.folder, parsed.host, parsed.port)
 

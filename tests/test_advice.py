@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import sid_ray
-from sid_ray import cli, doctor, plan
+from sid_ray import cli
+from sid_ray.commands import doctor, plan
+from sid_ray.commands.arguments import ALIASES
 from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.jobs import submit
-from sid_ray.parsing import ALIASES
 from sid_ray.sweep import command as sweep
 
 PACKAGE = Path(sid_ray.__file__).parent

@@ -34,17 +34,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 MOVING = {
-    "evaluate": "commands",
-    "distill": "commands",
-    "plan": "commands",
-    "doctor": "commands",
-    "generate": "commands",
-    "generate_options": "commands",
-    "compare": "commands",
-    "ui": "commands",
-    "parsing": "commands",
-    "page": "commands",
-    "release": "commands",
 }
 HOMES = {
     "deepspeed": ("sid_ray/distributed/deepspeed_role.py",),
@@ -70,17 +59,17 @@ HOMES = {
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),
     "rich": (
         "sid_ray/console.py",
-        "sid_ray/distill.py",
-        "sid_ray/doctor.py",
-        "sid_ray/plan.py",
+        "sid_ray/commands/distill.py",
+        "sid_ray/commands/doctor.py",
+        "sid_ray/commands/plan.py",
         "sid_ray/weights/",
         "sid_ray/data/command.py",
-        "sid_ray/evaluate.py",
+        "sid_ray/commands/evaluate.py",
         "sid_ray/evaluation/result.py",
     ),
     "tyro": (
         "sid_ray/cli.py",
-        "sid_ray/parsing.py",
+        "sid_ray/commands/arguments.py",
         "sid_ray/weights/command.py",
         "sid_ray/sweep/command.py",
     ),

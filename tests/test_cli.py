@@ -4,9 +4,9 @@ import pytest
 
 from sid_ray import __version__
 from sid_ray.cli import main
+from sid_ray.commands.arguments import number_list
 from sid_ray.config.distill_config import DistillConfig, flatten
 from sid_ray.errors import UserError
-from sid_ray.parsing import number_list
 
 
 def run(capsys, *args: str) -> tuple[int, str, str]:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sid_ray.compare import (
+from sid_ray.commands.compare import (
     Compared,
     best_of,
     curve,

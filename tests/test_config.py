@@ -98,7 +98,7 @@ def test_unknown_names_come_with_the_nearest():
 
 
 def test_flags_say_what_differs_and_are_understood():
-    from sid_ray.parsing import expand_aliases, parse
+    from sid_ray.commands.arguments import expand_aliases, parse
 
     changed = replace(
         DIGITS, training__seed=3, objective__generator_dropout=False, teacher__source="a b",

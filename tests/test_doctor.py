@@ -4,9 +4,9 @@ from collections import namedtuple
 
 import pytest
 
-from sid_ray import doctor
+from sid_ray.commands import doctor
+from sid_ray.commands.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.config.distill_config import replace
-from sid_ray.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
 from sid_ray.errors import UserError
 from sid_ray.ray_setup import start
 from sid_ray.recipes.registry import recipe

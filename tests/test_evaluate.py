@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sid_ray import evaluate as command
 from sid_ray.checkpoint.best import SCORE
 from sid_ray.cli import main
+from sid_ray.commands import evaluate as command
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.evaluation.blocks import Bench, Kept
 from sid_ray.evaluation.judge import Judge, blocks

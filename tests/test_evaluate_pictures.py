@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from sid_ray.cli import main
+from sid_ray.commands.generate import generate_pictures
 from sid_ray.data.picture_sets import open_pictures
 from sid_ray.errors import UserError
-from sid_ray.generate import generate_pictures
 from sid_ray.weights.description import ModelDescription, save_model
 from tests.networks import TINY, tiny_network
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from sid_ray.commands.arguments import number_list, without_repeats
+from sid_ray.commands.generate import Painter, claimed, generate_pictures
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.evaluation import judge
-from sid_ray.generate import Painter, claimed, generate_pictures
-from sid_ray.parsing import number_list, without_repeats
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description
 from sid_ray.weights.components import Named
@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_the_number_of_images(run, tmp_path, monkeypat
             held.append(len(seeds))
             return torch.zeros(len(seeds), 1, 2, 2, dtype=torch.uint8)
 
-    monkeypatch.setattr("sid_ray.generate.Painter", Painted)
+    monkeypatch.setattr("sid_ray.commands.generate.Painter", Painted)
     tracemalloc.start()
     generate_pictures(run, range(64), None, (), tmp_path / "a", batch=64)
     tracemalloc.reset_peak()

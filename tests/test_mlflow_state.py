@@ -13,8 +13,8 @@ import mlflow
 import pytest
 from click.testing import CliRunner
 
+from sid_ray.commands.distill import run_distillation
 from sid_ray.config.distill_config import replace
-from sid_ray.distill import run_distillation
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.tracking import mlflow_sqlite, mlflow_state, sender

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from sid_ray.cli import main
+from sid_ray.commands.plan import WIDTH, own_flags
 from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
-from sid_ray.plan import WIDTH, own_flags
 from sid_ray.planning import fit
 from sid_ray.planning.fit import (
     Machine,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sid_ray import cli, distill
+from sid_ray import cli
+from sid_ray.commands import distill
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError

@@ -9,9 +9,9 @@ import pytest
 
 from sid_ray.checkpoint.best import SCORE, find_best, keep_best
 from sid_ray.checkpoint.find import find_generator
+from sid_ray.commands.release import release
 from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
-from sid_ray.release import release
 from sid_ray.run_folder import RunFolder, only_driver
 from sid_ray.storage.cache import file_sha256
 from sid_ray.training.assemble import generator_description

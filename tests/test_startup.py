@@ -62,7 +62,7 @@ def test_cpu_seconds_are_those_of_all_that_a_process_starts():
 
 def test_the_driver_loads_neither_mlflow_nor_deepspeed_nor_scikit_learn():
     loaded = loaded_by(
-        "from sid_ray.distill import *; config = recipe('digits-sid')\n"
+        "from sid_ray.commands.distill import *; config = recipe('digits-sid')\n"
         "start = find_start(config); check_evaluation(config, start)\n"
         "import sid_ray.actors.trainer"
     )

@@ -11,8 +11,8 @@ from sid_ray.checkpoint.find import find_generator, newest_listed, newest_whole
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.writer import Spool, Storage
+from sid_ray.commands.distill import show_next
 from sid_ray.config.distill_config import replace
-from sid_ray.distill import show_next
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import Report
 from sid_ray.recipes.registry import recipe

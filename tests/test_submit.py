@@ -19,9 +19,9 @@ from ray._private.runtime_env import packaging
 from ray.runtime_env import RuntimeEnv
 
 from sid_ray.cli import main
+from sid_ray.commands.distill import mlflow_pages
 from sid_ray.config.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config.distill_config import replace
-from sid_ray.distill import mlflow_pages
 from sid_ray.errors import UserError
 from sid_ray.jobs import client
 from sid_ray.jobs.client import Tail, follow

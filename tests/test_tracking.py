@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from sid_ray.commands.distill import track_report
 from sid_ray.config.distill_config import replace
-from sid_ray.distill import track_report
 from sid_ray.evaluation.final_report import Report, Row
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record

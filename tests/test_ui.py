@@ -10,8 +10,8 @@ import urllib.request
 import mlflow
 import pytest
 
+from sid_ray.commands.ui import check_free, run_ui, store_of
 from sid_ray.errors import UserError
-from sid_ray.ui import check_free, run_ui, store_of
 
 
 def free_port() -> int:

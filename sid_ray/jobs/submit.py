@@ -163,7 +163,7 @@ def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         text = f"{folder} must be one disk that all {cluster.nodes or ''} nodes share"
         yield (OK, "storage", f"{folder} on the node") if shared else (WARNING, "storage", text)
     else:
-        from sid_ray.doctor import reach
+        from sid_ray.commands.doctor import reach
 
         try:
             reach(folder, server.endpoint_url, server.region)

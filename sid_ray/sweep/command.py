@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
+from sid_ray.commands.arguments import expand_aliases, parse
 from sid_ray.config.distill_config import DistillConfig, differences, flatten, located
 from sid_ray.errors import UserError
-from sid_ray.parsing import expand_aliases, parse
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
@@ -182,7 +182,7 @@ def check_same(order: Order, earlier: dict) -> None:
 
 def check_trial(order: Order) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
-    from sid_ray.distill import check_evaluation
+    from sid_ray.commands.distill import check_evaluation
     from sid_ray.storage.store import set_endpoint
     from sid_ray.sweep.searcher import spec_of
     from sid_ray.tracking.mlflow_state import check_tracking
@@ -197,8 +197,8 @@ def check_trial(order: Order) -> None:
 
 def run_order(order: Order, earlier: dict) -> int:
     """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
+    from sid_ray.commands.distill import shown
     from sid_ray.console import quiet_output
-    from sid_ray.distill import shown
     from sid_ray.sweep.display import SweepDisplay
     from sid_ray.sweep.notes import Watch
     from sid_ray.sweep.repeats import most_of

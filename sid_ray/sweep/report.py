@@ -15,12 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sid_ray.compare import table
+from sid_ray.commands.compare import table
+from sid_ray.commands.page import whole_page
 from sid_ray.config.distill_config import flags, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import shown_score
-from sid_ray.page import whole_page
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.arithmetic import decision_points

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sid_ray.compare import COLOURS, is_logarithmic
+from sid_ray.commands.compare import COLOURS, is_logarithmic
 from sid_ray.metrics.names import EVAL
 from sid_ray.sweep.importance import domains_of
 from sid_ray.sweep.results import Sweep

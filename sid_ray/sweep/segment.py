@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sid_ray.checkpoint.find import newest_listed
 from sid_ray.checkpoint.manifest import EMA_FOLDER
+from sid_ray.commands.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.evaluation.records import results_in
 from sid_ray.run_folder import EVALUATIONS, WAITING, RunFolder
 from sid_ray.storage.errors import retrying

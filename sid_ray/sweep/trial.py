@@ -42,7 +42,7 @@ def main(path: str, began_from: str = "") -> int:
     end_with_parent()
     try:
         config = DistillConfig.from_json(Path(path).read_text(), path).check()
-        from sid_ray.distill import run_distillation
+        from sid_ray.commands.distill import run_distillation
 
         return run_distillation(config, began_from)
     except UserError as error:

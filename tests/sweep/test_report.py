@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sid_ray.commands.arguments import expand_aliases, parse
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
-from sid_ray.parsing import expand_aliases, parse
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.importance import Importance

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
+from sid_ray.commands.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.config.distill_config import replace as with_values
-from sid_ray.distill import GAVE_UP, LOST, STOPPED
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import WAITING
 from sid_ray.storage import errors

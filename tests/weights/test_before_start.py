@@ -21,8 +21,8 @@ pytest.importorskip("transformers")
 
 from sid_ray.actors import trainer
 from sid_ray.cli import main
+from sid_ray.commands.doctor import FAILED, Patient, check_teacher_fits, examine
 from sid_ray.config.distill_config import replace
-from sid_ray.doctor import FAILED, Patient, check_teacher_fits, examine
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_text_encoder
@@ -79,11 +79,13 @@ def answers(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
         args += ["--data.source", str(prompts), "--output.folder", str(tmp_path / "runs")]
         args += ["--evaluation.every", "0", "--evaluation.no-final-report", *map(str, flags)]
         held: list[Patient] = []
-        monkeypatch.setattr("sid_ray.doctor.run_doctor", lambda c, r, d: held.append(Patient(c, r)))
+        monkeypatch.setattr(
+            "sid_ray.commands.doctor.run_doctor", lambda c, r, d: held.append(Patient(c, r))
+        )
         with pytest.raises(SystemExit):
             main(["doctor", *args])
-        monkeypatch.setattr("sid_ray.doctor.GENERAL", {})
-        monkeypatch.setattr("sid_ray.doctor.OF_A_RECIPE", {"teacher": check_teacher_fits})
+        monkeypatch.setattr("sid_ray.commands.doctor.GENERAL", {})
+        monkeypatch.setattr("sid_ray.commands.doctor.OF_A_RECIPE", {"teacher": check_teacher_fits})
         findings = [finding for _, finding in examine(held[0])]
         said = "\n".join(finding.text for finding in findings if finding.state == FAILED)
         capsys.readouterr()

@@ -262,7 +262,7 @@ def give_away(
     console: Console, config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report
 ) -> Model | None:
     """The run's model folder with its card; storage or a disk that fails costs a warning."""
-    from sid_ray.release import release
+    from sid_ray.commands.release import release
 
     scores = plain_scores(report.rows[-1].scores) if report.rows else {}
     try:

@@ -297,7 +297,7 @@ def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
 def check_scores(patient: Patient) -> Iterator[Finding]:
     """What scores images while training and at the end: extractor, CLIP, VAE, reference."""
     assert patient.config is not None
-    from sid_ray.distill import check_evaluation
+    from sid_ray.commands.distill import check_evaluation
 
     evaluation = patient.config.evaluation
     if not (evaluation.every or evaluation.final_report):

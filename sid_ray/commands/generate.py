@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.spec import spec_of
@@ -37,7 +38,6 @@ from sid_ray.evaluation.samplers import (
     seeded_uniform,
 )
 from sid_ray.evaluation.subject import find_network, network_sha256
-from sid_ray.generate_options import GenerateOptions
 from sid_ray.storage.store import PART, moved_into_place
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition

@@ -17,11 +17,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from sid_ray.commands.page import whole_page
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
-from sid_ray.page import whole_page
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.store import Store, moved_into_place
@@ -94,8 +94,8 @@ def worker_seconds(history: History) -> float:
 
 def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
     """A PNG a seed of the newest checkpoint. Raises UserError."""
+    from sid_ray.commands.generate import Painter
     from sid_ray.evaluation.pictures import to_picture
-    from sid_ray.generate import Painter
 
     painter = Painter(run.address, None, prompts, min(len(seeds), AT_ONCE))
     pictures = []

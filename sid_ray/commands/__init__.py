@@ -1,0 +1,1 @@
+"""What a person asks of `sid-ray`: a module a subcommand."""
