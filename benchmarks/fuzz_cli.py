@@ -112,10 +112,14 @@ def calls(chosen: Sequence[str], draw: random.Random, samples: int) -> Iterator[
 
 
 LONG = (
-    "sid_ray.jobs.submit.run_submit", "sid_ray.commands.doctor.run_doctor", "sid_ray.commands.ui.run_ui",
-    "sid_ray.sweep.command.run_order", "sid_ray.commands.evaluate.make", "sid_ray.data.command.prepare",
+    "sid_ray.jobs.submit.run_submit",
+    "sid_ray.commands.doctor.run_doctor",
+    "sid_ray.commands.ui.run_ui",
+    "sid_ray.sweep.command.run_order",
+    "sid_ray.commands.evaluate.make",
+    "sid_ray.data.command.prepare",
     "sid_ray.commands.plan.run_plan",
-)  # fmt: skip
+)
 
 
 def stand_ins(deep: bool) -> contextlib.ExitStack:

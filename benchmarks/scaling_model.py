@@ -78,7 +78,7 @@ def pieces(kind: str, elements: int, bucket: int, times: int) -> list[Collective
 
 
 def collectives(stages: Stages, sizes: Sizes, passes: int) -> list[Collective]:
-    """Those of one iteration of two roles, as DeepSpeed 0.19.8 issues them with deepspeed_role.py's keys.
+    """Those of one iteration of two roles, as DeepSpeed 0.19.8 issues them with our settings.
 
     Stages 1 and 2 reduce by all-reduce (use_multi_rank_bucket_allreduce), of which each rank keeps
     its part: twice what a reduce-scatter would send. Stage 0 does so in pieces of FLAT

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.scaling_model import StatedLink
 from benchmarks.scaling_xxl import GPUS, LINKS, PHASES, RECIPE, Model, Rates, Row
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.distributed import deepspeed_role
+from sid_ray.distributed.deepspeed_role import BUCKET
 from sid_ray.planning.fit import stage_variants
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB
 from sid_ray.recipes.registry import recipe, recipe_entry
@@ -107,11 +107,9 @@ def recipe_micro_batch(model: Model) -> str:
 def larger_buckets(model: Model) -> str:
     """What fewer, larger collectives would do where waiting for a ring's steps is most of them."""
     gpus, stage = GPUS[-1], model.chosen(GPUS[-1])
-    own, ten = (
-        model.row(gpus, stage, LINKS[0], times * deepspeed_role.BUCKET) for times in (1, 10)
-    )
+    own, ten = (model.row(gpus, stage, LINKS[0], times * BUCKET) for times in (1, 10))
     return (
-        f"\nbuckets of {10 * deepspeed_role.BUCKET:,} elements instead of {deepspeed_role.BUCKET:,}: {gpus} GPUs "
+        f"\nbuckets of {10 * BUCKET:,} elements instead of {BUCKET:,}: {gpus} GPUs "
         f"with {LINKS[0].name} {ten.images_s:,.0f} images/s instead of {own.images_s:,.0f}"
     )
 

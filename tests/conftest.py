@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from tests.s3_server import s3_server
 # Ray of the tests is their own: no cluster of the machine, no telemetry, quiet workers.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Tests of endings hold under nohup and in the background of a script too, where these are ignored.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Properties are tried on the same examples each time; new ones are for benchmarks/fuzz_*.py and
 # pytest --hypothesis-profile=default.

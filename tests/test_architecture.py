@@ -33,8 +33,6 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("sweep", "jobs"),
     ("cli",),
 )
-MOVING = {
-}
 HOMES = {
     "deepspeed": ("sid_ray/distributed/deepspeed_role.py",),
     "ray": (
@@ -80,8 +78,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 
 def folder_of(module: str) -> str:
     """The folder of sid_ray.folder.module, or the root's file."""
-    parts = module.removeprefix("sid_ray.").split(".")
-    return MOVING.get("/".join(parts[:2]), MOVING.get(parts[0], parts[0]))
+    return module.split(".")[1]
 
 
 def name_of(path: Path) -> str:

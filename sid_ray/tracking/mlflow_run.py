@@ -27,7 +27,7 @@ OLD_PARAM_LIMIT = 250  # that any version keeps
 BATCH = 100  # params MLflow takes at once
 KEY_TAG = "sid_ray.run_key"
 WHERE_TAG = "folder"  # of all runs, as of the last start
-LEASE_TAG = "sid_ray.storage.lease"
+LEASE_TAG = "sid_ray.lease"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # Of a store without a registry of models, or one that this user may not write to: what comes behind
