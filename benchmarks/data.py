@@ -35,8 +35,8 @@ from sid_ray.diffusion.rng import FAKE_SCORE
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
 from sid_ray.types import Pick
-from tests.data.writer import layout, write_set
-from tests.s3_server import s3_server
+from tests.support.data_writer import layout, write_set
+from tests.support.s3_server import s3_server
 
 LATENTS, PICTURES = 2048, 8192
 WAITED = 16_384  # latents that are waited for: 1 GiB ...

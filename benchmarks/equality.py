@@ -37,7 +37,7 @@ from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.roles import Trainee
 from sid_ray.weights.folder import ModelDescription
-from tests.trajectories import (
+from tests.support.trajectories import (
     CASES,
     COLUMNS,
     GROUP,

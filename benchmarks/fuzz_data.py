@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.data.damage import corpus, tried
-from tests.weights.mutate import mutated
+from tests.support.data_damage import corpus, tried
+from tests.support.mutate import mutated
 
 SLOW_S = 10.0
 

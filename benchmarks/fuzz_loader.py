@@ -25,7 +25,7 @@ import torch
 
 from sid_ray.errors import UserError
 from sid_ray.weights.formats import read_weights
-from tests.weights import hostile, mutate
+from tests.support import hostile, mutate
 
 MIB = 1 << 20
 SLOW_S = 5.0

@@ -57,8 +57,8 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import network_of
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
-from tests.networks import TINY_EDM2
-from tests.trajectories import spawn
+from tests.support.networks import TINY_EDM2
+from tests.support.trajectories import spawn
 
 BUCKET, PASSES, IMAGES = 50_000, 3, 2
 FEW = 2 * BUCKET  # elements that stage 3 leaves gathered: as many buckets as in a run

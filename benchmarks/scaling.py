@@ -44,7 +44,7 @@ from sid_ray.groups import GroupPlan
 from sid_ray.planning import memory
 from sid_ray.planning.fit import Machine, Planner
 from sid_ray.planning.trace_memory import spec_network
-from tests.trajectories import spawn
+from tests.support.trajectories import spawn
 
 MIB = 1 << 20
 STAGES = (0, 1, 2, 3)

@@ -37,7 +37,7 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import adam_of, network_of, objective_of
 from sid_ray.training.step import StepSettings, Sums, draws_of, step
 from sid_ray.weights.description import ModelDescription
-from tests.trajectories import LabelledImages
+from tests.support.trajectories import LabelledImages
 
 BUCKET = 1_000_000  # several of them make a network, as 50,000,000 make several of an XXL
 OWN_BUCKET = deepspeed_role.BUCKET

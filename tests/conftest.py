@@ -14,8 +14,8 @@ from hypothesis import settings
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.distill_runs import Runs
-from tests.s3_server import s3_server
+from tests.support.distill_runs import Runs
+from tests.support.s3_server import s3_server
 
 # Ray of the tests is their own: no cluster of the machine, no telemetry, quiet workers.
 os.environ.pop("RAY_ADDRESS", None)

@@ -14,8 +14,8 @@ from sid_ray.denoisers.spec import spec_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import check_generator
 from sid_ray.weights.folder import ModelDescription, save_model
-from tests.networks import TINY, TINY_EDM2
-from tests.test_storage_s3 import S3Bench
+from tests.checkpoint.test_remote_s3 import S3Bench
+from tests.support.networks import TINY, TINY_EDM2
 
 SETTINGS = WorkerSettings("", "/runs/x", "/not/here", "", "", "key", True, None, None)
 

@@ -24,7 +24,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import find_start
 from sid_ray.weights.folder import WEIGHTS, load_model
-from tests.networks import tiny_network
+from tests.support.networks import tiny_network
 
 NAME = "FD-digits-cnn"
 

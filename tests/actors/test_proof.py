@@ -14,7 +14,7 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.recipes.registry import recipe
 from sid_ray.storage.shared import UNKNOWN, NotSharedError, Token
 from sid_ray.storage.store import Store
-from tests.data.sources import edm_members, pixels, write_zip
+from tests.support.data_sources import edm_members, pixels, write_zip
 
 DIGITS, RUN = recipe("digits-sid"), "/runs/x"
 

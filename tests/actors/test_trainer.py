@@ -15,7 +15,7 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, RunRecord
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import Start
-from tests.test_plan import straight
+from tests.commands.test_plan import straight
 
 DIGITS = replace(recipe("digits-sid"), resources__num_workers=4)
 

@@ -15,7 +15,7 @@ from sid_ray.data.manifest import MANIFEST, DataManifest, Shard, read_manifest
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.storage.store import Store
-from tests.data.sources import edm_members, encoded, moments, npy, pixels, write_zip
+from tests.support.data_sources import edm_members, encoded, moments, npy, pixels, write_zip
 
 
 @pytest.fixture

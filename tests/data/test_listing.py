@@ -19,7 +19,7 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.show import describe
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
-from tests.data.sources import encoded, pixels, write_zip
+from tests.support.data_sources import encoded, pixels, write_zip
 
 PNG = encoded(pixels(1)[0])
 

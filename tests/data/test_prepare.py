@@ -26,7 +26,7 @@ from sid_ray.data.sheet import draw_sheet
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import FullStoreError
 from sid_ray.storage.store import Store
-from tests.data.sources import (
+from tests.support.data_sources import (
     edm_members,
     edm_name,
     encoded,

@@ -22,9 +22,17 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
-from tests.data.damage import corpus, tried
-from tests.data.sources import edm_members, edm_name, encoded, moments, npy, pixels, write_zip
-from tests.weights.mutate import mutated
+from tests.support.data_damage import corpus, tried
+from tests.support.data_sources import (
+    edm_members,
+    edm_name,
+    encoded,
+    moments,
+    npy,
+    pixels,
+    write_zip,
+)
+from tests.support.mutate import mutated
 
 
 def refusal(source, destination, **options) -> str:

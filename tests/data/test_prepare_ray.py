@@ -15,8 +15,8 @@ from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import PROGRESS
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
-from tests.data.sources import edm_members, edm_name, pixels, write_zip
 from tests.data.test_prepare import digests
+from tests.support.data_sources import edm_members, edm_name, pixels, write_zip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = 70_000  # 18 files

@@ -22,8 +22,8 @@ from sid_ray.training.assemble import check_data, data_of
 from sid_ray.training.step import draws_of
 from sid_ray.types import Batch, Pick
 from sid_ray.weights.folder import ModelDescription
-from tests.data.writer import layout, numbered_images, numbers_of, write_set
-from tests.networks import TINY
+from tests.support.data_writer import layout, numbered_images, numbers_of, write_set
+from tests.support.networks import TINY
 
 COUNT, SHAPE = 90, (3, 8, 8)
 PLAN = GroupPlan(24, 6, 6, 1)

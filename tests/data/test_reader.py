@@ -17,9 +17,9 @@ from sid_ray.data.reader import HORIZON, Reader
 from sid_ray.data.row_groups import DamagedDataError, RowGroups
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
-from tests.data.writer import layout, numbered_images, numbers_of, png, write_set
-from tests.s3_server import s3_server
-from tests.tracking import wait_for
+from tests.support.data_writer import layout, numbered_images, numbers_of, png, write_set
+from tests.support.s3_server import s3_server
+from tests.support.tracking import wait_for
 
 COUNT, ROWS = 500, 20
 COLUMNS = ("image", "label")

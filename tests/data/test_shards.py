@@ -14,8 +14,8 @@ from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
-from tests.data.damage import parquet, tar
-from tests.data.sources import encoded, pixels
+from tests.support.data_damage import parquet, tar
+from tests.support.data_sources import encoded, pixels
 
 PNGS = [encoded(image) for image in pixels(8)]
 

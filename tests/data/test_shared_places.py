@@ -11,8 +11,8 @@ from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
 from sid_ray.storage.shared import NotSharedError, Token
 from sid_ray.storage.store import Store
-from tests.data.sources import edm_members, pixels, write_zip
-from tests.other_host import on_host
+from tests.support.data_sources import edm_members, pixels, write_zip
+from tests.support.other_host import on_host
 
 
 @pytest.fixture

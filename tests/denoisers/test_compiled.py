@@ -26,7 +26,7 @@ from sid_ray.errors import UserError
 from sid_ray.types import Condition, Level, Want
 from tests.conftest import relative_error
 from tests.denoisers.test_recompute import FAMILIES
-from tests.networks import TINY, some_draw, tiny_edm2, tiny_network
+from tests.support.networks import TINY, some_draw, tiny_edm2, tiny_network
 
 ROUNDING = 2e-5
 TINY_UNET = {

@@ -19,7 +19,7 @@ from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Want
 from tests.denoisers.test_recompute import FAMILIES
-from tests.networks import some_draw
+from tests.support.networks import some_draw
 
 SCHEDULE = EDMSchedule()
 

@@ -12,7 +12,7 @@ from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sida import SiDA
 from sid_ray.types import Batch, Condition, Networks, Want
-from tests.networks import TINY, TINY_EDM2, some_draw, tiny_edm2, tiny_network
+from tests.support.networks import TINY, TINY_EDM2, some_draw, tiny_edm2, tiny_network
 
 SCHEDULE = EDMSchedule()
 

@@ -21,7 +21,7 @@ from sid_ray.types import (
     Schedule,
     Want,
 )
-from tests.networks import some_draw, tiny_network, widened
+from tests.support.networks import some_draw, tiny_network, widened
 
 STEPS, COUNT, SHAPE = 3, 2, (1, 4, 4)
 

@@ -20,7 +20,7 @@ from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.types import Batch, Condition, Draw, Level, Networks, Prediction, Want
 from tests.conftest import relative_error
-from tests.networks import Fixed, some_draw, widened
+from tests.support.networks import Fixed, some_draw, widened
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lsg"
 SHAPE, COUNT = (1, 4, 4), 3

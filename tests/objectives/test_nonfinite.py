@@ -9,7 +9,7 @@ from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.types import Batch, Draw, Networks, Pick
-from tests.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
+from tests.support.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
 
 BAD, GOOD = 2, [0, 1, 3]
 

@@ -10,7 +10,7 @@ from sid_ray.objectives.functional import sid_generator_loss, sid_weight
 from sid_ray.objectives.sid import SiD
 from sid_ray.types import Batch, Condition, Draw, Networks
 from tests.conftest import Reference, relative_error
-from tests.networks import Fixed, official_network, tiny_network
+from tests.support.networks import Fixed, official_network, tiny_network
 
 FLOAT32 = 1e-5  # the official code differs from its own float64 by up to 1e-6 here
 FLOAT64 = 1e-12

@@ -15,7 +15,7 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.types import Batch, Draw, Networks, Pick, Scope
 from tests.conftest import Reference, relative_error
 from tests.denoisers.official import weights_from_seeds
-from tests.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
+from tests.support.networks import Fixed, LabelledNoise, some_draw, tiny_edm2, tiny_network, widened
 
 # Of the loss's value and of gradients to images. The official float32 is off by up to 1e-6.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

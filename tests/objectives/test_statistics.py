@@ -13,7 +13,7 @@ from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.statistics import discriminator_statistics, sample_statistics
 from sid_ray.objectives.vsd import VSD
 from sid_ray.types import Networks, Pick, Scope
-from tests.networks import Fixed, LabelledNoise, some_draw, tiny_network
+from tests.support.networks import Fixed, LabelledNoise, some_draw, tiny_network
 
 SAMPLES = {"sample_mean", "sample_std", "sample_spread", "saturated_values"}
 DISCRIMINATOR = {

@@ -13,7 +13,7 @@ from sid_ray.objectives.functional import sid_weight
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.vsd import VSD
 from sid_ray.types import Batch, Condition, Level, Networks, Prediction, Want
-from tests.networks import Fixed, some_draw, widened
+from tests.support.networks import Fixed, some_draw, widened
 
 SHAPE, SIZE, COUNT = (1, 2, 2), 4, 3
 

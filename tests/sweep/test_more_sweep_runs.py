@@ -16,7 +16,7 @@ from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.pareto import dominates
 from sid_ray.sweep.repeats import read_repeats
 from sid_ray.sweep.results import read_about
-from tests.s3_server import s3_server
+from tests.support.s3_server import s3_server
 from tests.sweep.real import (
     ASHA,
     PBT,

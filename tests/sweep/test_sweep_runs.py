@@ -17,7 +17,7 @@ from sid_ray.ray_setup.environment import set_ray_environment
 from sid_ray.run_folder import read_record
 from sid_ray.sweep.results import read_about
 from sid_ray.sweep.stop import running
-from tests.distill_runs import wait_for
+from tests.support.distill_runs import wait_for
 from tests.sweep.real import (
     ASHA,
     PBT,

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from sid_ray.cli import main
 from sid_ray.weights import networks
 from sid_ray.weights.folder import load_model
-from tests.weights import hostile, writer
+from tests.support import hostile
+from tests.support import weights_writer as writer
 
 
 @pytest.fixture

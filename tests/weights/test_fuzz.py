@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sid_ray.errors import UserError
 from sid_ray.weights.command import inspect
 from sid_ray.weights.formats import read_weights
-from tests.weights import hostile, mutate
+from tests.support import hostile, mutate
 
 BOUNDED = settings(
     max_examples=150,

@@ -11,7 +11,8 @@ import pytest
 
 from sid_ray.errors import UserError
 from sid_ray.weights.formats import read_weights
-from tests.weights import hostile, writer
+from tests.support import hostile
+from tests.support import weights_writer as writer
 from tests.weights.measure import address_space, peak_bytes
 
 MIB = 1 << 20

@@ -16,7 +16,7 @@ from sid_ray.errors import UserError
 from sid_ray.weights import command, networks
 from sid_ray.weights.folder import ModelDescription, load_model, save_model
 from sid_ray.weights.formats import read_weights
-from tests.weights import writer
+from tests.support import weights_writer as writer
 
 CLASSES = {
     "edm_snapshot": "EDMPrecond",

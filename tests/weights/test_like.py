@@ -19,8 +19,8 @@ from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start
 from sid_ray.weights.networks import describe, load
-from tests.networks import TINY_EDM2, tiny_network
-from tests.weights import writer
+from tests.support import weights_writer as writer
+from tests.support.networks import TINY_EDM2, tiny_network
 
 ARGUMENTS = {k: v for k, v in TINY_EDM2.to_json().items() if k != "logvar"}
 

@@ -14,7 +14,7 @@ from sid_ray.weights import cache, fetch, networks, remotes
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.folder import ModelDescription, save_model
 from sid_ray.weights.sources import builtin_models, resolve_source
-from tests.weights import writer
+from tests.support import weights_writer as writer
 from tests.weights.server import MadeUpS3, NoCredentialsError, serving
 
 DATA = bytes(range(256)) * 20_000
