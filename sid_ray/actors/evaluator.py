@@ -68,7 +68,13 @@ def step_back() -> None:
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), os.nice(0))
 
 
-@ray.remote(num_cpus=0, max_concurrency=4, max_restarts=RESTARTS, max_task_retries=-1)
+@ray.remote(
+    num_cpus=0,
+    max_concurrency=4,
+    concurrency_groups={"weights": 1},
+    max_restarts=RESTARTS,
+    max_task_retries=-1,
+)
 class Evaluator:
     """Takes weights at once, scores them in the order they came. Training goes on meanwhile.
 
@@ -92,6 +98,7 @@ class Evaluator:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
+    @ray.method(concurrency_group="weights")  # one at a time: in the order they were sent
     def take(self, weights: Mapping[str, Tensor], images_seen: int) -> None:
         """Keeps weights until it is their turn."""
         from sid_ray.checkpoint.snapshot import write_weights
