@@ -60,7 +60,7 @@ def test_pictures_are_made_from_it(tmp_path, monkeypatch):
     run = copied_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert find_generator(str(run)) == run / NEWEST / "generator_ema"
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["generate", "runs/run", "--seeds", "0-3", "--out", "pictures"])
     assert len(list(Path("pictures").glob("seed*.png"))) == 4
 
