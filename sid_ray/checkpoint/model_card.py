@@ -7,15 +7,9 @@ from pathlib import PurePosixPath
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import bare, in_order, is_score, larger_is_better, space_of
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import WEIGHTS, ModelDescription
-
-OBJECTIVES = {
-    "sid": "Score identity Distillation (SiD), without real images",
-    "sida": "adversarial Score identity Distillation (SiDA)",
-    "lsg": "Score identity Distillation with long and short guidance (SiD-LSG)",
-    "vsd": "variational score distillation (VSD), a baseline",
-}
 
 
 def model_card(
@@ -88,20 +82,16 @@ def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
     """What decides the weights, by its name."""
     objective, data = config.objective, config.data
     source = source_label(data.source)
+    spec = objective_spec(objective.name)
     settings = {
         "recipe": f"`{config.recipe}`",
-        "objective": OBJECTIVES[objective.name],
+        "objective": spec.title,
         "teacher": f"`{teacher_label(config)}`",
         "data": f"`{source}`" if "://" in source else f"`{data.name}`",
         "images seen": f"{images_seen:,}",
         "alpha": f"{objective.alpha:g}",
+        **spec.settings(objective),
     }
-    if objective.name == "lsg":
-        scales = (objective.kappa1, objective.kappa2, objective.kappa3, objective.kappa4)
-        settings["guidance scales kappa 1 to 4"] = ", ".join(f"{scale:g}" for scale in scales)
-    if objective.name == "sida":
-        settings["adversarial weight"] = f"{objective.adversarial_weight:g}"
-        settings["discriminator weight"] = f"{objective.discriminator_weight:g}"
     if config.training.ema_half_life:
         settings["weights"] = f"averaged, half-life {config.training.ema_half_life:,} images"
     return settings | {"seed": str(config.training.seed)}
@@ -131,7 +121,7 @@ def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:
     if not scores:
         return "No scores were taken."
     rows = [
-        f"| {bare(name)} | {scores[name]:.4g} | {space_of(name)} | {direction(name)} |"
+        f"| {bare(name)} | {scores[name]:.4g} | {space_of(name) or '-'} | {direction(name)} |"
         for name in in_order(scores)
     ]
     count = config.evaluation.num_images

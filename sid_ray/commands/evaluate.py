@@ -33,6 +33,7 @@ from sid_ray.evaluation.real_images import is_statistics
 from sid_ray.evaluation.result import result_of, table_of, tell_run, write_result
 from sid_ray.evaluation.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
 from sid_ray.metrics.extractors import NAMES
+from sid_ray.metrics.spec import metric_spec
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.storage.errors import StoreError
@@ -143,11 +144,12 @@ def pictures_job_of(options: EvaluateOptions, console: Console) -> PictureJob:
     """The protocol that was asked for, of pictures that are there. Raises UserError, StoreError."""
     options.check_for_pictures()
     chosen = EvaluationConfig(metrics=options.metrics or EvaluationConfig().metrics)
-    metrics = asked_metrics(chosen.metrics)
+    names = asked_metrics(chosen.metrics)
+    reads_prompts = any("prompts" in metric_spec(name).reads for name in names)
     check_feature_space(options.feature_space)
     with Meter(console, "reading", "images", "listing") as meter:
         pictures = open_pictures(
-            options.source, options.num_images, options.resolution, "clip" in metrics,
+            options.source, options.num_images, options.resolution, reads_prompts,
             options.prompts, meter.tell,
         )  # fmt: skip
     if len(pictures) < FEWEST:

@@ -44,13 +44,12 @@ NORMALISED: dict[tuple[str, bool, bool], Normalised] = {
     ("official", True, True): Normalised("never", "before each pass"),  # hook bound elsewhere
     ("official", True, False): Normalised("never", "never"),
 }
-ADVERSARIAL = ("sida",)  # the objectives with a discriminator
 
 
 def update_rules(
-    objective: str, family: str, compat: str, normalize_weights: bool, clip_value: float = 0.0
+    discriminator: bool, family: str, compat: str, normalize_weights: bool, clip_value: float = 0.0
 ) -> dict[str, UpdateRules]:
-    """The rules of ``fake_score`` and ``generator``.
+    """The rules of ``fake_score`` and ``generator``; ``discriminator``: the objective has one.
 
     Of the published runs SiDA on EDM alone clips, and the fake score alone: its recipes say so
     (``training.clip_value``), whatever compat is. Replacing gradients that are not finite is
@@ -58,7 +57,7 @@ def update_rules(
     """
     official = compat == "official"
     constrain = spec_of(family).constrain
-    when = NORMALISED[compat, objective in ADVERSARIAL, normalize_weights]
+    when = NORMALISED[compat, discriminator, normalize_weights]
     return {
         role: UpdateRules(
             leave_weight if moment == "never" else constrain,

@@ -30,6 +30,7 @@ from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.spec import spec_of
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
@@ -260,5 +261,5 @@ def inputs(
         text_uniform=some() if wanted.text else None,
         augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
     )
-    reals = some(*shape) if config.objective.name == "sida" else None
+    reals = some(*shape) if objective_spec(config.objective.name).reads_images else None
     return draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)

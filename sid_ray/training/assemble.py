@@ -17,16 +17,12 @@ from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
-from sid_ray.denoisers.spec import spec_of
-from sid_ray.diffusion.augment import AugmentPipe
+from sid_ray.denoisers.spec import ModelSpec, spec_of
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
-from sid_ray.objectives.lsg import Guidance
-from sid_ray.objectives.sid import SiD
-from sid_ray.objectives.sida import SiDA
-from sid_ray.objectives.vsd import VSD
+from sid_ray.objectives.spec import objective_spec, objective_specs
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.types import Objective
@@ -59,37 +55,18 @@ def schedule_of(config: DistillConfig) -> Schedule:
 def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Objective:
     """The losses. ``null_text`` [T, D] is the empty prompt's embedding of a teacher with text."""
     chosen = config.objective
-    guidance = Guidance(
-        chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4, chosen.text_dropout, null_text
-    )
-    common: dict[str, Any] = {
-        "schedule": schedule_of(config),
-        "alpha": chosen.alpha,
-        "fake_scale": chosen.fake_scale,
-        "generator_scale": chosen.generator_scale,
-        "generator_dropout": chosen.generator_dropout,
-        "logvar": chosen.logvar,
-        "augment": AugmentPipe(chosen.augment) if chosen.augment else None,
-        "num_steps": chosen.num_steps,
-        "guidance": guidance,
-        "official": chosen.compat == "official",
-    }
-    if chosen.name == "sida":
-        return SiDA(
-            **common,
-            adversarial_weight=chosen.adversarial_weight,
-            discriminator_weight=chosen.discriminator_weight,
-            generator_start=chosen.generator_start,
-            adversarial_start=chosen.adversarial_start,
-        )
-    return (VSD if chosen.name == "vsd" else SiD)(**common)
+    return objective_spec(chosen.name).build(chosen, schedule_of(config), null_text)
 
 
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     """What happens around the updates of fake score and generator."""
     objective, training = config.objective, config.training
     return update_rules(
-        objective.name, family, objective.compat, training.normalize_weights, training.clip_value
+        objective_spec(objective.name).discriminator,
+        family,
+        objective.compat,
+        training.normalize_weights,
+        training.clip_value,
     )
 
 
@@ -140,7 +117,7 @@ def data_of(
         config.group_plan(world_size),
         rank,
         config.training.seed,
-        config.objective.name == "sida",
+        objective_spec(config.objective.name).reads_images,
         config.data.window,
         config.data.xflip,
         config.resources.data_cache_gib,
@@ -224,7 +201,8 @@ def components_of(
 def check_latents(config: DistillConfig, teacher: ModelDescription, components: Components) -> None:
     """Raises UserError where latents are read, and nothing says how the teacher wants them."""
     standard = spec_of(teacher.family).standard
-    if config.objective.name == "sida" and is_prepared(config.data) and standard is not None:
+    reads_images = objective_spec(config.objective.name).reads_images
+    if reads_images and is_prepared(config.data) and standard is not None:
         source = bare_source(config, teacher)
         if isinstance(source, PreparedSource) and source.manifest.kind == "latents":
             standard(components.vae)
@@ -257,16 +235,25 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
         )
     kappas = {f"kappa{i}": getattr(objective, f"kappa{i}") for i in (1, 2, 3, 4)}
     guided = [name for name, kappa in kappas.items() if kappa != 1]
-    if spec.load_text is None and (guided or objective.name == "lsg"):
-        what = f"objective.{guided[0]} is {kappas[guided[0]]}" if guided else "objective is lsg"
+    needs = objective_spec(objective.name).needs
+    if spec.load_text is None and (guided or "text" in needs):
+        what = f"objective is {objective.name}"
+        if guided:
+            what = f"objective.{guided[0]} is {kappas[guided[0]]}"
         raise UserError(
             f"{what}, but teacher {config.teacher.source} reads no text to be guided by"
         )
     if config.teacher.dropout >= 0 and "dropout" not in teacher.network:
         raise UserError(f"teacher.dropout: {config.teacher.source} has no dropout to set")
-    if objective.logvar and not spec.logvar(teacher.network):
+    what = "objective.logvar" if objective.logvar else f"objective {objective.name}"
+    if (objective.logvar or "log-variance head" in needs) and not spec.logvar(teacher.network):
         raise UserError(
-            f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"
+            f"{what} needs a log-variance head; teacher {config.teacher.source} has none"
+        )
+    if "several steps" in needs and objective.num_steps < 2:
+        raise UserError(
+            f"objective {objective.name} needs a generator of several steps: set "
+            "--objective.num-steps to 2 or more"
         )
     if objective.augment and not teacher.network.get("augment_dim", 0):
         raise UserError(
@@ -307,7 +294,7 @@ def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
         raise UserError(
             f"teacher {config.teacher.source} reads text, data set {data.name!r} has none"
         )
-    if config.objective.name == "sida":
+    if objective_spec(config.objective.name).reads_images:
         check_pixels(config, teacher, source)
 
 
@@ -315,20 +302,31 @@ def check_pixels(config: DistillConfig, teacher: ModelDescription, source: Sourc
     """Raises UserError where an adversarial run gets no images that its networks can read."""
     data = config.data
     if not source.has_images:
-        how = "use objective.name sid, or a data set with images (digits, emoji)"
+        without = f"use objective.name {' or '.join(without_images(spec_of(teacher.family)))}"
+        how = f"{without}, or a data set with images (digits, emoji)"
         if data.name in (*LABELS_ONLY, "prepared"):
             how = (
                 "sid-ray data prepare SRC DST prepares them, and --data.source DST reads them; "
-                "or use objective.name sid"
+                f"or {without}"
             )
         raise UserError(
-            f"objective sida needs real images; data set {data.name!r} gives none here: {how}"
+            f"objective {config.objective.name} needs real images; data set {data.name!r} gives "
+            f"none here: {how}"
         )
     latents = isinstance(source, PreparedSource) and source.manifest.kind == "latents"
     if latents and spec_of(teacher.family).standard is None:
         raise UserError(
             f"data.source {data.source} holds latents; teacher {config.teacher.source} is of pixels"
         )
+
+
+def without_images(family: ModelSpec) -> list[str]:
+    """The objectives that such a teacher can be distilled with, and no real images."""
+    return [
+        spec.name
+        for spec in objective_specs()
+        if not spec.reads_images and ("text" not in spec.needs or family.load_text is not None)
+    ]
 
 
 def check_schedule(config: DistillConfig, folder: Path) -> None:

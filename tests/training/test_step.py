@@ -149,7 +149,7 @@ def test_five_iterations_of_sida_equal_the_official_ones(dtype):
     network.load_state_dict(start)
     network.to(dtype)
     spec = spec_of("edm2")
-    rules = update_rules("sida", "edm2", "official", normalize_weights=True)
+    rules = update_rules(True, "edm2", "official", normalize_weights=True)
     trainee = trainee_of(network, rules=rules)
     spec.after_step(trainee.generator_ema)
     average = copy.deepcopy(network).double()
