@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.registry import noises
 from sid_ray.recipes.registry import GUIDANCE
 from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY
 
@@ -33,26 +34,27 @@ NOT_VARIED = {
 }
 NOT_FIXED = ("recipe", "training.images", "training.seed", "output.run", "output.folder")
 
-# Fields that do nothing unless the other field has one of these values.
 OF_SIDA = (
     "objective.adversarial_weight",
     "objective.discriminator_weight",
     "objective.generator_start",
     "objective.adversarial_start",
 )
-OF_EDM = tuple(
-    f"schedule.{name}"
-    for name in ("p_mean", "p_std", "sigma_min", "sigma_max", "rho", "t_max", "init_sigma")
-)
-OF_VP = tuple(f"schedule.{name}" for name in ("timestep_min", "timestep_max", "init_timestep"))
-NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(OF_SIDA, ("objective.name", ("sida",))),
-    **dict.fromkeys(
-        (*KAPPAS, STRATEGY, SCALE, "objective.text_dropout"), ("objective.name", ("lsg", "vsd"))
-    ),
-    **dict.fromkeys(OF_EDM, ("schedule.kind", ("edm",))),
-    **dict.fromkeys(OF_VP, ("schedule.kind", ("vp",))),
-}
+
+
+@cache
+def needs() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Field -> (other field, its values) for fields that do nothing at any other value."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {
+        **dict.fromkeys(OF_SIDA, ("objective.name", ("sida",))),
+        **dict.fromkeys(
+            (*KAPPAS, STRATEGY, SCALE, "objective.text_dropout"), ("objective.name", ("lsg", "vsd"))
+        ),
+    }
+    for kind, noise in noises().items():
+        for name in (f"schedule.{field}" for field in noise.fields):
+            found[name] = "schedule.kind", (*found.get(name, ("", ()))[1], kind)
+    return found
 
 
 @cache

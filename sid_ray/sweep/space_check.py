@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from sid_ray.config.distill_config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import space_of
-from sid_ray.sweep.limits import NEEDS
+from sid_ray.sweep.limits import needs
 from sid_ray.sweep.space import (
     KAPPAS,
     SCALE,
@@ -132,9 +132,9 @@ def possible(space: Space, base: DistillConfig, name: str) -> tuple[Value, ...]:
 def check_effects(space: Space, base: DistillConfig) -> None:
     """Raises UserError for a field that does nothing in any trial."""
     for name in space.names:
-        if name not in NEEDS:
+        if name not in needs():
             continue
-        other, values = NEEDS[name]
+        other, values = needs()[name]
         there = possible(space, base, other)
         if not set(there) & set(values):
             found = ", ".join(map(str, there))
