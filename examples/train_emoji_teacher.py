@@ -40,12 +40,12 @@ from sid_ray.denoisers.stable_diffusion import (
 )
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
+from sid_ray.diffusion.solvers import ddim
 from sid_ray.distributed.ema import ema_beta, update_ema
 from sid_ray.evaluation.pictures import save_picture, tile
 from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
-    ddim,
     generator_sampler,
     inputs_of,
     sample_in_batches,

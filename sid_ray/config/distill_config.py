@@ -298,14 +298,12 @@ def check_run_name(name: str) -> None:
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
-    """Raises UserError for noise levels of the teacher's kind that are in no order."""
-    if schedule.kind == "edm":
-        if not schedule.sigma_min < schedule.sigma_max:
-            raise UserError(
-                f"schedule.sigma_min is {schedule.sigma_min}; it must be below schedule.sigma_max "
-                f"({schedule.sigma_max})"
-            )
-        return
+    """Raises UserError for noise levels that are in no order, of whichever kind they are."""
+    if not schedule.sigma_min < schedule.sigma_max:
+        raise UserError(
+            f"schedule.sigma_min is {schedule.sigma_min}; it must be below schedule.sigma_max "
+            f"({schedule.sigma_max})"
+        )
     if not 0 < schedule.beta_start <= schedule.beta_end < 1:
         raise UserError(
             f"schedule.beta_start and beta_end are {schedule.beta_start} and {schedule.beta_end}; "

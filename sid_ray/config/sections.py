@@ -103,8 +103,10 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
-    kind: Literal["edm", "vp"] = "edm"
-    """edm (EDM, EDM2) or vp (Stable Diffusion: discrete, variance-preserving)."""
+    kind: str = "edm"
+    """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), or what
+    its family says.
+    """
     p_mean: float = -1.2
     """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
     p_std: float = 1.2

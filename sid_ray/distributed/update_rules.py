@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from sid_ray.denoisers.spec import leave_weight, spec_of
+from sid_ray.denoisers.family import leave_weight
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import UpdateRules
 
 When = Literal["never", "before each pass", "after each update"]
@@ -56,7 +57,7 @@ def update_rules(
     published for all objectives and families, in both networks, before any clipping.
     """
     official = compat == "official"
-    constrain = spec_of(family).constrain
+    constrain = family_of(family).constrain
     when = NORMALISED[compat, discriminator, normalize_weights]
     return {
         role: UpdateRules(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import Source, data_fingerprint
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
 from sid_ray.evaluation.judge import Judge, Look, codec_of
@@ -71,7 +71,7 @@ class Job:
     ) -> Bench:
         """What makes and looks at the images, in this process. Raises UserError."""
         description = self.subject.description
-        network = spec_of(description.family).build(description.network)
+        network = family_of(description.family).build(description.network)
         network.load_state_dict(weights)
         return Bench(self, network.eval().requires_grad_(False), device, tell)
 
@@ -194,9 +194,8 @@ def data_for(job: Job, components: Components, device: torch.device) -> Data:
 
 def sampler_of(job: Job, network: Any, data: Data) -> Sampler:
     """How the network makes images: as a generator, or as a teacher in many steps."""
-    one_step = job.subject.description.one_step
-    if one_step is not None:
-        return generator_sampler(network, *generation_of(one_step))
+    if job.subject.is_generator:
+        return generator_sampler(network, *generation_of(job.subject.description))
     return teacher_sampler(job.config, network, data.null_text)[2]
 
 

@@ -28,6 +28,7 @@ from sid_ray.config.distill_config import asked_metrics
 from sid_ray.config.sections import EvaluationConfig
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.real_images import Real
 from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of, sample_in_batches
@@ -36,11 +37,9 @@ from sid_ray.metrics.scores import as_seen, combined, looked_at
 from sid_ray.metrics.spec import Evidence, Looker, Reads, metric_spec
 from sid_ray.metrics.sums import BLOCK
 from sid_ray.weights.address import parse_source
-from sid_ray.weights.components import check_vae_suits, component_folder, makes_latents, open_vae
+from sid_ray.weights.components import check_vae_suits, component_folder, open_vae
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source
-
-VAE_FACTOR = 8  # pixels a side of a latent, Stable Diffusion's auto-encoder
 
 
 class Look(NamedTuple):
@@ -73,7 +72,8 @@ def codec_of(
 
     Raises UserError where latents are to be decoded and there is no VAE, or that of others.
     """
-    if not makes_latents(description):
+    family = family_of(description.family)
+    if not family.makes_latents(description.network):
         return IdentityCodec()
     if not vae:
         raise UserError(
@@ -81,8 +81,7 @@ def codec_of(
             "their vae (evaluation.vae or teacher.vae of a run, else --vae FOLDER)"
         )
     check_vae_suits(description, component_folder(vae, "vae"))
-    convention = "edm2" if description.family == "edm2" else "sd"
-    return open_vae(str(vae), convention, str(device))
+    return open_vae(str(vae), family.latent_convention().name, str(device))
 
 
 class Judge:
@@ -135,11 +134,7 @@ class Judge:
     @property
     def resolution(self) -> int:
         """Pixels a side of the pictures."""
-        return self.source.shape[-1] * self._factor
-
-    @property
-    def _factor(self) -> int:
-        return 1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR
+        return self.codec.picture_shape(self.source.shape)[-1]
 
     def protocol(self, seeds: range) -> dict[str, Any]:
         """What the scores of these seeds mean: how they could be made again."""
@@ -209,9 +204,8 @@ class Judge:
                     f"metric {name} needs a classifier, {self.extractor.name} is none: choose "
                     "another feature space"
                 )
-        height, width = (side * self._factor for side in self.source.shape[-2:])
-        channels = self.source.shape[0] if self._factor == 1 else 3
-        looked_at(self.extractor, torch.zeros(1, channels, height, width, dtype=torch.uint8))
+        shape = self.codec.picture_shape(self.source.shape)
+        looked_at(self.extractor, torch.zeros(1, *shape, dtype=torch.uint8))
         if self.that_read("reference statistics"):
             self.real.check()
         if self.that_read("reference images"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
-from sid_ray.denoisers.spec import from_official
+from sid_ray.denoisers.registry import from_official
 from sid_ray.denoisers.stable_diffusion import CACHE_BYTES, TEXT_FILES
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import read_component

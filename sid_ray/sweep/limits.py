@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.registry import noises
 from sid_ray.objectives.spec import objective_specs
 from sid_ray.recipes.registry import GUIDANCE
 from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY
@@ -33,16 +34,6 @@ NOT_VARIED = {
 }
 NOT_FIXED = ("recipe", "training.images", "training.seed", "output.run", "output.folder")
 
-OF_EDM = tuple(
-    f"schedule.{name}"
-    for name in ("p_mean", "p_std", "sigma_min", "sigma_max", "rho", "t_max", "init_sigma")
-)
-OF_VP = tuple(f"schedule.{name}" for name in ("timestep_min", "timestep_max", "init_timestep"))
-OF_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(OF_EDM, ("schedule.kind", ("edm",))),
-    **dict.fromkeys(OF_VP, ("schedule.kind", ("vp",))),
-}
-
 
 def needs() -> dict[str, tuple[str, tuple[str, ...]]]:
     """field -> (other field, values): what does nothing unless the other has one of the values."""
@@ -51,7 +42,11 @@ def needs() -> dict[str, tuple[str, tuple[str, ...]]]:
         for name in spec.own_fields:
             readers.setdefault(f"objective.{name}", []).append(spec.name)
     found = {name: ("objective.name", tuple(names)) for name, names in readers.items()}
-    return {**found, STRATEGY: found[KAPPAS[0]], SCALE: found[KAPPAS[0]], **OF_SCHEDULES}
+    found |= {STRATEGY: found[KAPPAS[0]], SCALE: found[KAPPAS[0]]}
+    for kind, noise in noises().items():
+        for name in (f"schedule.{field}" for field in noise.fields):
+            found[name] = "schedule.kind", (*found.get(name, ("", ()))[1], kind)
+    return found
 
 
 def field_types() -> dict[str, Any]:
