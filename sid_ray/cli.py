@@ -31,6 +31,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluation.options import EvaluateOptions
+from sid_ray.metrics.spec import metric_specs
+from sid_ray.objectives.spec import objective_specs
 from sid_ray.ray_setup.environment import stopping_like_ctrl_c
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import (
@@ -91,6 +93,8 @@ def distill(args: Sequence[str]) -> int:
             f"recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them\n"
             f"short forms: {shortcuts}, --eval.X = --evaluation.X\n"
             f"--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: {', '.join(GUIDANCE)}\n"
+            f"objectives: {', '.join(f'{each.name} ({each.label})' for each in objective_specs())}\n"
+            f"metrics: {', '.join(f'{each.name} ({each.title})' for each in metric_specs())}\n"
             "sid-ray distill RECIPE --help explains every field with the recipe's value"
         )
         return 0

@@ -14,6 +14,8 @@ import pytest
 
 import sid_ray
 from sid_ray.denoisers.registry import conventions, families, network_folders, noises
+from sid_ray.metrics.spec import metric_specs
+from sid_ray.objectives.spec import objective_specs
 
 PACKAGE = Path(sid_ray.__file__).parent
 
@@ -45,6 +47,24 @@ def family_names() -> set[str]:
     return found
 
 
+def objective_names() -> set[str]:
+    """Names and labels of objectives, and the fields that only some of them read."""
+    found = set()
+    for spec in objective_specs():
+        found |= {spec.name, spec.label, *spec.own_fields}
+    return found
+
+
+def metric_names() -> set[str]:
+    """Names of metrics, and of their scores in tables."""
+    found = set()
+    for spec in metric_specs():
+        found.add(spec.name)
+        for score in spec.scores:
+            found |= {score.name, score.in_inception} - {""}
+    return found
+
+
 KINDS = {
     "family": Kind(
         family_names,
@@ -60,6 +80,18 @@ KINDS = {
             "denoisers.families",
             "denoisers.stable_diffusion",
         ),
+    ),
+    "objective": Kind(
+        objective_names,
+        ("objectives/", "recipes/"),
+        {("config/sections.py", "sid"): "the default of objective.name, in every run's identity"},
+        ("objectives.built_in", "objectives.sid", "objectives.sida", "objectives.vsd"),
+    ),
+    "metric": Kind(
+        metric_names,
+        ("metrics/",),
+        {("config/sections.py", "fd"): "the default of evaluation.metrics, which results record"},
+        ("metrics.built_in",),
     ),
 }
 

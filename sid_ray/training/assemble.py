@@ -264,10 +264,10 @@ def check_network(config: DistillConfig, teacher: ModelDescription) -> None:
             f"objective.augment is {objective.augment}, but teacher {config.teacher.source} reads "
             "no augmentation labels: the generator would learn augmented images"
         )
-    if objective.name == "sida" and not family.adversarial_features:
+    if objective_spec(objective.name).discriminator and not family.adversarial_features:
         raise UserError(
-            f"objective sida needs adversarial features; teacher {config.teacher.source} is a "
-            f"{teacher.family} network, which gives none"
+            f"objective {objective.name} needs adversarial features; teacher "
+            f"{config.teacher.source} is a {teacher.family} network, which gives none"
         )
     if config.training.precision not in family.precisions:
         raise UserError(
