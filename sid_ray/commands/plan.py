@@ -116,8 +116,8 @@ def heading(config: DistillConfig, planner: Planner, machine: Machine) -> list[s
     return [
         f"{config.recipe} on {machine.gpus} GPUs of {machine.memory / GIB:g} GiB",
         f"{label}: three networks of {count:,} parameters, {config.training.precision} bodies; "
-        f"batches of {config.training.batch_size} in groups of {config.training.group_size}; micro-batch "
-        f"{micro} (1 to {sizes[-1]} possible)",
+        f"batches of {config.training.batch_size} in groups of {config.training.group_size}; "
+        f"micro-batch {micro} (1 to {sizes[-1]} possible)",
     ]
 
 

@@ -426,9 +426,10 @@ NO_FLAG = ("recipe", "output.run", "output.folder", "training.images")
 
 def flags(before: DistillConfig, after: DistillConfig) -> list[str]:
     """Command-line flags for the fields in which ``after`` differs from ``before``."""
-    old, found = flatten(before), []
+    old = flatten(replace(before, objective__name=after.objective.name))
+    old["objective.name"], found = before.objective.name, list[str]()
     for name, value in flatten(after).items():
-        if value == old.get(name) or name in NO_FLAG:
+        if value == old[name] or name in NO_FLAG:
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):

@@ -29,7 +29,7 @@ def build(chosen: ToyConfig, schedule, null_text) -> SiD:
 
 
 TOY = ObjectiveSpec(
-    "toy-loss",
+    "toy",
     "ToyLoss",
     "a toy objective, SiD with another strength",
     build,
