@@ -22,13 +22,13 @@ class LatentConvention:
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""
-        from sid_ray.denoisers.stable_diffusion import check_vae
+        from sid_ray.denoisers.autoencoder import check_vae
 
         return check_vae(folder)
 
     def load(self, folder: Path) -> nn.Module:
         """The auto-encoder of a folder, or of its part ``vae``. Raises UserError."""
-        from sid_ray.denoisers.stable_diffusion import load_vae
+        from sid_ray.denoisers.autoencoder import load_vae
 
         return load_vae(folder)
 

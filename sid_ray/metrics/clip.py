@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sid_ray.denoisers.stable_diffusion import load_tokenizer
+from sid_ray.denoisers.clip_text import load_tokenizer
 from sid_ray.errors import UserError
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.metrics.transformers_folder import load_network

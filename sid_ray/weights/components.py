@@ -127,7 +127,7 @@ def fingerprint(components: Components) -> str:
     """
     if components.text is None:
         return ""
-    from sid_ray.denoisers.stable_diffusion import component_of, tokenizer_folder
+    from sid_ray.denoisers.component import component_of, tokenizer_folder
 
     encoder = component_of(components.text, "text_encoder")
     tokenizer = tokenizer_folder(components.text)
@@ -175,7 +175,7 @@ def open_vae(source: str, convention: str, device: str) -> Any:
 
 @cache
 def open_text(source: str, device: str) -> Any:
-    from sid_ray.denoisers.stable_diffusion import load_text
+    from sid_ray.denoisers.clip_text import load_text
 
     settle(device)
     return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from sid_ray.denoisers.stable_diffusion import load_tokenizer
+from sid_ray.denoisers.clip_text import load_tokenizer
 from sid_ray.errors import UserError
 from sid_ray.metrics.clip import DEVIATION, MEAN, Clip, clip_score, load_clip
 from sid_ray.metrics.features import ASSETS

@@ -33,7 +33,7 @@ class ScaledLatents(LatentConvention):
 
     def standard(self, vae: Path | None) -> Standard:
         from sid_ray.denoisers.codecs import Standard
-        from sid_ray.denoisers.stable_diffusion import component_of
+        from sid_ray.denoisers.component import component_of
 
         if vae is None:
             raise UserError(
@@ -94,7 +94,7 @@ class StableDiffusion(Family):
         return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)
 
     def check_text(self, network: Arguments, folder: Path) -> None:
-        from sid_ray.denoisers.stable_diffusion import check_text
+        from sid_ray.denoisers.clip_text import check_text
 
         own, reads = check_text(folder).hidden_size, network.get("cross_attention_dim")
         widths: set[int] = set(reads) if isinstance(reads, list | tuple) else {reads or own}
@@ -105,7 +105,7 @@ class StableDiffusion(Family):
             )
 
     def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
-        from sid_ray.denoisers.stable_diffusion import load_text
+        from sid_ray.denoisers.clip_text import load_text
 
         assert folder is not None  # find_components has seen to it
         return load_text(folder, device)
