@@ -42,6 +42,7 @@ class Family(ABC):
         teacher_steps: of that sampler, where nobody asks for another number.
         precisions: of ``training.precision``, those that its networks can compute in.
         reads_text: whether networks are conditioned on prompts.
+        text_parts: of a pipeline's folder, what embeds them: the encoder first.
         latents: how pixels become what its networks see; None where all of them see pixels.
         adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
             from, in words; empty where there are none, and objectives cannot ask for them.
@@ -60,6 +61,7 @@ class Family(ABC):
     teacher_steps: ClassVar[int] = 18
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     reads_text: ClassVar[bool] = False
+    text_parts: ClassVar[tuple[str, ...]] = ()
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
     folder: ClassVar[str] = ""

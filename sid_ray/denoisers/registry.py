@@ -1,4 +1,4 @@
-"""All families by name: built in, of entry points, and those registered by a call.
+"""All families by name: those in files of families/, of entry points, and added by a call.
 
 A package adds families by an entry point of the group ``sid_ray.families``: a ``Family`` object, or
 a class that makes one without arguments. Every process looks entry points up by itself, once, when
@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any
 
+from sid_ray.denoisers import families as built_in
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import Noise
 from sid_ray.errors import UserError, nearest
 
 GROUP = "sid_ray.families"
-BUILT_IN = ("edm", "edm2", "stable_diffusion")  # files of families/, each with one FAMILY
 _known: dict[str, Family] = {}
 
 
@@ -41,8 +42,8 @@ def register_family(family: Family) -> Family:
 @cache
 def _load() -> None:
     """Registers what is built in and what entry points name. Raises UserError."""
-    for name in BUILT_IN:
-        register_family(import_module(f"sid_ray.denoisers.families.{name}").FAMILY)
+    for file in iter_modules(built_in.__path__, f"{built_in.__name__}."):
+        register_family(import_module(file.name).FAMILY)
     for entry in entry_points(group=GROUP):
         try:
             found = entry.load()
