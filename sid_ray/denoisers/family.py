@@ -1,9 +1,9 @@
 """``Family``: all that differs between EDM, EDM2, Stable Diffusion and what comes after them.
 
-A family is one subclass in one file, and one object of it that registry.py knows: built in (a file
-in families/), named by another package's entry point, or handed to ``register_family``. Nothing
-outside this folder asks for a family's name, or whether something "is latent" or "reads text" in
-any other way than through this contract.
+A family is one subclass in one file, and one object of it that registry.py knows: built in (SPEC
+of a file in families/), named by another package's entry point, or handed to ``register_family``.
+Nothing outside this folder asks for a family's name, or whether something "is latent" or "reads
+text" in any other way than through this contract.
 
 A family's file is imported before anything is asked of its networks: it imports torch, diffusers
 and the networks' own modules inside methods only.

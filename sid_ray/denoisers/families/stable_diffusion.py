@@ -112,4 +112,4 @@ class StableDiffusion(Family):
         return load_text(folder, device)
 
 
-FAMILY = StableDiffusion()
+SPEC = StableDiffusion()
