@@ -210,7 +210,7 @@ class Kept:
     def __init__(self, folder: Path, judge: Judge):
         self.folder, self.dim = folder, judge.extractor.dim
         self.with_logits = bool(judge.that_read("classes"))
-        self.identities = {name: each.identity for name, each in judge.lookers.items()}
+        self.identities = {name: each.identity for name, each in judge.gauges.items()}
         for cut in folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
             if time.time() - cut.stat().st_mtime > STALE_S:
                 cut.unlink(missing_ok=True)
