@@ -34,12 +34,15 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 HOMES = {
-    "deepspeed": ("sid_ray/distributed/deepspeed_role.py",),
+    "deepspeed": (
+        "sid_ray/distributed/deepspeed_private.py",
+        "sid_ray/distributed/deepspeed_role.py",
+    ),
     "ray": (
         "sid_ray/actors/",
         "sid_ray/data/pipeline.py",
         "sid_ray/jobs/",
-        "sid_ray/ray_setup/start.py",
+        "sid_ray/ray_setup/",
         "sid_ray/sweep/",
     ),
     "mlflow": (
