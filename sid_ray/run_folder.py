@@ -17,7 +17,6 @@ its own beside it, CACHE/runs/KEY/NAME, for its log, its lock and what it then u
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from pathlib import Path
 from sid_ray.config.distill_config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import folder_of
+from sid_ray.storage.durable import LOCK, lock
 from sid_ray.storage.errors import S3, StoreError, is_s3
 from sid_ray.storage.fence import IDENTITY, OPEN, Fence
 from sid_ray.storage.lease import Lease, LeaseLostError, only_lease
@@ -38,7 +38,7 @@ from sid_ray.storage.places import absolute_uri, check_file, check_folder, expan
 from sid_ray.storage.store import Store, probe
 from sid_ray.storage.waiting import TERM_S, Gone, boot_id
 
-LOCK, LOG, SUMMARY, GRID = ".lock", "log.txt", "summary.json", "grid.png"
+LOG, SUMMARY, GRID = "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"
 WAITING = ".evaluations"  # weights that the evaluator has not scored yet
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
@@ -306,18 +306,18 @@ def only_process(folder: Path, name: str) -> Iterator[str]:
     with told_to_user():
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
-    with file as lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), patience_s=0)
         except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
             raise UserError(
                 f"run {name!r} is already being worked on by process {holder}; "
                 "wait for it, stop it, or choose another --run name"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        status = os.fstat(lock.fileno())
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        status = os.fstat(file.fileno())
         yield f"{boot_id()} {status.st_dev} {status.st_ino}"

@@ -20,8 +20,9 @@ from sid_ray.checkpoint.best import keep_best
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import plain_scores
 from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.durable import PART, moved_into_place
 from sid_ray.storage.shared import Token, host_name, not_shared
-from sid_ray.storage.store import PART, Store, moved_into_place, set_endpoint
+from sid_ray.storage.store import Store, set_endpoint
 from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Evaluator:
 
         target = self._folder / f"{images_seen:012d}{SUFFIX}"
         try:
-            with moved_into_place(target) as written:
+            with moved_into_place(target, sync=False) as written:
                 write_weights(written, weights, self._description)
         except OSError as error:  # a full disk costs a score, not the training
             self._failed(images_seen, error)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sid_ray.storage.cache import fetch_checked
+from sid_ray.storage.durable import link_or_copy, replace_file
 from sid_ray.storage.fence import MANIFEST, OPEN, PREFIX, Fence, newest_number
-from sid_ray.storage.store import Store, link_or_copy, moved_into_place
+from sid_ray.storage.store import Store
 
 Tell = Callable[[str], None]
 
@@ -62,14 +63,13 @@ class Storage:
         target = self.store.folder / name / file
         (self.store.folder / name).mkdir(exist_ok=True)
         target.parent.mkdir(exist_ok=True)
-        link_or_copy(source, target)
+        link_or_copy(source, target, folder=True)  # what is older may be removed for it
 
     def put_text(self, text: str, name: str, file: str) -> None:
         if not self.store.is_local:
             self.store.write(f"{name}/{file}", text)
             return
-        with moved_into_place(self.store.folder / name / file) as temporary:
-            temporary.write_text(text)
+        replace_file(self.store.folder / name / file, text, folder=True)
 
     def why(self, error: OSError) -> str:
         """What went wrong, the same on every rank: without the name of a file in S3."""

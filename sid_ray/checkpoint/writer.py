@@ -35,9 +35,10 @@ from sid_ray.checkpoint.manifest import MANIFEST, Manifest, manifest_of
 from sid_ray.checkpoint.remote import Storage, Tell, remove
 from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.distributed.fragments import gathered, world
+from sid_ray.storage.durable import replace_file
 from sid_ray.storage.errors import pause_s, retrying
 from sid_ray.storage.fence import OPEN, Fence
-from sid_ray.storage.store import Store, moved_into_place
+from sid_ray.storage.store import Store
 
 PENDING, DONE, FAILED = 0, 1, 2
 POLL_S = 0.05
@@ -51,8 +52,7 @@ def state_of(job: Future) -> int:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Adds the manifest to a checkpoint on local disk, in one move. Raises OSError."""
-    with moved_into_place(folder / MANIFEST) as temporary:
-        temporary.write_text(manifest.to_json())
+    replace_file(folder / MANIFEST, manifest.to_json())
 
 
 @dataclass

@@ -34,7 +34,8 @@ from sid_ray.evaluation.judge import Judge, Look, codec_of
 from sid_ray.evaluation.samplers import Sampler, generator_sampler
 from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.store import PART, moved_into_place, set_endpoint
+from sid_ray.storage.durable import PART, moved_into_place
+from sid_ray.storage.store import set_endpoint
 from sid_ray.training.assemble import Data, data_of, generation_of
 from sid_ray.weights.components import (
     Named,
@@ -238,7 +239,7 @@ class Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = {"features": look.features, "logits": look.logits, "cosines": look.cosines}
         arrays: dict[str, Any] = {k: part for k, part in parts.items() if part is not None}
-        with moved_into_place(self.path(seeds)) as temporary, temporary.open("wb") as file:
+        with moved_into_place(self.path(seeds), sync=False) as new, new.open("wb") as file:
             np.savez(file, clip=np.str_(self.clip), **arrays)
 
     def clear(self) -> None:

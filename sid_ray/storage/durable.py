@@ -4,7 +4,7 @@ read and write them: the one lock, the one atomic replace, the one reader and wr
     with locked(path):                    one process at a time; the lock goes with its process
     with moved_into_place(path) as new:   a reader finds the old file or the new one, never a part
     append_line(path, value)              a line of JSON behind the last whole one
-    lines_in(data)                        the values of the whole lines
+    values_in(data)                        the values of the whole lines
 
 A line is whole when its newline is there. What stands behind the last newline was cut by a crash:
 readers leave it out, and the next writer puts its own line in its place.
@@ -144,13 +144,13 @@ def sync_file(file: int) -> None:
 # Lines of JSON ------------------------------------------------------------------------------------
 
 
-def lines_in(data: bytes) -> tuple[list[Any], bytes]:
+def values_in(data: bytes) -> tuple[list[Any], bytes]:
     """The value of each whole line, None for one that is no JSON; and what was cut by a crash."""
     *lines, rest = data.split(b"\n")
-    return [json_of(line) for line in lines], rest
+    return [value_of(line) for line in lines], rest
 
 
-def json_of(text: bytes) -> Any:
+def value_of(text: bytes) -> Any:
     """What JSON says, None where it is none."""
     try:
         return json.loads(text)
@@ -158,20 +158,20 @@ def json_of(text: bytes) -> Any:
         return None
 
 
-def line_of(value: Any) -> bytes:
+def json_line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_values(path: Path) -> list[Any]:
     """The values of a file's whole lines; none where there is no file. Raises OSError."""
     try:
-        return lines_in(path.read_bytes())[0]
+        return values_in(path.read_bytes())[0]
     except FileNotFoundError:
         return []
 
 
 class LineFile:
-    """An open file of JSON lines that no other process writes meanwhile; see ``only_writer``."""
+    """An open file of JSON lines that no other process writes meanwhile; see ``open_lines``."""
 
     def __init__(self, file: int):
         self._file = file
@@ -182,7 +182,7 @@ class LineFile:
 
     def values(self) -> list[Any]:
         """Of the whole lines. Raises OSError."""
-        return lines_in(self.read())[0]
+        return values_in(self.read())[0]
 
     def begin(self, value: Any) -> None:
         """Removes all that there is; ``value`` is the first line then. Raises OSError."""
@@ -199,7 +199,7 @@ class LineFile:
         """
         end = self._end()
         os.ftruncate(self._file, end)
-        data, offset = b"".join(map(line_of, values)), end
+        data, offset = b"".join(map(json_line, values)), end
         try:
             while data:
                 count = os.pwrite(self._file, data, offset)
@@ -210,6 +210,11 @@ class LineFile:
             raise
         if sync:
             sync_file(self._file)
+
+    def close(self) -> None:
+        """Gives it up; others may write it."""
+        unlock(self._file)
+        os.close(self._file)
 
     def _end(self) -> int:
         """Where the last whole line ends."""
@@ -226,8 +231,8 @@ class LineFile:
         return 0
 
 
-def open_locked(path: Path, patience_s: float = FOREVER) -> int:
-    """A file, made where there is none, open to be read and written, and locked itself.
+def open_lines(path: Path, patience_s: float = FOREVER) -> LineFile:
+    """A file of JSON lines, made where there is none, for this process alone until it is closed.
 
     Another process may replace it while this one waits: the new one is taken then. Raises
     HeldError, OSError, also where the file system has no locks.
@@ -237,7 +242,7 @@ def open_locked(path: Path, patience_s: float = FOREVER) -> int:
         try:
             lock(file, patience_s=patience_s)
             if is_at(file, path):
-                return file
+                return LineFile(file)
         except BaseException:
             os.close(file)
             raise
@@ -257,12 +262,8 @@ def only_writer(path: Path, patience_s: float = FOREVER) -> Iterator[LineFile]:
     """The lines of a file, for one process at a time: of those that use this function, no two are
     in the block at once, also where one of them replaces the file. Raises HeldError, OSError.
     """
-    file = open_locked(path, patience_s)
-    try:
-        yield LineFile(file)
-    finally:
-        unlock(file)
-        os.close(file)
+    with contextlib.closing(open_lines(path, patience_s)) as file:
+        yield file
 
 
 def append_line(path: Path, value: Any, sync: bool = True) -> None:

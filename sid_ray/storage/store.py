@@ -25,10 +25,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
+from sid_ray.storage.durable import PART, link_or_copy, moved_into_place
 from sid_ray.storage.errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
 from sid_ray.storage.places import expanded
 
-PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20
 STREAMS = 8  # ranges of a large file that are fetched at once
 CONNECT_TIMEOUT_S = 5
@@ -249,7 +249,7 @@ class Store:
         """A copy of a file at a path, in one move; ``target``."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
-            moved_into_place(target) as temporary,
+            moved_into_place(target, sync=False) as temporary,
             temporary.open("wb") as file,
             self.open(name) as stream,
             named(self.url, name),
@@ -278,29 +278,6 @@ class Store:
             self.remove(f"{name}/{file}")
         with suppress(OSError):  # a marker of the folder, where a library has made one
             self.filesystem.delete_dir(self.path(name))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A file under another name, in one move; on the same disk without a copy."""
-    with moved_into_place(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:  # another disk
-            shutil.copyfile(source, temporary)
-
-
-@contextmanager
-def moved_into_place(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write; moved there when the block ends, removed if it raises.
-
-    A reader finds the old file or the new one, whoever else writes the same.
-    """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}{PART}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def probe(store: Store) -> float:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,13 +18,13 @@ from sid_ray.storage import durable
 from sid_ray.storage.durable import (
     HeldError,
     append_line,
-    line_of,
-    lines_in,
+    json_line,
     locked,
     moved_into_place,
     only_writer,
-    read_lines,
+    read_values,
     replace_file,
+    values_in,
 )
 
 VALUES = st.recursive(
@@ -48,21 +49,21 @@ def all_end(processes, timeout=60):
 
 @given(st.lists(VALUES, max_size=5))
 def test_lines_come_back_as_they_were_written(values):
-    assert lines_in(b"".join(map(line_of, values))) == (values, b"")
+    assert values_in(b"".join(map(json_line, values))) == (values, b"")
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=4), VALUES, st.data())
-def test_a_cut_at_any_byte_costs_the_line_that_it_falls_in(tmp_path_factory, values, next, data):
+def test_a_cut_at_any_byte_costs_the_line_that_it_falls_in(tmp_path_factory, values, one, data):
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
-    text = b"".join(map(line_of, values))
+    text = b"".join(map(json_line, values))
     cut = data.draw(st.integers(0, len(text)))
     path.write_bytes(text[:cut] + data.draw(st.sampled_from([b"", b"\0\0\0"])))
     whole = values[: text.count(b"\n", 0, cut)]
-    assert read_lines(path) == whole
-    append_line(path, next)
-    assert read_lines(path) == [*whole, next]
-    assert lines_in(path.read_bytes())[1] == b""
+    assert read_values(path) == whole
+    append_line(path, one)
+    assert read_values(path) == [*whole, one]
+    assert values_in(path.read_bytes())[1] == b""
 
 
 def test_a_long_cut_line_is_found_from_its_end(tmp_path):
@@ -86,7 +87,7 @@ def test_many_processes_append_and_read_and_lose_nothing(tmp_path):
 
     def look():
         while not ended.is_set():
-            values = read_lines(path)
+            values = read_values(path)
             assert None not in values, "a reader never sees a part of a line"
             seen.append(len(values))
 
@@ -97,7 +98,7 @@ def test_many_processes_append_and_read_and_lose_nothing(tmp_path):
     finally:
         ended.set()
         reader.join()
-    found = [value[:2] for value in read_lines(path)]
+    found = [value[:2] for value in read_values(path)]
     assert sorted(found) == [[w, n] for w in range(writers) for n in range(count)]
     for writer in range(writers):
         assert [n for w, n in found if w == writer] == list(range(count)), "in its order"
@@ -108,14 +109,14 @@ def replace_many(path, count):
     """Rewrites the whole file with all that is in it, as a merge does."""
     for _ in range(count):
         with only_writer(path) as file:
-            replace_file(path, b"".join(map(line_of, file.values())), sync=False)
+            replace_file(path, b"".join(map(json_line, file.values())), sync=False)
 
 
 def test_appending_beside_one_who_replaces_the_file(tmp_path):
     path = tmp_path / "x.jsonl"
     jobs = [FORK.Process(target=append_many, args=(path, who, 50)) for who in range(3)]
     all_end([*jobs, FORK.Process(target=replace_many, args=(path, 50))])
-    assert sorted(v[:2] for v in read_lines(path)) == [[w, n] for w in range(3) for n in range(50)]
+    assert sorted(v[:2] for v in read_values(path)) == [[w, n] for w in range(3) for n in range(50)]
 
 
 def test_what_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
@@ -158,10 +159,10 @@ def killed(code, path, after_s):
 def test_kill_9_loses_nothing_that_was_appended(tmp_path):
     path = tmp_path / "x.jsonl"
     last = int(killed(APPENDING, path, 0.3)[-2])
-    found = [value[0] for value in read_lines(path)]
+    found = [value[0] for value in read_values(path)]
     assert last > 10 and found == list(range(len(found))) and len(found) > last
     append_line(path, "free")  # the lock went with its process
-    assert read_lines(path)[-1] == "free"
+    assert read_values(path)[-1] == "free"
 
 
 # The atomic replace -------------------------------------------------------------------------------
@@ -179,9 +180,9 @@ for number in range(10**9):
 
 
 def test_kill_9_in_the_middle_leaves_the_old_file_or_the_new_one(tmp_path):
-    for round in range(4):
-        path = tmp_path / f"{round}.txt"
-        told = killed(REPLACING, path, 0.02 + 0.013 * round)
+    for turn in range(4):
+        path = tmp_path / f"{turn}.txt"
+        told = killed(REPLACING, path, 0.02 + 0.013 * turn)
         words = path.read_text().split()
         assert len(words) == 50 * 200 and len(set(words)) == 1
         assert int(words[0]) >= int(told[-2]), "what was told is not older than the file"
@@ -230,7 +231,7 @@ def test_what_is_with_the_disk_before_and_after_the_move(tmp_path, monkeypatch, 
 
     def note(file):
         moved = ["moved"] if path.exists() and "moved" not in order else []
-        order.extend([*moved, "folder" if os.path.isdir(f"/proc/self/fd/{file}") else "file"])
+        order.extend([*moved, "folder" if Path(f"/proc/self/fd/{file}").is_dir() else "file"])
 
     monkeypatch.setattr(durable, "sync_file", note)
     replace_file(path, "text", **choice)
@@ -273,4 +274,4 @@ def test_a_file_that_was_replaced_while_one_waited_is_taken_anew(tmp_path):
         time.sleep(0.2)  # it waits for the old file's lock
         replace_file(path, json.dumps([*file.values(), "new"]) + "\n")
     job.join(20)
-    assert read_lines(path) == [["old", "new"], "later"]
+    assert read_values(path) == [["old", "new"], "later"]
