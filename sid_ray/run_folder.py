@@ -31,10 +31,11 @@ from sid_ray.config.distill_config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import folder_of
 from sid_ray.storage.durable import LOCK, lock
-from sid_ray.storage.errors import S3, StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.fence import IDENTITY, OPEN, Fence
 from sid_ray.storage.lease import Lease, LeaseLostError, only_lease
 from sid_ray.storage.places import absolute_uri, check_file, check_folder, expanded, in_words
+from sid_ray.storage.schemes import is_path, scheme_of
 from sid_ray.storage.store import Store, probe
 from sid_ray.storage.waiting import TERM_S, Gone, boot_id
 
@@ -51,7 +52,7 @@ def runs_folder(folder: str) -> str:
     A Ray job's working directory is a temporary copy, deleted after the job: nothing may be kept
     there.
     """
-    if "://" in folder:
+    if not is_path(folder):
         return Store.at(folder).url
     path = expanded(folder).absolute()
     if is_job_copy(path):
@@ -80,9 +81,9 @@ def default_tracking_uri(folder: str) -> str:
     A database a folder in S3, because MLflow keeps an experiment's artifacts where its first run
     put them.
     """
-    if not is_s3(folder):
+    if is_path(folder):
         return f"sqlite:///{folder}/mlflow.db"
-    name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(S3)).strip("-")
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(scheme_of(folder).prefix)).strip("-")
     return f"sqlite:///{own_folder()}/mlflow-{name}.db"
 
 

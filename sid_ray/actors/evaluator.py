@@ -21,8 +21,9 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import plain_scores
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import PART, moved_into_place
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import Token, host_name, not_shared
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from sid_ray.evaluation.samplers import Sampler, generator_sampler
 from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import PART, moved_into_place
-from sid_ray.storage.store import set_endpoint
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.training.assemble import Data, data_of, generation_of
 from sid_ray.weights.components import (
     Named,

@@ -14,7 +14,6 @@ from typing import Any
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import json_line, values_in
 from sid_ray.storage.fence import lease_of
-from sid_ray.storage.new_file import change_file
 from sid_ray.storage.store import Store
 
 # What differs where a result is made again.
@@ -41,7 +40,7 @@ def add_result(run: Store, result: Mapping[str, Any]) -> None:
         whole = data[: len(data) - len(values_in(data)[1])]
         return whole + json_line(dict(result))
 
-    change_file(run, EVALUATIONS, added)
+    run.change(EVALUATIONS, added)
 
 
 def merge_results(source: Store, run: Store) -> None:
@@ -62,7 +61,7 @@ def merge_results(source: Store, run: Store) -> None:
             return data
         return b"".join(map(json_line, sorted(there + new, key=lease_of)))
 
-    change_file(run, EVALUATIONS, merged)
+    run.change(EVALUATIONS, merged)
 
 
 def without_times(result: Mapping[str, Any]) -> dict[str, Any]:

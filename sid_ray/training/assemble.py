@@ -27,8 +27,8 @@ from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
-from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.types import Objective
 from sid_ray.weights.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
@@ -232,7 +232,7 @@ def check_latents(config: DistillConfig, teacher: ModelDescription, components: 
 
 def is_generator_address(source: str) -> bool:
     """Whether it may name a run or a checkpoint: a folder, or s3:// without a weights file."""
-    if is_s3(source):
+    if is_elsewhere(source):
         return not source.partition("#")[0].endswith(FILE_SUFFIXES)
     return expanded(source).is_dir()
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from sid_ray.checkpoint import writer as spool_module
-from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files, newest_whole, verify
+from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.storage import errors
 from sid_ray.storage.fence import Fence, lease_name
 from tests.checkpoint.test_manifest import DESCRIPTION
+from tests.support.checkpoints import newest_whole, verify
 from tests.support.networks import tiny_network
 from tests.training.test_step import trainee_of
 

@@ -14,9 +14,9 @@ from sid_ray.storage.errors import (
     MissingFileError,
     UnreachableStoreError,
     retrying,
-    store_error,
 )
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import S3, set_endpoint
+from sid_ray.storage.store import Store
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -125,9 +125,9 @@ def test_a_server_that_is_not_there_is_one_line(bucket, monkeypatch):
 
 def test_no_space_is_told_apart():
     error = OSError("AWS Error UNKNOWN (HTTP status 507) during PutObject operation: Storage full")
-    assert isinstance(store_error("s3://b/x", error), FullStoreError)
+    assert isinstance(S3().error("s3://b/x", error), FullStoreError)
     error = OSError("AWS Error ACCESS_DENIED during PutObject operation: (Request ID: 18EA507F)")
-    assert isinstance(store_error("s3://b/x", error), DeniedStoreError)
+    assert isinstance(S3().error("s3://b/x", error), DeniedStoreError)
 
 
 def test_an_endpoint_must_be_one(monkeypatch):
