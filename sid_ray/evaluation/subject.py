@@ -15,7 +15,7 @@ from typing import Any
 
 from sid_ray.checkpoint.best import PREFIX as BEST_PREFIX
 from sid_ray.checkpoint.best import SCORE
-from sid_ray.checkpoint.find import best_of, manifest_of
+from sid_ray.checkpoint.find import best_of, find_generator, manifest_of
 from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig

@@ -41,7 +41,7 @@ class Disk(Scheme):
         Path(url).mkdir(parents=True, exist_ok=True)
 
     def look(self, url: str, filesystem: Any) -> None:
-        os.listdir(url)
+        next(Path(url).iterdir(), None)
 
     def is_own(self, error: OSError) -> bool:
         return False  # a disk that fails does not come back
