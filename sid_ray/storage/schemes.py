@@ -7,7 +7,6 @@ toy = "toy_store:SCHEME"          an object of a class below Scheme
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,12 @@ class Source(Scheme):
         raise UserError(f"{text}: expected {stores()}")
 
 
-DISK = Disk()
+DISK, BUILTIN = Disk(), Source("builtin:", "builtin:NAME")
 SCHEMES: dict[str, Scheme] = {
     scheme.prefix: scheme
     for scheme in (
         DISK,
-        Source("builtin:", "builtin:NAME"),
+        BUILTIN,
         Source("https://", "https://"),
         Source("http://", "http://"),
         S3(),
@@ -100,22 +99,23 @@ def register(scheme: Scheme) -> None:
 
 @functools.cache
 def load_entry_points() -> None:
-    for found in importlib.metadata.entry_points(group=GROUP):
+    from importlib.metadata import entry_points
+
+    for found in entry_points(group=GROUP):
         register(found.load())
 
 
 def scheme_of(address: str) -> Scheme:
     """The kind of an address. Raises UserError for one that is not known."""
-    for known in (False, True):
-        if known:
-            load_entry_points()
-        for prefix, scheme in SCHEMES.items():
-            if prefix and address.startswith(prefix):
-                return scheme
-        if "://" not in address:
-            return DISK
-    kind = address.partition("://")[0]
-    raise UserError(f"no source of kind {kind}://; known: {', '.join(forms())}")
+    kind, mark, _ = address.partition("://")
+    if not mark:
+        return BUILTIN if address.startswith(BUILTIN.prefix) else DISK
+    if kind + mark not in SCHEMES:
+        load_entry_points()
+    if kind + mark not in SCHEMES:
+        known = ", ".join(scheme.form for scheme in SCHEMES.values())
+        raise UserError(f"no source of kind {kind}://; known: {known}")
+    return SCHEMES[kind + mark]
 
 
 def is_path(address: str) -> bool:
@@ -127,11 +127,6 @@ def is_elsewhere(address: str) -> bool:
     """Whether it is in a store that is no disk: the same place for all hosts."""
     scheme = scheme_of(address)
     return scheme.is_store and not scheme.is_path
-
-
-def forms() -> list[str]:
-    """How addresses look, of all kinds."""
-    return [scheme.form for scheme in SCHEMES.values()]
 
 
 def stores() -> str:
