@@ -52,6 +52,8 @@ def merge_results(source: Store, run: Store) -> None:
         ours = results_in(source.read(EVALUATIONS))
     except FileNotFoundError:
         return
+    if not ours:
+        return
 
     def merged(data: bytes) -> bytes:
         there = results_in(data)

@@ -36,12 +36,6 @@ class Disk(Scheme):
 
         return fs.LocalFileSystem()
 
-    def create(self, url: str, filesystem: Any) -> None:
-        Path(url).mkdir(parents=True, exist_ok=True)
-
-    def look(self, url: str, filesystem: Any) -> None:
-        next(Path(url).iterdir(), None)
-
     def is_own(self, error: OSError) -> bool:
         return False  # a disk that fails does not come back
 

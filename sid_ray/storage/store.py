@@ -117,11 +117,17 @@ class Store:
 
     def create(self) -> None:
         """Makes the folder on a disk. Checks the bucket of S3, which is never created here."""
+        if self.is_local:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return
         with named(self.url):
             self.scheme.create(self.url, self.filesystem)
 
     def look(self) -> None:
         """Raises OSError where there is no folder to look into, or no bucket."""
+        if self.is_local:
+            next(self.folder.iterdir(), None)
+            return
         with named(self.url):
             self.scheme.look(self.url, self.filesystem)
 
