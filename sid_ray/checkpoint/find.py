@@ -82,7 +82,7 @@ def newest_listed(run: Store) -> tuple[str, Manifest] | None:
     Its name and manifest. What goes on from one checks more (restore.py). Raises StoreError.
     """
     for name in checkpoints(run):
-        with contextlib.suppress(DamagedCheckpointError):
+        with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):
             manifest = manifest_of(run, name)
             if present(run, name, manifest) == manifest.sizes.keys():
                 return name, manifest

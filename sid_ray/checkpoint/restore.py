@@ -130,7 +130,7 @@ class Search:
         for name in checkpoints(disk, OPEN):
             if (node, name) in self._bad:
                 continue
-            with contextlib.suppress(DamagedCheckpointError):  # never whole on local disks
+            with contextlib.suppress(DamagedCheckpointError, OSError):  # never whole, or removed
                 files[name] = present(disk, name, manifest_of(disk, name))
         return Shelf(node, files)
 

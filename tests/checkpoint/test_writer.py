@@ -1,6 +1,7 @@
 """Checkpoints reach storage while training goes on, and the newest whole one is found again."""
 
 import errno
+import os
 import shutil
 import threading
 import time
@@ -202,7 +203,7 @@ def test_other_disks_are_copied_to(bench, monkeypatch):
     def no_link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(errors.os, "link", no_link)
+    monkeypatch.setattr(os, "link", no_link)
     name = bench.save(64)
     bench.spool.flush()
     shutil.rmtree(bench.local)

@@ -47,6 +47,7 @@ def all_end(processes, timeout=60):
 # Lines of JSON ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(VALUES, max_size=5))
 def test_lines_come_back_as_they_were_written(values):
     assert values_in(b"".join(map(json_line, values))) == (values, b"")
