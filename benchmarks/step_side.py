@@ -27,9 +27,10 @@ from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import run_phase, spec_network, text_shape, trained_alone
+from sid_ray.planning.trace_memory import run_phase, spec_network, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
@@ -202,7 +203,8 @@ def run_side(side: Side, pipe: Connection) -> None:
 def prepared(side: Side, clock: Clock) -> tuple[Trainee, Draws, Any, StepSettings]:
     config = side.config
     trainee = trainee_of(side, clock)
-    text = text_shape(network_of(config, teacher_of(config)))
+    description = network_of(config, teacher_of(config))
+    text = family_of(description.family).text_shape(description.network)
     objective = objective_of(config, torch.zeros(text) if text else None)
     plan = config.group_plan(1)
     settings = StepSettings(plan, 0, config.training.ema_half_life, config.training.ema_rampup)
@@ -287,7 +289,7 @@ def forward_flops(config: DistillConfig) -> int:
 
     description = network_of(config, teacher_of(config))
     net = spec_network(config, description, "meta")
-    text = text_shape(description)
+    text = family_of(description.family).text_shape(description.network)
     objective: Any = objective_of(config, torch.zeros(text, device="meta") if text else None)
     device = torch.device("meta")
     draw, batch = inputs(config, description, 1, objective.draw_spec, device)

@@ -52,9 +52,12 @@ HOMES = {
         "sid_ray/tracking/history.py",
     ),
     "optuna": ("sid_ray/sweep/",),
-    "diffusers": ("sid_ray/denoisers/stable_diffusion.py",),
-    "transformers": (
+    "diffusers": (
+        "sid_ray/denoisers/autoencoder.py",
         "sid_ray/denoisers/stable_diffusion.py",
+    ),
+    "transformers": (
+        "sid_ray/denoisers/clip_text.py",
         "sid_ray/metrics/transformers_folder.py",
     ),
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.sections import ResourcesConfig
+from sid_ray.denoisers.family import leave_weight
 from sid_ray.denoisers.recompute import recompute_within
-from sid_ray.denoisers.spec import leave_weight
 from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
 from sid_ray.distributed.deepspeed_import import import_deepspeed
 from sid_ray.distributed.ema import update_ema

@@ -21,6 +21,7 @@ from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
+from sid_ray.recipes.registry import recipe_entry
 from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_path
 from sid_ray.tracking.mlflow_run import shown_uri
@@ -39,7 +40,6 @@ Ctrl-C, which leaves the job running.
   --working-dir DIR   what is uploaded: a checkout of sid_ray; default: this folder
   --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
-SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
     "teacher.text_encoder",
@@ -92,8 +92,7 @@ def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
 
 def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
     """The job's command: the recipe's own entry script."""
-    family = "edm2" if config.recipe.startswith("img512-") else config.schedule.kind
-    return ["python", SCRIPTS[family], config.recipe, *flags]
+    return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
 def runtime_env_of(path: str) -> dict[str, Any]:
