@@ -87,16 +87,27 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def register(scheme: Scheme) -> None:
-    """Adds a kind of address for this process; an entry point adds it for all."""
-    SCHEMES[scheme.prefix] = scheme
+    """Adds a kind of address for this process; an entry point adds it for all.
+
+    Raises UserError where another one begins alike.
+    """
+    if SCHEMES.setdefault(scheme.prefix, scheme) is not scheme:
+        raise UserError(f"two stores have addresses that begin with {scheme.prefix}: uninstall one")
 
 
 @functools.cache
 def load_entry_points() -> None:
     from importlib.metadata import entry_points
 
-    for found in entry_points(group=GROUP):
-        register(found.load())
+    for point in entry_points(group=GROUP):
+        try:
+            scheme = point.load()
+        except Exception as error:  # a package's own code may fail in any way
+            raise UserError(
+                f"store {point.name} ({point.value}) cannot be loaded ({type(error).__name__}: "
+                f"{error}): mend or uninstall its package"
+            ) from error
+        register(scheme)
 
 
 def scheme_of(address: str) -> Scheme:

@@ -56,6 +56,12 @@ def test_before_it_is_registered_it_is_no_store(tmp_path):
         Store.at("toy://runs")
 
 
+def test_two_stores_of_one_name_are_refused(toy):
+    register(toy_store.SCHEME)
+    with pytest.raises(UserError, match="two stores have addresses that begin with toy://"):
+        register(toy_store.Toy())
+
+
 def test_it_is_named_where_kinds_are_listed(toy):
     for text in ("gs://x/y", "https://host/x", "builtin:digits"):
         with pytest.raises(UserError, match=r"expected a path or s3://BUCKET/PREFIX or toy://NAME"):
@@ -134,11 +140,9 @@ def test_a_store_that_goes_is_waited_for(toy, tmp_path):
 def test_a_data_set_in_it(toy, tmp_path):
     place = Store.at("toy://sets/numbers")
     images = numbered_images(COUNT)
-    write_set(
-        place, "images", layout(COUNT, ROWS, 4), 10, image=images, label=np.arange(COUNT) % 10
-    )
-    here = Store.at(tmp_path / "set")
-    write_set(here, "images", layout(COUNT, ROWS, 4), 10, image=images, label=np.arange(COUNT) % 10)
+    here, labels = Store.at(tmp_path / "set"), np.arange(COUNT) % 10
+    for store in (place, here):
+        write_set(store, "images", layout(COUNT, ROWS, 4), 10, image=images, label=labels)
     data = replace(recipe("digits-sid"), data__name="prepared", data__source=place.url).data
     assert is_prepared(data)
     local = replace(recipe("digits-sid"), data__name="prepared", data__source=here.url).data
