@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ from sid_ray.evaluation.samplers import (
     seeded_uniform,
 )
 from sid_ray.evaluation.subject import find_network, network_sha256
-from sid_ray.storage.durable import PART, HeldError, lock, replace_file
+from sid_ray.storage.durable import HeldError, lock, remove_parts, replace_file
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
 from sid_ray.weights.components import (
@@ -243,9 +242,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
 
     With ``overwrite`` those are removed first.
     """
-    for cut in out.glob(f"*.png.*{PART}"):  # of a process that was killed while it wrote
-        if time.time() - cut.stat().st_mtime > STALE_S:
-            cut.unlink(missing_ok=True)
+    remove_parts(out, "*.png", STALE_S)
     record = out / RECORD
     earlier = read_record(record)
     if earlier == made_of:

@@ -124,6 +124,17 @@ def link_or_copy(source: Path, target: Path, sync: bool = True, folder: bool = F
             shutil.copyfile(source, temporary)
 
 
+def remove_parts(folder: Path, of: str = "*", older_than_s: float = 0.0) -> None:
+    """Removes what processes that were killed while they wrote files ``of`` a pattern left there.
+
+    Others may be writing: theirs are younger than ``older_than_s``.
+    """
+    for cut in folder.glob(f"{of}.*{PART}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - cut.stat().st_mtime >= older_than_s:
+                cut.unlink()
+
+
 def sync_path(path: Path) -> None:
     """Returns when a file's content, or a folder's names, are on the disk. Raises OSError."""
     file = os.open(path, os.O_RDONLY)

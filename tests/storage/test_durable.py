@@ -23,6 +23,7 @@ from sid_ray.storage.durable import (
     moved_into_place,
     only_writer,
     read_values,
+    remove_parts,
     replace_file,
     values_in,
 )
@@ -217,6 +218,17 @@ def test_what_raises_changes_nothing(tmp_path):
         new.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("a.png", "b.png.12-ab.part", "c.png.13-cd.part", "d.json.12-ab.part"):
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / "b.png.12-ab.part", (0, 0))
+    remove_parts(tmp_path, "*.png", 60)
+    assert not (tmp_path / "b.png.12-ab.part").exists() and len(list(tmp_path.iterdir())) == 3
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    remove_parts(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
