@@ -30,6 +30,7 @@ class Scheme:
         prefix: how addresses begin; empty for paths.
         form: how one looks, for messages.
         is_path: its files have paths on this machine; hosts see the same where they share a disk.
+        is_fetched: what is there is brought to this machine before it is read.
         is_store: files can be kept there. Else networks alone are fetched from there.
         has_folders: folders are made, and a file is seen while it is written. Else a name with
             slashes is only a name, and a file appears when it is closed.
@@ -40,6 +41,7 @@ class Scheme:
     prefix = ""
     form = ""
     is_path = False
+    is_fetched = True
     is_store = True
     has_folders = True
     keeps_checksums = False

@@ -25,6 +25,7 @@ class Disk(Scheme):
 
     form = "a path"
     is_path = True
+    is_fetched = False
 
     def address(self, text: str) -> str:
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -65,14 +66,14 @@ class Source(Scheme):
 
     is_store = False
 
-    def __init__(self, prefix: str, form: str):
-        self.prefix, self.form = prefix, form
+    def __init__(self, prefix: str, form: str, is_fetched: bool = True):
+        self.prefix, self.form, self.is_fetched = prefix, form, is_fetched
 
     def address(self, text: str) -> str:
         raise UserError(f"{text}: expected {stores()}")
 
 
-DISK, BUILTIN = Disk(), Source("builtin:", "builtin:NAME")
+DISK, BUILTIN = Disk(), Source("builtin:", "builtin:NAME", is_fetched=False)
 SCHEMES: dict[str, Scheme] = {
     scheme.prefix: scheme
     for scheme in (
