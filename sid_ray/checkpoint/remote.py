@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sid_ray.checkpoint.find import checkpoints, sealed
 from sid_ray.storage.cache import fetch_checked
-from sid_ray.storage.durable import link_or_copy, replace_file
+from sid_ray.storage.durable import link_or_copy, replace_file, sync_path
 from sid_ray.storage.fence import MANIFEST, OPEN, Fence, newest_number
 from sid_ray.storage.store import Store
 
@@ -66,6 +66,7 @@ class Storage:
             self.store.write(f"{name}/{file}", text)
             return
         replace_file(self.store.folder / name / file, text, folder=True)
+        sync_path(self.store.folder)  # also the checkpoint's own name is there to stay
 
     def why(self, error: OSError) -> str:
         """What went wrong, the same on every rank: without the name of a file in S3."""
