@@ -29,6 +29,7 @@ from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import TorchRole, Trainee
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.trace_memory import run_phase, spec_network, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
@@ -120,7 +121,7 @@ class RandomSource:
         network = net.net
         self.shape = (network.img_channels, *[network.img_resolution] * 2)
         self._labels, self._text = network.label_dim, text
-        self._images = config.objective.name == "sida"
+        self._images = objective_spec(config.objective.name).reads_images
 
     def batch(self, pick: Pick) -> Batch:
         count = len(pick.uniform)
@@ -167,7 +168,7 @@ def trainee_of(side: Side, clock: Clock) -> Trainee:
     for name, net in zip((FAKE_SCORE, GENERATOR), trained, strict=True):
         net.requires_grad_(True)
         adam = adam_of(config, name)
-        keeps = name == GENERATOR or config.objective.name != "sida"
+        keeps = name == GENERATOR or not objective_spec(config.objective.name).discriminator
         role: Any = (
             OfficialRole(net, adam, rules[name], keeps)
             if side.official

@@ -7,6 +7,7 @@ file knows of them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,11 +19,13 @@ import mlflow
 import pytest
 
 import sid_ray
+from sid_ray.objectives.spec import Need
 from tests.support.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.support.toy_family import entry_point, write_teacher
 
 REPOSITORY = Path(sid_ray.__file__).parents[1]
 IMAGES, EVERY = 256, 128
+NEEDS: tuple[Need, ...] = ("text", "log-variance head", "several steps")
 UNSET = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 RUN = (
     "digits-sid", "--run", "toy", "--output.folder", "runs", "--teacher.source", "teacher",
@@ -90,11 +93,14 @@ def look() -> None:
     from sid_ray.commands.compare import write_comparison
     from sid_ray.config.distill_config import DistillConfig, differences, flags, replace
     from sid_ray.errors import UserError
+    from sid_ray.objectives.spec import register_objective
     from sid_ray.recipes.registry import Recipe, recipe
     from sid_ray.recipes.table import row
     from sid_ray.sweep.space import config_of
     from sid_ray.sweep.space_check import check_space
     from sid_ray.sweep.space_file import parse_space
+    from sid_ray.training.assemble import find_start
+    from tests.support.toy_objective import TOY
 
     def refused(act, *given) -> str:
         try:
@@ -102,6 +108,11 @@ def look() -> None:
         except UserError as error:
             return str(error)
         return ""
+
+    def start_of(need: Need) -> str:
+        name = need.replace(" ", "-")
+        register_objective(dataclasses.replace(TOY, name=name, needs=frozenset({need})))
+        return refused(find_start, replace(base, objective__name=name, teacher__source="teacher"))
 
     base = recipe("digits-sid")
     toy = replace(base, objective__name="toy", objective__strength=0.5)
@@ -133,6 +144,11 @@ def look() -> None:
                 ),
                 "not a number": refused(DistillConfig.from_json, wrong % ("toy", "x")),
                 "not its field": refused(DistillConfig.from_json, wrong % ("sid", "1")),
+                "needs": [
+                    start_of("text"),
+                    start_of("log-variance head"),
+                    start_of("several steps"),
+                ],
                 "unknown": refused(DistillConfig.from_json, wrong % ("tou", "1")),
             }
         )
@@ -202,7 +218,16 @@ def test_its_fields_are_part_of_a_config(views):
     assert views["flags"] == ["--objective.name", "toy", "--objective.strength", "0.5"]
     assert views["not a number"].startswith("the config: objective.strength: ")
     assert views["not its field"].startswith("the config: objective.strength: ")
-    assert "unknown objective 'tou'" in views["unknown"] and "Did you mean toy" in views["unknown"]
+    assert "unknown objective 'tou'" in views["unknown"]
+    assert "did you mean toy" in views["unknown"].lower()
+
+
+def test_what_an_objective_needs_is_asked_before_a_run(views):
+    """Of objectives that one call registered."""
+    words = ("is text, but teacher teacher reads no text", "log-variance-head needs a log-variance",
+             "set --objective.num-steps to 2 or more")  # fmt: skip
+    for said, expected in zip(views["needs"], words, strict=True):
+        assert expected in said
 
 
 def test_a_sweep_varies_its_field_and_looks_at_the_metric(views):

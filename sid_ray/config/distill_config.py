@@ -12,19 +12,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from sid_ray.config.confidential import holds_credentials
-from sid_ray.config.objective_section import (
-    first_of,
-    of_its_name,
-    own_fields,
-    take_own,
-    with_own,
-)
+from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.registry import METRICS, OBJECTIVES
 from sid_ray.config.sections import (
     DataConfig,
@@ -41,6 +34,7 @@ from sid_ray.config.sections import (
 from sid_ray.errors import UserError, closest, did_you_mean
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +46,7 @@ class DistillConfig:
     recipe: str = ""
     """Name of the recipe this started from."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Annotated[ObjectiveConfig, OfItsName()] = field(default_factory=ObjectiveConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -155,17 +149,13 @@ class DistillConfig:
     def from_json(cls, text: str, source: str = "the config") -> DistillConfig:
         """The inverse of to_json. Raises UserError that names the first wrong field."""
         try:
-            values = from_json(text)
-            own = take_own(values)
-            config = TypeAdapter(cls).validate_python(values)
+            return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            raise UserError(f"{source}: {first_of(error)}") from None
-        except ValueError as error:
-            raise UserError(f"{source}: its text: {error} (found {text!r:.60})") from None
-        if own:
-            section = with_own(config.objective, own, source)
-            config = dataclasses.replace(config, objective=section)
-        return config
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "its text"
+            raise UserError(
+                f"{source}: {where}: {first['msg'].lower()} (found {first.get('input')!r:.60})"
+            ) from None
 
     def identity(self) -> dict[str, Any]:
         """The dotted fields that decide the numbers; a resumed run must not change them."""
@@ -414,7 +404,7 @@ def located(config: DistillConfig) -> DistillConfig:
     values = flatten(config)
     for name in PLACES:
         place = str(values[name])
-        if place and "://" not in place and not place.startswith("builtin:"):
+        if place and is_path(place):
             absolute = str(expanded(place).absolute())
             config = replace(config, **{name.replace(".", "__"): absolute})
     return config

@@ -7,14 +7,16 @@ follows from its name alone, whoever made it: a recipe, a flag, JSON or Python.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sid_ray.config.registry import OBJECTIVES
 from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def of_its_name(section: ObjectiveConfig) -> ObjectiveConfig:
@@ -30,36 +32,38 @@ def of_its_name(section: ObjectiveConfig) -> ObjectiveConfig:
     return spec.config(**{name: value for name, value in values.items() if name in names})
 
 
-def take_own(values: Any) -> dict[str, Any]:
-    """Takes out of a config's JSON the objective's fields that ObjectiveConfig has not."""
-    section = values.get("objective") if isinstance(values, dict) else None
-    if not isinstance(section, dict):
-        return {}
-    common = {each.name for each in dataclasses.fields(ObjectiveConfig)}
-    return {name: section.pop(name) for name in list(section) if name not in common}
+class OfItsName:
+    """Beside the section's type: pydantic reads the dataclass of the objective that it names."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_wrap_validator_function(read_section, handler(source))
 
 
-def with_own(section: ObjectiveConfig, own: Mapping[str, Any], source: str) -> ObjectiveConfig:
-    """The section with an objective's own fields from JSON.
+def read_section(value: Any, read_common: Callable[[Any], ObjectiveConfig]) -> ObjectiveConfig:
+    """What pydantic makes of the section: an instance, or JSON's mapping.
 
-    Raises UserError that names the first wrong field, or for an objective that is not known here.
+    Raises ValidationError for a wrong field, and ValueError for an objective that is not known.
     """
+    given = isinstance(value, ObjectiveConfig)
+    name = value.name if given else value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        return read_common(value)
     try:
-        kind = OBJECTIVES.get(section.name).config
-        return TypeAdapter[ObjectiveConfig](kind).validate_python(
-            dataclasses.asdict(section) | dict(own)
-        )
+        kind = OBJECTIVES.get(name).config
     except UserError as error:
-        raise UserError(f"{source}: objective.name: {error}") from None
-    except ValidationError as error:
-        raise UserError(f"{source}: objective.{first_of(error)}") from None
+        raise ValueError(str(error)) from None
+    if kind is ObjectiveConfig:
+        return read_common(value)
+    return adapter_of(kind).validate_python(value, strict=True if given else None)
 
 
-def first_of(error: ValidationError) -> str:
-    """The first of pydantic's complaints: field, what is wrong, what was found."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "its text"
-    return f"{where}: {first['msg'].lower()} (found {first.get('input')!r:.60})"
+@cache
+def adapter_of(kind: type[ObjectiveConfig]) -> TypeAdapter[ObjectiveConfig]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def own_fields() -> dict[str, Any]:

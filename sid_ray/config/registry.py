@@ -1,4 +1,4 @@
-"""Objectives and metrics by name: those that ship, those of installed packages, those of a call.
+"""Objectives, metrics and families by name: what ships, of installed packages, and of a call.
 
 Each is a spec, an object with a ``name``. One that ships is a module of the folder ``home`` with
 its spec as SPEC. A package that is installed beside this one names its own by an entry point:
@@ -35,7 +35,7 @@ class Registry(Generic[S]):
     """Specs by name.
 
     Args:
-        what: they are, in one word: objective, metric.
+        what: they are, in words: objective, metric, network family.
         group: of the entry points that add to them.
         home: package whose modules hold those that ship.
     """

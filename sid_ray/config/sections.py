@@ -6,10 +6,9 @@ in images seen, never in steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import ConfigDict
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class TeacherConfig:
 class ObjectiveConfig:
     """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
 
     name: str = "sid"
     """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on

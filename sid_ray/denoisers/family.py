@@ -1,9 +1,9 @@
 """``Family``: all that differs between EDM, EDM2, Stable Diffusion and what comes after them.
 
-A family is one subclass in one file, and one object of it that registry.py knows: built in (a file
-in families/), named by another package's entry point, or handed to ``register_family``. Nothing
-outside this folder asks for a family's name, or whether something "is latent" or "reads text" in
-any other way than through this contract.
+A family is one subclass in one file, and one object of it that registry.py knows: built in (SPEC
+of a file in families/), named by another package's entry point, or handed to ``register_family``.
+Nothing outside this folder asks for a family's name, or whether something "is latent" or "reads
+text" in any other way than through this contract.
 
 A family's file is imported before anything is asked of its networks: it imports torch, diffusers
 and the networks' own modules inside methods only.
@@ -42,6 +42,7 @@ class Family(ABC):
         teacher_steps: of that sampler, where nobody asks for another number.
         precisions: of ``training.precision``, those that its networks can compute in.
         reads_text: whether networks are conditioned on prompts.
+        text_parts: of a pipeline's folder, what embeds them: the encoder first.
         latents: how pixels become what its networks see; None where all of them see pixels.
         adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
             from, in words; empty where there are none, and objectives cannot ask for them.
@@ -60,6 +61,7 @@ class Family(ABC):
     teacher_steps: ClassVar[int] = 18
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     reads_text: ClassVar[bool] = False
+    text_parts: ClassVar[tuple[str, ...]] = ()
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
     folder: ClassVar[str] = ""

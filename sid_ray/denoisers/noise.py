@@ -187,9 +187,10 @@ def levels_of(noise: Noise, one_step: Mapping[str, Any]) -> tuple[Schedule, int]
     try:
         return noise.of_generator(values), num_steps
     except (KeyError, TypeError):
+        like = noise.one_step(ScheduleConfig(kind=noise.kind))
         raise UserError(
-            f"one_step of model.json is {json.dumps(dict(one_step))}; expected a sigma, or a "
-            "timestep with the betas"
+            f"one_step of model.json is {json.dumps(dict(one_step))}; expected one like "
+            f"{json.dumps(like)}"
         ) from None
 
 

@@ -1,76 +1,41 @@
-"""All families by name: built in, of entry points, and those registered by a call.
+"""All families by name: those in files of families/, of entry points, and added by a call.
 
-A package adds families by an entry point of the group ``sid_ray.families``: a ``Family`` object, or
-a class that makes one without arguments. Every process looks entry points up by itself, once, when
-it is first asked for a family, so that Ray's workers know them where the package is installed.
+A package adds families by entry points of the group ``sid_ray.families``, each a ``Family`` object
+under its name, so that every process finds them, Ray's workers too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
+from sid_ray.config.registry import Registry
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import Noise
 from sid_ray.errors import UserError, nearest
 
-GROUP = "sid_ray.families"
-BUILT_IN = ("edm", "edm2", "stable_diffusion")  # files of families/, each with one FAMILY
-_known: dict[str, Family] = {}
+FAMILIES: Registry[Family] = Registry(
+    "network family", "sid_ray.families", "sid_ray.denoisers.families"
+)
 
 
-def register_family(family: Family) -> Family:
-    """Makes a family known to this process; returns it.
-
-    Raises UserError where another family has its name.
-    """
-    taken = _known.get(family.name)
-    if taken is not None and type(taken) is not type(family):
-        raise UserError(
-            f"two network families are called {family.name!r}: {type(taken).__module__} and "
-            f"{type(family).__module__}"
-        )
-    _known[family.name] = family
-    return family
-
-
-@cache
-def _load() -> None:
-    """Registers what is built in and what entry points name. Raises UserError."""
-    for name in BUILT_IN:
-        register_family(import_module(f"sid_ray.denoisers.families.{name}").FAMILY)
-    for entry in entry_points(group=GROUP):
-        try:
-            found = entry.load()
-            family = found() if isinstance(found, type) else found
-        except Exception as error:  # of another package's code, which may raise anything
-            raise UserError(
-                f"entry point {entry.name} ({entry.value}) of group {GROUP} cannot be loaded: "
-                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            ) from error
-        if not isinstance(family, Family):
-            raise UserError(f"entry point {entry.name} ({entry.value}) of {GROUP} is no Family")
-        register_family(family)
+def register_family(family: Family) -> None:
+    """Adds a family in this process. Raises UserError where another one has its name."""
+    FAMILIES.register(family)
 
 
 def families() -> Mapping[str, Family]:
-    """Every family by name."""
-    _load()
-    return _known
+    """Every family by name. Raises UserError where a package's cannot be loaded."""
+    return {name: family_of(name) for name in FAMILIES.names}
 
 
 def family_of(name: str) -> Family:
-    """A family by name. Raises UserError for an unknown one."""
-    known = families()
-    if name not in known:
-        raise UserError(
-            f"unknown network family {name!r}; known: {', '.join(known)}.{nearest(name, known)}"
-        )
-    return known[name]
+    """A family by name. Raises UserError for an unknown one, or one that cannot be loaded."""
+    found = FAMILIES.get(name)
+    if not isinstance(found, Family):
+        raise UserError(f"network family {name!r} is {found!r:.80}; expected an object of Family")
+    return found
 
 
 def noises() -> dict[str, Noise]:

@@ -34,7 +34,7 @@ from sid_ray.evaluation.real_images import Real
 from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of, sample_in_batches
 from sid_ray.metrics.extractors import Extractor, load_extractor
 from sid_ray.metrics.scores import as_seen, combined, looked_at
-from sid_ray.metrics.spec import Evidence, Looker, Reads, metric_spec
+from sid_ray.metrics.spec import Evidence, Gauge, Reads, metric_spec
 from sid_ray.metrics.sums import BLOCK
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.components import check_vae_suits, component_folder, open_vae
@@ -113,9 +113,9 @@ class Judge:
         self.metrics = asked_metrics(chosen.metrics)
         self.specs = [metric_spec(name) for name in self.metrics]
         self.extractor = open_extractor(chosen, self.device)
-        self.lookers = self._lookers()
+        self.gauges = self._gauges()
 
-    def _lookers(self) -> dict[str, Looker]:
+    def _gauges(self) -> dict[str, Gauge]:
         """By metric, of those that look at images themselves."""
         for spec in self.specs:
             spec.check(self.chosen)
@@ -125,7 +125,7 @@ class Judge:
                     f"metric {name} compares images with prompts; this data set has none"
                 )
         opened = ((spec.name, spec.open) for spec in self.specs if spec.open is not None)
-        return {name: open_looker(self.chosen, self.device) for name, open_looker in opened}
+        return {name: open_gauge(self.chosen, self.device) for name, open_gauge in opened}
 
     def that_read(self, what: Reads) -> list[str]:
         """The asked metrics that read something, by name."""
@@ -186,7 +186,7 @@ class Judge:
     def look_at(self, images: Tensor, texts: Sequence[str] | None = None) -> Look:
         """What the metrics need of one block of pictures uint8 [N, C, H, W], and their texts."""
         features, logits = looked_at(self.extractor, images)
-        own = {name: looker.look(images, texts) for name, looker in self.lookers.items()}
+        own = {name: gauge.look(images, texts) for name, gauge in self.gauges.items()}
         return Look(features, logits if self.that_read("classes") else None, own)
 
     @cached_property

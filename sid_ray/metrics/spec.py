@@ -79,7 +79,7 @@ class Score:
 INCEPTION = "Inception"  # the space whose scores carry no name of a space: FID, KID, IS, ...
 
 
-class Looker(Protocol):
+class Gauge(Protocol):
     """What a metric sees of made images by itself.
 
     Attributes:
@@ -114,7 +114,7 @@ class Evidence:
     Args:
         space: of the feature network.
         made: sums of the made images' features; features and classes where some metric reads them.
-        own: what the metric's Looker saw, [N <= 256, D] block by block; empty without one.
+        own: what the metric's Gauge saw, [N <= 256, D] block by block; empty without one.
         real: of the real images, opened by whoever asks.
     """
 
@@ -125,7 +125,7 @@ class Evidence:
 
     @property
     def own_sums(self) -> FeatureSums:
-        """Of what the Looker saw, the same bits for any number of processes."""
+        """Of what the Gauge saw, the same bits for any number of processes."""
         from sid_ray.metrics.sums import FeatureSums, merged
 
         return merged(FeatureSums.of_block(part, block) for block, part in enumerate(self.own))
@@ -145,7 +145,7 @@ class MetricSpec:
         scores: what it gives; the first stands for it where one number counts.
         scored: from what was seen to scores by name (``Score.named_in``). Raises UserError.
         reads: beside the made images and their features.
-        open: (config's section, device) -> Looker, for a metric that looks at images itself.
+        open: (config's section, device) -> Gauge, for a metric that looks at images itself.
         check: raises UserError where the config lacks what it needs, before anything is opened.
     """
 
@@ -154,7 +154,7 @@ class MetricSpec:
     scores: tuple[Score, ...]
     scored: Callable[[Evidence], Mapping[str, float]]
     reads: frozenset[Reads] = frozenset()
-    open: Callable[[EvaluationConfig, torch.device], Looker] | None = None
+    open: Callable[[EvaluationConfig, torch.device], Gauge] | None = None
     check: Callable[[EvaluationConfig], None] = ready
 
 

@@ -25,7 +25,7 @@ from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
 
 BATCH = 8  # images that a VAE takes at once
-TEXT, VAE = ("text_encoder", "tokenizer"), ("vae",)
+VAE = ("vae",)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 
@@ -69,21 +69,22 @@ def find_components(
 
 def find_text(description: ModelDescription, network: Path, named: Named, teacher: str) -> Path:
     """Raises UserError where there is no text encoder, or one of another pipeline."""
+    family = family_of(description.family)
     if named.text_encoder:
-        folder = resolve_component(named.text_encoder, *TEXT)
-        family_of(description.family).check_text(description.network, folder)
+        folder = resolve_component(named.text_encoder, *family.text_parts)
+        family.check_text(description.network, folder)
         return folder
     tried: list[str] = []
     for address, found, trouble in candidates(description, network, "text_encoder", teacher):
         if found is not None:
-            family_of(description.family).check_text(description.network, found)
+            family.check_text(description.network, found)
             return found
         tried.append(f"{address}: {trouble}" if trouble else address)
     where = f" ({tried[1]})" if len(tried) > 1 else ""
     raise UserError(
         f"{network.name} reads text and has no text encoder beside it{where}: give "
-        f"{named.text_flag} FOLDER, a diffusers folder with the text_encoder and tokenizer that it "
-        "was trained with"
+        f"{named.text_flag} FOLDER, a diffusers folder with the {' and '.join(family.text_parts)} "
+        "that it was trained with"
     )
 
 
@@ -95,7 +96,7 @@ def candidates(
     """
     own = network if (network / part).is_dir() else None
     yield str(network), own, ""
-    parts = TEXT if part == "text_encoder" else VAE
+    parts = VAE if part in VAE else family_of(description.family).text_parts
     notes = description.notes
     for address in (notes.get(part), notes.get("teacher"), teacher):
         if not address or str(address) == str(network):

@@ -73,7 +73,7 @@ def test_two_families_of_one_name_are_refused():
         def shape(self, network):
             return 1, 1, 1
 
-    with pytest.raises(UserError, match="two network families are called 'toy'"):
+    with pytest.raises(UserError, match="network family 'toy' is registered already"):
         register_family(Other())
 
 
@@ -176,9 +176,12 @@ def test_an_entry_point_that_fails_is_named(tmp_path):
         "try: families()\nexcept UserError as error: print(error)"
     )
     done = in_a_process(entry_point(tmp_path / "a", families="nowhere.toy:FAMILY"), code)
-    assert "entry point toy (nowhere.toy:FAMILY) of group sid_ray.families cannot be" in done.stdout
+    assert "network family 'toy' of toy-family cannot be loaded (ModuleNotFound" in done.stdout
     done = in_a_process(entry_point(tmp_path / "b", families="tests.support.toy_family:TOY"), code)
-    assert "is no Family" in done.stdout
+    assert "is called None; expected" in done.stdout
+    target = "tests.support.toy_family:ToyFamily"
+    done = in_a_process(entry_point(tmp_path / "c", families=target), code)
+    assert "expected an object of Family" in done.stdout
 
 
 def test_families_are_listed_without_their_libraries():

@@ -16,7 +16,7 @@ from sid_ray.metrics.spec import Evidence, MetricSpec, Score
 BRIGHTNESS = Score("brightness", larger_is_better=True, of_space=False, digits="1f")
 
 
-class Looker:
+class Gauge:
     identity = "mean-of-values"
 
     def look(self, images: Tensor, texts: Sequence[str] | None) -> NDArray:
@@ -33,5 +33,5 @@ TOY = MetricSpec(
     "mean of all values",
     (BRIGHTNESS,),
     scored,
-    open=lambda chosen, device: Looker(),
+    open=lambda chosen, device: Gauge(),
 )

@@ -96,4 +96,4 @@ def inputs_of(tensors: Mapping[str, Tensor], name: str) -> int:
     return 0 if weight is None or weight.ndim < 2 else weight.shape[1]
 
 
-FAMILY = EDM()
+SPEC = EDM()

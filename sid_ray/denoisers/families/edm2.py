@@ -115,4 +115,4 @@ class EDM2(Family):
         return EDM2Network.from_recorded(class_name, recorded, {}, own, ("logvar",))
 
 
-FAMILY = EDM2()
+SPEC = EDM2()

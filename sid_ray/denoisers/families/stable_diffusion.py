@@ -53,10 +53,11 @@ class StableDiffusion(Family):
     noise = VP_NOISE
     teacher_steps = 50
     reads_text = True
+    text_parts = ("text_encoder", "tokenizer")
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
     folder = "unet"
-    parts = ("vae", "text_encoder", "tokenizer", "scheduler")
+    parts = ("vae", *text_parts, "scheduler")
     bare_prefix = "unet."
     official_classes = ("UNet2DConditionModel",)  # in SiD-LSG's files and in diffusers folders
 
@@ -111,4 +112,4 @@ class StableDiffusion(Family):
         return load_text(folder, device)
 
 
-FAMILY = StableDiffusion()
+SPEC = StableDiffusion()

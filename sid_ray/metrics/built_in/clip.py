@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sid_ray.config.sections import EvaluationConfig
 from sid_ray.errors import UserError
-from sid_ray.metrics.spec import Evidence, Looker, MetricSpec, Score
+from sid_ray.metrics.spec import Evidence, Gauge, MetricSpec, Score
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SCORE = Score("CLIP", larger_is_better=True, of_space=False)
 
 
-def check(chosen: EvaluationConfig) -> None:
+def check_clip(chosen: EvaluationConfig) -> None:
     if not chosen.clip_weights:
         raise UserError(
             "metric clip needs evaluation.clip_weights: a CLIP network's folder in "
@@ -22,14 +22,14 @@ def check(chosen: EvaluationConfig) -> None:
         )
 
 
-def opened(chosen: EvaluationConfig, device: torch.device) -> Looker:
+def open_clip(chosen: EvaluationConfig, device: torch.device) -> Gauge:
     from sid_ray.metrics.clip import load_clip
     from sid_ray.storage.places import expanded
 
     return load_clip(expanded(chosen.clip_weights), device)
 
 
-def scored(evidence: Evidence) -> dict[str, float]:
+def clip_scored(evidence: Evidence) -> dict[str, float]:
     from sid_ray.metrics.clip import clip_score
 
     return {SCORE.name: clip_score(evidence.own_sums)}
@@ -39,8 +39,8 @@ SPEC = MetricSpec(
     "clip",
     "fit of image and prompt",
     (SCORE,),
-    scored,
+    clip_scored,
     frozenset({"prompts"}),
-    open=opened,
-    check=check,
+    open=open_clip,
+    check=check_clip,
 )

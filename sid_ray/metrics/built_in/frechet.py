@@ -14,7 +14,7 @@ DISTANCE = Score("FD", in_inception="FID", digits="2f", leads=True)
 DEAD = Score("dead_features", beside=True)
 
 
-def scored(evidence: Evidence) -> dict[str, float]:
+def frechet_scored(evidence: Evidence) -> dict[str, float]:
     return frechet_scores(evidence.space, evidence.made.sums, evidence.real().statistics)
 
 
@@ -31,5 +31,5 @@ def frechet_scores(space: str, made: FeatureSums, real: Statistics) -> dict[str,
 
 
 SPEC = MetricSpec(
-    "fd", "Frechet distance", (DISTANCE, DEAD), scored, frozenset({"reference statistics"})
+    "fd", "Frechet distance", (DISTANCE, DEAD), frechet_scored, frozenset({"reference statistics"})
 )

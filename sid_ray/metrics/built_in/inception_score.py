@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SCORE = Score("IS", larger_is_better=True, digits="2f")
 
 
-def scored(evidence: Evidence) -> dict[str, float]:
+def class_scored(evidence: Evidence) -> dict[str, float]:
     return class_scores(evidence.space, evidence.made)
 
 
@@ -29,4 +29,4 @@ def class_scores(space: str, made: Seen) -> dict[str, float]:
     return {name: found.mean, f"{name}{DEVIATION}": found.deviation}
 
 
-SPEC = MetricSpec("is", "Inception Score", (SCORE,), scored, frozenset({"classes"}))
+SPEC = MetricSpec("is", "Inception Score", (SCORE,), class_scored, frozenset({"classes"}))

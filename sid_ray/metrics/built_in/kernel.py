@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DISTANCE = Score("KD", in_inception="KID")
 
 
-def scored(evidence: Evidence) -> dict[str, float]:
+def kernel_scored(evidence: Evidence) -> dict[str, float]:
     return kernel_scores(evidence.space, evidence.made, evidence.real().seen)
 
 
@@ -34,4 +34,6 @@ def kernel_scores(
     return {name: found.mean, f"{name}{DEVIATION}": found.deviation}
 
 
-SPEC = MetricSpec("kid", "kernel distance", (DISTANCE,), scored, frozenset({"reference images"}))
+SPEC = MetricSpec(
+    "kid", "kernel distance", (DISTANCE,), kernel_scored, frozenset({"reference images"})
+)

@@ -13,7 +13,7 @@ PRECISION = Score("precision", larger_is_better=True)
 RECALL = Score("recall", larger_is_better=True)
 
 
-def scored(evidence: Evidence) -> dict[str, float]:
+def neighbour_scored(evidence: Evidence) -> dict[str, float]:
     return neighbour_scores(evidence.space, evidence.made, evidence.real().seen)
 
 
@@ -27,5 +27,9 @@ def neighbour_scores(space: str, made: Seen, real: Seen) -> dict[str, float]:
 
 
 SPEC = MetricSpec(
-    "pr", "precision and recall", (PRECISION, RECALL), scored, frozenset({"reference images"})
+    "pr",
+    "precision and recall",
+    (PRECISION, RECALL),
+    neighbour_scored,
+    frozenset({"reference images"}),
 )

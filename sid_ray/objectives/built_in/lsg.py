@@ -8,18 +8,18 @@ from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.objectives.spec import ObjectiveSpec
 
 
-def build(chosen: Any, schedule: Any, null_text: Any) -> Any:
+def build_lsg(chosen: Any, schedule: Any, null_text: Any) -> Any:
     from sid_ray.objectives.sid import SiD
 
     return SiD.of(chosen, schedule, null_text)
 
 
-def variant(chosen: ObjectiveConfig) -> str:
+def variant_of_lsg(chosen: ObjectiveConfig) -> str:
     """The teacher's guidance scale."""
     return f"kappa {chosen.kappa4:g}"
 
 
-def settings(chosen: ObjectiveConfig) -> dict[str, str]:
+def settings_of_lsg(chosen: ObjectiveConfig) -> dict[str, str]:
     scales = (chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4)
     return {"guidance scales kappa 1 to 4": ", ".join(f"{scale:g}" for scale in scales)}
 
@@ -28,9 +28,9 @@ SPEC = ObjectiveSpec(
     "lsg",
     "SiD-LSG",
     "Score identity Distillation with long and short guidance (SiD-LSG)",
-    build,
+    build_lsg,
     fields=("kappa1", "kappa2", "kappa3", "kappa4", "text_dropout"),
     needs=frozenset({"text"}),
-    variant=variant,
-    settings=settings,
+    variant=variant_of_lsg,
+    settings=settings_of_lsg,
 )

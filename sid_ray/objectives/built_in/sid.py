@@ -7,10 +7,12 @@ from typing import Any
 from sid_ray.objectives.spec import ObjectiveSpec
 
 
-def build(chosen: Any, schedule: Any, null_text: Any) -> Any:
+def build_sid(chosen: Any, schedule: Any, null_text: Any) -> Any:
     from sid_ray.objectives.sid import SiD
 
     return SiD.of(chosen, schedule, null_text)
 
 
-SPEC = ObjectiveSpec("sid", "SiD", "Score identity Distillation (SiD), without real images", build)
+SPEC = ObjectiveSpec(
+    "sid", "SiD", "Score identity Distillation (SiD), without real images", build_sid
+)

@@ -10,14 +10,14 @@ from sid_ray.objectives.spec import ObjectiveSpec
 OWN = ("adversarial_weight", "discriminator_weight", "generator_start", "adversarial_start")
 
 
-def build(chosen: Any, schedule: Any, null_text: Any) -> Any:
+def build_sida(chosen: Any, schedule: Any, null_text: Any) -> Any:
     from sid_ray.objectives.sida import SiDA
 
     own = {name: getattr(chosen, name) for name in OWN}
     return SiDA.of(chosen, schedule, null_text, **own)
 
 
-def settings(chosen: ObjectiveConfig) -> dict[str, str]:
+def settings_of_sida(chosen: ObjectiveConfig) -> dict[str, str]:
     return {
         "adversarial weight": f"{chosen.adversarial_weight:g}",
         "discriminator weight": f"{chosen.discriminator_weight:g}",
@@ -28,9 +28,9 @@ SPEC = ObjectiveSpec(
     "sida",
     "SiDA",
     "adversarial Score identity Distillation (SiDA)",
-    build,
+    build_sida,
     fields=OWN,
     needs=frozenset({"real images"}),
     discriminator=True,
-    settings=settings,
+    settings=settings_of_sida,
 )

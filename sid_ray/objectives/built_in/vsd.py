@@ -8,13 +8,13 @@ from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.objectives.spec import ObjectiveSpec
 
 
-def build(chosen: Any, schedule: Any, null_text: Any) -> Any:
+def build_vsd(chosen: Any, schedule: Any, null_text: Any) -> Any:
     from sid_ray.objectives.vsd import VSD
 
     return VSD.of(chosen, schedule, null_text)
 
 
-def variant(chosen: ObjectiveConfig) -> str:
+def variant_of_vsd(chosen: ObjectiveConfig) -> str:
     """Alpha has no part in its loss."""
     return "-"
 
@@ -23,7 +23,7 @@ SPEC = ObjectiveSpec(
     "vsd",
     "VSD",
     "variational score distillation (VSD), a baseline",
-    build,
+    build_vsd,
     fields=("kappa1", "kappa2", "kappa3", "kappa4", "text_dropout"),
-    variant=variant,
+    variant=variant_of_vsd,
 )
