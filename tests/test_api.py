@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said_before_anything_starts(overrides, said, stub, mon
 
 def test_recipes_and_configs_are_taken_and_nothing_else():
     assert sid_ray.recipe_names() == list(RECIPES)
-    with pytest.raises(sid_ray.UserError, match="no recipe .* Did you mean .*digits-sid"):
+    with pytest.raises(sid_ray.UserError, match=r"no recipe .* Did you mean .*digits-sid"):
         sid_ray.distill("digits-sd")
     with pytest.raises(sid_ray.UserError, match="expected a DistillConfig or a recipe's name"):
         sid_ray.distill({"recipe": "digits-sid"})

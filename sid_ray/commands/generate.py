@@ -142,14 +142,15 @@ class OneStepNetwork:
             )
         self.batch, self.device = batch, torch.device(device)
         self.components = find_components(self.description, self.folder, named)
-        self.shape = spec_of(self.description.family).shape(self.description.network)
+        spec = spec_of(self.description.family)
+        self.shape = spec.shape(self.description.network)
+        self.label_dim, self.load_text = spec.label_dim(self.description.network), spec.load_text
 
     @cached_property
     def text(self) -> Any:
         """Its text encoder."""
-        load_text = spec_of(self.description.family).load_text
-        assert load_text is not None
-        return load_text(self.components.text)
+        assert self.load_text is not None
+        return self.load_text(self.components.text)
 
     @cached_property
     def codec(self) -> Codec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,27 +46,26 @@ class Generator:
     @cached_property
     def network(self) -> OneStepNetwork:
         """The network itself, with its description. Raises UserError where there is none."""
+        drawn = random.getstate()
         import torch
 
         from sid_ray.commands.generate import OneStepNetwork
 
+        random.setstate(drawn)  # what is imported draws from it
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return OneStepNetwork(self.source, self.batch, device=device)
+        network = OneStepNetwork(self.source, self.batch, device=device)
+        with torch.random.fork_rng(devices=[]):  # new networks draw weights before they read them
+            _ = network.codec, network.sampler
+        return network
 
     @property
     def classes(self) -> int:
         """How many it knows; 0 where it reads none."""
-        return self._spec.label_dim(self.network.description.network)
+        return self.network.label_dim
 
     @property
     def reads_text(self) -> bool:
-        return self._spec.load_text is not None
-
-    @property
-    def _spec(self) -> Any:
-        from sid_ray.denoisers.spec import spec_of
-
-        return spec_of(self.network.description.family)
+        return self.network.load_text is not None
 
     def __call__(
         self,
