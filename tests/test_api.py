@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,13 +20,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from PIL import Image
 
 import sid_ray
 from sid_ray import api
 from sid_ray.commands import driver
+from sid_ray.commands.generate import generate_pictures
 from sid_ray.config.distill_config import DistillConfig, differences, flatten, replace
 from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.recipes.registry import RECIPES, recipe
+from tests.checkpoint.test_manifest import write
 from tests.support import stub_driver
 
 DIGITS = recipe("digits-sid")
@@ -266,3 +271,72 @@ def test_descriptors_and_threads_are_given_back(stub):
     assert held() == before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert "PYTHONPATH" not in os.environ or "plugins" not in os.environ["PYTHONPATH"]
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def test_what_the_page_shows_runs(monkeypatch, tmp_path):
+    """Its code in its order; the runs are one that is there already."""
+    run = tmp_path / "runs" / "first"
+    write(run, 64)
+    asked = []
+
+    def driven(config, tell):
+        asked.append(config)
+        return sid_ray.Result(**stub_driver.RESULT | {"weights": str(run)})
+
+    monkeypatch.setattr(api, "run_driver", driven)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, found)
+    assert (asked[0].run_name, asked[0].training.images) == ("first", 30_000)
+    assert asked[1] == asked[2] == asked[3] == asked[4] != asked[0]
+    assert found["images"].shape == (3, 1, 8, 8)
+    assert (tmp_path / "first.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write(folder, 64)
+    return sid_ray.load_generator(folder, batch=4)
+
+
+def test_a_generator_makes_the_pictures_of_the_command(generator, tmp_path):
+    generate_pictures(generator.source, range(6), None, (), tmp_path, batch=4)
+    for seed, picture in enumerate(generator.pictures(range(6))):
+        with Image.open(tmp_path / f"seed{seed:06d}.png") as made:
+            assert picture.tobytes() == made.tobytes()
+    assert torch.equal(generator([5, 2])[1], generator(range(3))[2]), "in any call"
+
+
+def test_labels_are_one_for_all_or_one_for_each(generator):
+    assert generator.classes == 10 and not generator.reads_text
+    each = generator([3, 4, 5, 6, 7], labels=[0, 1, 2, 3, 4])
+    for place, seed in enumerate((3, 4, 5, 6, 7)):
+        assert torch.equal(each[place], generator([seed], labels=place)[0])
+    assert not torch.equal(each[0], generator([3], labels=9)[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seeds": []}, "seeds: expected some"),
+        ({"seeds": [-1]}, "seeds: expected some"),
+        ({"seeds": [1], "labels": 10}, "labels holds 10; this generator knows 0 to 9"),
+        ({"seeds": [1, 2], "labels": [1]}, "labels has 1 entries for 2 seeds"),
+        ({"seeds": [1], "prompts": "a cat"}, "this generator reads no text; give labels"),
+    ],
+)
+def test_what_does_not_fit_a_generator_is_refused(generator, given, said):
+    with pytest.raises(sid_ray.UserError, match=said):
+        generator(**given)
+
+
+def test_a_generator_that_is_not_there_is_said_when_it_is_used(tmp_path):
+    generator = sid_ray.load_generator(tmp_path / "none")
+    with pytest.raises(sid_ray.UserError, match="none"):
+        generator([1])
