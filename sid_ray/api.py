@@ -93,13 +93,17 @@ def recipe_names() -> list[str]:
 
 
 def load_generator(
-    source: str | os.PathLike[str], device: str = "", batch: int = BATCH
+    source: str | os.PathLike[str],
+    device: str = "",
+    batch: int = BATCH,
+    text_encoder: str | os.PathLike[str] = "",
+    vae: str | os.PathLike[str] = "",
 ) -> Generator:
     """The generator of a run's folder, a checkpoint, RUN/best, or any source of weights.
 
     It is loaded when it first makes images, and raises UserError then where there is none.
     """
-    return Generator(os.fspath(source), device, batch)
+    return Generator(os.fspath(source), device, batch, os.fspath(text_encoder), os.fspath(vae))
 
 
 # What is replaced in a config ---------------------------------------------------------------------

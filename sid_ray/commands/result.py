@@ -35,10 +35,20 @@ class Generator:
             https://, s3:// or hf://OWNER/REPO/PATH.
         device: of torch, like "cpu" or "cuda:1"; empty for the GPU where there is one.
         batch: images made at once; every batch is filled up to it.
+        text_encoder, vae: diffusers folders with these; empty for the network's own folder, or its
+            teacher's.
     """
 
-    def __init__(self, source: str, device: str = "", batch: int = BATCH):
+    def __init__(
+        self,
+        source: str,
+        device: str = "",
+        batch: int = BATCH,
+        text_encoder: str = "",
+        vae: str = "",
+    ):
         self.source, self.device, self.batch = source, device, batch
+        self.text_encoder, self.vae = text_encoder, vae
 
     def __repr__(self) -> str:
         return f"Generator({self.source!r})"
@@ -50,10 +60,12 @@ class Generator:
         import torch
 
         from sid_ray.commands.generate import OneStepNetwork
+        from sid_ray.weights.components import Named
 
         random.setstate(drawn)  # what is imported draws from it
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        network = OneStepNetwork(self.source, self.batch, device=device)
+        named = Named(self.text_encoder, self.vae)
+        network = OneStepNetwork(self.source, self.batch, named, device)
         with torch.random.fork_rng(devices=[]):  # new networks draw weights before they read them
             _ = network.codec, network.sampler
         return network
