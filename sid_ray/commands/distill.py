@@ -24,6 +24,7 @@ from sid_ray.commands.result import Result
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import RunFailedError, UserError
 from sid_ray.evaluation.records import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
@@ -185,7 +186,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, report, model)
+    show_next(console, config, start, run, report, model)
     return Result(
         folder=str(run.store),
         images_seen=outcome.images_seen,
@@ -383,7 +384,12 @@ def mlflow_pages(uri: str) -> str:
 
 
 def show_next(
-    console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
+    console: Console,
+    config: DistillConfig,
+    start: Start,
+    run: RunFolder,
+    report: Report,
+    model: Model | None,
 ) -> None:
     """The commands to go on with, ready to paste."""
 
@@ -402,7 +408,8 @@ def show_next(
         first = next(iter(scores), "")
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
         sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
-    text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    reads_text = family_of(start.description.family).reads_text
+    text = ' --prompt "red heart | cat face"' if reads_text else ""
     again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
     if not named:
         again = "call sid_ray.distill again, with"

@@ -27,7 +27,7 @@ from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.codecs import Codec
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
@@ -94,9 +94,9 @@ def conditions(
     where one is needed. Raises UserError where the network reads the other kind or none, and for
     classes that it lacks.
     """
-    spec = spec_of(description.family)
-    label_dim = spec.label_dim(description.network)
-    if spec.load_text is not None:
+    family = family_of(description.family)
+    label_dim = family.label_dim(description.network)
+    if family.reads_text:
         if classes:
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
@@ -142,15 +142,14 @@ class OneStepNetwork:
             )
         self.batch, self.device = batch, torch.device(device)
         self.components = find_components(self.description, self.folder, named)
-        spec = spec_of(self.description.family)
-        self.shape = spec.shape(self.description.network)
-        self.label_dim, self.load_text = spec.label_dim(self.description.network), spec.load_text
+        self.family = family_of(self.description.family)
+        self.shape = self.family.shape(self.description.network)
+        self.label_dim = self.family.label_dim(self.description.network)
 
     @cached_property
     def text(self) -> Any:
         """Its text encoder."""
-        assert self.load_text is not None
-        return self.load_text(self.components.text)
+        return self.family.load_text(self.components.text)
 
     @cached_property
     def codec(self) -> Codec:
@@ -159,9 +158,8 @@ class OneStepNetwork:
     @cached_property
     def sampler(self) -> tuple[Sampler, int]:
         """What makes images of noise, and in how many steps."""
-        assert self.description.one_step is not None
         net, _ = load_model(self.folder)
-        schedule, num_steps = generation_of(self.description.one_step)
+        schedule, num_steps = generation_of(self.description)
         return generator_sampler(net.to(self.device), schedule, num_steps), num_steps
 
     def conditions(self, classes: Sequence[int] | None, prompts: Sequence[str]) -> Conditions:

@@ -77,7 +77,7 @@ class Generator:
 
     @property
     def reads_text(self) -> bool:
-        return self.network.load_text is not None
+        return self.network.family.reads_text
 
     def __call__(
         self,

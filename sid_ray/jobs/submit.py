@@ -23,6 +23,7 @@ from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
+from sid_ray.recipes.registry import recipe_entry
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.tracking.mlflow_run import shown_uri
@@ -42,7 +43,6 @@ Ctrl-C, which leaves the job running.
                       folder is a checkout of sid_ray
   --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
-SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
     "teacher.text_encoder",
@@ -98,8 +98,7 @@ def entry_of(config: DistillConfig, flags: Sequence[str], upload: Upload) -> lis
     """The job's command: the recipe's own entry script where the upload is a checkout."""
     if PACKAGE_FILE not in upload.files:
         return ["python", "-m", "sid_ray.cli", "distill", config.recipe, *flags]
-    family = "edm2" if config.recipe.startswith("img512-") else config.schedule.kind
-    return ["python", SCRIPTS[family], config.recipe, *flags]
+    return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
 def runtime_env_of(path: str) -> dict[str, Any]:
