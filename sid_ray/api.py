@@ -19,7 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from sid_ray.commands.driver import run_driver
 from sid_ray.commands.result import BATCH, Generator, Result
-from sid_ray.config.distill_config import DistillConfig, flatten, replace, unknown_field
+from sid_ray.config.distill_config import (
+    DistillConfig,
+    flatten,
+    known_fields,
+    replace,
+    unknown_field,
+)
 from sid_ray.errors import RunFailedError, UserError
 from sid_ray.recipes.registry import RECIPES, check_supplied, recipe_entry
 from sid_ray.run_folder import runs_folder
@@ -124,11 +130,18 @@ def configured(
     named: dict[str, Any] = {}
     for name, value in overrides.items():
         named |= fields_of(name, value)
+    if "objective.name" in named:  # its section has the fields of that objective
+        config = replace(config, objective__name=named["objective.name"])
+    for name in named:
+        if name not in flatten(config):
+            raise UserError(f"{name} is no field of objective {config.objective.name!r}")
     config = replace(config, **{name.replace(".", "__"): value for name, value in named.items()})
     try:
         return TypeAdapter(DistillConfig).validate_python(dataclasses.asdict(config))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # one of our own
+            raise UserError(str(first["ctx"]["error"])) from None
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where} is {first.get('input')!r:.60}: {first['msg'].lower()}") from None
 
@@ -137,7 +150,7 @@ def fields_of(name: str, value: Any) -> dict[str, Any]:
     """The dotted fields, with their values, that an override means. Raises UserError."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    known = flatten(DistillConfig())
+    known = known_fields()
     dotted = name.replace("__", ".")
     if dotted in known:
         return {dotted: value}

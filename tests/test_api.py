@@ -28,6 +28,7 @@ from sid_ray import api
 from sid_ray.commands import driver
 from sid_ray.commands.generate import generate_pictures
 from sid_ray.config.distill_config import DistillConfig, differences, flatten, replace
+from sid_ray.config.registry import OBJECTIVES
 from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.recipes.registry import RECIPES, recipe
 from tests.checkpoint.test_manifest import write
@@ -125,7 +126,7 @@ def test_a_field_alone_is_taken_where_one_section_has_it():
         ({"alpha": "much"}, "objective.alpha is 'much': input should be a valid number"),
         ({"images": 1.5}, "training.images is 1.5"),
         ({"images": 0}, "training.images is 0"),
-        ({"objective__name": "sidd"}, "objective.name is 'sidd'"),
+        ({"objective__name": "sidd"}, "unknown objective 'sidd'; known: .* Did you mean sid"),
         ({"data__name": "prompts"}, "data.source is empty"),
     ],
 )
@@ -144,6 +145,21 @@ def test_recipes_and_configs_are_taken_and_nothing_else():
         sid_ray.distill({"recipe": "digits-sid"})
     own = dataclasses.replace(DIGITS, recipe="mine")
     assert api.configured(own, {"seed": 3}) == replace(own, training__seed=3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnConfig(ObjectiveConfig):
+    strength: float = 0.25
+
+
+def test_an_objectives_own_fields_are_taken_with_it(monkeypatch):
+    spec = dataclasses.replace(OBJECTIVES.get("sid"), name="own", config=OwnConfig)
+    monkeypatch.setitem(OBJECTIVES._called, "own", spec)
+    config = sid_ray.recipe("digits-sid", strength=2, objective__name="own")
+    own = {"name": "own", "strength": 2.0}
+    assert config.objective == OwnConfig(**vars(DIGITS.objective) | own)
+    with pytest.raises(sid_ray.UserError, match="strength is no field of objective 'sid'"):
+        sid_ray.recipe("digits-sid", strength=2)
 
 
 # What a caller hears ------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ def listen(process: subprocess.Popen[bytes], answer: IO[bytes], tell: Tell | Non
 def import_path() -> str:
     """What this process imports from, but for what any Python does: for PYTHONPATH."""
     usual = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own = (place or str(Path.cwd()) for place in sys.path)
     return os.pathsep.join(
-        dict.fromkeys(place or str(Path.cwd()) for place in sys.path if place not in usual)
+        dict.fromkeys(place for place in own if not usual & {place, *map(str, Path(place).parents)})
     )
 
 
