@@ -155,7 +155,7 @@ def doctor(args: Sequence[str]) -> int:
     from sid_ray.commands.doctor import USAGE as DOCTOR_USAGE
     from sid_ray.commands.doctor import own_flags, run_doctor
     from sid_ray.run_folder import runs_folder
-    from sid_ray.storage.store import set_endpoint
+    from sid_ray.storage.s3 import set_endpoint
 
     if args and args[0] in ("-h", "--help"):
         print(DOCTOR_USAGE)

@@ -48,9 +48,10 @@ from sid_ray.run_folder import (
     told_to_user,
     tracking_uri,
 )
-from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.lease import LeaseLostError
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import settle
 from sid_ray.tracking.mlflow_run import shown_uri
 from sid_ray.tracking.mlflow_state import check_tracking
@@ -394,8 +395,8 @@ def show_next(
     """The commands to go on with, ready to paste."""
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
-    server = config.storage.endpoint_url
-    on_server = f"AWS_ENDPOINT_URL={shlex.quote(server)} " if server and is_s3(source) else ""
+    server, variable = config.storage.endpoint_url, run.store.scheme.endpoint
+    on_server = f"{variable}={shlex.quote(server)} " if server and variable else ""
     elsewhere = config.output.folder != str(Path("runs").absolute())
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images

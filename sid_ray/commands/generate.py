@@ -8,11 +8,9 @@ made them: pictures of two generators never lie in one folder unnoticed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +39,7 @@ from sid_ray.evaluation.samplers import (
     seeded_uniform,
 )
 from sid_ray.evaluation.subject import find_network, network_sha256
-from sid_ray.storage.store import PART, moved_into_place
+from sid_ray.storage.durable import HeldError, lock, remove_parts, replace_file
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
 from sid_ray.weights.components import (
@@ -261,16 +259,16 @@ def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("a")
+        file = (out / LOCK).open("a")
     except OSError as error:
         raise UserError(
             f"--out {out}: {error.strerror or error}: name a folder that can be written"
         ) from None
-    with lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # others are at work, or claim it right now
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock(file.fileno(), patience_s=0)
+        except HeldError:  # others are at work, or claim it right now
+            lock(file.fileno(), shared=True)
             if read_record(out / RECORD) != made_of:
                 raise UserError(
                     f"another command is writing pictures to {out}, by other settings: wait for "
@@ -280,7 +278,7 @@ def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool
             claim_folder(out, made_of, network, overwrite)
         else:
             claim_folder(out, made_of, network, overwrite)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock(file.fileno(), shared=True)
         yield
 
 
@@ -289,9 +287,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
 
     With ``overwrite`` those are removed first.
     """
-    for cut in out.glob(f"*.png.*{PART}"):  # of a process that was killed while it wrote
-        if time.time() - cut.stat().st_mtime > STALE_S:
-            cut.unlink(missing_ok=True)
+    remove_parts(out, "*.png", STALE_S)
     record = out / RECORD
     earlier = read_record(record)
     if earlier == made_of:
@@ -306,8 +302,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
         for path in (*pictures_in(out), out / GRID):
             path.unlink(missing_ok=True)
     text = json.dumps({"format": FORMAT, "network": network, "made_of": made_of}, indent=1)
-    with moved_into_place(record) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    replace_file(record, text + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -184,7 +184,7 @@ def check_same(order: Order, earlier: dict) -> None:
 def check_trial(order: Order) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
     from sid_ray.commands.distill import check_evaluation
-    from sid_ray.storage.store import set_endpoint
+    from sid_ray.storage.s3 import set_endpoint
     from sid_ray.sweep.searcher import spec_of
     from sid_ray.tracking.mlflow_state import check_tracking
     from sid_ray.training.assemble import find_start
