@@ -22,17 +22,18 @@ from sid_ray.sweep.arithmetic import cost
 from sid_ray.sweep.ledger import Ledger, after_event
 from sid_ray.sweep.order import Order
 from sid_ray.sweep.results import read_about, write_about
+from sid_ray.sweep.shipped import space_file
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
 
-USAGE = """usage: sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--name NAME]
+USAGE = """usage: sid-ray sweep SPACE [--recipe NAME] [--trials N] [--name NAME]
                      [--concurrent N] [--section.field VALUE ...]
 
        sid-ray sweep report FOLDER [--out report.html]
 
-Runs the trials of a search space (tune_spaces/*.yaml), each an ordinary run; the same command goes
-on with a sweep that was stopped.
+Runs the trials of a search space, each an ordinary run; the same command goes on with a sweep that
+was stopped. SPACE is a file, or the name of one that ships (tune_spaces/), like digits-sida.
 
 --recipe NAME       what the trials start from; default: the space's own
 --trials N          points to try; default: the space's own
@@ -73,8 +74,8 @@ def order_of(args: Sequence[str]) -> Order:
     """Raises UserError in one line for anything that is wrong."""
     given, rest = own_flags(args)
     if not rest or rest[0].startswith("-"):
-        raise UserError("name a search space first: sid-ray sweep tune_spaces/digits-sida.yaml")
-    path = Path(rest[0])
+        raise UserError("name a search space first: sid-ray sweep digits-sida, or a file")
+    path = space_file(rest[0])
     text = read_text(path)
     if "--trials" in given:
         text = with_trials(text, count(given, "--trials", 1))
