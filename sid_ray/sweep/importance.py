@@ -14,8 +14,8 @@ from typing import Any
 
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.sweep.analysis import reached
-from sid_ray.sweep.optuna_search import distribution
 from sid_ray.sweep.results import Sweep
+from sid_ray.sweep.sampling import distribution
 from sid_ray.sweep.space import Choice, Domain, Range, Value
 from sid_ray.sweep.trials import Point
 

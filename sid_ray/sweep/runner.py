@@ -19,22 +19,21 @@ from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 from sid_ray.storage.store import Store
 from sid_ray.sweep.arithmetic import may_begin
-from sid_ray.sweep.asha import LastingAsha
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
 from sid_ray.sweep.order import Order
-from sid_ray.sweep.population import OwnPb2, OwnPbt
 from sid_ray.sweep.repeat_runs import Runner
 from sid_ray.sweep.repeats import read_repeats, repeats_of
+from sid_ray.sweep.schedulers import LastingAsha, Pbt
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
-from sid_ray.sweep.trainable import FOLDER, IMAGES, SPEC, SweepTask, TrialTrainable
+from sid_ray.sweep.trainable import FOLDER, SPEC, SweepTask, TrialTrainable
 from sid_ray.sweep.trials import RUNNING, spent_of
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
-DECISIONS = "decisions.jsonl"  # what ASHA answered: asha.py
+DECISIONS = "decisions.jsonl"  # what ASHA answered
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -121,7 +120,7 @@ def tuner_of(order: Order) -> tune.Tuner:
     of the first start, and not what was begun in the last second; the ledger has it all.
     """
     space, base, folder = order.space, order.base, order.folder
-    together = space.scheduler in ("pbt", "pb2")
+    together = space.scheduler == "pbt"
     # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not. A
     # population's trials all exist from the start: there the places limit how many run at once.
     taken = int(1e4 / order.concurrent) / 1e4 if together else A_LITTLE
@@ -153,7 +152,7 @@ def dirname_of(trial: object) -> str:
 
 
 def population_of(order: Order) -> dict:
-    """All trials of a population that have not come to their end: its schedulers refuse searchers.
+    """All trials of a population that have not come to their end: they exist together.
 
     They are in the ledger afterwards.
     """
@@ -176,11 +175,9 @@ def anything_left(order: Order) -> bool:
 def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialScheduler:
     """Ray's scheduler, which judges by the first metric."""
     if space.scheduler == "pbt":
-        return OwnPbt(str(folder), space, base)
-    if space.scheduler == "pb2":
-        return OwnPb2(str(folder), space, base)
+        return Pbt(str(folder), space, base)
     if space.scheduler == "asha":
-        return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS, IMAGES)
+        return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS)
     return FIFOScheduler()
 
 

@@ -15,7 +15,7 @@ from sid_ray.errors import UserError
 from sid_ray.recipes.registry import guidance_strategy
 
 Value = bool | int | float | str
-Scheduler = Literal["none", "asha", "pbt", "pb2"]
+Scheduler = Literal["none", "asha", "pbt"]
 Searcher = Literal["random", "optuna", "grid"]
 
 # Not fields of a config but short for four of them: recipes.guidance_strategy.
@@ -115,9 +115,9 @@ class Budget:
 
     Args:
         images: of a trial that is never stopped.
-        grace: asha: no trial is judged before it has seen so many. pbt, pb2: none is changed.
+        grace: asha: no trial is judged before it has seen so many. pbt: none is changed.
         reduction: asha: of the trials at a rung, one in so many goes on.
-        interval: pbt, pb2: between two looks at the population.
+        interval: pbt: between two looks at the population.
         total: of all trials together, after which no new one begins; 0 for no limit.
     """
 

@@ -66,8 +66,8 @@ def check_budget(space: Space) -> None:
     budget, name = space.budget, space.scheduler
     if name == "asha" and not budget.grace:
         raise space.error("budget", "budget.grace: is missing; scheduler asha first judges there")
-    if name in ("pbt", "pb2") and not budget.interval:
-        raise space.error("budget", f"budget.interval: is missing; scheduler {name} needs it")
+    if name == "pbt" and not budget.interval:
+        raise space.error("budget", "budget.interval: is missing; scheduler pbt needs it")
     if name in ("none", "asha") and budget.interval:
         raise space.error("budget", f"budget.interval: scheduler {name} has none; leave it out")
     if name == "none" and budget.grace:
@@ -75,9 +75,9 @@ def check_budget(space: Space) -> None:
 
 
 def check_population(space: Space) -> None:
-    """What Ray's population based schedulers can change while trials run."""
+    """What population based training can change while trials run."""
     name = space.scheduler
-    if name not in ("pbt", "pb2"):
+    if name != "pbt":
         return
     if space.searcher != "random":
         raise space.error("searcher", f"searcher {space.searcher}: scheduler {name} needs random")
@@ -94,13 +94,11 @@ def check_population(space: Space) -> None:
     if space.trials < 4:
         raise space.error("trials", f"trials: {name} is a population; at least 4 are needed")
     for parameter in space.parameters:
-        field, domain = parameter.name, parameter.domain
+        field = parameter.name
         if parameter.when or parameter.key != field or field in (STRATEGY, SCALE):
             raise space.error(field, f"{field}: scheduler {name} varies every field in every trial")
         if field.startswith("teacher.") or field == "objective.name":
             raise space.error(field, f"{field}: {name} cannot change it while a trial runs")
-        if name == "pb2" and (not isinstance(domain, Range) or domain.integer or domain.step):
-            raise space.error(field, f"{field}: scheduler pb2 needs uniform or loguniform numbers")
 
 
 def check_guidance(space: Space, base: DistillConfig) -> None:

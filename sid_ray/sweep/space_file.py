@@ -3,7 +3,7 @@
 recipe: digits-sida                  optional; --recipe names another
 metric: FD-digits-cnn                a score, or {name: SCORE, direction: min}, or a list of both
 budget: {images: 30_000, grace: 3_000, reduction: 3}
-scheduler: asha                      none, asha, pbt or pb2
+scheduler: asha                      none, asha or pbt
 searcher: optuna                     random, optuna or grid
 trials: 16
 seeds: [0, 1, 2]
