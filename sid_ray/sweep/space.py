@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import PydanticCustomError
 
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
-from sid_ray.errors import UserError
 from sid_ray.recipes.registry import guidance_strategy
 
 Value = bool | int | float | str
@@ -96,7 +99,29 @@ class Parameter:
     line: int = 0
 
 
-@dataclass(frozen=True)
+def said(text: str) -> PydanticCustomError:
+    """What is wrong with a value, behind its name: space_file.py makes the line of it."""
+    return PydanticCustomError("said", "{text}", {"text": text})
+
+
+def whole(least: int) -> BeforeValidator:
+    """A whole number of at least so much."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or value < least:
+            raise said(f" is {value!r}; expected a whole number of at least {least:,}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def above_one(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 1:
+        raise said(f" is {value!r}; expected a number above 1")
+    return value
+
+
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
 class Metric:
     """A score by its name, and which way is better."""
 
@@ -109,9 +134,9 @@ class Metric:
         return -1.0 if self.direction == "min" else 1.0
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
 class Budget:
-    """How long trials may be; all in images seen.
+    """How long trials may be; all in images seen. Pydantic checks it, in a file and elsewhere.
 
     Args:
         images: of a trial that is never stopped.
@@ -121,11 +146,22 @@ class Budget:
         total: of all trials together, after which no new one begins; 0 for no limit.
     """
 
-    images: int
-    grace: int = 0
-    reduction: float = 2.0
-    interval: int = 0
-    total: int = 0
+    images: Annotated[int, whole(1)]
+    grace: Annotated[int, whole(0)] = 0
+    reduction: Annotated[float, BeforeValidator(above_one)] = 2.0
+    interval: Annotated[int, whole(0)] = 0
+    total: Annotated[int, whole(0)] = 0
+
+    @field_validator("grace", "interval", "total")
+    @classmethod
+    def fits_a_trial(cls, value: int, info: ValidationInfo) -> int:
+        images = info.data.get("images")  # None where it is wrong itself
+        if info.field_name == "total":
+            if images and 0 < value < images:
+                raise said(f" is {value:,}, less than one trial's {images:,} images")
+        elif images and value >= images:
+            raise said(f" is {value:,}; it must be below budget.images ({images:,})")
+        return value
 
 
 @dataclass(frozen=True)
@@ -152,11 +188,6 @@ class Space:
     def names(self) -> tuple[str, ...]:
         """The fields that vary, each once, in the order of the file."""
         return tuple(dict.fromkeys(parameter.name for parameter in self.parameters))
-
-    def error(self, name: str, text: str) -> UserError:
-        """The error at a field or top-level name of the file."""
-        line = self.lines.get(name, 0)
-        return UserError(f"{self.source}{f':{line}' if line else ''}: {text}")
 
 
 def known_values(space: Space, base: DistillConfig) -> dict[str, Any]:

@@ -207,7 +207,9 @@ def test_after_a_killed_driver_those_behind_come_up_first(order):
     for _ in range(2):
         controller.step(256, number)
     taken_up = controller_of(order)
-    seen = [taken_up.step({128: 256, 256: 384}[Spec.of(t).reported], number) for t in taken_up.trials]
+    seen = [
+        taken_up.step({128: 256, 256: 384}[Spec.of(t).reported], number) for t in taken_up.trials
+    ]
     assert [trial.trial_id for trial in seen] == ["000", "001", "002", "003"]
     assert [taken_up.step(384, number).trial_id for _ in range(2)] == ["002", "003"]
     exploits = [event for event in events(order.folder) if event["event"] == "exploit"]
