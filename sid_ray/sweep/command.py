@@ -19,12 +19,11 @@ from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, after_event
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.results import read_about, write_about
+from sid_ray.sweep.results import Order, read_about, write_about
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.trials import read_trials
 
 USAGE = """usage: sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--name NAME]
                      [--concurrent N] [--section.field VALUE ...]
@@ -201,6 +200,7 @@ def run_order(order: Order, earlier: dict) -> int:
     from sid_ray.console import quiet_output
     from sid_ray.sweep.display import SweepDisplay
     from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.parent import after_event
     from sid_ray.sweep.repeats import most_of
     from sid_ray.sweep.runner import run_sweep
     from sid_ray.sweep.searcher import count_of
@@ -268,6 +268,6 @@ def end_of(order: Order) -> list[str]:
     from sid_ray.sweep.display import table
     from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
-    space, told = order.space, list(Ledger(order.folder).trials().values())
+    space, told = order.space, list(read_trials(order.folder).trials.values())
     repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
     return [*table(space, told), *lines_of(space, repeats)]

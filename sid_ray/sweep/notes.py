@@ -10,12 +10,12 @@ from typing import Any
 from ray import tune
 
 from sid_ray.storage.text_lines import lines_in
+from sid_ray.sweep.display import shown_scores
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import STOPS
 from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
 from sid_ray.sweep.trials import End
-from sid_ray.sweep.words import shown_scores
 
 
 @dataclass

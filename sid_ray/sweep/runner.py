@@ -21,9 +21,9 @@ from sid_ray.storage.store import Store
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, Watch
-from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeat_runs import Runner
 from sid_ray.sweep.repeats import read_repeats, repeats_of
+from sid_ray.sweep.results import Order
 from sid_ray.sweep.schedulers import LastingAsha, Pbt
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.order import Order
+from sid_ray.sweep.results import Order
 from sid_ray.sweep.sampling import grid_points, optuna_point, random_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trainable import FOLDER, SPEC, Spec

@@ -2,7 +2,7 @@
 
 from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
-from sid_ray.sweep.order import Order
+from sid_ray.sweep.results import Order
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
 

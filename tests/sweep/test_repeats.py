@@ -7,7 +7,6 @@ import pytest
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import repeat_runs
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import (
     REPEATS,
     Repeat,
@@ -18,6 +17,7 @@ from sid_ray.sweep.repeats import (
     read_repeats,
     repeats_of,
 )
+from sid_ray.sweep.results import Order
 from sid_ray.sweep.segment import TrialDivergedError, TrialStoppedError
 from sid_ray.sweep.space_file import parse_space
 
