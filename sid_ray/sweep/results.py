@@ -17,7 +17,8 @@ from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import own_folder
-from sid_ray.storage.store import moved_into_place
+from sid_ray.storage.durable import replace_file
+from sid_ray.storage.schemes import is_path
 from sid_ray.sweep import pareto
 from sid_ray.sweep.repeats import Repeat, read_repeats, repeats_of
 from sid_ray.sweep.space import Metric, Space
@@ -49,7 +50,7 @@ class Order:
     def folder(self) -> Path:
         """Of the sweep: beside its runs, or for runs in S3 in the folder ``runs`` here."""
         runs = self.base.output.folder
-        return (own_folder() if "://" in runs else Path(runs)) / self.name
+        return (Path(runs) if is_path(runs) else own_folder()) / self.name
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def base_of(sweep: Sweep) -> DistillConfig | None:
             base = recipe(sweep.recipe)
         except UserError:
             return None
-    if "://" in base.output.folder:
+    if not is_path(base.output.folder):
         return base
     return replace(base, output__folder=str(sweep.folder.absolute().parent))
 
@@ -200,5 +201,4 @@ def write_about(folder: Path, **changes: Any) -> None:
     """Replaces some of sweep.json; a crash leaves the old or the new one."""
     values = read_about(folder) | changes
     folder.mkdir(parents=True, exist_ok=True)
-    with moved_into_place(folder / SWEEP) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    replace_file(folder / SWEEP, json.dumps(values, indent=2) + "\n")

@@ -26,8 +26,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
+from sid_ray.storage.durable import append_line, read_values
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.lines import append_line, whole_lines
 from sid_ray.sweep.notes import watch_of
 from sid_ray.sweep.sampling import draw
 from sid_ray.sweep.space import Budget, Choice, Metric, Range, Space, Value, config_of
@@ -85,7 +85,7 @@ class LastingAsha(AsyncHyperBandScheduler):
     def read_ledger(self) -> None:
         """Fills the rungs with what was told to an earlier driver; a cut last line is left out."""
         self.read = True
-        for name, images_seen, score, decision in whole_lines(Path(self.ledger)):
+        for name, images_seen, score, decision in filter(None, read_values(Path(self.ledger))):
             self.told[name, images_seen] = decision
             if images_seen < self.images:  # at the end a trial stops without being held to others
                 trial = SimpleNamespace(trial_id=name)

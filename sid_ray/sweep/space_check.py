@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from sid_ray.config.distill_config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
-from sid_ray.metrics.names import space_of
-from sid_ray.sweep.fields import NEEDS
+from sid_ray.metrics.names import measured_by, score_of, space_of
+from sid_ray.sweep.fields import needs
 from sid_ray.sweep.space import (
     KAPPAS,
     SCALE,
@@ -23,11 +23,6 @@ from sid_ray.sweep.space import (
     known_values,
 )
 
-# By the first part of a score's name: what evaluation.metrics must ask for.
-MEASURES = {
-    "FD": "fd", "FID": "fd", "KD": "kid", "KID": "kid",
-    "IS": "is", "precision": "pr", "recall": "pr", "CLIP": "clip",
-}  # fmt: skip
 Wrong = Iterator[tuple[str | int, str]]  # (field, name at the top, or line), what is wrong there
 
 
@@ -114,8 +109,9 @@ def possible(space: Space, base: DistillConfig, name: str) -> tuple[Value, ...]:
 
 def effects(space: Space, base: DistillConfig) -> Wrong:
     """No field does nothing in every trial."""
+    needed = needs()
     for name in space.names:
-        other, values = NEEDS.get(name, ("", ()))
+        other, values = needed.get(name, ("", ()))
         there = possible(space, base, other)
         if other and not set(there) & set(values):
             found, wanted = ", ".join(map(str, there)), " or ".join(values)
@@ -141,15 +137,12 @@ def scores(space: Space, base: DistillConfig) -> Wrong:
         text = f"trials of {base.recipe or 'this config'} have no scores: put"
         yield "metric", f"metric: {text} evaluation.feature_space and evaluation.every under fields"
     for name in (metric.name for metric in space.metrics):
-        asked, own = MEASURES.get(name.partition("-")[0]), space_of(name)
-        if asked and asked not in asked_metrics(measured):
-            text = f"evaluation.metrics is {measured}; put"
-            yield (
-                "metric",
-                f"metric {name}: {text} evaluation.metrics: {measured},{asked} under fields",
-            )
-        if asked and asked != "clip" and own.lower() != network:
-            text = f"is measured in {own}, but evaluation.feature_space is {network}"
+        spec = measured_by(name)
+        if spec and spec.name not in asked_metrics(measured):
+            text = f"put evaluation.metrics: {measured},{spec.name} under fields"
+            yield "metric", f"metric {name}: evaluation.metrics is {measured}; {text}"
+        if spec and score_of(name).of_space and space_of(name).lower() != network:
+            text = f"is measured in {space_of(name)}, but evaluation.feature_space is {network}"
             yield "metric", f"metric {name} {text}"
 
 

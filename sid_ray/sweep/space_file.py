@@ -25,9 +25,10 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model
 
 from sid_ray.config.distill_config import unknown_field
 from sid_ray.errors import UserError, closest, did_you_mean, nearest
-from sid_ray.metrics.names import larger_is_better
+from sid_ray.metrics.names import is_score, larger_is_better, measured_by
 from sid_ray.storage import text_lines
 from sid_ray.sweep.fields import (
+    FieldTypes,
     Model,
     domain_of,
     each_once,
@@ -52,15 +53,14 @@ from sid_ray.sweep.space import (
 )
 from sid_ray.sweep.yaml_lines import Document, read_yaml
 
-DISTANCES = ("FD", "FID", "KD", "KID")
 MISSING = "is missing"
 
 
 def direction_of(name: str) -> str:
     """Which way a known score is better; empty for any other name."""
-    if larger_is_better(name):
-        return "max"
-    return "min" if name.partition("-")[0] in DISTANCES else ""
+    if measured_by(name) is None or not is_score(name):
+        return ""
+    return "max" if larger_is_better(name) else "min"
 
 
 @BeforeValidator
@@ -94,9 +94,9 @@ class Head(Model):
 
 
 @cache
-def space_model() -> type[Head]:
-    """A whole file."""
-    return create_model("Space", __base__=Head, fields=(fields_model(), ...))
+def space_model(types: FieldTypes) -> type[Head]:
+    """A whole file, of fields of these types."""
+    return create_model("Space", __base__=Head, fields=(fields_model(types), ...))
 
 
 def read_space(path: Path) -> Space:
@@ -116,7 +116,7 @@ def parse_space(text: str, source: str) -> Space:
     """The space of a file's text. Raises UserError in one line that names ``source``."""
     document = read_yaml(text, source)
     try:
-        found: Any = space_model().model_validate(document.values)
+        found: Any = space_model(tuple(field_types().items())).model_validate(document.values)
     except ValidationError as error:
         told = [in_words(document, one) for one in error.errors(include_url=False)]
         # The first in the file; of a line first what is there, at the end what is missing.
