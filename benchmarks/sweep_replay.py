@@ -21,8 +21,7 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.sampling import optuna_point, random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
-from sid_ray.sweep.trials import trials_of
-from tests.support.asha import Asha
+from tests.support.sweeps import Asha, trials_of
 
 SCORE = "FD-digits-cnn"
 SPACE = """\

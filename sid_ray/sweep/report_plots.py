@@ -20,9 +20,7 @@ from sid_ray.sweep.space import Choice, Domain, Metric, Value
 from sid_ray.sweep.trials import TrialRecord
 
 BLUE, BEST, GREY = COLOURS[0], COLOURS[1], "#9ca3af"
-ABSENT = -0.14  # height at which a line passes a field that its trial does not have
 COLUMNS = 3
-LABEL = {"facecolor": "white", "alpha": 0.7, "pad": 0.4, "edgecolor": "none"}
 
 
 def new_figure(width: float, height: float) -> Any:

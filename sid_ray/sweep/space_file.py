@@ -99,11 +99,6 @@ def space_model(types: FieldTypes) -> type[Head]:
     return create_model("Space", __base__=Head, fields=(fields_model(types), ...))
 
 
-def read_space(path: Path) -> Space:
-    """The space of a file. Raises UserError in one line."""
-    return parse_space(read_text(path), str(path))
-
-
 def read_text(path: Path) -> str:
     """A file's text. Raises UserError in one line."""
     try:

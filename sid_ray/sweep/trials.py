@@ -202,14 +202,6 @@ def told_by(data: bytes) -> Told:
     return Told(trials, len(lines), tuple(notes))
 
 
-def trials_of(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
-    """The trials behind events, by their names, in the order in which they began."""
-    trials: dict[str, TrialRecord] = {}
-    for event in events:
-        take_in(trials, event)
-    return trials
-
-
 def take_in(trials: dict[str, TrialRecord], event: Any) -> str:
     """Takes one event in. Returns why it was left out, or ''."""
     try:

@@ -13,7 +13,7 @@ from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.trials import TRIALS, Leg, Segment, TrialRecord, read_trials
-from tests.support.asha import Asha
+from tests.support.sweeps import Asha
 
 SID = """\
 recipe: digits-sid

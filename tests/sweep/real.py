@@ -16,8 +16,8 @@ from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.results import read_about
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.stop import running
-from tests.support.asha import Asha
 from tests.support.distill_runs import hear_ctrl_c, wait_for
+from tests.support.sweeps import Asha
 from tests.sweep.ledgers import events
 
 SCORE = "FD-digits-cnn"

@@ -16,7 +16,7 @@ from sid_ray.sweep.arithmetic import (
     segment_end,
 )
 from sid_ray.sweep.space import Budget, Metric
-from tests.support.asha import Asha
+from tests.support.sweeps import Asha
 from tests.sweep.spaces import space_of
 
 FID = Metric("FID", "min")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sid_ray.sweep.schedulers import LastingAsha
 from sid_ray.sweep.space import Budget, Metric
-from tests.support.asha import Asha
+from tests.support.sweeps import Asha
 
 BUDGET, FID = Budget(900, 100, 3.0), Metric("FID", "min")
 POINTS = (100, 300, 900)

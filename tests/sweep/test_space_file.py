@@ -6,8 +6,8 @@ import pytest
 
 from sid_ray.errors import UserError
 from sid_ray.sweep.space import Budget, Choice, Condition, Metric, Range
-from sid_ray.sweep.space_file import parse_space, read_space
-from tests.sweep.spaces import HEAD, space_of
+from sid_ray.sweep.space_file import parse_space
+from tests.sweep.spaces import HEAD, read_space, space_of
 
 
 def test_a_whole_space_is_read():

@@ -1,10 +1,12 @@
-"""Ray Tune's ASHA, asked without a sweep: what it must answer there."""
+"""Sweeps without their driver: Ray Tune's ASHA, and what a ledger's events say."""
 
+import json
 from types import SimpleNamespace
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.trials import TrialRecord, told_by
 
 
 class Asha:
@@ -29,3 +31,8 @@ class Asha:
             self.ray.on_trial_add(None, trial)
         result = {"images_seen": images_seen, self.metric.name: score}
         return self.ray.on_trial_result(None, trial, result)
+
+
+def trials_of(events: list[dict]) -> dict[str, TrialRecord]:
+    """The trials behind a ledger's events, by their names."""
+    return told_by("".join(json.dumps(event) + "\n" for event in events).encode()).trials
