@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sid_ray.sweep.space import Budget, Metric, Scheduler, Space
+from sid_ray.sweep.space import Metric, Scheduler, Space, SweepBudget
 
 WORST = 1e9  # of a trial that diverged: finite, because NaN and infinity upset every scheduler
 
@@ -38,7 +38,9 @@ def whole(images: float, batch_size: int) -> int:
     return math.ceil(images / batch_size) * batch_size
 
 
-def decision_points(budget: Budget, scheduler: Scheduler, batch_size: int = 1) -> tuple[int, ...]:
+def decision_points(
+    budget: SweepBudget, scheduler: Scheduler, batch_size: int = 1
+) -> tuple[int, ...]:
     """Where a trial ends a segment, ascending, in whole batches; the last is its end."""
     points: Iterable[int] = ()
     end = whole(budget.images, batch_size)
@@ -87,7 +89,7 @@ def cost(space: Space, trials: int, batch_size: int = 1) -> Cost:
     return Cost(min(least, cap), min(most, cap), min(expected, cap))
 
 
-def asha_share(number: int, points: Sequence[int], budget: Budget) -> float:
+def asha_share(number: int, points: Sequence[int], budget: SweepBudget) -> float:
     """Expected images of the trial that comes to the first rung after ``number`` others."""
     seen, alive, there = float(points[0]), 1.0, float(number)
     for before, after in itertools.pairwise(points):

@@ -113,7 +113,7 @@ def expected_of(kind: Any) -> str:
 # The model ----------------------------------------------------------------------------------------
 
 
-class Model(BaseModel):
+class StrictModel(BaseModel):
     """Nothing is converted, and no name is overlooked."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -170,7 +170,7 @@ def is_case(kind: Any) -> BeforeValidator:
         names, (domain, *more) = (*DOMAINS, "when"), (*domains_in(case), "")
         for name in case if isinstance(case, dict) else ():
             if name not in names:
-                raise said(f" has no {name!r}.{nearest(name, names) or listed(names)}")
+                raise said(f" has no {name!r}.{nearest(name, names) or there_are(names)}")
         if not domain or len(more) > 1:
             found = len(more)
             raise said(f": expected one of {', '.join(DOMAINS)}, found {found}")
@@ -187,7 +187,7 @@ def domains_in(case: Any) -> list[str]:
     return [name for name in case if name in DOMAINS] if isinstance(case, dict) else []
 
 
-def listed(names: Any) -> str:
+def there_are(names: Any) -> str:
     return f" There are: {', '.join(names)}."
 
 
@@ -201,7 +201,7 @@ def when_model(types: FieldTypes) -> Any:
         name: (Annotated[list[kind], in_list, Field(min_length=1)], [])  # type: ignore[valid-type]
         for name, kind in types
     }
-    return create_model("When", __base__=Model, **fields)
+    return create_model("When", __base__=StrictModel, **fields)
 
 
 @cache
@@ -213,13 +213,15 @@ def case_model(kind: Any, types: FieldTypes) -> Any:
         values: Any = Annotated[list[kind], Field(min_length=1), check]
         fields: dict[str, Any] = {name: (values, ...), "when": (when_model(types), None)}
         # With a blank, so that a path of an error has no name twice.
-        cases.append(Annotated[create_model(name, __base__=Model, **fields), Tag(f"a {name}")])
+        cases.append(
+            Annotated[create_model(name, __base__=StrictModel, **fields), Tag(f"a {name}")]
+        )
     which = Discriminator(lambda case: f"a {domains_in(case)[0]}")
     return Annotated[Union[tuple(cases)], which, is_case(kind)]  # noqa: UP007
 
 
 @cache
-def fields_model(types: FieldTypes) -> type[Model]:
+def fields_model(types: FieldTypes) -> type[StrictModel]:
     """All fields of a config, each with one value or a list of cases; unset where not named."""
     fields: dict[str, Any] = {}
     for name, kind in types:
@@ -227,7 +229,7 @@ def fields_model(types: FieldTypes) -> type[Model]:
         both: Any = Annotated[kind, Tag("value")] | Annotated[cases, Tag("cases")]
         which = Discriminator(lambda value: "cases" if isinstance(value, list) else "value")
         fields[name] = (Annotated[both, which, may_stand(name)], None)
-    return create_model("Fields", __base__=Model, **fields)
+    return create_model("Fields", __base__=StrictModel, **fields)
 
 
 def domain_of(case: Any, integer: bool) -> Domain:

@@ -19,7 +19,7 @@ from sid_ray.sweep.trials import End
 
 
 @dataclass
-class Watch:
+class SweepWatch:
     """What lives only as long as one driver.
 
     Not in the callback, which Ray Tune pickles.
@@ -38,12 +38,12 @@ class Watch:
         self.show()
 
 
-WATCHES: dict[str, Watch] = {}
+WATCHES: dict[str, SweepWatch] = {}
 
 
-def watch_of(folder: str) -> Watch:
+def watch_of(folder: str) -> SweepWatch:
     """That of the sweep in a folder, in this driver."""
-    return WATCHES.setdefault(folder, Watch())
+    return WATCHES.setdefault(folder, SweepWatch())
 
 
 def note_segment(folder: str, space: Space, trial: Any, result: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ TASK = "task.json"  # of trainable.SweepTask: the config that all trials began w
 
 
 @dataclass(frozen=True)
-class Order:
+class SweepOrder:
     """A sweep, checked.
 
     Args:

@@ -30,7 +30,7 @@ from sid_ray.storage.durable import append_line, read_values
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import watch_of
 from sid_ray.sweep.sampling import draw
-from sid_ray.sweep.space import Budget, Choice, Metric, Range, Space, Value, config_of
+from sid_ray.sweep.space import Choice, Metric, Range, Space, SweepBudget, Value, config_of
 from sid_ray.sweep.trainable import IMAGES, SPEC, Spec
 
 FACTORS = (1.2, 0.8)  # PBT's changes of a number
@@ -48,7 +48,7 @@ class LastingAsha(AsyncHyperBandScheduler):
         ledger: file of lines [trial, images seen, score, decision], on the driver's disk.
     """
 
-    def __init__(self, budget: Budget, metric: Metric, ledger: Path):
+    def __init__(self, budget: SweepBudget, metric: Metric, ledger: Path):
         super().__init__(
             time_attr=IMAGES,
             metric=metric.name,

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.results import Order
+from sid_ray.sweep.results import SweepOrder
 from sid_ray.sweep.sampling import grid_points, optuna_point, random_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trainable import FOLDER, SPEC, Spec
@@ -25,7 +25,7 @@ class LedgerSearch(Searcher):
     under the same names, so that their runs go on.
     """
 
-    def __init__(self, order: Order):
+    def __init__(self, order: SweepOrder):
         super().__init__()
         self.order, self.folder = order, order.folder
         told = Ledger(self.folder).trials().values()
@@ -81,7 +81,7 @@ def count_of(space: Space, base: DistillConfig) -> int:
     return len(grid_points(space, base)) if space.searcher == "grid" else space.trials
 
 
-def spec_of(order: Order, told: list[TrialRecord]) -> Spec:
+def spec_of(order: SweepOrder, told: list[TrialRecord]) -> Spec:
     """The trial after those that were told: of the first number that none of them has."""
     space, base, names = order.space, order.base, {trial.name for trial in told}
     number = next(n for n in itertools.count() if name_of(n) not in names)

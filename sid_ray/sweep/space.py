@@ -1,6 +1,6 @@
 """A search space: which fields of a config vary, over what, on what condition, and for how long.
 
-space_file.py reads one from YAML, space_check.py holds it against a recipe, samplers.py draws from
+space_file.py reads one from YAML, space_check.py holds it against a recipe, sampling.py draws from
 it. Nothing here knows of Ray: a point is a mapping of dotted fields to values.
 """
 
@@ -74,7 +74,7 @@ Domain = Range | Choice
 
 
 @dataclass(frozen=True)
-class Condition:
+class FieldCondition:
     """Holds where a field has one of some values."""
 
     name: str
@@ -95,7 +95,7 @@ class Parameter:
     key: str
     name: str
     domain: Domain
-    when: tuple[Condition, ...] = ()
+    when: tuple[FieldCondition, ...] = ()
     line: int = 0
 
 
@@ -104,7 +104,7 @@ def said(text: str) -> PydanticCustomError:
     return PydanticCustomError("said", "{text}", {"text": text})
 
 
-def whole(least: int) -> BeforeValidator:
+def whole_number(least: int) -> BeforeValidator:
     """A whole number of at least so much."""
 
     def check(value: Any) -> int:
@@ -135,7 +135,7 @@ class Metric:
 
 
 @checked_dataclass(frozen=True, config={"extra": "forbid"})
-class Budget:
+class SweepBudget:
     """How long trials may be; all in images seen. Pydantic checks it, in a file and elsewhere.
 
     Args:
@@ -146,11 +146,11 @@ class Budget:
         total: of all trials together, after which no new one begins; 0 for no limit.
     """
 
-    images: Annotated[int, whole(1)]
-    grace: Annotated[int, whole(0)] = 0
+    images: Annotated[int, whole_number(1)]
+    grace: Annotated[int, whole_number(0)] = 0
     reduction: Annotated[float, BeforeValidator(above_one)] = 2.0
-    interval: Annotated[int, whole(0)] = 0
-    total: Annotated[int, whole(0)] = 0
+    interval: Annotated[int, whole_number(0)] = 0
+    total: Annotated[int, whole_number(0)] = 0
 
     @field_validator("grace", "interval", "total")
     @classmethod
@@ -174,7 +174,7 @@ class Space:
 
     source: str
     metrics: tuple[Metric, ...]
-    budget: Budget
+    budget: SweepBudget
     parameters: tuple[Parameter, ...]
     fixed: Mapping[str, Value] = field(default_factory=dict)
     scheduler: Scheduler = "none"

@@ -29,27 +29,27 @@ from sid_ray.metrics.names import is_score, larger_is_better, measured_by
 from sid_ray.storage import text_lines
 from sid_ray.sweep.fields import (
     FieldTypes,
-    Model,
+    StrictModel,
     domain_of,
     each_once,
     expected_of,
     field_types,
     fields_model,
     in_list,
-    listed,
+    there_are,
 )
 from sid_ray.sweep.space import (
-    Budget,
-    Condition,
+    FieldCondition,
     Metric,
     Parameter,
     Range,
     Scheduler,
     Searcher,
     Space,
+    SweepBudget,
     Value,
     said,
-    whole,
+    whole_number,
 )
 from sid_ray.sweep.yaml_lines import Document, read_yaml
 
@@ -77,26 +77,26 @@ def with_direction(told: Any) -> Any:
     return {**told, "direction": direction_of(name)}
 
 
-class Head(Model):
+class SpaceHead(StrictModel):
     """All but ``fields:``."""
 
     recipe: str | None = None
     metric: Annotated[
         list[Annotated[Metric, with_direction]], Field(min_length=1), in_list, each_once
     ]
-    budget: Budget
+    budget: SweepBudget
     scheduler: Scheduler = "none"
     searcher: Searcher = "random"
-    trials: Annotated[int, whole(1)] = 0
-    seeds: Annotated[list[Annotated[int, whole(0)]], Field(min_length=1), in_list, each_once] = (
-        Field([0])
-    )
+    trials: Annotated[int, whole_number(1)] = 0
+    seeds: Annotated[
+        list[Annotated[int, whole_number(0)]], Field(min_length=1), in_list, each_once
+    ] = Field([0])
 
 
 @cache
-def space_model(types: FieldTypes) -> type[Head]:
+def space_model(types: FieldTypes) -> type[SpaceHead]:
     """A whole file, of fields of these types."""
-    return create_model("Space", __base__=Head, fields=(fields_model(types), ...))
+    return create_model("Space", __base__=SpaceHead, fields=(fields_model(types), ...))
 
 
 def read_text(path: Path) -> str:
@@ -113,10 +113,10 @@ def parse_space(text: str, source: str) -> Space:
     try:
         found: Any = space_model(tuple(field_types().items())).model_validate(document.values)
     except ValidationError as error:
-        told = [in_words(document, one) for one in error.errors(include_url=False)]
+        told = [words_of_error(document, one) for one in error.errors(include_url=False)]
         # The first in the file; of a line first what is there, at the end what is missing.
         raise document.error(*min(told, key=lambda o: (o[0] or 1e9, MISSING in o[1]))) from None
-    parameters, fixed = fields_of(document, found.fields)
+    parameters, fixed = parameters_of(document, found.fields)
     top = {name: document.line((name,)) for name in document.values}
     return Space(
         source=source,
@@ -133,7 +133,9 @@ def parse_space(text: str, source: str) -> Space:
     )
 
 
-def fields_of(document: Document, fields: Any) -> tuple[tuple[Parameter, ...], dict[str, Value]]:
+def parameters_of(
+    document: Document, fields: Any
+) -> tuple[tuple[Parameter, ...], dict[str, Value]]:
     """What varies, and what has one value. Raises UserError for conditions that cannot be."""
     parameters: list[Parameter] = []
     fixed: dict[str, Value] = {}
@@ -145,7 +147,9 @@ def fields_of(document: Document, fields: Any) -> tuple[tuple[Parameter, ...], d
         for number, case in enumerate(value):
             place = ("fields", name, *([number] if isinstance(written, list) else []))
             when = (written[number] if isinstance(written, list) else written).get("when") or ()
-            conditions = tuple(Condition(other, tuple(getattr(case.when, other))) for other in when)
+            conditions = tuple(
+                FieldCondition(other, tuple(getattr(case.when, other))) for other in when
+            )
             key = f"{name}[{number}]" if number else name
             domain = domain_of(case, field_types()[name] is int)
             parameters.append(Parameter(key, name, domain, conditions, document.line(place)))
@@ -182,7 +186,7 @@ def check_order(document: Document, parameters: list[Parameter]) -> None:
 # What is wrong, in words --------------------------------------------------------------------------
 
 
-def in_words(document: Document, error: Any) -> tuple[int, str]:
+def words_of_error(document: Document, error: Any) -> tuple[int, str]:
     """One of pydantic's errors: the line (0 for the file as a whole), and what it says there."""
     place, kind, value = document.path(error["loc"]), error["type"], error["input"]
     names = [name for name in place if isinstance(name, str)]
@@ -207,7 +211,7 @@ def in_words(document: Document, error: Any) -> tuple[int, str]:
     elif isinstance(value, list | dict):
         text = f"{at}: expected one value"
     elif kind == "literal_error" and what in WORDS:
-        text = f"{what}: no {value!r}.{nearest(str(value), WORDS[what]) or listed(WORDS[what])}"
+        text = f"{what}: no {value!r}.{nearest(str(value), WORDS[what]) or there_are(WORDS[what])}"
     else:
         hint = did_you_mean(closest(value, get_args(expected))) if isinstance(value, str) else ""
         text = f"{what} is {value!r}; expected {expected_of(expected)}.{hint}".rstrip(".")
@@ -215,8 +219,8 @@ def in_words(document: Document, error: Any) -> tuple[int, str]:
 
 
 WORDS = {
-    "": (*Head.model_fields, "fields"),
-    "budget": tuple(one.name for one in dataclasses.fields(Budget)),
+    "": (*SpaceHead.model_fields, "fields"),
+    "budget": tuple(one.name for one in dataclasses.fields(SweepBudget)),
     "metric": tuple(one.name for one in dataclasses.fields(Metric)),
     "metric.direction": ("min", "max"),
     "scheduler": get_args(Scheduler),
@@ -233,4 +237,4 @@ def unknown(names: list[str]) -> str:
         return found if near else str(unknown_field(name))
     known = WORDS[".".join(owners)]
     where = ".".join(owners) or "a search space"
-    return f"{where} has no {name!r}.{nearest(name, known) or listed(known)}"
+    return f"{where} has no {name!r}.{nearest(name, known) or there_are(known)}"

@@ -24,7 +24,7 @@ from sid_ray.sweep.segment import (
     TrialFailedError,
     TrialStoppedError,
 )
-from sid_ray.sweep.space import Budget, Space, Value, config_of
+from sid_ray.sweep.space import Space, SweepBudget, Value, config_of
 from sid_ray.sweep.space_file import parse_space
 
 IMAGES, RUN, SECONDS = "images_seen", "run", "segment_seconds"
@@ -173,7 +173,7 @@ def workers_for(plan: GroupPlan, most: int) -> int:
     return max(1, min(most, plan.num_groups))
 
 
-def keeping_for_others(config: DistillConfig, budget: Budget) -> DistillConfig:
+def keeping_for_others(config: DistillConfig, budget: SweepBudget) -> DistillConfig:
     """With as many checkpoints kept as come in two intervals: another trial may begin from one."""
     output = config.output
     each = -(-budget.interval // output.checkpoint_every) + 1

@@ -65,14 +65,14 @@ def read_yaml(text: str, source: str) -> Document:
     if not isinstance(root, yaml.MappingNode):
         raise found.error(line, "expected names with values, like metric: ...")
     found.lines[()] = line
-    found.values = plain(root, (), found, {})
+    found.values = value_of_node(root, (), found, {})
     return found
 
 
-def plain(node: yaml.Node, path: Place, found: Document, known: dict[int, Any]) -> Any:
+def value_of_node(node: yaml.Node, path: Place, found: Document, known: dict[int, Any]) -> Any:
     """A node's value; the lines of what is in it are noted. An alias to itself is an empty list."""
     if isinstance(node, yaml.ScalarNode):
-        return scalar(node)
+        return value_of_scalar(node)
     if id(node) in known:
         return known[id(node)]
     known[id(node)] = []
@@ -80,7 +80,7 @@ def plain(node: yaml.Node, path: Place, found: Document, known: dict[int, Any]) 
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
             found.lines[*path, place] = item.start_mark.line + 1
-        value = [plain(item, (*path, n), found, known) for n, item in enumerate(node.value)]
+        value = [value_of_node(item, (*path, n), found, known) for n, item in enumerate(node.value)]
     else:
         value = {}
         for key, item in node.value:
@@ -90,12 +90,12 @@ def plain(node: yaml.Node, path: Place, found: Document, known: dict[int, Any]) 
                 first = found.line((*path, name))
                 raise found.error(line, f"{name} stands twice, first in line {first}")
             found.lines[*path, name] = line
-            value[name] = plain(item, (*path, name), found, known)
+            value[name] = value_of_node(item, (*path, name), found, known)
     known[id(node)] = value
     return value
 
 
-def scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
+def value_of_scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
     """A value as its text looks; what is quoted is a text."""
     text = node.value
     if node.style is not None:

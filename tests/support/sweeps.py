@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.space import Metric, SweepBudget
 from sid_ray.sweep.trials import TrialRecord, told_by
 
 
 class Asha:
     """Judges trials by their names, of which it is told one score at a time."""
 
-    def __init__(self, budget: Budget, metric: Metric):
+    def __init__(self, budget: SweepBudget, metric: Metric):
         self.metric, self.known = metric, set[str]()
         self.ray = AsyncHyperBandScheduler(
             time_attr="images_seen",

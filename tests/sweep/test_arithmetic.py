@@ -15,7 +15,7 @@ from sid_ray.sweep.arithmetic import (
     rungs,
     segment_end,
 )
-from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.space import Metric, SweepBudget
 from tests.support.sweeps import Asha
 from tests.sweep.spaces import space_of
 
@@ -30,7 +30,7 @@ FEW = settings(deadline=None, max_examples=50)
     st.sampled_from([1.5, 2.0, 3.0, 4.0, 10.0]),
 )
 def test_rungs_are_rays(grace, more, reduction):
-    budget = Budget(grace + more, grace, reduction)
+    budget = SweepBudget(grace + more, grace, reduction)
     bracket = Asha(budget, FID).ray._brackets[0]
     assert list(rungs(grace, budget.images, reduction)) == [
         milestone for milestone, _ in reversed(bracket._rungs)
@@ -44,11 +44,11 @@ def test_rungs_by_hand():
 
 
 def test_trials_are_judged_at_whole_batches():
-    budget = Budget(15_000, 1_666, 3.0)
+    budget = SweepBudget(15_000, 1_666, 3.0)
     assert decision_points(budget, "asha", 64) == (1728, 5056, 15_040)  # 14,994 is its end
     assert decision_points(budget, "asha") == (1666, 4998, 14_994, 15_000)
-    assert decision_points(Budget(1000), "none", 64) == (1024,)
-    assert decision_points(Budget(1000, interval=300), "pbt", 64) == (320, 640, 960, 1024)
+    assert decision_points(SweepBudget(1000), "none", 64) == (1024,)
+    assert decision_points(SweepBudget(1000, interval=300), "pbt", 64) == (320, 640, 960, 1024)
     points = (1728, 5056, 15_040)
     assert [next_point(points, n) for n in (0, 1728, 5100, 15_040)] == [1728, 5056, 15_040, None]
 
@@ -60,7 +60,7 @@ def test_a_segment_ends_at_the_next_decision_that_is_not_told():
     assert {case: segment_end(points, *case) for case in cases} == cases
 
 
-def simulated(trials: int, budget: Budget, seed: int) -> int:
+def simulated(trials: int, budget: SweepBudget, seed: int) -> int:
     """Images of an ASHA sweep whose trials keep their order, one trial at a time."""
     generator, asha, images = random.Random(seed), Asha(budget, FID), 0
     points = decision_points(budget, "asha")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_ray.sweep.schedulers import LastingAsha
-from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.space import Metric, SweepBudget
 from tests.support.sweeps import Asha
 
-BUDGET, FID = Budget(900, 100, 3.0), Metric("FID", "min")
+BUDGET, FID = SweepBudget(900, 100, 3.0), Metric("FID", "min")
 POINTS = (100, 300, 900)
 
 

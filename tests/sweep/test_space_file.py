@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.sweep.space import Budget, Choice, Condition, Metric, Range
+from sid_ray.sweep.space import Choice, FieldCondition, Metric, Range, SweepBudget
 from sid_ray.sweep.space_file import parse_space
 from tests.sweep.spaces import HEAD, read_space, space_of
 
@@ -35,7 +35,7 @@ fields:
     assert space.metrics == (
         Metric("FID", "min"), Metric("CLIP-L14", "max"), Metric("seconds", "min")
     )  # fmt: skip
-    assert space.budget == Budget(30_000, 1_000, 3.0, 0, 90_000)
+    assert space.budget == SweepBudget(30_000, 1_000, 3.0, 0, 90_000)
     assert (space.scheduler, space.searcher, space.trials) == ("asha", "optuna", 16)
     assert space.seeds == (3, 4)
     domains = {parameter.key: parameter.domain for parameter in space.parameters}
@@ -46,7 +46,7 @@ fields:
         "training.ema_half_life": Range(1000, 5000, step=500, integer=True),
         "objective.adversarial_weight": Range(0.001, 0.1, log=True),
     }
-    assert space.parameters[-1].when == (Condition("objective.name", ("sida",)),)
+    assert space.parameters[-1].when == (FieldCondition("objective.name", ("sida",)),)
     assert space.fixed == {"objective.logvar": False, "evaluation.every": 5000}
     assert space.lines["objective.logvar"] == 15
 
