@@ -30,11 +30,11 @@ from sid_ray.objectives.vsd import VSD
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.types import Objective
+from sid_ray.weights.address import FILE_SUFFIXES
 from sid_ray.weights.components import Named, find_components, reads_text, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
-from sid_ray.weights.remotes import FILE_SUFFIXES
 from sid_ray.weights.same import unlike
 from sid_ray.weights.sources import resolve_source
 

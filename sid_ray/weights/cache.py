@@ -1,19 +1,18 @@
-"""Fetches remote weights once.
+"""Files of https:// and s3:// on this machine's disk, fetched once.
 
     CACHE/weights/KEY/NAME           the file, whole: moved here when its last byte is checked
-    CACHE/weights/KEY/NAME.json      where it came from, its etag, size and sha256
+    CACHE/weights/KEY/NAME.json      where it came from, its version there, size and sha256
     CACHE/weights/KEY/NAME.part      what has arrived of it; .part.json says of which version
     CACHE/weights/KEY/NAME.lock      held by the one process that fetches
 
-CACHE is SID_RAY_CACHE, else sid_ray in XDG_CACHE_HOME, else ~/.cache/sid_ray. A broken download
-goes on where it broke, in the same call and in a later one.
+A broken download goes on where it broke, in the same call and in a later one. What comes from the
+Hugging Face hub lies in that library's cache instead (hub.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -29,9 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.cache import cache_folder, locked
+from sid_ray.storage.errors import StoreError, UnreachableStoreError
 from sid_ray.weights.address import Source, check_sha256
-from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
+from sid_ray.weights.remotes import Remote
 
 ATTEMPTS, PAUSE_S = 4, 0.2
 SPARE_BYTES = 1 << 20
@@ -39,7 +39,7 @@ SPARE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """The sidecar of a cached file."""
+    """The sidecar of a cached file; ``etag`` is the version of ``Remote``."""
 
     source: str
     etag: str | None
@@ -53,23 +53,20 @@ def entry(source: Source) -> Path:
     return cache_folder() / "weights" / key / (Path(urlsplit(source.location).path).name or "file")
 
 
-def fetch_file(remote: Remote, source: Source, label: str) -> Path:
-    """Fetches one file into its place in the cache. Raises UserError."""
-    return fetch_to(entry(source), remote, source, label)
-
-
-def fetch_to(path: Path, remote: Remote, source: Source, label: str) -> Path:
-    """Fetches one file to ``path``, once however many processes ask. Raises UserError."""
-    with failures_named(label), only_fetcher(path):
+def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: str) -> Path:
+    """A remote file at ``path``: fetched once however many processes ask, and again where it has
+    changed. Raises UserError.
+    """
+    with failures_named(label), locked(path):
         record = read_record(path)
         if record is not None and source.sha256 == record.sha256:
-            return checked(path, record, source, label)  # a file of that name cannot change
+            return path  # a file of that checksum cannot change
         try:
-            return Download(path, remote, source, label, record).run()
-        except UnreachableError as error:
+            return Download(path, look, source, label, record).run()
+        except UnreachableStoreError as error:
             if record is None:
                 raise
-            print(f"{label} was not asked for news ({error}); the copy is used", file=sys.stderr)
+            print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
             return checked(path, record, source, label)
 
 
@@ -85,17 +82,12 @@ def failures_named(label: str) -> Iterator[None]:
     """What went wrong with a source as one line of UserError."""
     try:
         yield
-    except MissingError:
-        raise UserError(f"nothing at {label}: not found; check the name") from None
-    except DeniedError as error:
+    except UnreachableStoreError as error:
         raise UserError(
-            f"no access to {label} ({error}): check HF_TOKEN, the AWS variables or the link"
+            f"{error}; what has arrived is kept and the same command goes on from there"
         ) from None
-    except UnreachableError as error:
-        raise UserError(
-            f"{label} cannot be reached ({error}): check the network; "
-            "what has arrived is kept and the same command goes on from there"
-        ) from None
+    except StoreError as error:
+        raise UserError(error.strerror or str(error)) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(label, "more") from None
@@ -110,19 +102,6 @@ def no_space(label: str, needed: str) -> UserError:
         f"no space left for {label} in {cache_folder()} ({needed} needed): "
         "free some or set SID_RAY_CACHE to another disk"
     )
-
-
-@contextlib.contextmanager
-def only_fetcher(path: Path) -> Iterator[None]:
-    """Holds the file's lock; the kernel drops it with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for the process that fetches {path.name}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def read_record(path: Path) -> Record | None:
@@ -144,22 +123,26 @@ class Download:
     """One file on its way into the cache; the caller holds its lock."""
 
     def __init__(
-        self, path: Path, remote: Remote, source: Source, label: str, record: Record | None
+        self,
+        path: Path,
+        look: Callable[[], Remote],
+        source: Source,
+        label: str,
+        record: Record | None,
     ):
-        self.path, self.remote, self.source, self.label = path, remote, source, label
+        self.path, self.look, self.source, self.label = path, look, source, label
         self.record = record
         self.part = path.with_name(path.name + ".part")
         self.version = path.with_name(path.name + ".part.json")
-        self.digest = hashlib.sha256()
 
     def run(self) -> Path:
-        """Raises MissingError, DeniedError, UnreachableError, OSError, UserError."""
+        """Raises StoreError, OSError, UserError."""
         failures = 0
         while True:
             before = self.arrived()
             try:
                 return self.attempt()
-            except UnreachableError:
+            except UnreachableStoreError:
                 failures = 1 if self.arrived() > before else failures + 1
                 if failures >= ATTEMPTS or (self.record and not self.arrived()):
                     raise
@@ -169,53 +152,53 @@ class Download:
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def attempt(self) -> Path:
-        """One connection. Raises UnreachableError where it breaks."""
-        etag = self.part_etag()
-        known = self.record.etag if self.record else None
-        start = self.arrived() if etag else 0
-        opened = self.remote.open(start, etag, None if start else known)
-        if opened.unchanged and self.record is not None:
+        """Asks what the file is now, and fetches what is missing of it.
+
+        Raises UnreachableStoreError where the connection breaks.
+        """
+        remote = self.look()
+        if self.record is not None and remote.version == self.record.etag is not None:
             return checked(self.path, self.record, self.source, self.label)
-        self.check_space(opened)
-        write_json(self.version, {"etag": opened.etag})
-        size = self.receive(opened)
-        if opened.size is not None and size != opened.size:
-            raise UnreachableError(f"it broke off at {size} of {opened.size} bytes")
-        return self.keep(opened, size)
-
-    def part_etag(self) -> str | None:
-        try:
-            etag = json.loads(self.version.read_text())["etag"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return etag if isinstance(etag, str) else None
-
-    def check_space(self, opened: Opened) -> None:
-        needed = (opened.size or 0) - opened.start + SPARE_BYTES
+        start = self.arrived() if remote.version == self.part_version() is not None else 0
+        if start > (remote.size or 0) or not remote.has_parts():
+            start = 0
+        needed = (remote.size or 0) - start + SPARE_BYTES
         if needed > shutil.disk_usage(self.part.parent).free:
             raise no_space(self.label, f"{needed / 2**30:.2f} GiB")
+        write_json(self.version, {"etag": remote.version})
+        size = self.receive(remote, start)
+        if remote.size is not None and size != remote.size:
+            raise UnreachableStoreError(
+                f"{self.label} broke off at {size} of {remote.size} bytes: check the network"
+            )
+        if self.source.sha256 is None and self.look().version != remote.version:
+            raise UnreachableStoreError(f"{self.label} changed while it was fetched: try again")
+        return self.keep(remote, size)
 
-    def receive(self, opened: Opened) -> int:
-        """Writes what arrives; returns the size of the part. The checksum runs along."""
-        self.digest = hashlib.sha256()
-        if opened.start:
-            with self.part.open("rb") as file:
-                self.digest = hashlib.file_digest(file, "sha256")
-        with self.part.open("ab" if opened.start else "wb") as file, progress(self.label) as show:
-            show(opened.start, opened.size)
-            for chunk in opened.chunks:
+    def part_version(self) -> str | None:
+        try:
+            version = json.loads(self.version.read_text())["etag"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return version if isinstance(version, str) else None
+
+    def receive(self, remote: Remote, start: int) -> int:
+        """Writes what arrives, of a file that tells its size no more than that; the part's size."""
+        with self.part.open("ab" if start else "wb") as file, progress(self.label) as show:
+            show(start, remote.size)
+            for chunk in remote.chunks(start):
                 file.write(chunk)
-                self.digest.update(chunk)
-                show(file.tell(), opened.size)
-                if opened.size is not None and file.tell() > opened.size:
+                show(file.tell(), remote.size)
+                if remote.size is not None and file.tell() > remote.size:
                     break
             file.flush()
             os.fsync(file.fileno())
             return file.tell()
 
-    def keep(self, opened: Opened, size: int) -> Path:
+    def keep(self, remote: Remote, size: int) -> Path:
         """Moves the whole file to its place. Raises UserError for another one than asked for."""
-        found = self.digest.hexdigest()
+        with self.part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         try:
             if self.source.sha256 is not None:
                 check_sha256(found, self.source.sha256, self.label)
@@ -225,7 +208,7 @@ class Download:
         sidecar = self.path.with_name(self.path.name + ".json")
         sidecar.unlink(missing_ok=True)  # never a record beside another file
         self.part.replace(self.path)
-        write_json(sidecar, asdict(Record(self.label, opened.etag, size, found)))
+        write_json(sidecar, asdict(Record(self.label, remote.version, size, found)))
         self.version.unlink(missing_ok=True)
         return self.path
 

@@ -1,0 +1,163 @@
+"""Weights of the Hugging Face hub, through huggingface_hub: its cache, its token, its settings.
+
+HF_HOME, HF_HUB_CACHE, HF_TOKEN (or what `hf auth login` left), HF_ENDPOINT, HF_HUB_OFFLINE and the
+library's other variables hold as they do elsewhere; what another program has fetched is found. A
+branch or a tag is resolved to a commit once, and every file is that commit's: the path that is
+returned names it, CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from sid_ray.errors import UserError
+from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.places import one_line
+from sid_ray.weights.address import HubFile, Source, check_sha256
+
+
+def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], list[str]]) -> Path:
+    """The local path of a file, or of the folder with those of its files that ``choose`` names.
+
+    Raises UserError in one line.
+    """
+    hub = HubFile.parse(source.location)
+    with hub_failures(hub, label):
+        from huggingface_hub import hf_hub_download, resolve_revision, snapshot_download
+
+        commit = resolve_revision(hub.repo, revision=hub.revision).resolved
+        if hub.is_file():
+            path = Path(hf_hub_download(hub.repo, hub.path, revision=commit))
+        elif source.sha256 is not None:
+            raise UserError(f"{label} is not one file; a checksum needs one")
+        else:
+            names = choose(files_below(hub, commit))
+            patterns = [glob.escape(f"{hub.path}/{name}".lstrip("/")) for name in names]
+            found = snapshot_download(hub.repo, revision=commit, allow_patterns=patterns)
+            path = Path(found, hub.path)
+    if source.sha256 is not None:
+        status = path.stat()
+        check_sha256(sha256_of(path, status.st_size, status.st_mtime_ns), source.sha256, label)
+    return path
+
+
+@cache
+def sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    """The checksum of a file, computed once in a process."""
+    return file_sha256(path)
+
+
+def commit_of(path: Path) -> str:
+    """The commit that a path in the hub's cache is of; empty for other paths."""
+    parts = path.parts
+    if "snapshots" not in parts[:-1]:
+        return ""
+    at = parts.index("snapshots")
+    return parts[at + 1] if parts[at - 1].startswith("models--") else ""
+
+
+def files_below(hub: HubFile, commit: str) -> list[str]:
+    """Files of a repository's folder, relative to it: asked once a commit, and offline those that
+    are here.
+    """
+    prefix = f"{hub.path}/" if hub.path else ""
+    paths = [name for name in files_of(hub.repo, commit) if name.startswith(prefix)]
+    return [name.removeprefix(prefix) for name in paths]
+
+
+def files_of(repo: str, commit: str) -> list[str]:
+    from httpx2 import TransportError
+    from huggingface_hub import get_cached_repo_tree, list_repo_tree, snapshot_download
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    with contextlib.suppress(CachedRepoTreeNotFoundError):
+        return [file.path for file in get_cached_repo_tree(repo, revision=commit)]
+    try:
+        return [file.path for file in list_repo_tree(repo, revision=commit, recursive=True)]
+    except (OfflineModeIsEnabled, TransportError, HfHubHTTPError) as error:
+        try:
+            here = Path(snapshot_download(repo, revision=commit, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise error from None
+        return [path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()]
+
+
+@contextlib.contextmanager
+def hub_failures(hub: HubFile, label: str) -> Iterator[None]:
+    """What huggingface_hub raises as one line of UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(one_line(what_failed(hub, label, error))) from None
+
+
+def what_failed(hub: HubFile, label: str, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in chain)
+
+    statuses = [getattr(getattr(one, "response", None), "status_code", 0) for one in chain]
+    status = next((found for found in statuses if found), 0)
+    numbers = {one.errno for one in chain if isinstance(one, OSError)}
+    if is_a(errors.GatedRepoError):
+        return (
+            f"no access to {label}: {hub.repo} is gated: accept its terms on its page at "
+            f"{constants.ENDPOINT}, and set HF_TOKEN"
+        )
+    if is_a(errors.RevisionNotFoundError):
+        return f"nothing at {label}: {hub.repo} has no revision {hub.revision}; check the name"
+    if is_a(errors.EntryNotFoundError) and status == 404:
+        return f"nothing at {label}: {hub.repo} has no {hub.path} at {hub.revision}; check the name"
+    if is_a(errors.RepositoryNotFoundError):
+        return (
+            f"nothing at {label}: repository {hub.repo} was not found at {constants.ENDPOINT}, or "
+            "is private: check the name, and HF_TOKEN"
+        )
+    if status in (401, 403):
+        return f"no access to {label} (HTTP {status}): check HF_TOKEN, or run hf auth login"
+    not_here = is_a(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    if constants.HF_HUB_OFFLINE and not_here:
+        return (
+            f"{label} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
+            "unset it once"
+        )
+    if is_a(errors.HFValidationError):
+        return f"{label}: no repository has that name; expected hf://owner/repo[/path][@revision]"
+    if numbers & {errno.ENOSPC, errno.EDQUOT}:
+        return (
+            f"no space left for {label} in {constants.HF_HUB_CACHE}: free some or set HF_HOME to "
+            "another disk"
+        )
+    if numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+        return (
+            f"{label} cannot be kept in {constants.HF_HUB_CACHE}: set HF_HOME to a folder that "
+            "can be written"
+        )
+    if status == 404:
+        return f"nothing at {label}: not found (HTTP 404); check the name and HF_ENDPOINT"
+    reason = f"HTTP {status}" if status else f"{type(chain[-1]).__name__}: {chain[-1]}"[:200]
+    if status and status < 500 and status not in (408, 429):
+        return f"{label}: the server answered {reason}: check the name and HF_ENDPOINT"
+    if is_a(errors.FileMetadataError, ValueError, KeyError, AssertionError):
+        return f"{label}: the server's answer is not the hub's ({reason}): check HF_ENDPOINT"
+    return (
+        f"{label} cannot be reached ({reason}): check the network and HF_ENDPOINT; files that are "
+        "whole are kept, and the same command fetches the others"
+    )
