@@ -2,7 +2,7 @@
 
     CACHE/weights/KEY/NAME           the file, whole: moved here when its last byte is checked
     CACHE/weights/KEY/NAME.json      where it came from, its version there, size and sha256
-    CACHE/weights/KEY/NAME.part      what has arrived of it; .part.json says of which version
+    CACHE/weights/KEY/NAME.V.part    what has arrived of version V
     CACHE/weights/KEY/NAME.lock      held by the one process that fetches
 
 A broken download goes on where it broke, in the same call and in a later one. What comes from the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -28,8 +29,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import cache_folder, locked
+from sid_ray.storage.cache import cache_folder, file_sha256, locked
 from sid_ray.storage.errors import StoreError, UnreachableStoreError
+from sid_ray.storage.store import moved_into_place
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import Remote
 
@@ -61,13 +63,24 @@ def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: st
         record = read_record(path)
         if record is not None and source.sha256 == record.sha256:
             return path  # a file of that checksum cannot change
-        try:
-            return Download(path, look, source, label, record).run()
-        except UnreachableStoreError as error:
-            if record is None:
-                raise
-            print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
-            return checked(path, record, source, label)
+        failures = 0
+        while True:
+            before = arrived(path)
+            try:
+                return fetch_once(path, look, source, label, record)
+            except UnreachableStoreError as error:
+                failures = 1 if arrived(path) > before else failures + 1
+                if failures >= ATTEMPTS or (record is not None and not arrived(path)):
+                    if record is None:
+                        raise
+                    print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
+                    return checked(path, record, source, label)
+                time.sleep(PAUSE_S * 2**failures)
+
+
+def arrived(path: Path) -> int:
+    """Bytes of a file that have come, of whichever version."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
 def checked(path: Path, record: Record, source: Source, label: str) -> Path:
@@ -113,104 +126,59 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def write_json(path: Path, values: object) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(values, indent=2) + "\n")
-    new.replace(path)
+def fetch_once(
+    path: Path, look: Callable[[], Remote], source: Source, label: str, record: Record | None
+) -> Path:
+    """Asks what the file is now, and fetches what is missing of it; the caller holds its lock.
+
+    Raises UnreachableStoreError where the connection breaks, StoreError, OSError, UserError.
+    """
+    remote = look()
+    if record is not None and remote.version == record.etag is not None:
+        return checked(path, record, source, label)
+    version = hashlib.sha256(str(remote.version).encode()).hexdigest()[:12]
+    part = path.with_name(f"{path.name}.{version}.part")
+    start = part.stat().st_size if part.is_file() and remote.version else 0
+    if start > (remote.size or 0) or (start and not remote.has_parts()):
+        start = 0
+    needed = (remote.size or 0) - start + SPARE_BYTES
+    if needed > shutil.disk_usage(path.parent).free:
+        raise no_space(label, f"{needed / 2**30:.2f} GiB")
+    size = receive(remote, part, start, label)
+    if remote.size is not None and size != remote.size:
+        raise UnreachableStoreError(
+            f"{label} broke off at {size} of {remote.size} bytes: check the network"
+        )
+    if source.sha256 is None and look().version != remote.version:
+        raise UnreachableStoreError(f"{label} changed while it was fetched: try again")
+    new = Record(label, remote.version, size, file_sha256(part))
+    try:
+        checked(path, new, source, label)
+    except UserError:
+        part.unlink()
+        raise
+    sidecar = path.with_name(path.name + ".json")
+    sidecar.unlink(missing_ok=True)  # never a record beside another file
+    part.replace(path)
+    with moved_into_place(sidecar) as written:
+        written.write_text(json.dumps(asdict(new), indent=2) + "\n")
+    for old in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        old.unlink()
+    return path
 
 
-class Download:
-    """One file on its way into the cache; the caller holds its lock."""
-
-    def __init__(
-        self,
-        path: Path,
-        look: Callable[[], Remote],
-        source: Source,
-        label: str,
-        record: Record | None,
-    ):
-        self.path, self.look, self.source, self.label = path, look, source, label
-        self.record = record
-        self.part = path.with_name(path.name + ".part")
-        self.version = path.with_name(path.name + ".part.json")
-
-    def run(self) -> Path:
-        """Raises StoreError, OSError, UserError."""
-        failures = 0
-        while True:
-            before = self.arrived()
-            try:
-                return self.attempt()
-            except UnreachableStoreError:
-                failures = 1 if self.arrived() > before else failures + 1
-                if failures >= ATTEMPTS or (self.record and not self.arrived()):
-                    raise
-                time.sleep(PAUSE_S * 2**failures)
-
-    def arrived(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
-
-    def attempt(self) -> Path:
-        """Asks what the file is now, and fetches what is missing of it.
-
-        Raises UnreachableStoreError where the connection breaks.
-        """
-        remote = self.look()
-        if self.record is not None and remote.version == self.record.etag is not None:
-            return checked(self.path, self.record, self.source, self.label)
-        start = self.arrived() if remote.version == self.part_version() is not None else 0
-        if start > (remote.size or 0) or not remote.has_parts():
-            start = 0
-        needed = (remote.size or 0) - start + SPARE_BYTES
-        if needed > shutil.disk_usage(self.part.parent).free:
-            raise no_space(self.label, f"{needed / 2**30:.2f} GiB")
-        write_json(self.version, {"etag": remote.version})
-        size = self.receive(remote, start)
-        if remote.size is not None and size != remote.size:
-            raise UnreachableStoreError(
-                f"{self.label} broke off at {size} of {remote.size} bytes: check the network"
-            )
-        if self.source.sha256 is None and self.look().version != remote.version:
-            raise UnreachableStoreError(f"{self.label} changed while it was fetched: try again")
-        return self.keep(remote, size)
-
-    def part_version(self) -> str | None:
-        try:
-            version = json.loads(self.version.read_text())["etag"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return version if isinstance(version, str) else None
-
-    def receive(self, remote: Remote, start: int) -> int:
-        """Writes what arrives, of a file that tells its size no more than that; the part's size."""
-        with self.part.open("ab" if start else "wb") as file, progress(self.label) as show:
-            show(start, remote.size)
-            for chunk in remote.chunks(start):
-                file.write(chunk)
-                show(file.tell(), remote.size)
-                if remote.size is not None and file.tell() > remote.size:
-                    break
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def keep(self, remote: Remote, size: int) -> Path:
-        """Moves the whole file to its place. Raises UserError for another one than asked for."""
-        with self.part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        try:
-            if self.source.sha256 is not None:
-                check_sha256(found, self.source.sha256, self.label)
-        except UserError:
-            self.part.unlink()
-            raise
-        sidecar = self.path.with_name(self.path.name + ".json")
-        sidecar.unlink(missing_ok=True)  # never a record beside another file
-        self.part.replace(self.path)
-        write_json(sidecar, asdict(Record(self.label, remote.version, size, found)))
-        self.version.unlink(missing_ok=True)
-        return self.path
+def receive(remote: Remote, part: Path, start: int, label: str) -> int:
+    """Writes what arrives, of a file that tells its size no more than that; the part's size."""
+    with part.open("ab" if start else "wb") as file, progress(label) as show:
+        show(start, remote.size)
+        for chunk in remote.chunks(start):
+            file.write(chunk)
+            show(file.tell(), remote.size)
+            if remote.size is not None and file.tell() > remote.size:
+                break
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 @contextlib.contextmanager

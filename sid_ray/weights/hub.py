@@ -106,24 +106,25 @@ def hub_failures(hub: HubFile, label: str) -> Iterator[None]:
 def what_failed(hub: HubFile, label: str, error: Exception) -> str:
     from huggingface_hub import constants, errors
 
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
-        chain.append(cause)
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
 
     def is_a(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)
 
-    statuses = [getattr(getattr(one, "response", None), "status_code", 0) for one in chain]
-    status = next((found for found in statuses if found), 0)
+    answers = [one.response for one in chain if isinstance(one, errors.HfHubHTTPError)]
+    status = answers[0].status_code if answers else 0
     numbers = {one.errno for one in chain if isinstance(one, OSError)}
+    place = f"the cache {constants.HF_HUB_CACHE}"
     if is_a(errors.GatedRepoError):
-        return (
-            f"no access to {label}: {hub.repo} is gated: accept its terms on its page at "
-            f"{constants.ENDPOINT}, and set HF_TOKEN"
-        )
+        page = f"{constants.ENDPOINT}/{hub.repo}"
+        return f"no access to {label}: accept the terms on {page}, and set HF_TOKEN"
     if is_a(errors.RevisionNotFoundError):
         return f"nothing at {label}: {hub.repo} has no revision {hub.revision}; check the name"
-    if is_a(errors.EntryNotFoundError) and status == 404:
+    if is_a(errors.RemoteEntryNotFoundError):
         return f"nothing at {label}: {hub.repo} has no {hub.path} at {hub.revision}; check the name"
     if is_a(errors.RepositoryNotFoundError):
         return (
@@ -132,31 +133,19 @@ def what_failed(hub: HubFile, label: str, error: Exception) -> str:
         )
     if status in (401, 403):
         return f"no access to {label} (HTTP {status}): check HF_TOKEN, or run hf auth login"
-    not_here = is_a(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
-    if constants.HF_HUB_OFFLINE and not_here:
-        return (
-            f"{label} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
-            "unset it once"
-        )
+    if is_a(errors.OfflineModeIsEnabled):
+        return f"{label} is not in {place} and HF_HUB_OFFLINE is set; unset it once"
     if is_a(errors.HFValidationError):
         return f"{label}: no repository has that name; expected hf://owner/repo[/path][@revision]"
     if numbers & {errno.ENOSPC, errno.EDQUOT}:
-        return (
-            f"no space left for {label} in {constants.HF_HUB_CACHE}: free some or set HF_HOME to "
-            "another disk"
-        )
-    if numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
-        return (
-            f"{label} cannot be kept in {constants.HF_HUB_CACHE}: set HF_HOME to a folder that "
-            "can be written"
-        )
-    if status == 404:
-        return f"nothing at {label}: not found (HTTP 404); check the name and HF_ENDPOINT"
+        return f"no space left for {label} in {place}: free some or set HF_HOME to another disk"
+    if numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
+        return f"{label} cannot be kept in {place}: set HF_HOME to a folder that can be written"
     reason = f"HTTP {status}" if status else f"{type(chain[-1]).__name__}: {chain[-1]}"[:200]
-    if status and status < 500 and status not in (408, 429):
-        return f"{label}: the server answered {reason}: check the name and HF_ENDPOINT"
-    if is_a(errors.FileMetadataError, ValueError, KeyError, AssertionError):
-        return f"{label}: the server's answer is not the hub's ({reason}): check HF_ENDPOINT"
+    if (400 <= status < 500 and status not in (408, 429)) or is_a(
+        errors.FileMetadataError, ValueError, KeyError, AssertionError
+    ):
+        return f"{label}: the server answers otherwise than a hub ({reason}): check HF_ENDPOINT"
     return (
         f"{label} cannot be reached ({reason}): check the network and HF_ENDPOINT; files that are "
         "whole are kept, and the same command fetches the others"

@@ -142,7 +142,7 @@ def test_a_token_opens_what_is_private_and_stays_with_its_host(hub, person):
     private, gated = "hf://me/private/w.pkl", "hf://me/gated/w.pkl"
     assert "me/private was not found" in person.refused(private, HF_TOKEN="hf_other")
     line = person.refused(gated, HF_TOKEN="hf_other")
-    assert "gated: accept its terms" in line and "HF_TOKEN" in line and "hf_other" not in line
+    assert "accept the terms on" in line and "HF_TOKEN" in line and "hf_other" not in line
     with serving() as other:
         hub.elsewhere = other
         assert len(DATA) > LARGE
@@ -203,6 +203,12 @@ def test_a_server_that_is_no_hub_or_none_is_named(hub, person):
     hub.publish("me/net", {"w.pkl": DATA})
     hub.status["/api/models/me/net/revision/main"] = 500
     assert "cannot be reached (HTTP 500)" in person.refused("hf://me/net/w.pkl")
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, person):
+    hub.publish("me/net", {"w.pkl": DATA})
+    person.home.write_text("a file")
+    assert "set HF_HOME to a folder that can be written" in person.refused("hf://me/net/w.pkl")
 
 
 def test_a_broken_connection_is_resumed(hub, person):
