@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from sid_ray.errors import UserError
+from sid_ray.storage.errors import UnreachableStoreError
 from sid_ray.weights import cache, networks, remotes
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.sources import builtin_models, resolve_source
@@ -179,6 +180,42 @@ def test_many_at_once_fetch_one_file(server):
         thread.join()
     assert len(set(results)) == 1 and len(results) == 6
     assert results[0].read_bytes() == DATA and server.sent < len(DATA) + 10_000
+
+
+def broken(data: bytes, lengths: list[int], asked: list[int]) -> remotes.Remote:
+    """A file whose connections break after so many bytes; ``asked`` keeps where each begins."""
+
+    def chunks(start: int):
+        asked.append(start)
+        if lengths:
+            yield data[start : start + lengths.pop(0)]
+            raise UnreachableStoreError("it broke off")
+        yield data[start:]
+
+    return remotes.Remote(len(data), "v", lambda: True, chunks)
+
+
+def test_any_remote_file_goes_on_where_it_broke(tmp_path):
+    remote = broken(DATA, [100_000, 0, 2_000_000, 5], asked := [])
+    source = parse_source(f"s3://bucket/w#sha256={SHA256}")
+    path = cache.fetch_file(tmp_path / "w", lambda: remote, source, "w")
+    assert path.read_bytes() == DATA
+    assert asked == [0, 100_000, 100_000, 2_100_000, 2_100_005]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_no_more_is_written_than_a_file_claims(tmp_path):
+    sent: list[int] = []
+
+    def endless(start: int):
+        while len(sent) < 1000:
+            sent.append(1)
+            yield bytes(1000)
+
+    remote = remotes.Remote(2500, None, lambda: False, endless)
+    with pytest.raises(UserError, match="3000 of 2500 bytes"):
+        cache.fetch_file(tmp_path / "w", lambda: remote, parse_source("s3://b/w"), "w")
+    assert len(sent) == 3 * cache.ATTEMPTS
 
 
 def test_no_space_left(server, monkeypatch):
