@@ -351,6 +351,8 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
     for part in ("text_encoder", "vae"):
         if named := getattr(config.teacher, part):
             notes[part] = named
+    if commit := teacher.notes.get("commit"):  # of the hub: the address may name a branch
+        notes["teacher_commit"] = commit
     one_step: dict[str, Any] = {"sigma": config.schedule.init_sigma}
     if config.schedule.kind == "vp":
         betas = {name: getattr(config.schedule, name) for name in BETAS}

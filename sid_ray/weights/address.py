@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
@@ -66,6 +66,15 @@ class HubFile:
     def is_file(self) -> bool:
         """By its name: nothing is asked."""
         return PurePosixPath(self.path).suffix in FILE_SUFFIXES
+
+
+def commit_of(path: Path) -> str:
+    """The commit that a path in the hub's cache is of; empty for other paths."""
+    parts = path.parts
+    if "snapshots" not in parts[:-1]:
+        return ""
+    at = parts.index("snapshots")
+    return parts[at + 1] if parts[at - 1].startswith("models--") else ""
 
 
 def source_label(text: str) -> str:

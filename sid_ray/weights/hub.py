@@ -52,15 +52,6 @@ def sha256_of(path: Path, size: int, changed_ns: int) -> str:
     return file_sha256(path)
 
 
-def commit_of(path: Path) -> str:
-    """The commit that a path in the hub's cache is of; empty for other paths."""
-    parts = path.parts
-    if "snapshots" not in parts[:-1]:
-        return ""
-    at = parts.index("snapshots")
-    return parts[at + 1] if parts[at - 1].startswith("models--") else ""
-
-
 def files_below(hub: HubFile, commit: str) -> list[str]:
     """Files of a repository's folder, relative to it: asked once a commit, and offline those that
     are here.

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from sid_ray.weights.address import HubFile
-from sid_ray.weights.hub import commit_of, what_failed
+from sid_ray.weights.address import HubFile, commit_of
+from sid_ray.weights.hub import what_failed
+from sid_ray.weights.networks import describe
+from sid_ray.weights.sources import ASSETS
 from tests.weights.hub import LARGE, HubServer
 from tests.weights.server import serving
 
@@ -309,3 +311,11 @@ def test_a_commit_is_read_off_paths_of_the_hub_only():
     assert commit_of(Path("/a/models--x--y/snapshots/abc/w.pkl")) == "abc"
     assert commit_of(Path("/a/snapshots/abc/w.pkl")) == ""
     assert commit_of(Path("/a/models--x--y/snapshots")) == ""
+
+
+def test_the_commit_of_a_network_is_noted(hub, person):
+    teacher = ASSETS / "digits-teacher"
+    commit = hub.publish("me/net", {path.name: path.read_bytes() for path in teacher.iterdir()})
+    described = describe(person.found("hf://me/net"))
+    assert described.network == describe(teacher).network
+    assert described.notes == {**describe(teacher).notes, "commit": commit}

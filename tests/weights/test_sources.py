@@ -167,6 +167,16 @@ def test_user_name_and_password_go_to_their_host_only(server, own_cache):
     assert path.is_file() and "s3cret" not in str(path) and "s3cret" not in str(written)
 
 
+def test_a_password_stays_with_its_host(server):
+    with serving() as other:
+        other.files["/blob"] = DATA
+        server.redirects = {"/w.pkl": other.url + "/blob"}
+        source = server.url.replace("//", "//me:s3cret@") + "/w.pkl"
+        assert resolve_source(source).read_bytes() == DATA
+        assert "Authorization" in server.requests[0][1]
+        assert not any("Authorization" in headers for _, headers in other.requests)
+
+
 def test_many_at_once_fetch_one_file(server):
     results: list = []
     server.cuts = [500_000]
