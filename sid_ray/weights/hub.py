@@ -53,17 +53,16 @@ def sha256_of(path: Path, size: int, changed_ns: int) -> str:
 
 
 def files_below(hub: HubFile, commit: str) -> list[str]:
-    """Files of a repository's folder, relative to it: asked once a commit, and offline those that
-    are here.
-    """
+    """Files of a repository's folder, relative to it."""
     prefix = f"{hub.path}/" if hub.path else ""
     paths = [name for name in files_of(hub.repo, commit) if name.startswith(prefix)]
     return [name.removeprefix(prefix) for name in paths]
 
 
 def files_of(repo: str, commit: str) -> list[str]:
+    """All files of a commit, asked once; where the hub cannot be asked, those that are here."""
     from httpx2 import TransportError
-    from huggingface_hub import get_cached_repo_tree, list_repo_tree, snapshot_download
+    from huggingface_hub import RepoFile, get_cached_repo_tree, list_repo_tree, snapshot_download
     from huggingface_hub.errors import (
         CachedRepoTreeNotFoundError,
         HfHubHTTPError,
@@ -74,7 +73,8 @@ def files_of(repo: str, commit: str) -> list[str]:
     with contextlib.suppress(CachedRepoTreeNotFoundError):
         return [file.path for file in get_cached_repo_tree(repo, revision=commit)]
     try:
-        return [file.path for file in list_repo_tree(repo, revision=commit, recursive=True)]
+        found = list_repo_tree(repo, revision=commit, recursive=True)
+        return [file.path for file in found if isinstance(file, RepoFile)]
     except (OfflineModeIsEnabled, TransportError, HfHubHTTPError) as error:
         try:
             here = Path(snapshot_download(repo, revision=commit, local_files_only=True))

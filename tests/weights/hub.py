@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -76,7 +77,10 @@ class HubHandler(Handler):
         if what == "revision":
             return self.say({"id": repo, "sha": commit, "siblings": []})
         if what == "tree":
-            return self.say([row(name, data) for name, data in commits[commit].items()])
+            files = commits[commit]
+            folders = sorted({str(up) for name in files for up in PurePosixPath(name).parents[:-1]})
+            rows = [{"type": "directory", "path": path, "oid": commit} for path in folders]
+            return self.say([*rows, *(row(name, data) for name, data in files.items())])
         return self.resolve(commit, commits[commit].get(inside))
 
     def refusal(self, repo: str) -> tuple[int, dict[str, str]] | None:
