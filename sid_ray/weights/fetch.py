@@ -19,7 +19,7 @@ from sid_ray.storage.store import Store
 from sid_ray.weights.address import Source
 from sid_ray.weights.cache import entry, failures_named, fetch_file, read_record
 from sid_ray.weights.hub import fetch_from_hub
-from sid_ray.weights.remotes import look_at_web, look_in_s3
+from sid_ray.weights.remotes import look_at_web, look_in_store
 
 NAMED_BY = ("model.json", "config.json", "unet/config.json")  # one of them makes a folder a network
 OWN_FILES = ("model.json", "model.safetensors")
@@ -37,21 +37,21 @@ def fetch(source: Source, label: str, parts: Sequence[str] = PARTS) -> Path:
     """
     if source.kind == "hf":
         return fetch_from_hub(source, label, lambda found: chosen(found, label, parts))
-    if source.kind == "s3":
-        return fetch_from_s3(source, label, parts)
+    if source.kind not in ("http", "https"):
+        return fetch_from_store(source, label, parts)
     host = urlsplit(source.location).hostname or ""
     if source.kind == "http" and host not in LOOPBACK and source.sha256 is None:
         raise UserError(f"{label}: a plain connection needs a checksum; add #sha256=... or https")
     return fetch_file(entry(source), lambda: look_at_web(source.location), source, label)
 
 
-def fetch_from_s3(source: Source, label: str, parts: Sequence[str]) -> Path:
-    """An object, or every file of a network under a prefix.
+def fetch_from_store(source: Source, label: str, parts: Sequence[str]) -> Path:
+    """A file of a store, or every file of a network in a folder (S3: under a prefix).
 
     Raises UserError. Where the server cannot be asked, an earlier copy is used.
     """
     store = Store.at(source.location)
-    place = entry(Source("s3", store.url))
+    place = entry(Source(source.kind, store.url))
     found: list[str] = []
     if source.sha256 is None:
         with failures_named(label):
@@ -63,11 +63,11 @@ def fetch_from_s3(source: Source, label: str, parts: Sequence[str]) -> Path:
                 print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
                 return place
     if not found:
-        return fetch_file(place, lambda: look_in_s3(store), source, label)
+        return fetch_file(place, lambda: look_in_store(store), source, label)
     for name in chosen(found, label, parts):
         at = store / name
-        file = Source("s3", at.url)
-        fetch_file(place / name, partial(look_in_s3, at), file, f"{label.rstrip('/')}/{name}")
+        file = Source(source.kind, at.url)
+        fetch_file(place / name, partial(look_in_store, at), file, f"{label.rstrip('/')}/{name}")
     return place
 
 

@@ -1,4 +1,4 @@
-"""One file behind https:// (through fsspec) or in S3 (through storage's Store), as it is now.
+"""One file behind https:// (through fsspec) or in a store (S3), as it is now.
 
 What goes wrong is one of storage's errors, in one line that names the file without its secrets.
 """
@@ -17,11 +17,9 @@ from sid_ray.storage.errors import (
     MissingFileError,
     StoreError,
     UnreachableStoreError,
-    at_server,
-    named,
 )
 from sid_ray.storage.places import one_line
-from sid_ray.storage.store import Store
+from sid_ray.storage.store import Store, named
 from sid_ray.weights.address import source_label
 
 CHUNK = 16 << 20  # bytes of one request
@@ -45,24 +43,19 @@ class Remote:
     chunks: Callable[[int], Iterator[bytes]]
 
 
-def look_in_s3(store: Store) -> Remote:
-    """The object at a store's own address. Raises StoreError, also where there is a prefix."""
-    from pyarrow import fs
-
-    with named(store.url):
-        info = store.filesystem.get_file_info(store.path())
-    if info.type == fs.FileType.Directory:
-        raise StoreError(f"{store} is not one file; a checksum needs one")
-    if info.type != fs.FileType.File:
-        raise MissingFileError(f"nothing at {store}: not found{at_server()}; check the name")
+def look_in_store(store: Store) -> Remote:
+    """The file at a store's own address. Raises StoreError."""
+    with store.open("") as file, named(store.url):
+        size, told = file.size(), file.metadata() or {}
 
     def chunks(start: int) -> Iterator[bytes]:
-        with named(store.url), store.filesystem.open_input_file(store.path()) as file:
+        with store.open("") as file, named(store.url):
             file.seek(start)
             while chunk := file.read(CHUNK):
                 yield chunk
 
-    return Remote(info.size, f"{info.size} {info.mtime_ns}", lambda: True, chunks)
+    version = told.get("ETag", b"").decode() or None
+    return Remote(size, version, lambda: True, chunks)
 
 
 def look_at_web(url: str) -> Remote:

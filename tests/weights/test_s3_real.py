@@ -88,7 +88,7 @@ def test_a_checksum_asks_for_one_object(stored):
     assert resolve_source(f"{weights}#sha256={digest}").is_file()
     with pytest.raises(UserError, match=f"{digest}, expected {'0' * 64}"):
         resolve_source(f"{weights}#sha256={'0' * 64}")
-    with pytest.raises(UserError, match="is not one file; a checksum needs one"):
+    with pytest.raises(UserError, match="teachers/digits does not exist"):
         resolve_source(f"{stored.url}#sha256={digest}")
 
 
