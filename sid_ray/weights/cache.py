@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import Remote
 
 ATTEMPTS, PAUSE_S = 4, 0.2
+NOTE_S = 2.0  # until a person is told that another process has the lock
 SPARE_BYTES = 1 << 20
 
 
@@ -59,7 +61,7 @@ def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: st
     """A remote file at ``path``: fetched once however many processes ask, and again where it has
     changed. Raises UserError.
     """
-    with failures_named(label), locked(path):
+    with failures_named(label), only_fetcher(path):
         record = read_record(path)
         if record is not None and source.sha256 == record.sha256:
             return path  # a file of that checksum cannot change
@@ -76,6 +78,21 @@ def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: st
                     print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
                     return checked(path, record, source, label)
                 time.sleep(PAUSE_S * 2**failures)
+
+
+@contextlib.contextmanager
+def only_fetcher(path: Path) -> Iterator[None]:
+    """Holds the file's lock; whoever waits for it is told."""
+    text = f"waiting for the process that fetches {path.name}"
+    note = threading.Timer(NOTE_S, print, [text], {"file": sys.stderr})
+    note.daemon = True
+    note.start()
+    try:
+        with locked(path):
+            note.cancel()
+            yield
+    finally:
+        note.cancel()
 
 
 def arrived(path: Path) -> int:

@@ -6,10 +6,12 @@ import errno
 import hashlib
 import json
 import threading
+import time
 
 import pytest
 
 from sid_ray.errors import UserError
+from sid_ray.storage.cache import locked
 from sid_ray.storage.errors import UnreachableStoreError
 from sid_ray.weights import cache, networks, remotes
 from sid_ray.weights.address import parse_source, source_label
@@ -212,6 +214,22 @@ def test_any_remote_file_goes_on_where_it_broke(tmp_path):
     assert path.read_bytes() == DATA
     assert asked == [0, 100_000, 100_000, 2_100_000, 2_100_005]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_whoever_waits_for_another_process_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "NOTE_S", 0.01)
+    source, path, said = parse_source("s3://bucket/w"), tmp_path / "w", ""
+    work = (path, lambda: broken(DATA, [], []), source, "w")
+    waiting = threading.Thread(target=cache.fetch_file, args=work)
+    with locked(path):
+        waiting.start()
+        deadline = time.monotonic() + 20
+        while "waiting for" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+        assert not path.exists()
+    waiting.join()
+    assert said == "waiting for the process that fetches w\n"
+    assert path.read_bytes() == DATA
 
 
 def test_no_more_is_written_than_a_file_claims(tmp_path):
