@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
-from sid_ray.storage.errors import UnreachableStoreError
+from sid_ray.storage.errors import MissingFileError, UnreachableStoreError
 from sid_ray.storage.store import Store
 from sid_ray.weights.address import Source
 from sid_ray.weights.cache import entry, failures_named, fetch_file, read_record
 from sid_ray.weights.hub import fetch_from_hub
-from sid_ray.weights.remotes import look_at_web, look_in_store
+from sid_ray.weights.remotes import Remote, look_at_web, look_in_store
 
 NAMED_BY = ("model.json", "config.json", "unet/config.json")  # one of them makes a folder a network
 OWN_FILES = ("model.json", "model.safetensors")
@@ -63,7 +63,14 @@ def fetch_from_store(source: Source, label: str, parts: Sequence[str]) -> Path:
                 print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
                 return place
     if not found:
-        return fetch_file(place, lambda: look_in_store(store), source, label)
+
+        def look() -> Remote:
+            try:
+                return look_in_store(store)
+            except MissingFileError as error:
+                raise UserError(f"no network at {label}: {error.strerror or error}") from None
+
+        return fetch_file(place, look, source, label)
     for name in chosen(found, label, parts):
         at = store / name
         file = Source(source.kind, at.url)
