@@ -31,6 +31,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.options import MAX_CLASSES, PrepareOptions, ShowOptions
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluation.options import EvaluateOptions
+from sid_ray.metrics.spec import metric_specs
+from sid_ray.objectives.spec import objective_specs
 from sid_ray.ray_setup.environment import stopping_like_ctrl_c
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import (
@@ -86,11 +88,14 @@ def distill(args: Sequence[str]) -> int:
     """sid-ray distill RECIPE [--section.field VALUE ...]"""
     if not args or args[0] in ("-h", "--help"):
         shortcuts = ", ".join(f"{short} = {full}" for short, full in ALIASES.items())
+        objectives = ", ".join(f"{each.name} ({each.label})" for each in objective_specs())
+        metrics = ", ".join(f"{each.name} ({each.title})" for each in metric_specs())
         print(
             "usage: sid-ray distill RECIPE [--section.field VALUE ...]\n\n"
             f"recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them\n"
             f"short forms: {shortcuts}, --eval.X = --evaluation.X\n"
             f"--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: {', '.join(GUIDANCE)}\n"
+            f"objectives: {objectives}\nmetrics: {metrics}\n"
             "sid-ray distill RECIPE --help explains every field with the recipe's value"
         )
         return 0
@@ -150,7 +155,7 @@ def doctor(args: Sequence[str]) -> int:
     from sid_ray.commands.doctor import USAGE as DOCTOR_USAGE
     from sid_ray.commands.doctor import own_flags, run_doctor
     from sid_ray.run_folder import runs_folder
-    from sid_ray.storage.store import set_endpoint
+    from sid_ray.storage.s3 import set_endpoint
 
     if args and args[0] in ("-h", "--help"):
         print(DOCTOR_USAGE)

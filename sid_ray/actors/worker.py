@@ -24,7 +24,6 @@ from sid_ray.actors.build import (
 )
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.proof import prove
-from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import (
     LEASE_ENDS,
     NO_LEASE,
@@ -43,8 +42,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
-from sid_ray.storage.store import set_endpoint
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.training.health import Health
 from sid_ray.training.step import StepSettings, Sums, draws_of, step
@@ -202,7 +201,8 @@ class Worker:
         lose the run.
         """
         wish = NOTHING
-        if preempted(self.settings.own_scaling):
+        # A collective of Ray's own, a call to an actor: not where the driver looks for drains.
+        if not self.settings.own_scaling and ray.train.get_preemption_info() is not None:
             wish = PREEMPTED
         elif self.heartbeat and self.heartbeat.asked:
             wish = LEASE_ENDS if self.heartbeat.asked == NO_LEASE else RESIZE

@@ -9,11 +9,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypeVar, cast, overload
 
 import tyro
 
-from sid_ray.config.distill_config import DistillConfig, flatten, unknown_field
+from sid_ray.config.distill_config import DistillConfig, known_fields, replace, unknown_field
+from sid_ray.config.registry import OBJECTIVES
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import guidance_strategy
 
@@ -34,7 +35,7 @@ ALIASES = {
 
 def field_flags() -> set[str]:
     """Every --section.field of the config, in both spellings."""
-    names = flatten(DistillConfig())
+    names = known_fields()
     return {f"--{spelt}" for name in names for spelt in (name, name.replace("_", "-"))}
 
 
@@ -77,6 +78,8 @@ def guidance_flags(text: str) -> list[str]:
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
     """Arguments by tyro; its complaint as one UserError line instead of a page."""
     page = io.StringIO()
+    if isinstance(default, DistillConfig):
+        default = cast(T, of_objective(default, args))
     try:
         with contextlib.redirect_stderr(page):
             if default is None:
@@ -86,6 +89,24 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
         if stop.code in (0, None):
             raise
         raise UserError(f"{complaint(page.getvalue())}; {prog} --help lists them all") from None
+
+
+def of_objective(default: DistillConfig, args: Sequence[str]) -> DistillConfig:
+    """The defaults with the section of the objective that the arguments name last.
+
+    tyro reads the fields of the default's own class, and so those of an objective of a package.
+    Raises UserError for an objective that is not known.
+    """
+    flag, name = "--objective.name", default.objective.name
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        if arg == flag:
+            name = following
+        elif arg.startswith(f"{flag}="):
+            name = arg.partition("=")[2]
+    if name == default.objective.name:
+        return default
+    OBJECTIVES.get(name)
+    return replace(default, objective__name=name)
 
 
 def complaint(page: str) -> str:

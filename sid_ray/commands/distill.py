@@ -23,6 +23,7 @@ from sid_ray.checkpoint.warm_start import check_network, check_newest
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.records import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
@@ -46,9 +47,10 @@ from sid_ray.run_folder import (
     told_to_user,
     tracking_uri,
 )
-from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.lease import LeaseLostError
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import settle
 from sid_ray.tracking.mlflow_run import shown_uri
 from sid_ray.tracking.mlflow_state import check_tracking
@@ -164,7 +166,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, report, model)
+    show_next(console, config, start, run, report, model)
     return 0
 
 
@@ -345,13 +347,18 @@ def mlflow_pages(uri: str) -> str:
 
 
 def show_next(
-    console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
+    console: Console,
+    config: DistillConfig,
+    start: Start,
+    run: RunFolder,
+    report: Report,
+    model: Model | None,
 ) -> None:
     """The commands to go on with, ready to paste."""
 
     us, source = program("sid-ray"), shlex.quote(shown_run(run))
-    server = config.storage.endpoint_url
-    on_server = f"AWS_ENDPOINT_URL={shlex.quote(server)} " if server and is_s3(source) else ""
+    server, variable = config.storage.endpoint_url, run.store.scheme.endpoint
+    on_server = f"{variable}={shlex.quote(server)} " if server and variable else ""
     elsewhere = config.output.folder != str(Path("runs").absolute())
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
@@ -362,7 +369,8 @@ def show_next(
         first = next(iter(scores), "")
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
         sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
-    text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    reads_text = family_of(start.description.family).reads_text
+    text = ' --prompt "red heart | cat face"' if reads_text else ""
     again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
     if is_job_copy(Path.cwd()):
         again = "submit the job again, with"

@@ -25,10 +25,11 @@ from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_open_files, ray_folder, small_shared_memory
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.errors import endpoint, is_s3
 from sid_ray.storage.places import check_folder, expanded, in_words, one_line
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.shared import Token, answer, not_shared
-from sid_ray.storage.store import Store, probe, set_endpoint
+from sid_ray.storage.store import Store, probe
 
 USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
 
@@ -209,7 +210,7 @@ def anywhere(config: DistillConfig | None) -> DistillConfig | None:
         return None
     places = {"data__source": config.data.source, "teacher__source": config.teacher.source}
     for name, place in places.items():
-        if place and "://" not in place and not place.startswith("builtin:"):
+        if place and is_path(place):
             config = replace(config, **{name: str(expanded(place).absolute())})
     return config
 
@@ -246,8 +247,9 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
     """The folder of all runs: written, read back, replaced; its space where it is a disk."""
     store = Store.at(patient.runs)
     seconds = probe(store)
-    server = f" at {endpoint()}" if is_s3(store.url) and endpoint() else ""
-    yield Finding(OK, f"{store}{server}: written, read back, replaced, removed in {seconds:.2f} s")
+    server = store.scheme.server()
+    at = f" at {server}" if server else ""
+    yield Finding(OK, f"{store}{at}: written, read back, replaced, removed in {seconds:.2f} s")
 
 
 def check_tracking_store(patient: Patient) -> Iterator[Finding]:
@@ -276,15 +278,15 @@ def check_tracking_store(patient: Patient) -> Iterator[Finding]:
 def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
-    from sid_ray.denoisers.spec import spec_of
+    from sid_ray.denoisers.registry import family_of
     from sid_ray.training.assemble import find_start
 
     start = find_start(patient.config)
     patient.found["teacher"], patient.found["start"] = start.description, start
-    spec, network = spec_of(start.description.family), start.description.network
-    channels, height, width = spec.shape(network)
-    classes = spec.label_dim(network)
-    text = f", reads text with {start.components.text}" if spec.load_text else ""
+    family, network = family_of(start.description.family), start.description.network
+    channels, height, width = family.shape(network)
+    classes = family.label_dim(network)
+    text = f", reads text with {start.components.text}" if family.reads_text else ""
     variant = start.description.notes.get("variant")
     text += f", {variant} weights, read as float32" if variant else ""
     yield Finding(
@@ -374,7 +376,7 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
     description = patient.found.get("teacher") or teacher_of(config)
     size = Planner(description).checkpoint(config) / GIB
     places = {"local": (Path(config.output.local_folder or tempfile.gettempdir()), 2)}
-    if not is_s3(patient.runs):
+    if is_path(patient.runs):
         places["storage"] = Path(patient.runs), config.output.keep_checkpoints + 1
     enough = True
     for name, (path, count) in places.items():

@@ -8,11 +8,9 @@ made them: pictures of two generators never lie in one folder unnoticed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ from torch import Tensor
 from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
@@ -38,7 +36,7 @@ from sid_ray.evaluation.samplers import (
     seeded_uniform,
 )
 from sid_ray.evaluation.subject import find_network, network_sha256
-from sid_ray.storage.store import PART, moved_into_place
+from sid_ray.storage.durable import HeldError, lock, remove_parts, replace_file
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
 from sid_ray.weights.components import (
@@ -90,14 +88,14 @@ def conditions(
     Classes and prompts are dealt out by the seed's number. Raises UserError where the network reads
     the other kind or none, and for classes that it lacks.
     """
-    spec = spec_of(description.family)
-    label_dim = spec.label_dim(description.network)
-    if spec.load_text is not None:
+    family = family_of(description.family)
+    label_dim = family.label_dim(description.network)
+    if family.reads_text:
         if classes:
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
-        text = spec.load_text(text_folder)
+        text = family.load_text(text_folder)
         return lambda seeds: Condition(text=text.embed([prompts[s % len(prompts)] for s in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -141,8 +139,8 @@ class Painter:
         self._conditions = conditions(self.components.text, self.description, classes, prompts)
         self.codec = codec_of(self.description, self.components.vae)
         net, _ = load_model(self.folder)
-        schedule, self.num_steps = generation_of(self.description.one_step)
-        self.shape = spec_of(self.description.family).shape(self.description.network)
+        schedule, self.num_steps = generation_of(self.description)
+        self.shape = family_of(self.description.family).shape(self.description.network)
         self._sampler = generator_sampler(net, schedule, self.num_steps)
 
     @property
@@ -216,16 +214,16 @@ def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("a")
+        file = (out / LOCK).open("a")
     except OSError as error:
         raise UserError(
             f"--out {out}: {error.strerror or error}: name a folder that can be written"
         ) from None
-    with lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # others are at work, or claim it right now
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock(file.fileno(), patience_s=0)
+        except HeldError:  # others are at work, or claim it right now
+            lock(file.fileno(), shared=True)
             if read_record(out / RECORD) != made_of:
                 raise UserError(
                     f"another command is writing pictures to {out}, by other settings: wait for "
@@ -235,7 +233,7 @@ def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool
             claim_folder(out, made_of, network, overwrite)
         else:
             claim_folder(out, made_of, network, overwrite)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock(file.fileno(), shared=True)
         yield
 
 
@@ -244,9 +242,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
 
     With ``overwrite`` those are removed first.
     """
-    for cut in out.glob(f"*.png.*{PART}"):  # of a process that was killed while it wrote
-        if time.time() - cut.stat().st_mtime > STALE_S:
-            cut.unlink(missing_ok=True)
+    remove_parts(out, "*.png", STALE_S)
     record = out / RECORD
     earlier = read_record(record)
     if earlier == made_of:
@@ -261,8 +257,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
         for path in (*pictures_in(out), out / GRID):
             path.unlink(missing_ok=True)
     text = json.dumps({"format": FORMAT, "network": network, "made_of": made_of}, indent=1)
-    with moved_into_place(record) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    replace_file(record, text + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

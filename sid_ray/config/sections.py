@@ -6,8 +6,9 @@ in images seen, never in steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,12 @@ class TeacherConfig:
 class ObjectiveConfig:
     """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 
-    name: Literal["sid", "sida", "lsg", "vsd"] = "sid"
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    name: str = "sid"
     """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on
-    a text-to-image teacher), vsd (variational score distillation, a baseline).
+    a text-to-image teacher), vsd (variational score distillation, a baseline), or one of an
+    installed package, whose own fields then stand here too.
     """
     compat: Literal["none", "official"] = "none"
     """official: behave as the published code where it was corrected here (docs/objectives.md). On
@@ -98,8 +102,10 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
-    kind: Literal["edm", "vp"] = "edm"
-    """edm (EDM, EDM2) or vp (Stable Diffusion: discrete, variance-preserving)."""
+    kind: str = "edm"
+    """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), or what
+    its family says.
+    """
     p_mean: float = -1.2
     """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
     p_std: float = 1.2
@@ -266,17 +272,14 @@ class ResourcesConfig:
         return self.zero_stage if own < 0 else own
 
 
-METRICS = ("fd", "kid", "is", "pr", "clip")
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Scores while training, by an actor of its own. Never changes the training."""
 
     metrics: str = "fd"
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
-    (Inception Score), pr (precision and recall), clip (fit of image and prompt). The best weights
-    are kept by the first.
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
+    installed package. The best weights are kept by the first.
     """
     feature_space: str = "digits-cnn"
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then

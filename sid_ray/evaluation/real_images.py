@@ -30,9 +30,11 @@ from sid_ray.metrics.reference import (
     read_statistics,
 )
 from sid_ray.metrics.scores import Seen, looked_at
+from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.store import Store
 
 Tell = Callable[[str], None]
@@ -95,8 +97,9 @@ class Real:
             return
         if samples:
             found = f"{self.reference} holds statistics" if self.reference else "none are at hand"
+            metrics = " and ".join(metrics_of_images())
             raise UserError(
-                f"metrics kid and pr need real images, {found}: name a prepared data set as "
+                f"metrics {metrics} need real images, {found}: name a prepared data set as "
                 "evaluation.reference"
             )
         if self.reference:
@@ -189,6 +192,11 @@ class Real:
             raise UserError(f"real images: {error}") from None
 
 
+def metrics_of_images() -> list[str]:
+    """The metrics that compare made images with real ones, not with statistics of them."""
+    return [spec.name for spec in metric_specs() if "reference images" in spec.reads]
+
+
 def is_statistics(reference: str) -> bool:
     return reference.endswith(STATISTICS)
 
@@ -202,7 +210,7 @@ def holds_pictures(source: Source) -> bool:
 
 def local_file(address: str) -> Path:
     """A file of statistics on this machine's disk. Raises UserError."""
-    if not is_s3(address):
+    if is_path(address):
         return expanded(address)
     from sid_ray.storage.cache import folder_of
 

@@ -21,8 +21,9 @@ from sid_ray.errors import UserError, did_you_mean
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
-from sid_ray.storage.errors import is_s3
+from sid_ray.recipes.registry import recipe_entry
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.tracking.mlflow_run import shown_uri
 
 USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
@@ -39,7 +40,6 @@ Ctrl-C, which leaves the job running.
   --working-dir DIR   what is uploaded: a checkout of sid_ray; default: this folder
   --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
-SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
     "teacher.text_encoder",
@@ -92,8 +92,7 @@ def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
 
 def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
     """The job's command: the recipe's own entry script."""
-    family = "edm2" if config.recipe.startswith("img512-") else config.schedule.kind
-    return ["python", SCRIPTS[family], config.recipe, *flags]
+    return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
 def runtime_env_of(path: str) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]
 def check_places(config: DistillConfig, upload: Upload) -> None:
     """Raises UserError where the run names files that no node will have."""
     folder = config.output.folder
-    if not is_s3(folder) and not Path(folder).is_absolute():
+    if is_path(folder) and not Path(folder).is_absolute():
         raise UserError(
             f"output.folder {folder!r} is relative, and a job's working directory is a temporary "
             "copy that is deleted: give --output.folder s3://BUCKET/runs, or an absolute path that "
@@ -147,7 +146,7 @@ def check_places(config: DistillConfig, upload: Upload) -> None:
         )
     for field in PLACES:
         place = str(flatten(config)[field]).partition("#")[0]
-        relative = place and "://" not in place and not place.startswith(("builtin:", "/", "~"))
+        relative = place and is_path(place) and not place.startswith(("/", "~"))
         if relative and not upload.holds(place):
             raise UserError(
                 f"{field} {place!r} is not in the upload of {upload.folder}: give s3://, https://, "
@@ -158,7 +157,7 @@ def check_places(config: DistillConfig, upload: Upload) -> None:
 def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
     """Where the run's results go. Only a warning where this machine cannot tell."""
     folder, server = config.output.folder, config.storage
-    if not is_s3(folder):
+    if is_path(folder):
         shared = cluster.nodes == 1
         text = f"{folder} must be one disk that all {cluster.nodes or ''} nodes share"
         yield (OK, "storage", f"{folder} on the node") if shared else (WARNING, "storage", text)
@@ -191,9 +190,9 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
         place = str(getattr(chosen, name))
         if not place or place.startswith("builtin:"):
             continue
-        is_file = "://" not in place and expanded(place).is_absolute()
+        is_file = is_path(place) and expanded(place).is_absolute()
         found = expanded(place) if is_file else upload.folder / place
-        if "://" in place or not found.exists():
+        if not is_path(place) or not found.exists():
             yield OK, "teacher", f"{place}: looked at by the job, before the run starts"
             return
         config = replace(config, **{f"teacher__{name}": str(found)})

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from sid_ray.sweep.lines import append_line, whole_lines
+from sid_ray.storage.durable import append_line, read_values
 from sid_ray.sweep.space import Budget, Metric
 from sid_ray.sweep.trainable import Spec
 
@@ -65,7 +65,7 @@ class LastingAsha(AsyncHyperBandScheduler):
     def read_ledger(self) -> None:
         """Fills the rungs with what was told to an earlier driver; a cut last line is left out."""
         self.read = True
-        for name, images_seen, score, decision in whole_lines(Path(self.ledger)):
+        for name, images_seen, score, decision in filter(None, read_values(Path(self.ledger))):
             self.told[name, images_seen] = decision
             if images_seen < self._max_t:  # at the end a trial stops without being held to others
                 trial = SimpleNamespace(trial_id=name)

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from sid_ray.commands.arguments import expand_aliases, parse
-from sid_ray.config.distill_config import DistillConfig, differences, flatten, located
+from sid_ray.config.distill_config import DistillConfig, differences, known_fields, located
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import check_supplied, recipe
@@ -109,7 +109,7 @@ def fixed_to(base: DistillConfig, folder: str) -> DistillConfig:
 
 def check_flags(space: Space, flags: Sequence[str]) -> None:
     """Raises UserError for a flag whose field the sweep sets itself."""
-    names = {name.replace("_", "-"): name for name in flatten(DistillConfig())}
+    names = {name.replace("_", "-"): name for name in known_fields()}
     for arg in flags:
         flag = arg.partition("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".")
         name = names.get(flag.removeprefix("no-"), "")
@@ -183,7 +183,7 @@ def check_same(order: Order, earlier: dict) -> None:
 def check_trial(order: Order) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
     from sid_ray.commands.distill import check_evaluation
-    from sid_ray.storage.store import set_endpoint
+    from sid_ray.storage.s3 import set_endpoint
     from sid_ray.sweep.searcher import spec_of
     from sid_ray.tracking.mlflow_state import check_tracking
     from sid_ray.training.assemble import find_start

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sid_ray.sweep.lines import append_line
+from sid_ray.storage.durable import append_line
 from sid_ray.sweep.space import Value
 from sid_ray.sweep.trials import RUNNING, TRIALS, End, TrialRecord, read_trials
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.run_folder import own_folder
+from sid_ray.storage.schemes import is_path
 from sid_ray.sweep.space import Space
 
 
@@ -31,4 +32,4 @@ class Order:
     def folder(self) -> Path:
         """Of the sweep: beside its runs, or for runs in S3 in the folder ``runs`` here."""
         runs = self.base.output.folder
-        return (own_folder() if "://" in runs else Path(runs)) / self.name
+        return (Path(runs) if is_path(runs) else own_folder()) / self.name

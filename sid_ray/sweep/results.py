@@ -16,7 +16,8 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes.registry import recipe
-from sid_ray.storage.store import moved_into_place
+from sid_ray.storage.durable import replace_file
+from sid_ray.storage.schemes import is_path
 from sid_ray.sweep import pareto
 from sid_ray.sweep.repeats import Repeat, read_repeats, repeats_of
 from sid_ray.sweep.space import Metric, Space
@@ -139,7 +140,7 @@ def base_of(sweep: Sweep) -> DistillConfig | None:
             base = recipe(sweep.recipe)
         except UserError:
             return None
-    if "://" in base.output.folder:
+    if not is_path(base.output.folder):
         return base
     return replace(base, output__folder=str(sweep.folder.absolute().parent))
 
@@ -175,5 +176,4 @@ def write_about(folder: Path, **changes: Any) -> None:
     """Replaces some of sweep.json; a crash leaves the old or the new one."""
     values = read_about(folder) | changes
     folder.mkdir(parents=True, exist_ok=True)
-    with moved_into_place(folder / SWEEP) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    replace_file(folder / SWEEP, json.dumps(values, indent=2) + "\n")

@@ -12,7 +12,6 @@ half a line, and a newer version may write events that are not known here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sid_ray.storage.durable import values_in
 from sid_ray.sweep.arithmetic import WORST
 from sid_ray.sweep.space import Metric, Value
 
@@ -190,9 +190,9 @@ def read_trials(folder: Path) -> Told:
 
 def told_by(data: bytes) -> Told:
     """What the lines of a ledger say; one that is not whole says nothing."""
-    *lines, rest = data.split(b"\n")
+    lines, rest = values_in(data)
     trials: dict[str, TrialRecord] = {}
-    left_out = Counter(take_in(trials, parsed(line)) for line in lines)
+    left_out = Counter(take_in(trials, value) for value in lines)
     notes = [f"{TRIALS}: the last line is cut; what it would have said is left out"] if rest else []
     notes += [
         f"{TRIALS}: {count} line{'s' if count > 1 else ''} left out: {why}"
@@ -208,14 +208,6 @@ def trials_of(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
     for event in events:
         take_in(trials, event)
     return trials
-
-
-def parsed(line: bytes) -> Any:
-    """A line's value, None for what is no JSON."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def take_in(trials: dict[str, TrialRecord], event: Any) -> str:

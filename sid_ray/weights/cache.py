@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import cache_folder, file_sha256, locked
+from sid_ray.storage.cache import cache_folder, file_sha256
+from sid_ray.storage.durable import locked, replace_file
 from sid_ray.storage.errors import StoreError, UnreachableStoreError
-from sid_ray.storage.store import moved_into_place
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.remotes import Remote
 
@@ -177,8 +177,7 @@ def fetch_once(
     sidecar = path.with_name(path.name + ".json")
     sidecar.unlink(missing_ok=True)  # never a record beside another file
     part.replace(path)
-    with moved_into_place(sidecar) as written:
-        written.write_text(json.dumps(asdict(new), indent=2) + "\n")
+    replace_file(sidecar, json.dumps(asdict(new), indent=2) + "\n")
     for old in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         old.unlink()
     return path

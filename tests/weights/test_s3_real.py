@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import ASSETS, resolve_source
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import sys
 import threading
 import time
 
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import locked
+from sid_ray.storage.durable import locked
 from sid_ray.storage.errors import UnreachableStoreError
 from sid_ray.weights import cache, networks, remotes
 from sid_ray.weights.address import parse_source, source_label
@@ -216,19 +218,20 @@ def test_any_remote_file_goes_on_where_it_broke(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_whoever_waits_for_another_process_is_told(tmp_path, monkeypatch, capsys):
+def test_whoever_waits_for_another_process_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "NOTE_S", 0.01)
-    source, path, said = parse_source("s3://bucket/w"), tmp_path / "w", ""
-    work = (path, lambda: broken(DATA, [], []), source, "w")
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    path = tmp_path / "w"
+    work = (path, lambda: broken(DATA, [], []), parse_source("s3://bucket/w"), "w")
     waiting = threading.Thread(target=cache.fetch_file, args=work)
     with locked(path):
         waiting.start()
-        deadline = time.monotonic() + 20
-        while "waiting for" not in said and time.monotonic() < deadline:
-            said += capsys.readouterr().err
+        deadline = time.monotonic() + 60
+        while not said.getvalue().endswith("\n") and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert not path.exists()
     waiting.join()
-    assert said == "waiting for the process that fetches w\n"
+    assert said.getvalue() == "waiting for the process that fetches w\n"
     assert path.read_bytes() == DATA
 
 
