@@ -14,6 +14,7 @@ import glob
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
@@ -28,9 +29,9 @@ def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], lis
     """
     hub = HubFile.parse(source.location)
     with hub_failures(hub, label):
-        from huggingface_hub import hf_hub_download, resolve_revision, snapshot_download
+        from huggingface_hub import hf_hub_download, snapshot_download
 
-        commit = resolve_revision(hub.repo, revision=hub.revision).resolved
+        commit = api().resolve_revision(hub.repo, revision=hub.revision).resolved
         if hub.is_file():
             path = Path(hf_hub_download(hub.repo, hub.path, revision=commit))
         elif source.sha256 is not None:
@@ -44,6 +45,19 @@ def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], lis
         status = path.stat()
         check_sha256(sha256_of(path, status.st_size, status.st_mtime_ns), source.sha256, label)
     return path
+
+
+@cache
+def api() -> Any:
+    """The library's HfApi, whose questions end: left alone it waits for an answer for ever."""
+    from huggingface_hub import HfApi, constants, get_session
+
+    class Api(HfApi):
+        def repo_info(self, *args: Any, **options: Any) -> Any:
+            return super().repo_info(*args, **{"timeout": constants.HF_HUB_ETAG_TIMEOUT, **options})
+
+    get_session().timeout = constants.HF_HUB_ETAG_TIMEOUT  # of what is asked without one: a tree
+    return Api()
 
 
 @cache
@@ -62,7 +76,7 @@ def files_below(hub: HubFile, commit: str) -> list[str]:
 def files_of(repo: str, commit: str) -> list[str]:
     """All files of a commit, asked once; where the hub cannot be asked, those that are here."""
     from httpx2 import TransportError
-    from huggingface_hub import RepoFile, get_cached_repo_tree, list_repo_tree, snapshot_download
+    from huggingface_hub import RepoFile, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import (
         CachedRepoTreeNotFoundError,
         HfHubHTTPError,
@@ -73,7 +87,7 @@ def files_of(repo: str, commit: str) -> list[str]:
     with contextlib.suppress(CachedRepoTreeNotFoundError):
         return [file.path for file in get_cached_repo_tree(repo, revision=commit)]
     try:
-        found = list_repo_tree(repo, revision=commit, recursive=True)
+        found = api().list_repo_tree(repo, revision=commit, recursive=True)
         return [file.path for file in found if isinstance(file, RepoFile)]
     except (OfflineModeIsEnabled, TransportError, HfHubHTTPError) as error:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,7 @@ class HubServer(FileServer):
     """``repositories``: by repository and commit, files by path. ``refs``: branches and tags.
 
     ``elsewhere`` is the server that large files lie on; ``gated`` and ``private`` name
-    repositories, to which ``token`` is the key.
+    repositories, to which ``token`` is the key. Paths with ``silent`` in them get no answer.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class HubServer(FileServer):
         self.elsewhere: FileServer | None = None
         self.gated: set[str] = set()
         self.private: set[str] = set()
+        self.silent = ""
 
     def publish(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
         """A new commit, to which the branch or tag points."""
@@ -56,6 +58,8 @@ class HubHandler(Handler):
     def do_GET(self) -> None:  # noqa: N802
         server, path = self.server, unquote(urlsplit(self.path).path)
         server.requests.append((f"{self.command} {unquote(self.path)}", dict(self.headers)))
+        if server.silent and server.silent in path:
+            threading.Event().wait(60)
         if path in server.status:
             return self.answer(server.status[path], {})
         match = re.fullmatch(
