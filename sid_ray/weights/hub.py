@@ -29,9 +29,10 @@ def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], lis
     """
     hub = HubFile.parse(source.location)
     with hub_failures(hub, label):
-        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub import hf_hub_download, resolve_revision, snapshot_download
 
-        commit = api().resolve_revision(hub.repo, revision=hub.revision).resolved
+        with_timeouts()
+        commit = resolve_revision(hub.repo, revision=hub.revision).resolved
         if hub.is_file():
             path = Path(hf_hub_download(hub.repo, hub.path, revision=commit))
         elif source.sha256 is not None:
@@ -47,17 +48,26 @@ def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], lis
     return path
 
 
-@cache
-def api() -> Any:
-    """The library's HfApi, whose questions end: left alone it waits for an answer for ever."""
-    from huggingface_hub import HfApi, constants, get_session
+def with_timeouts() -> None:
+    """Questions of this process to the hub end: left alone, the library waits for ever for some."""
+    from huggingface_hub import get_session
 
-    class Api(HfApi):
-        def repo_info(self, *args: Any, **options: Any) -> Any:
-            return super().repo_info(*args, **{"timeout": constants.HF_HUB_ETAG_TIMEOUT, **options})
+    client = get_session()
+    hooks = client.event_hooks
+    if limit_wait not in hooks["request"]:
+        client.event_hooks = {**hooks, "request": [*hooks["request"], limit_wait]}
 
-    get_session().timeout = constants.HF_HUB_ETAG_TIMEOUT  # of what is asked without one: a tree
-    return Api()
+
+def limit_wait(request: Any) -> None:
+    """Gives a request of httpx the library's timeout where it has none."""
+    from huggingface_hub import constants
+
+    limits = request.extensions.get("timeout", {})
+    named = {name: limits.get(name) for name in ("connect", "read", "write", "pool")}
+    request.extensions["timeout"] = {
+        name: constants.HF_HUB_ETAG_TIMEOUT if value is None else value
+        for name, value in named.items()
+    }
 
 
 @cache
@@ -76,7 +86,7 @@ def files_below(hub: HubFile, commit: str) -> list[str]:
 def files_of(repo: str, commit: str) -> list[str]:
     """All files of a commit, asked once; where the hub cannot be asked, those that are here."""
     from httpx2 import TransportError
-    from huggingface_hub import RepoFile, get_cached_repo_tree, snapshot_download
+    from huggingface_hub import RepoFile, get_cached_repo_tree, list_repo_tree, snapshot_download
     from huggingface_hub.errors import (
         CachedRepoTreeNotFoundError,
         HfHubHTTPError,
@@ -87,7 +97,7 @@ def files_of(repo: str, commit: str) -> list[str]:
     with contextlib.suppress(CachedRepoTreeNotFoundError):
         return [file.path for file in get_cached_repo_tree(repo, revision=commit)]
     try:
-        found = api().list_repo_tree(repo, revision=commit, recursive=True)
+        found = list_repo_tree(repo, revision=commit, recursive=True)
         return [file.path for file in found if isinstance(file, RepoFile)]
     except (OfflineModeIsEnabled, TransportError, HfHubHTTPError) as error:
         try:

@@ -209,14 +209,14 @@ def test_a_server_that_is_no_hub_or_none_is_named(hub, person):
     assert "cannot be reached (HTTP 500)" in person.refused("hf://me/net/w.pkl")
 
 
-@pytest.mark.parametrize("what", ["/revision/"])
+@pytest.mark.parametrize("what", ["/revision/", pytest.param("/tree/", marks=pytest.mark.slow)])
 def test_a_hub_that_does_not_answer_is_not_waited_for_for_ever(what, hub, person):
     hub.publish("me/net", {"model.json": b"{}", "model.safetensors": DATA})
     hub.silent = what
     began = time.monotonic()
     times = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
     assert "cannot be reached" in person.refused("hf://me/net", **times)
-    assert time.monotonic() - began < 55
+    assert time.monotonic() - began < 100
 
 
 def test_a_cache_that_cannot_be_written_is_named(hub, person):
