@@ -54,7 +54,7 @@ USAGE = f"""sid-ray {__version__}: distil diffusion models into one-step generat
 
   sid-ray distill RECIPE [--section.field VALUE ...]   distil; the same command resumes
   sid-ray submit RECIPE [--cluster FILE | --address URL] [...]   the same as a job of a Ray cluster
-  sid-ray sweep SPACE.yaml [--trials N] [...]          search settings: many runs, the best found
+  sid-ray sweep SPACE [--trials N] [...]               search settings: many runs, the best found
   sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB]    memory, micro-batch and ZeRO stage, first
   sid-ray doctor [RECIPE]                              is all there that a run needs?
   sid-ray generate RUN_OR_CHECKPOINT [--seeds 0-63]    make images with a generator
@@ -130,7 +130,7 @@ def submit(args: Sequence[str]) -> int:
 
 
 def sweep(args: Sequence[str]) -> int:
-    """sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--section.field VALUE ...]"""
+    """sid-ray sweep SPACE [--recipe NAME] [--trials N] [--section.field VALUE ...]"""
     from sid_ray.sweep.command import run_command
 
     return run_command(args)

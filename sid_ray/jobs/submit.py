@@ -1,7 +1,8 @@
 """`sid-ray submit`: checks a run here, sends it to a cluster as a Ray job, and follows it.
 
 What is sent is what `ray job submit --working-dir DIR ... -- python SCRIPT RECIPE FLAGS` sends, and
-that line is printed.
+that line is printed. A folder that is no checkout goes with this package beside it, as one of Ray's
+py_modules: the cluster runs the version that has checked the run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import sid_ray
 from sid_ray.config.confidential import named_secret, secrets_of
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError, did_you_mean
@@ -36,8 +38,9 @@ Ctrl-C, which leaves the job running.
   --cluster FILE      of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan
   --address URL       of its Jobs API; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
                       http://127.0.0.1:8265
-  --runtime-env FILE  how nodes get this package where their image lacks it: runtime_env.yaml
-  --working-dir DIR   what is uploaded: a checkout of sid_ray; default: this folder
+  --runtime-env FILE  how nodes get the libraries that their image lacks: runtime_env.yaml
+  --working-dir DIR   what is uploaded; default: this folder. This package goes with it, unless the
+                      folder is a checkout of sid_ray
   --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
 PLACES = (
@@ -51,6 +54,7 @@ PLACES = (
     "evaluation.clip_weights",
     "evaluation.vae",
 )
+PACKAGE_FILE = "sid_ray/cli.py"  # in an upload that brings the package itself
 OK, WARNING = "ok", "warning"
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stopped 3 s to save
 Line = tuple[str, str, str]  # state, what was looked at, the finding
@@ -90,8 +94,10 @@ def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
     return found, rest
 
 
-def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
-    """The job's command: the recipe's own entry script."""
+def entry_of(config: DistillConfig, flags: Sequence[str], upload: Upload) -> list[str]:
+    """The job's command: the recipe's own entry script where the upload is a checkout."""
+    if PACKAGE_FILE not in upload.files:
+        return ["python", "-m", "sid_ray.cli", "distill", config.recipe, *flags]
     return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
@@ -121,11 +127,11 @@ def runtime_env_of(path: str) -> dict[str, Any]:
 
 def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]) -> None:
     """Raises UserError where the command cannot run from the upload, or tells a secret."""
-    for name in (entry[1], "sid_ray/cli.py"):
-        if name not in upload.files:
-            raise UserError(
-                f"--working-dir {upload.folder} has no {name} to upload: give a checkout of sid_ray"
-            )
+    if PACKAGE_FILE in upload.files and entry[1] not in upload.files:
+        raise UserError(
+            f"--working-dir {upload.folder} has sid_ray, but no {entry[1]} to upload: give a whole "
+            "checkout of sid_ray, or a folder without"
+        )
     text = " ".join(entry)
     for variable, value in secrets.items():
         if value in text:
@@ -221,13 +227,21 @@ def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         yield WARNING, "workers", text
 
 
-def typed(entry: Sequence[str], args: SubmitArgs, address: str) -> str:
+def with_package(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """The same where this package goes along: Ray unpacks it and puts it on the import path."""
+    package = str(Path(sid_ray.__file__).parent)
+    return {**runtime_env, "py_modules": [*(runtime_env.get("py_modules") or ()), package]}
+
+
+def typed(
+    entry: Sequence[str], args: SubmitArgs, runtime_env: Mapping[str, Any], address: str
+) -> str:
     """The line that sends the same with Ray's own command."""
     line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
-    if args.runtime_env:
+    if args.runtime_env and entry[1] != "-m":  # else the package is added to the file's
         line += ["--runtime-env", args.runtime_env]
     else:
-        line += ["--runtime-env-json", json.dumps(runtime_env_of(""))]
+        line += ["--runtime-env-json", json.dumps(runtime_env)]
     return f"{shlex.join(line)} -- {shlex.join(entry)}"
 
 
@@ -243,14 +257,19 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     """
     secrets = secrets_of(os.environ)
     runtime_env = runtime_env_of(args.runtime_env)
-    entry = entry_of(config, flags)
     upload = upload_of(expanded(args.working_dir), runtime_env.get("excludes") or ())
-    check_size(upload)
+    entry = entry_of(config, flags, upload)
+    uploads = [upload]
+    if PACKAGE_FILE not in upload.files:
+        runtime_env = with_package(runtime_env)
+        uploads.append(upload_of(Path(sid_ray.__file__).parent))
     check_entry(entry, upload, secrets)
-    check_no_secrets(upload, secrets)
+    for each in uploads:
+        check_size(each)
+        check_no_secrets(each, secrets)
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
-    show((OK, "upload", f"{upload}, no secret found"))
+    show((OK, "upload", f"{' and sid_ray: '.join(map(str, uploads))}, no secret found"))
     for line in look_at_teacher(config, upload):
         show(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
@@ -264,9 +283,8 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
         show(line)
     address = shown_uri(client.get_address())
-    print(typed(entry, args, address), flush=True)
-    runtime_env["working_dir"] = str(upload.folder)
-    job = send(client, shlex.join(entry), runtime_env)
+    print(typed(entry, args, runtime_env, address), flush=True)
+    job = send(client, shlex.join(entry), {**runtime_env, "working_dir": str(upload.folder)})
     print(
         f"job {job}\n  follow  ray job logs --follow --address {address} {job}\n"
         f"  stop    ray job stop --address {address} {job}",
