@@ -41,7 +41,7 @@ Exit code 0 when nothing fails, 1 otherwise.
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red", SKIPPED: "dim"}
-SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "s3fs", "mlflow")
+SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "huggingface_hub", "mlflow")
 GIB = 1 << 30
 SPARE_GIB = 1.0
 MAX_LINES = 10  # findings of one check
