@@ -15,28 +15,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
+from tyro.conf import Positional, arg
 
+from sid_ray.commands.arguments import OfRecipe
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_open_files, ray_folder, small_shared_memory
+from sid_ray.recipes.registry import check_supplied
+from sid_ray.run_folder import runs_folder
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.errors import endpoint, is_s3
 from sid_ray.storage.places import check_folder, expanded, in_words, one_line
 from sid_ray.storage.shared import Token, answer, not_shared
 from sid_ray.storage.store import Store, probe, set_endpoint
-
-USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
-
-Checks versions, the machine, storage, and with a RECIPE its teacher, its data against their
-manifest, and memory and disk against the plan. A remote teacher is fetched, as the run would.
-Exit code 0 when nothing fails, 1 otherwise.
-
-  --deep    read every sample of a prepared data set, not only its files' sizes and footers"""
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red", SKIPPED: "dim"}
@@ -44,6 +40,19 @@ SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "s3fs", "mlflow")
 GIB = 1 << 30
 SPARE_GIB = 1.0
 MAX_LINES = 10  # findings of one check
+
+
+@dataclass(frozen=True)
+class DoctorOptions(OfRecipe):
+    """Checks versions, the machine, storage, and with a RECIPE its teacher, its data against their
+    manifest, and memory and disk against the plan. A remote teacher is fetched, as the run would.
+    Exit code 0 when nothing fails, 1 otherwise.
+    """
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")] = ""
+    """Name of a recipe; without one this machine is looked at."""
+    deep: bool = False
+    """Read every sample of a prepared data set, not only its files' sizes and footers."""
 
 
 @dataclass(frozen=True)
@@ -437,6 +446,11 @@ def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:
     return int(failed > 0)
 
 
-def own_flags(args: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --deep is among the arguments, and the others."""
-    return "--deep" in args, [arg for arg in args if arg != "--deep"]
+def doctor(config: DistillConfig, options: DoctorOptions, flags: Sequence[str] = ()) -> int:
+    """Looks at a recipe's run, or without one at this machine. Raises UserError."""
+    if options.recipe:
+        check_supplied(config.check())
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    return run_doctor(
+        config if options.recipe else None, runs_folder(config.output.folder), options.deep
+    )

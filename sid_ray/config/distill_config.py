@@ -8,13 +8,13 @@ identity. The others decide where and how often, and may change between two star
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sid_ray.config.confidential import holds_credentials
+from sid_ray.config.ranges import RULES, checked, of_json
 from sid_ray.config.sections import (
     METRICS,
     DataConfig,
@@ -32,20 +32,12 @@ from sid_ray.errors import UserError, closest, did_you_mean, nearest
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.places import expanded
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Everything a run is made of."""
 
-    # An instance is looked into again: dataclasses.replace() looks at no range.
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
-        "extra": "forbid",
-        "allow_inf_nan": False,
-        "revalidate_instances": "always",
-    }
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RULES
 
     recipe: str = ""
     """Name of the recipe this started from."""
@@ -71,7 +63,7 @@ class DistillConfig:
 
     def check(self) -> DistillConfig:
         """Itself, when every value makes sense. Raises UserError for the first that does not."""
-        validated(self)
+        checked(self)
         for name, value in flatten(self).items():
             if isinstance(value, str):
                 check_text(name, value)
@@ -129,7 +121,7 @@ class DistillConfig:
     @classmethod
     def from_json(cls, text: str, source: str = "the config") -> DistillConfig:
         """The inverse of to_json. Raises UserError that names the first wrong field."""
-        return validated(text, f"{source}: ")
+        return of_json(cls, text, source, unknown_field)
 
     def identity(self) -> dict[str, Any]:
         """The dotted fields that decide the numbers; a resumed run must not change them."""
@@ -154,63 +146,6 @@ PLACES = (
 )
 LONGEST_NAME = 200  # a folder's, in bytes of UTF-8
 RESERVED = ("mlflow.db", "mlruns", "mlartifacts")  # lie beside the runs
-
-
-SAID: dict[str, str] = {  # pydantic's kinds of errors, in our words
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}",
-    "finite_number": "must be a finite number",
-    "literal_error": "must be {expected}",
-    "string_unicode": "is not UTF-8, and would be stored as text",
-    "int": "must be a whole number",
-    "float": "must be a number",
-    "bool": "must be true or false",
-    "string": "must be text",
-    "dataclass": "must be a section with fields",
-}
-
-
-@functools.cache
-def adapter() -> TypeAdapter[DistillConfig]:
-    """Reads the ranges that stand beside the fields. Loaded when a config is looked at."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(DistillConfig)
-
-
-def validated(given: DistillConfig | str, source: str = "") -> DistillConfig:
-    """A config, or one from JSON, whose every value has its field's type and is in its range.
-
-    Raises UserError for the first that is not, whoever wrote it: a file, a command, a sweep.
-    """
-    from pydantic import ValidationError
-
-    try:
-        if isinstance(given, str):
-            return adapter().validate_json(given)
-        return adapter().validate_python(given, strict=True)
-    except ValidationError as error:
-        raise UserError(source + told(error.errors(include_url=False)[0])) from None
-
-
-def told(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in our words: the field, what was found and what is expected."""
-    name = ".".join(str(part) for part in error["loc"])
-    kind, found = error["type"], error.get("input")
-    if kind == "unexpected_keyword_argument":
-        return str(unknown_field(name))
-    if kind == "string_too_long":
-        most = error["ctx"]["max_length"]
-        return f"{name} has {len(str(found)):,} characters; at most {most:,} are taken"
-    words = SAID.get(kind) or SAID.get(kind.partition("_")[0])
-    if not name or not words:
-        return f"{name or 'its text'}: {error['msg'].lower()} (found {found!r:.60})"
-    bounds = {
-        key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()
-    }
-    return f"{name} is {found!a:.100}; it {words.format(**bounds)}"
 
 
 def check_text(name: str, value: str) -> None:

@@ -19,6 +19,7 @@ from ray._private.runtime_env import packaging
 from ray.runtime_env import RuntimeEnv
 
 from sid_ray.cli import main
+from sid_ray.commands.arguments import of_recipe, with_flags
 from sid_ray.commands.distill import mlflow_pages
 from sid_ray.config.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config.distill_config import replace
@@ -27,12 +28,11 @@ from sid_ray.jobs import client
 from sid_ray.jobs.client import Tail, follow
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
-    SubmitArgs,
+    SubmitOptions,
     check_places,
     entry_of,
     look_at_memory,
     look_at_storage,
-    own_flags,
     runtime_env_of,
     typed,
 )
@@ -251,6 +251,7 @@ def test_secrets_are_refused_whatever_their_file_is_called(tmp_path):
 
 def test_own_flags_are_taken_out_and_the_others_left_as_typed():
     args = [
+        "digits-sid",
         "--images",
         "5",
         "--address=http://h:1",
@@ -259,8 +260,10 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         "r.yaml",
         "--x=1",
     ]
-    asked, rest = own_flags(args)
-    assert asked == SubmitArgs(address="http://h:1", runtime_env="r.yaml", no_wait=True)
+    asked, rest = with_flags(SubmitOptions, args, "sid-ray submit")
+    assert asked == SubmitOptions(
+        "digits-sid", address="http://h:1", runtime_env="r.yaml", wait=False
+    )
     assert rest == ["--images", "5", "--x=1"]
     for wrong, said in (
         (["--adress", "h"], "no --adress. Did you mean --address"),
@@ -269,7 +272,7 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         (["--cluster", "c", "--address", "a"], "one of them"),
     ):
         with pytest.raises(UserError, match=said):
-            own_flags(wrong)
+            of_recipe(SubmitOptions, ["digits-sid", *wrong], "sid-ray submit")
 
 
 @pytest.mark.parametrize(
@@ -288,11 +291,11 @@ def test_a_recipe_has_its_entry_script(name, script):
 
 def test_the_same_can_be_typed_for_ray():
     entry = entry_of(XS, ["--run", "a b"])
-    assert typed(entry, SubmitArgs(runtime_env="r.yaml"), "http://h:1") == (
+    assert typed(entry, SubmitOptions("x", runtime_env="r.yaml"), "http://h:1") == (
         "ray job submit --address http://h:1 --working-dir . --runtime-env r.yaml "
         "-- python sida_edm2.py img512-xs-sida --run 'a b'"
     )
-    assert '--runtime-env-json \'{"env_vars"' in typed(entry, SubmitArgs(), "http://h:1")
+    assert '--runtime-env-json \'{"env_vars"' in typed(entry, SubmitOptions("x"), "http://h:1")
 
 
 def test_a_runtime_env_is_ray_s_and_holds_no_secret(tmp_path, monkeypatch):

@@ -1,0 +1,27 @@
+"""The arguments of ``sid-ray distill``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sid_ray.commands.arguments import OfRecipe
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.ray_setup.start import check_ray
+from sid_ray.recipes.registry import check_supplied
+
+
+@dataclass(frozen=True)
+class DistillOptions(OfRecipe):
+    """Distils a recipe's teacher into a generator; the same command resumes. digits-sid is the
+    recipe to begin with.
+    """
+
+
+def distill(config: DistillConfig, options: DistillOptions, flags: Sequence[str]) -> int:
+    """What can be told in a moment is, before anything heavy is loaded."""
+    check_supplied(config.check())
+    check_ray()
+    from sid_ray.commands.distill import run_distillation
+
+    return run_distillation(config)
