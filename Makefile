@@ -1,12 +1,13 @@
 # make quickstart   installs, distils a real teacher into a one-step generator, shows the result
 # make test         installs, runs the test suite in two processes
+# make quick        installs, runs the tests of what a run computes: under a minute
 # make lint         installs, checks style, types and import directions
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint format slow constraints clean
+.PHONY: quickstart test quick lint format slow constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -15,6 +16,12 @@ quickstart: $(INSTALLED)
 # Two processes share the files of tests.
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+QUICK := $(addprefix tests/,test_architecture.py test_cli.py test_groups.py config diffusion objectives \
+	recipes training checkpoint storage/test_fence.py data/test_order.py)
+
+quick: $(INSTALLED)
+	$(BIN)/pytest -n 2 --dist loadfile $(QUICK)
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

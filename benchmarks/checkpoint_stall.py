@@ -20,7 +20,7 @@ import torch
 from benchmarks.one_process import plain_trainee
 from sid_ray.checkpoint.snapshot import take_snapshot, write_snapshot
 from sid_ray.config.distill_config import replace
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.groups import GroupPlan
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = replace(recipe("cifar10-uncond-sid"), training__precision="float32")
     teacher_is = teacher_of(config)
-    teacher = spec_of(teacher_is.family).build(teacher_is.network).eval().requires_grad_(False)
+    teacher = family_of(teacher_is.family).build(teacher_is.network).eval().requires_grad_(False)
     trainee = plain_trainee(config, teacher, teacher_is.family)
     roles = {"fake_score": trainee.fake_score, "generator": trainee.generator}
     objective, plan = objective_of(config), GroupPlan(images, images, images, 1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.evaluation.samplers import Inputs, generator_sampler
 from sid_ray.planning.trace_memory import spec_network
 from sid_ray.recipes.known_networks import teacher_of
@@ -74,7 +74,7 @@ def main() -> None:
     network = spec_network(config, description, given.device).eval()
     set_memory_format(network, config.resources.memory_format)
     freeze(network)
-    spec = spec_of(description.family)
+    spec = family_of(description.family)
     shape, classes = spec.shape(description.network), spec.label_dim(description.network)
     labels = torch.eye(classes)[torch.arange(given.batch) % classes] if classes else None
     sampler = generator_sampler(network, schedule_of(config), config.objective.num_steps)

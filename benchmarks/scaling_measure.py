@@ -28,7 +28,7 @@ from benchmarks.plan_memory import everything, held
 from benchmarks.scaling_model import GATHER, REDUCE, ROUNDS, SCATTER, WORD, Sizes
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.edm2 import EDM2Network
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
@@ -153,7 +153,7 @@ class Collectives(TorchDispatchMode):
 def build(config: DistillConfig, stage: int | str, workers: int) -> Trainee:
     """The three roles on this rank; PLAIN for torch's own."""
     torch.manual_seed(0)
-    rules = UpdateRules(spec_of("edm2").constrain)
+    rules = UpdateRules(family_of("edm2").constrain)
     passes = config.group_plan(workers).passes_a_rank
 
     def network() -> nn.Module:

@@ -27,9 +27,11 @@ from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import TorchRole, Trainee
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import run_phase, spec_network, text_shape, trained_alone
+from sid_ray.planning.trace_memory import run_phase, spec_network, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
@@ -119,7 +121,7 @@ class RandomSource:
         network = net.net
         self.shape = (network.img_channels, *[network.img_resolution] * 2)
         self._labels, self._text = network.label_dim, text
-        self._images = config.objective.name == "sida"
+        self._images = objective_spec(config.objective.name).reads_images
 
     def batch(self, pick: Pick) -> Batch:
         count = len(pick.uniform)
@@ -166,7 +168,7 @@ def trainee_of(side: Side, clock: Clock) -> Trainee:
     for name, net in zip((FAKE_SCORE, GENERATOR), trained, strict=True):
         net.requires_grad_(True)
         adam = adam_of(config, name)
-        keeps = name == GENERATOR or config.objective.name != "sida"
+        keeps = name == GENERATOR or not objective_spec(config.objective.name).discriminator
         role: Any = (
             OfficialRole(net, adam, rules[name], keeps)
             if side.official
@@ -202,7 +204,8 @@ def run_side(side: Side, pipe: Connection) -> None:
 def prepared(side: Side, clock: Clock) -> tuple[Trainee, Draws, Any, StepSettings]:
     config = side.config
     trainee = trainee_of(side, clock)
-    text = text_shape(network_of(config, teacher_of(config)))
+    description = network_of(config, teacher_of(config))
+    text = family_of(description.family).text_shape(description.network)
     objective = objective_of(config, torch.zeros(text) if text else None)
     plan = config.group_plan(1)
     settings = StepSettings(plan, 0, config.training.ema_half_life, config.training.ema_rampup)
@@ -287,7 +290,7 @@ def forward_flops(config: DistillConfig) -> int:
 
     description = network_of(config, teacher_of(config))
     net = spec_network(config, description, "meta")
-    text = text_shape(description)
+    text = family_of(description.family).text_shape(description.network)
     objective: Any = objective_of(config, torch.zeros(text, device="meta") if text else None)
     device = torch.device("meta")
     draw, batch = inputs(config, description, 1, objective.draw_spec, device)

@@ -30,22 +30,17 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.emoji import SHAPE, load_emoji
 from sid_ray.data.source import open_source
+from sid_ray.denoisers.clip_text import load_text, load_tokenizer
 from sid_ray.denoisers.guidance import Guided
-from sid_ray.denoisers.stable_diffusion import (
-    StableDiffusionDenoiser,
-    load_denoiser,
-    load_schedule,
-    load_text,
-    load_tokenizer,
-)
+from sid_ray.denoisers.stable_diffusion import StableDiffusionDenoiser, load_denoiser, load_schedule
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
+from sid_ray.diffusion.solvers import ddim
 from sid_ray.distributed.ema import ema_beta, update_ema
 from sid_ray.evaluation.pictures import save_picture, tile
 from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
-    ddim,
     generator_sampler,
     inputs_of,
     sample_in_batches,

@@ -24,8 +24,9 @@ from sid_ray.data.source import open_source
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.diffusion.schedules import EDMSchedule
+from sid_ray.diffusion.solvers import heun
 from sid_ray.distributed.ema import ema_beta, update_ema
-from sid_ray.evaluation.samplers import generator_sampler, heun, sample_in_batches, seeded_inputs
+from sid_ray.evaluation.samplers import generator_sampler, sample_in_batches, seeded_inputs
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.objectives.functional import denoising_loss
 from sid_ray.types import Condition

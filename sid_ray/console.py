@@ -17,7 +17,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from sid_ray.metrics.names import EVAL, bare, is_frechet
+from sid_ray.metrics.names import EVAL, bare, leads
 from sid_ray.storage.outlet import Outlet
 
 # Seconds between two progress lines where the output is not a terminal: a run of days would else
@@ -111,7 +111,7 @@ class Display:
             if key in metrics:
                 parts.append(f"{name} {metrics[key]:.2f}")
         for key in metrics:
-            if key.startswith(EVAL) and is_frechet(key):  # one of several is enough here
+            if key.startswith(EVAL) and leads(key):  # one of several is enough here
                 parts.append(f"{bare(key).partition('-')[0]} {metrics[key]:.2f}")
                 break
         if metrics.get("skipped_updates"):

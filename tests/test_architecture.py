@@ -34,12 +34,15 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("cli",),
 )
 HOMES = {
-    "deepspeed": ("sid_ray/distributed/deepspeed_role.py",),
+    "deepspeed": (
+        "sid_ray/distributed/deepspeed_private.py",
+        "sid_ray/distributed/deepspeed_role.py",
+    ),
     "ray": (
         "sid_ray/actors/",
         "sid_ray/data/pipeline.py",
         "sid_ray/jobs/",
-        "sid_ray/ray_setup/start.py",
+        "sid_ray/ray_setup/",
         "sid_ray/sweep/",
     ),
     "mlflow": (
@@ -49,9 +52,12 @@ HOMES = {
         "sid_ray/tracking/history.py",
     ),
     "optuna": ("sid_ray/sweep/",),
-    "diffusers": ("sid_ray/denoisers/stable_diffusion.py",),
-    "transformers": (
+    "diffusers": (
+        "sid_ray/denoisers/autoencoder.py",
         "sid_ray/denoisers/stable_diffusion.py",
+    ),
+    "transformers": (
+        "sid_ray/denoisers/clip_text.py",
         "sid_ray/metrics/transformers_folder.py",
     ),
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),

@@ -11,14 +11,14 @@ import sid_ray
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.digits import load_digits
 from sid_ray.data.source import open_source
+from sid_ray.denoisers.clip_text import load_text
 from sid_ray.denoisers.guidance import Guided
-from sid_ray.denoisers.stable_diffusion import load_schedule, load_text
+from sid_ray.denoisers.stable_diffusion import load_schedule
 from sid_ray.diffusion.schedules import EDMSchedule
+from sid_ray.diffusion.solvers import ddim, heun
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import (
-    ddim,
     generator_sampler,
-    heun,
     inputs_of,
     sample_in_batches,
     seeded_inputs,

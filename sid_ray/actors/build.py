@@ -21,7 +21,7 @@ from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import (
     DeepSpeedRole,
     init_deepspeed,
@@ -145,7 +145,7 @@ def build_networks(
 
 def rebuilt(teacher: nn.Module, description: ModelDescription) -> nn.Module:
     """The same weights in a network of other arguments, such as its dropout in training."""
-    changed = spec_of(description.family).build(description.network)
+    changed = family_of(description.family).build(description.network)
     changed.load_state_dict(teacher.state_dict())
     return changed.eval().requires_grad_(False)
 

@@ -12,7 +12,7 @@ import torch
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.evaluation.judge import Judge, blocks, codec_of
 from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
@@ -40,7 +40,7 @@ class Examiner:
         config = DistillConfig.from_json(settings.config)
         teacher = settings.teacher
         folder = Path(teacher_here(config, settings.teacher_folder))
-        net = spec_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        net = family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         self.net = net.to(device)
         num_steps = config.objective.num_steps
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)

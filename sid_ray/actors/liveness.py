@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import ray
 
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment, stop_like_ctrl_c
+from sid_ray.ray_setup.ray_private import jobs
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 
@@ -37,14 +37,7 @@ def driver_is_gone(lease: Mapping[str, Any]) -> bool:
         nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
         if lease["node"] not in nodes:  # another cluster, whose jobs have the same numbers
             return False
-        return not nodes[lease["node"]] or job_is_dead(lease["job"])
+        return not nodes[lease["node"]] or jobs().get(lease["job"], False)
     finally:
         ray.shutdown()
         stop_like_ctrl_c()
-
-
-def job_is_dead(job: str) -> bool:
-    """False where this Ray's table of jobs is another than the one known here."""
-    with contextlib.suppress(AttributeError, KeyError, TypeError):
-        return any(found["JobID"] == job and found["IsDead"] for found in ray._private.state.jobs())
-    return False

@@ -1,4 +1,4 @@
-"""Growing, shrinking and failing as sid_ray wants it, on private parts of Ray (own_ray.py too).
+"""Growing, shrinking and failing as sid_ray wants it.
 
 Ray Train's own elasticity (2.60) kills the workers where they stand when it resizes: the steps
 since the last checkpoint are lost. It sees reservations up to 20 s late and counts draining nodes.
@@ -6,7 +6,7 @@ Here a planned resize is a question first: the policy asks for a pause through t
 workers save and stop by themselves (PausedError), and the controller starts them again like after
 a failure, on what is there now. Failures are budgeted in a row: a new checkpoint fills the budget.
 
-On another version of Ray, ``private_parts_fit`` says so and the stock policies are used: the
+On another version of Ray, ``ray_train_private.fit`` says so and the stock policies are used: the
 numbers stay the same, more steps are repeated.
 """
 
@@ -14,59 +14,39 @@ from __future__ import annotations
 
 import logging
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
-from sid_ray.actors.own_ray import VERSION, environment
+from sid_ray.actors.own_ray import environment
+from sid_ray.actors.ray_train_private import (
+    Elastic,
+    FailureDecision,
+    Failures,
+    Fixed,
+    NoopDecision,
+    ResizeDecision,
+    Trainer,
+)
 from sid_ray.actors.signals import PausedError
 from sid_ray.actors.watch import LOST_S, Watch, answering, elsewhere
+from sid_ray.ray_setup.ray_private import draining_nodes
 
 CALL_TIMEOUT_S = 5.0
 IDLE_S = 0.2
+LEAVING = "a node is about to go"
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was abort")
+# An actor of Ray's that would look for drains; AskFirst looks for them itself.
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 logger = logging.getLogger(__name__)
 
-try:
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import (
-        PlacementGroupCleanerCallback,
-    )
-    from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
-    from ray.train.v2._internal.execution.context import get_train_context
-    from ray.train.v2._internal.execution.failure_handling import FailureDecision
-    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-    from ray.train.v2._internal.execution.scaling_policy import (
-        FixedScalingPolicy,
-        NoopDecision,
-        ResizeDecision,
-    )
-    from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-    PARTS_FOUND = True
-except ImportError:
-    ElasticScalingPolicy = FixedScalingPolicy = DefaultFailurePolicy = object
-    PARTS_FOUND = False
-
-
-def private_parts_fit() -> bool:
-    """Whether this Ray is the one whose private parts this file knows."""
-    return PARTS_FOUND and ray.__version__.startswith(VERSION)
-
-
-def preempted(own_scaling: bool) -> bool:
-    """Whether one of the run's nodes is about to go. Without the private parts a collective."""
-    if own_scaling:
-        return get_train_context().preemption_context.preemption_info is not None
-    return ray.train.get_preemption_info() is not None
-
-
-class AskFirst(ElasticScalingPolicy):
+class AskFirst(Elastic):
     """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
+
+    LOOK_S = 1.0  # between two looks at what is reserved
 
     def __init__(self, scaling_config: Any, tracker: Any, run: str):
         super().__init__(scaling_config)
@@ -78,22 +58,18 @@ class AskFirst(ElasticScalingPolicy):
     def after_controller_start(self, train_run_context: Any) -> None:
         self._watch = Watch()
         self._watch.start()
-        # Ray's name for who asks is new with each start: after a kill -9 of the driver what the
-        # dead one had reserved would be kept from the next for three minutes.
-        super().after_controller_start(SimpleNamespace(run_id=self._run))
+        self.begin_as(self._run)
 
-    def _get_reserved_resources(self) -> Any:
-        if time.monotonic() - self._asked_at < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+    def reserved(self) -> Any:
+        if time.monotonic() - self._asked_at < self.LOOK_S:
             return self._found
         try:
-            asked = self._autoscaling_coordinator.get_reserved_resources.remote(
-                self._requester_id, recompute=True
-            )
-            leaving = ray._private.state.state.get_draining_nodes()
+            asked = self.ask_reserved()
+            leaving = draining_nodes()
             nodes = ray.nodes()
             there = answering(nodes)
             self._silent = {node["NodeID"] for node in nodes if node["Alive"]} - there
-            there -= set(leaving)
+            there -= leaving
             reserved = ray.get(asked, timeout=CALL_TIMEOUT_S)
             self._found = {node: has for node, has in reserved.items() if node in there}
         except Exception:
@@ -114,14 +90,25 @@ class AskFirst(ElasticScalingPolicy):
         self, worker_group_state: Any, worker_group_status: Any
     ) -> Any:
         self._give_up_lost(worker_group_state.workers)
+        if self._leaving(worker_group_state.workers):
+            self.tracker.ask_pause.remote(LEAVING)
+            return NoopDecision()
         decision = super().make_decision_for_running_worker_group(
             worker_group_state, worker_group_status
         )
         if isinstance(decision, ResizeDecision):
             more = decision.num_workers > worker_group_state.num_workers
-            why = "nodes have come" if more else "a node is about to go"
-            self.tracker.ask_pause.remote(why)
+            self.tracker.ask_pause.remote("nodes have come" if more else LEAVING)
         return NoopDecision()
+
+    def _leaving(self, workers: Any) -> bool:
+        """Whether a worker's node is about to go: asked each time, however rarely a resize is."""
+        try:
+            leaving = draining_nodes()
+        except Exception:  # the head is silent, or restarts: asked again in a second
+            logger.warning("draining nodes cannot be read", exc_info=True)
+            return False
+        return any(worker.metadata.node_id in leaving for worker in workers)
 
     def _give_up_lost(self, workers: Any) -> None:
         """Ends, for Ray, workers whose node is silent: else it waits with all others for them.
@@ -130,8 +117,8 @@ class AskFirst(ElasticScalingPolicy):
         """
         lost = self._watch.lost if self._watch else set()
         gone = [worker for worker in workers if worker.metadata.node_id in lost]
-        left = self._get_reserved_resources() if gone else None
-        if left is None or self._count_possible_workers(left) < self.scaling_config.min_workers:
+        left = self.reserved() if gone else None
+        if left is None or not self.suffices(left):
             return
         for host in sorted({worker.metadata.hostname for worker in gone}):
             self.tracker.event.remote(f"{host} has not answered for {LOST_S:.0f} s: without it")
@@ -143,7 +130,7 @@ class AskFirst(ElasticScalingPolicy):
         return elsewhere(self._silent)
 
 
-class Budget(DefaultFailurePolicy):
+class Budget(Failures):
     """Ray's failure policy, in which pauses are free and a new checkpoint fills the budget."""
 
     def __init__(self, failure_config: Any, tracker: Any):
@@ -162,7 +149,8 @@ class Budget(DefaultFailurePolicy):
         except ray.exceptions.RayError:
             stored = self._stored
         if stored > self._stored:
-            self._stored, self._worker_group_failures = stored, 0
+            self._stored = stored
+            self.forget()
         return super().make_decision(training_failed_error)
 
 
@@ -179,53 +167,36 @@ def first_line(error: BaseException, failures: dict) -> str:
     return (text if rank is None else f"worker {rank} failed: {text}")[:200]
 
 
-class Alone(FixedScalingPolicy):
-    """A fixed number of workers on a Ray of the run's own, asked of nobody.
-
-    Ray's would first start an actor that shares a cluster among several runs, and wait for it.
-    """
+class Alone(Fixed):
+    """A fixed number of workers on a Ray of the run's own."""
 
     def __init__(self, scaling_config: Any, tracker: Any):
         super().__init__(scaling_config)
         self.tracker = tracker
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """No request is sent; without a client none is cancelled either."""
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         self.tracker.mark.remote("reserve", time.time())
         return super().make_decision_for_non_running_worker_group()
 
 
-class OwnTrainer(TorchTrainer):
-    """A TorchTrainer with these policies, without actors that a run of ours does not need.
-
-    Each such actor is a process that imports Ray Train: 2 CPU seconds of every start. ``alone``:
-    on a Ray of the run's own. No node is drained there, and nothing outlives the run.
-    """
+class OwnTrainer(Trainer):
+    """A TorchTrainer with these policies. ``alone``: on a Ray of the run's own."""
 
     def __init__(self, *args: Any, tracker: Any, alone: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._tracker, self._alone = tracker, alone
+        self.tracker, self.alone = tracker, alone
 
-    def _create_default_callbacks(self) -> list[Any]:
-        # No Ray Data set is given. The cleaner asks the dashboard, which a Ray of our own has not:
-        # at the end of a run it would be waited for, in vain, for 12 s.
-        needless: tuple[type, ...] = (DatasetsCallback,)
-        if self._alone:
-            needless += (PlacementGroupCleanerCallback,)
-        return [it for it in super()._create_default_callbacks() if not isinstance(it, needless)]
-
-    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
-        if isinstance(kwargs["scaling_policy"], ElasticScalingPolicy):
+    def policies(self, is_elastic: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "failure_policy": Budget(self.run_config.failure_config, self.tracker)
+        }
+        if is_elastic:
             run = f"{self.run_config.storage_path}/{self.run_config.name}"
-            kwargs["scaling_policy"] = AskFirst(self.scaling_config, self._tracker, run)
-        elif self._alone:
-            kwargs["scaling_policy"] = Alone(self.scaling_config, self._tracker)
-        kwargs["failure_policy"] = Budget(self.run_config.failure_config, self._tracker)
-        changed = {ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"} if self._alone else {}
-        with environment(**changed):
-            return super()._initialize_and_run_controller(**kwargs)
+            found["scaling_policy"] = AskFirst(self.scaling_config, self.tracker, run)
+        elif self.alone:
+            found["scaling_policy"] = Alone(self.scaling_config, self.tracker)
+        return found
+
+    def fit(self) -> Any:
+        with environment(**{PREEMPTION_WATCHER: "0"}):
+            return super().fit()

@@ -27,7 +27,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from sid_ray.actors import scaling
+from sid_ray.actors import ray_train_private, scaling
 from sid_ray.actors.beside import drained, start_evaluator, start_tracker
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.interfaces import AddressConfig
@@ -45,6 +45,7 @@ from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.planning.fit import fewest_that_fit
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
+from sid_ray.ray_setup.ray_private import VERSION
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.recipes.known_networks import text_bytes
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
@@ -168,12 +169,12 @@ def own_scaling(config: DistillConfig, show: Display) -> bool:
     """Whether resizes are sid_ray's; says so where this Ray is not the one it knows."""
     if config.resources.scaling == "ray":
         return False
-    if not scaling.private_parts_fit():
+    if not ray_train_private.fit():
         show.update(
             "",
             {},
             [
-                f"warning: Ray {ray.__version__} is not {scaling.VERSION}x: its own elasticity is "
+                f"warning: Ray {ray.__version__} is not {VERSION}x: its own elasticity is "
                 "used, which starts again from the last checkpoint when nodes come or go"
             ],
         )

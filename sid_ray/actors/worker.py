@@ -24,7 +24,6 @@ from sid_ray.actors.build import (
 )
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.proof import prove
-from sid_ray.actors.scaling import preempted
 from sid_ray.actors.signals import (
     LEASE_ENDS,
     NO_LEASE,
@@ -202,7 +201,8 @@ class Worker:
         lose the run.
         """
         wish = NOTHING
-        if preempted(self.settings.own_scaling):
+        # A collective of Ray's own, a call to an actor: not where the driver looks for drains.
+        if not self.settings.own_scaling and ray.train.get_preemption_info() is not None:
             wish = PREEMPTED
         elif self.heartbeat and self.heartbeat.asked:
             wish = LEASE_ENDS if self.heartbeat.asked == NO_LEASE else RESIZE

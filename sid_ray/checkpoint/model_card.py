@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.registry import family_of
 from sid_ray.metrics.names import bare, in_order, is_score, larger_is_better, space_of
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import WEIGHTS, ModelDescription
-
-OBJECTIVES = {
-    "sid": "Score identity Distillation (SiD), without real images",
-    "sida": "adversarial Score identity Distillation (SiDA)",
-    "lsg": "Score identity Distillation with long and short guidance (SiD-LSG)",
-    "vsd": "variational score distillation (VSD), a baseline",
-}
 
 
 def model_card(
@@ -33,22 +29,19 @@ def model_card(
         scores: of these weights by name, empty where none were taken.
         sha256: of model.safetensors.
     """
+    family = family_of(description.family)
     parts = [
-        front_matter(config),
+        front_matter(config, family),
         f"# {config.run_name}",
-        what_it_is(config, description),
+        what_it_is(config, family, description),
         "## How it was made\n\n" + bullets(making(config, images_seen)),
-        "## How to use it\n\n" + usage(config),
+        "## How to use it\n\n" + usage(config, family),
         "## How good it is\n\n" + quality(config, scores),
         "## Licence and file\n\n"
         "The teacher's licence applies to the weights. "
         f"SHA-256 of `{WEIGHTS}`:\n\n```\n{sha256}\n```",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def reads_text(config: DistillConfig) -> bool:
-    return config.schedule.kind == "vp"
 
 
 def teacher_label(config: DistillConfig) -> str:
@@ -62,8 +55,8 @@ def plain_label(source: str) -> str:
     return PurePosixPath(label).name if parse_source(source).kind == "path" else label
 
 
-def front_matter(config: DistillConfig) -> str:
-    task = "text-to-image" if reads_text(config) else "unconditional-image-generation"
+def front_matter(config: DistillConfig, family: Family) -> str:
+    task = "text-to-image" if family.reads_text else "unconditional-image-generation"
     lines = ["library_name: sid_ray", f"pipeline_tag: {task}", "tags:"]
     lines += [f"- {tag}" for tag in ("diffusion-distillation", "few-step", config.objective.name)]
     teacher = parse_source(config.teacher.source)
@@ -73,14 +66,14 @@ def front_matter(config: DistillConfig) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def what_it_is(config: DistillConfig, description: ModelDescription) -> str:
+def what_it_is(config: DistillConfig, family: Family, description: ModelDescription) -> str:
     steps = config.objective.num_steps
     count = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
-    size = description.network.get("img_resolution")
-    pixels = f" of {size}x{size}" if size else ""
+    _, height, width = family.shape(description.network)
+    what = "latents" if family.makes_latents(description.network) else "an image"
     return (
-        f"A generator of family `{description.family}`: it makes an image{pixels} from noise with "
-        f"{count}. Distilled by sid_ray from the diffusion model `{teacher_label(config)}`."
+        f"A generator of family `{family.name}`: it makes {what} of {height}x{width} from noise "
+        f"with {count}. Distilled by sid_ray from the diffusion model `{teacher_label(config)}`."
     )
 
 
@@ -88,20 +81,16 @@ def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
     """What decides the weights, by its name."""
     objective, data = config.objective, config.data
     source = source_label(data.source)
+    spec = objective_spec(objective.name)
     settings = {
         "recipe": f"`{config.recipe}`",
-        "objective": OBJECTIVES[objective.name],
+        "objective": spec.title,
         "teacher": f"`{teacher_label(config)}`",
         "data": f"`{source}`" if "://" in source else f"`{data.name}`",
         "images seen": f"{images_seen:,}",
         "alpha": f"{objective.alpha:g}",
+        **spec.settings(objective),
     }
-    if objective.name == "lsg":
-        scales = (objective.kappa1, objective.kappa2, objective.kappa3, objective.kappa4)
-        settings["guidance scales kappa 1 to 4"] = ", ".join(f"{scale:g}" for scale in scales)
-    if objective.name == "sida":
-        settings["adversarial weight"] = f"{objective.adversarial_weight:g}"
-        settings["discriminator weight"] = f"{objective.discriminator_weight:g}"
     if config.training.ema_half_life:
         settings["weights"] = f"averaged, half-life {config.training.ema_half_life:,} images"
     return settings | {"seed": str(config.training.seed)}
@@ -111,8 +100,8 @@ def bullets(values: Mapping[str, str]) -> str:
     return "\n".join(f"* {name}: {value}" for name, value in values.items())
 
 
-def usage(config: DistillConfig) -> str:
-    prompt = ' --prompt "..."' if reads_text(config) else ""
+def usage(config: DistillConfig, family: Family) -> str:
+    prompt = ' --prompt "..."' if family.reads_text else ""
     needed = {"--text-encoder": config.teacher.text_encoder, "--vae": config.teacher.vae}
     named = "".join(
         f" `{flag}` names its {flag.strip('-').replace('-', ' ')}, which is not in FOLDER and was "
@@ -131,7 +120,7 @@ def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:
     if not scores:
         return "No scores were taken."
     rows = [
-        f"| {bare(name)} | {scores[name]:.4g} | {space_of(name)} | {direction(name)} |"
+        f"| {bare(name)} | {scores[name]:.4g} | {space_of(name) or '-'} | {direction(name)} |"
         for name in in_order(scores)
     ]
     count = config.evaluation.num_images

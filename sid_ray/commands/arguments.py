@@ -15,7 +15,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args, overload
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast, get_args, overload
 
 import tyro
 
@@ -23,10 +23,11 @@ import tyro
 # tests/commands/test_arguments.py holds what is used of it.
 from tyro import _errors as findings
 
-from sid_ray.config.distill_config import DistillConfig, unknown_field
+from sid_ray.config.distill_config import DistillConfig, replace, unknown_field
 from sid_ray.config.ranges import checked
+from sid_ray.config.registry import OBJECTIVES
 from sid_ray.errors import UserError, did_you_mean
-from sid_ray.recipes.registry import GUIDANCE, guidance_strategy, recipe
+from sid_ray.recipes.registry import GUIDANCE, RECIPES, guidance_strategy, recipe
 
 T = TypeVar("T")
 
@@ -128,6 +129,8 @@ def parsed(
     def refuse(finding: findings.ParseErrorEvent) -> NoReturn:
         raise UserError(refusal(finding, kind, own, prog, args))
 
+    if isinstance(default, DistillConfig):
+        default = cast(T, of_objective(default, args))
     given: dict[str, Any] = {} if default is None else {"default": default}
     call = functools.partial(tyro.cli, kind, args=list(args), prog=prog, add_help=add_help, **given)
     rest: list[str] = []
@@ -140,6 +143,24 @@ def parsed(
         checked(values, lambda name: f"--{name.replace('_', '-')}")
         getattr(values, "check", lambda: None)()
     return values, rest
+
+
+def of_objective(default: DistillConfig, args: Sequence[str]) -> DistillConfig:
+    """The defaults with the section of the objective that the arguments name last.
+
+    tyro reads the fields of the default's own class, and so those of an objective of a package.
+    Raises UserError for an objective that is not known.
+    """
+    flag, name = "--objective.name", default.objective.name
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        if arg == flag:
+            name = following
+        elif arg.startswith(f"{flag}="):
+            name = arg.partition("=")[2]
+    if name == default.objective.name:
+        return default
+    OBJECTIVES.get(name)
+    return replace(default, objective__name=name)
 
 
 def refusal(finding: Any, kind: type, own: type | None, prog: str, args: Sequence[str]) -> str:
@@ -246,19 +267,23 @@ def of_recipe(kind: type[T], args: Sequence[str], prog: str) -> tuple[T, Distill
 
 def show_help(kind: type, prog: str) -> None:
     """Prints a command's own arguments and how to see those of a config. Raises SystemExit."""
+    from sid_ray.metrics.spec import metric_specs
+    from sid_ray.objectives.spec import objective_specs
+
     shortcuts = ", ".join(f"{short} = {full}" for short, full in ALIASES.items())
-    tyro.cli(
-        kind,
-        args=["--help"],
-        prog=prog,
-        description=(
-            f"{inspect.cleandoc(kind.__doc__ or '')}\n\n"
-            "Every field of the config is a flag, too, --section.field VALUE: sid-ray distill "
-            f"RECIPE --help explains them with the recipe's values. Short forms: {shortcuts}, "
-            "--eval.X = --evaluation.X. --guidance STRATEGY:KAPPA sets kappa1 to kappa4; "
-            f"strategies: {', '.join(GUIDANCE)}."
-        ),
+    objectives = ", ".join(f"{each.name} ({each.label})" for each in objective_specs())
+    metrics = ", ".join(f"{each.name} ({each.title})" for each in metric_specs())
+    description = (
+        f"{inspect.cleandoc(kind.__doc__ or '')}\n\n"
+        "Every field of the config is a flag, too, --section.field VALUE: sid-ray distill RECIPE "
+        "--help explains them with the recipe's values.\n\n"
+        f"Recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them.\n\n"
+        f"Short forms: {shortcuts}, --eval.X = --evaluation.X.\n\n"
+        "--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: "
+        f"{', '.join(GUIDANCE)}.\n\n"
+        f"Objectives: {objectives}.\n\nMetrics: {metrics}."
     )
+    tyro.cli(kind, args=["--help"], prog=prog, description=description)
 
 
 class Numbers(Sequence[int]):

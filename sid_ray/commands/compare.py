@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import check_file
@@ -235,7 +236,7 @@ def results_table(runs: Sequence[Compared]) -> str:
         rows.append(
             [
                 shown_name(run, colour),
-                escape(run.config.objective.name),
+                escape(objective_spec(run.config.objective.name).label),
                 f"{run.images_seen:,}",
                 f"<b>{best.value:.3f}</b>" if best else "-",
                 f"{best.images_seen:,}" if best else "-",
@@ -254,14 +255,14 @@ def differences_table(runs: Sequence[Compared]) -> str:
     flat = [flatten(run.config) for run in runs]
     names = [
         name
-        for name in flat[0]
-        if not name.startswith(NOT_SETTINGS) and len({str(f[name]) for f in flat}) > 1
+        for name in dict.fromkeys(chain(*flat))
+        if not name.startswith(NOT_SETTINGS) and len({str(f.get(name, "-")) for f in flat}) > 1
     ]
     if not names:
         return "<p>None: the same settings.</p>"
     head = ["", *(shown_name(run, colour) for run, colour in coloured(runs))]
     rows = [
-        [f"<code>{escape(name)}</code>", *(escape(str(values[name])) for values in flat)]
+        [f"<code>{escape(name)}</code>", *(escape(str(each.get(name, "-"))) for each in flat)]
         for name in names
     ]
     return table(head, rows)

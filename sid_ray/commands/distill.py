@@ -23,6 +23,7 @@ from sid_ray.checkpoint.warm_start import check_network, check_newest
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.records import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
@@ -164,7 +165,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, run, report, model)
+    show_next(console, config, start, run, report, model)
     return 0
 
 
@@ -345,7 +346,12 @@ def mlflow_pages(uri: str) -> str:
 
 
 def show_next(
-    console: Console, config: DistillConfig, run: RunFolder, report: Report, model: Model | None
+    console: Console,
+    config: DistillConfig,
+    start: Start,
+    run: RunFolder,
+    report: Report,
+    model: Model | None,
 ) -> None:
     """The commands to go on with, ready to paste."""
 
@@ -362,7 +368,8 @@ def show_next(
         first = next(iter(scores), "")
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
         sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
-    text = ' --prompt "red heart | cat face"' if config.schedule.kind == "vp" else ""
+    reads_text = family_of(start.description.family).reads_text
+    text = ' --prompt "red heart | cat face"' if reads_text else ""
     again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
     if is_job_copy(Path.cwd()):
         again = "submit the job again, with"

@@ -285,15 +285,15 @@ def check_tracking_store(patient: Patient) -> Iterator[Finding]:
 def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
-    from sid_ray.denoisers.spec import spec_of
+    from sid_ray.denoisers.registry import family_of
     from sid_ray.training.assemble import find_start
 
     start = find_start(patient.config)
     patient.found["teacher"], patient.found["start"] = start.description, start
-    spec, network = spec_of(start.description.family), start.description.network
-    channels, height, width = spec.shape(network)
-    classes = spec.label_dim(network)
-    text = f", reads text with {start.components.text}" if spec.load_text else ""
+    family, network = family_of(start.description.family), start.description.network
+    channels, height, width = family.shape(network)
+    classes = family.label_dim(network)
+    text = f", reads text with {start.components.text}" if family.reads_text else ""
     variant = start.description.notes.get("variant")
     text += f", {variant} weights, read as float32" if variant else ""
     yield Finding(

@@ -31,8 +31,9 @@ from sid_ray.evaluation.options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions
 from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
 from sid_ray.evaluation.real_images import is_statistics
 from sid_ray.evaluation.result import result_of, table_of, tell_run, write_result
-from sid_ray.evaluation.subject import FAMILY_STEPS, Subject, find_subject, schedule_config
+from sid_ray.evaluation.subject import Subject, find_subject, schedule_config
 from sid_ray.metrics.extractors import NAMES
+from sid_ray.metrics.spec import metric_spec
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.storage.errors import StoreError
@@ -143,11 +144,12 @@ def pictures_job_of(options: EvaluateOptions, console: Console) -> PictureJob:
     """The protocol that was asked for, of pictures that are there. Raises UserError, StoreError."""
     options.check_for_pictures()
     chosen = EvaluationConfig(metrics=options.metrics or EvaluationConfig().metrics)
-    metrics = asked_metrics(chosen.metrics)
+    names = asked_metrics(chosen.metrics)
+    reads_prompts = any("prompts" in metric_spec(name).reads for name in names)
     check_feature_space(options.feature_space)
     with Meter(console, "reading", "images", "listing") as meter:
         pictures = open_pictures(
-            options.source, options.num_images, options.resolution, "clip" in metrics,
+            options.source, options.num_images, options.resolution, reads_prompts,
             options.prompts, meter.tell,
         )  # fmt: skip
     if len(pictures) < FEWEST:
@@ -208,7 +210,7 @@ def protocol_of(options: EvaluateOptions, subject: Subject) -> EvaluationConfig:
         vae=options.vae or own.vae,
         num_images=options.num_images or PUBLISHED_IMAGES,
         batch_size=options.batch_size,
-        teacher_steps=options.steps or FAMILY_STEPS[subject.description.family],
+        teacher_steps=options.steps or subject.family.teacher_steps,
         teacher_guidance=guidance_of(options, subject),
     )
 
@@ -225,7 +227,7 @@ def guidance_of(options: EvaluateOptions, subject: Subject) -> float:
     if not subject.reads_text:
         raise UserError(
             f"--guidance {options.guidance:g}: {subject.source} reads no text to be guided by; "
-            "guidance of an EDM2 teacher by a second network is not supported"
+            "guidance by a second network is not supported"
         )
     return options.guidance
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
@@ -90,14 +90,14 @@ def conditions(
     Classes and prompts are dealt out by the seed's number. Raises UserError where the network reads
     the other kind or none, and for classes that it lacks.
     """
-    spec = spec_of(description.family)
-    label_dim = spec.label_dim(description.network)
-    if spec.load_text is not None:
+    family = family_of(description.family)
+    label_dim = family.label_dim(description.network)
+    if family.reads_text:
         if classes:
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
-        text = spec.load_text(text_folder)
+        text = family.load_text(text_folder)
         return lambda seeds: Condition(text=text.embed([prompts[s % len(prompts)] for s in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -141,8 +141,8 @@ class Painter:
         self._conditions = conditions(self.components.text, self.description, classes, prompts)
         self.codec = codec_of(self.description, self.components.vae)
         net, _ = load_model(self.folder)
-        schedule, self.num_steps = generation_of(self.description.one_step)
-        self.shape = spec_of(self.description.family).shape(self.description.network)
+        schedule, self.num_steps = generation_of(self.description)
+        self.shape = family_of(self.description.family).shape(self.description.network)
         self._sampler = generator_sampler(net, schedule, self.num_steps)
 
     @property

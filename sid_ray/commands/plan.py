@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sid_ray.commands.plan_options import PlanOptions
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.fit import (
     NONE,
     Machine,
@@ -62,12 +63,13 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
 
 def heading(config: DistillConfig, planner: Planner, machine: Machine) -> list[str]:
     count = planner.network.parameters
+    label = objective_spec(config.objective.name).label
     micro, sizes = micro_batch_of(config), micro_batches(config, machine.gpus)
     return [
         f"{config.recipe} on {machine.gpus} GPUs of {machine.memory / GIB:g} GiB",
-        f"three networks of {count:,} parameters, {config.training.precision} bodies; batches of "
-        f"{config.training.batch_size} in groups of {config.training.group_size}; micro-batch "
-        f"{micro} (1 to {sizes[-1]} possible)",
+        f"{label}: three networks of {count:,} parameters, {config.training.precision} bodies; "
+        f"batches of {config.training.batch_size} in groups of {config.training.group_size}; "
+        f"micro-batch {micro} (1 to {sizes[-1]} possible)",
     ]
 
 

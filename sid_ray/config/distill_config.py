@@ -11,12 +11,13 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from sid_ray.config.confidential import holds_credentials
+from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.ranges import RULES, checked, of_json
+from sid_ray.config.registry import METRICS, OBJECTIVES
 from sid_ray.config.sections import (
-    METRICS,
     DataConfig,
     EvaluationConfig,
     HealthConfig,
@@ -28,7 +29,7 @@ from sid_ray.config.sections import (
     TeacherConfig,
     TrainingConfig,
 )
-from sid_ray.errors import UserError, closest, did_you_mean, nearest
+from sid_ray.errors import UserError, closest, did_you_mean
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.places import expanded
 
@@ -42,7 +43,7 @@ class DistillConfig:
     recipe: str = ""
     """Name of the recipe this started from."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Annotated[ObjectiveConfig, OfItsName()] = field(default_factory=ObjectiveConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -51,6 +52,10 @@ class DistillConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        """The objective's section gets the dataclass of its name, with the objective's fields."""
+        object.__setattr__(self, "objective", of_its_name(self.objective))
 
     def group_plan(self, world_size: int) -> GroupPlan:
         training = self.training
@@ -67,6 +72,7 @@ class DistillConfig:
         for name, value in flatten(self).items():
             if isinstance(value, str):
                 check_text(name, value)
+        OBJECTIVES.get(self.objective.name)
         if not self.teacher.source:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         check_run_name(self.run_name)
@@ -175,14 +181,12 @@ def check_run_name(name: str) -> None:
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
-    """Raises UserError for noise levels of the teacher's kind that are in no order."""
-    if schedule.kind == "edm":
-        if not schedule.sigma_min < schedule.sigma_max:
-            raise UserError(
-                f"schedule.sigma_min is {schedule.sigma_min}; it must be below schedule.sigma_max "
-                f"({schedule.sigma_max})"
-            )
-        return
+    """Raises UserError for noise levels that are in no order, of whichever kind they are."""
+    if not schedule.sigma_min < schedule.sigma_max:
+        raise UserError(
+            f"schedule.sigma_min is {schedule.sigma_min}; it must be below schedule.sigma_max "
+            f"({schedule.sigma_max})"
+        )
     if not 0 < schedule.beta_start <= schedule.beta_end < 1:
         raise UserError(
             f"schedule.beta_start and beta_end are {schedule.beta_start} and {schedule.beta_end}; "
@@ -229,11 +233,9 @@ def asked_metrics(text: str) -> tuple[str, ...]:
     """'fd,pr' as names, in their order. Raises UserError for one that is unknown."""
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in METRICS:
-            hint = nearest(name, METRICS)
-            raise UserError(f"unknown metric {name!r}; known: {', '.join(METRICS)}.{hint}")
+        METRICS.get(name)
     if not names:
-        raise UserError(f"evaluation.metrics is empty; name some of {', '.join(METRICS)}")
+        raise UserError(f"evaluation.metrics is empty; name some of {', '.join(METRICS.names)}")
     return names
 
 
@@ -269,14 +271,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def differences(old: DistillConfig, new: DistillConfig) -> Iterator[str]:
     """'training.seed: 0 -> 1' for every identity field that differs."""
     before, after = old.identity(), new.identity()
-    for name in before:
-        if before[name] != after[name]:
-            yield f"{name}: {before[name]!r} -> {after[name]!r}"
+    for name in before | after:
+        was, is_now = (values.get(name, "none") for values in (before, after))
+        if was != is_now:
+            yield f"{name}: {was!r} -> {is_now!r}"
 
 
 def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
     """A copy with dotted fields replaced, written with __ for the dot: training__seed=1."""
-    for name, value in dotted.items():
+    kind = {name: dotted[name] for name in dotted if name == "objective__name"}  # has the others
+    for name, value in (kind | dotted).items():
         section, _, leaf = name.partition("__")
         if not leaf:
             config = dataclasses.replace(config, **{section: value})
@@ -305,7 +309,8 @@ NO_FLAG = ("recipe", "output.run", "output.folder", "training.images")
 
 def flags(before: DistillConfig, after: DistillConfig) -> list[str]:
     """Command-line flags for the fields in which ``after`` differs from ``before``."""
-    old, found = flatten(before), []
+    old = flatten(replace(before, objective__name=after.objective.name))
+    old["objective.name"], found = before.objective.name, list[str]()
     for name, value in flatten(after).items():
         if value == old[name] or name in NO_FLAG:
             continue
@@ -318,9 +323,14 @@ def flags(before: DistillConfig, after: DistillConfig) -> list[str]:
     return found
 
 
+def known_fields() -> list[str]:
+    """The dotted name of every field, those of all known objectives among them."""
+    return list(flatten(DistillConfig()) | own_fields())
+
+
 def unknown_field(name: str) -> UserError:
     """The error for a field that no config has, with the nearest dotted names."""
-    known = list(flatten(DistillConfig()))
+    known = known_fields()
     by_leaf = {field_name.split(".")[-1]: field_name for field_name in known}
     names = closest(name, known) or [by_leaf[leaf] for leaf in closest(name, by_leaf)]
     return UserError(

@@ -81,6 +81,8 @@ def told_by(
 def told(name: str, error: Mapping[str, Any]) -> str:
     """The field, what was found and what is expected."""
     kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "value_error":  # of a validator of ours, which says it all
+        return str(context["error"])
     if kind == "string_too_long":
         most = context["max_length"]
         return f"{name} has {len(str(found)):,} characters; at most {most:,} are taken"

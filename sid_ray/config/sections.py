@@ -8,10 +8,13 @@ number is finite, whatever its range.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt, MaxLen
+
+from sid_ray.config.ranges import RULES
 
 MOST = 10**15  # of a whole number that has no smaller maximum: beyond it tensors overflow
 Whole = Annotated[int, Interval(ge=-MOST, le=MOST)]
@@ -55,9 +58,12 @@ class TeacherConfig:
 class ObjectiveConfig:
     """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 
-    name: Literal["sid", "sida", "lsg", "vsd"] = "sid"
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RULES
+
+    name: Text = "sid"
     """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on
-    a text-to-image teacher), vsd (variational score distillation, a baseline).
+    a text-to-image teacher), vsd (variational score distillation, a baseline), or one of an
+    installed package, whose own fields then stand here too.
     """
     compat: Literal["none", "official"] = "none"
     """official: behave as the published code where it was corrected here (docs/objectives.md). On
@@ -112,8 +118,10 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
-    kind: Literal["edm", "vp"] = "edm"
-    """edm (EDM, EDM2) or vp (Stable Diffusion: discrete, variance-preserving)."""
+    kind: Text = "edm"
+    """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), or what
+    its family says.
+    """
     p_mean: float = -1.2
     """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
     p_std: Positive = 1.2
@@ -280,17 +288,14 @@ class ResourcesConfig:
         return self.zero_stage if own < 0 else own
 
 
-METRICS = ("fd", "kid", "is", "pr", "clip")
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Scores while training, by an actor of its own. Never changes the training."""
 
     metrics: Text = "fd"
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
-    (Inception Score), pr (precision and recall), clip (fit of image and prompt). The best weights
-    are kept by the first.
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
+    installed package. The best weights are kept by the first.
     """
     feature_space: Text = "digits-cnn"
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then

@@ -1,10 +1,13 @@
-"""The Arrow types of a prepared set's columns."""
+"""Columns of Parquet files: the Arrow types of a prepared set's, and those of anybody's table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 from typing import Any
+
+from sid_ray.data.samples import first_line
+from sid_ray.errors import UserError
 
 
 def arrow_schema(
@@ -25,3 +28,21 @@ def arrow_schema(
     if "text" in columns:
         types["text"] = pa.list_(half, prod(text_shape))
     return pa.schema([pa.field(name, types[name], nullable=False) for name in columns])
+
+
+def parquet_columns(data: bytes, where: str, wanted: Sequence[str]) -> tuple[list[str], Any]:
+    """All names of a Parquet file's columns, and a table of those that are wanted and there.
+
+    Raises UserError for a damaged file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = file.schema_arrow.names
+        return names, file.read(columns=[name for name in names if name in wanted])
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UserError(
+            f"{where} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+        ) from None

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from sid_ray.data.latent_files import MAX_HALF, to_half
+from sid_ray.denoisers.registry import convention_of
 from sid_ray.errors import UserError
 from sid_ray.weights.components import component_folder, open_text, open_vae, weights_sha256
-
-CONVENTIONS = ("edm2", "sd")
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
     """Looks at the VAE. Raises UserError where it cannot be loaded, or the resolution does not suit
     it.
     """
-    from sid_ray.denoisers.stable_diffusion import check_vae
-
     folder = component_folder(source, "vae")
-    config = check_vae(folder)
+    config = convention_of(convention).check(folder)
     channels, inputs = config.latent_channels, config.in_channels
     factor = 2 ** (len(config.block_out_channels) - 1)
     if inputs != 3:

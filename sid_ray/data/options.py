@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from sid_ray.denoisers.registry import convention_of
 from sid_ray.errors import UserError
 
 MIB = 1 << 20
@@ -47,8 +48,9 @@ class PrepareOptions:
     """Store three channels, grey images too."""
     encode: str = ""
     """Encode images with this diffusers folder's vae: latents are stored instead of pixels."""
-    convention: Literal["edm2", "sd"] = "edm2"
-    """Pixels for the encoder: in [0, 1] (edm2) or [-1, 1] (sd)."""
+    convention: str = "edm2"
+    """Pixels for the encoder as the teacher's family wants them: in [0, 1] (edm2) or in [-1, 1]
+    (sd)."""
     encode_text: str = ""
     """Encode prompts with this diffusers folder's text_encoder and tokenizer."""
     caption_column: str = "caption"
@@ -100,6 +102,7 @@ class PrepareOptions:
         for what, is_wrong in wrong.items():
             if is_wrong:
                 raise UserError(what)
+        convention_of(self.convention)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from sid_ray.data.prompts import read_prompts
 from sid_ray.data.samples import Samples, first_line
 from sid_ray.data.sidecars import caption
 from sid_ray.data.windows import Window
+from sid_ray.denoisers.registry import network_folders
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
@@ -41,7 +42,7 @@ RECORD = "generated.json"  # of sid-ray generate; see generate.py
 SEED = re.compile(r"seed(\d{6,})\.png")
 GRID = "grid.png"
 NETWORKS = ("model.json", "run.json", "config.json", "model_index.json", "manifest.json")
-NETWORK_FOLDERS = ("checkpoint_", "best_", "unet/", "transformer/")
+NETWORK_FOLDERS = ("checkpoint_", "best_", "transformer/")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 THREADS, AT_ONCE = 8, 256
@@ -118,7 +119,8 @@ def holds_pictures(source: str) -> bool:
 
 def is_network(names: Iterable[str]) -> bool:
     """Whether a folder with these names is a network's or a run's."""
-    return any(name in NETWORKS or name.startswith(NETWORK_FOLDERS) for name in names)
+    folders = (*NETWORK_FOLDERS, *(f"{name}/" for name in network_folders()))
+    return any(name in NETWORKS or name.startswith(folders) for name in names)
 
 
 def folder_holds_pictures(folder: Path) -> bool:

@@ -194,8 +194,7 @@ def quieten(context: Any) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def run_on_ray(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[Report]:

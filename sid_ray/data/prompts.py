@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from sid_ray.data.columns import parquet_columns
 from sid_ray.data.names import shown
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
-from sid_ray.data.samples import checked_prompt, first_line
+from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
-from sid_ray.storage.text_lines import bad_csv, csv_rows, numbered_lines, read_file
+from sid_ray.storage.text_lines import csv_rows, numbered_lines, read_file
 
 COLUMN = "caption"
 Texts = list[tuple[int, Any]]  # line or row, its text
@@ -57,45 +57,20 @@ def prompts_of(data: bytes, suffix: str, source: str, column: str = COLUMN) -> P
 
 
 def csv_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
-    lines = csv_rows(data, source)
-    header: list[str] = []
-    texts: Texts = []
-    try:
-        for row in lines:
-            if not row:
-                continue
-            if not header:
-                header = row
-                if column not in header:
-                    raise no_column(source, column, header)
-                if header.count(column) > 1:
-                    raise UserError(f"{source}: two columns {column!r}: give them different names")
-            elif len(row) != len(header):
-                raise UserError(
-                    f"{source}, line {lines.line_num}: {len(row)} columns, {len(header)} are "
-                    "expected: a text with commas stands in quotes"
-                )
-            else:
-                texts.append((lines.line_num, row[header.index(column)]))
-    except csv.Error as error:
-        raise bad_csv(error, f"{source}, line {lines.line_num}") from None
-    return texts, header
+    rows = csv_rows(data, source)
+    _, header = next(rows, (0, []))
+    if column not in header and header:
+        raise no_column(source, column, header)
+    if header.count(column) > 1:
+        raise UserError(f"{source}: two columns {column!r}: give them different names")
+    return [(line, row[header.index(column)]) for line, row in rows], header
 
 
 def parquet_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        names = file.schema_arrow.names
-        values = file.read(columns=[column])[column].to_pylist() if column in names else None
-    except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise UserError(
-            f"{source} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
-        ) from None
-    if values is None:
+    names, found = parquet_columns(data, source, [column])
+    if column not in names:
         raise no_column(source, column, names)
+    values = found[column].to_pylist()
     return [(row, "" if value is None else value) for row, value in enumerate(values)], names
 
 

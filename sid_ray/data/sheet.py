@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.manifest import DataManifest
+from sid_ray.data.options import PrepareOptions
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
@@ -99,7 +100,7 @@ def latent_pixels(moments: np.ndarray, manifest: DataManifest, decode: str) -> n
 
         from sid_ray.weights.components import open_vae
 
-        recorded = manifest.source.get("convention", "edm2")
+        recorded = manifest.source.get("convention", PrepareOptions.convention)
         codec = open_vae(decode, recorded, "cpu")
         latents = codec.from_moments(torch.from_numpy(moments)[None])
         return codec.decode_uint8(latents)[0].permute(1, 2, 0).numpy()

@@ -5,8 +5,11 @@ Arguments come from files of strangers too, so that every check is made before a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Self, get_type_hints
+
+from sid_ray.errors import UserError, nearest
 
 # Several times any published network.
 MAX_LEVELS, MAX_BLOCKS, MAX_WIDTH, MAX_NUMBER = 12, 64, 1 << 16, 1 << 24
@@ -18,6 +21,10 @@ POSITIVE = (
     "channels_per_head",
     "logvar_channels",
     "sigma_data",
+)
+# Arguments of the official classes that change how a network is run or trained, not what it is.
+BEHAVIOUR = frozenset(
+    ("use_fp16", "force_fp32", "sigma_min", "sigma_max", "force_normalization", "use_gan")
 )
 
 
@@ -53,6 +60,33 @@ class NetworkArguments:
         Raises TypeError for an argument the network lacks, ValueError for one out of range.
         """
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @classmethod
+    def from_recorded(
+        cls,
+        class_name: str,
+        recorded: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        own: Mapping[str, Any],
+        excluded: Sequence[str],
+    ) -> dict[str, Any]:
+        """All arguments as plain values, from those that an official file records of a class.
+
+        ``defaults`` are that class's where they are not this one's, ``own`` what the class itself
+        says, ``excluded`` the arguments that it does not take. Raises UserError.
+        """
+        state = {name: value for name, value in recorded.items() if name not in BEHAVIOUR}
+        known = {field.name for field in fields(cls)} - set(excluded)  # type: ignore[arg-type]
+        unknown = sorted(str(name) for name in state if name not in known)
+        if unknown:
+            raise UserError(
+                f"{class_name} was built with arguments that are not known here: "
+                f"{', '.join(unknown)}.{nearest(unknown[0], known)}"
+            )
+        try:
+            return cls.from_json({**defaults, **state, **own}).to_json()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{class_name} records arguments that do not fit: {error}") from error
 
     def check_values(self) -> None:
         """Raises TypeError or ValueError that names the first argument of a wrong type or value."""

@@ -8,6 +8,7 @@ Symbols
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,10 @@ class Codec(Protocol):
 
     def decode_uint8(self, latents: Tensor) -> Tensor: ...
 
+    def picture_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        """(C, H, W) of the picture that latents (C, h, w) are decoded to."""
+        ...
+
 
 class IdentityCodec:
     """Denoisers of pixels: latents are images."""
@@ -70,6 +75,9 @@ class IdentityCodec:
     def decode_uint8(self, latents: Tensor) -> Tensor:
         """[-1, 1] -> 0..255 by truncation of 127.5 x + 128."""
         return (latents * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+    def picture_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        return shape
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,10 @@ class VAECodec:
         pixels = self._pixels(latents).float()
         scaled = pixels * 255 if self.unit_pixels else pixels * 127.5 + 128
         return scaled.clip(0, 255).to(torch.uint8)
+
+    def picture_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 3, factor * shape[1], factor * shape[2]
 
 
 def stable_diffusion_codec(vae: Any, batch: int = 8) -> VAECodec:

@@ -5,6 +5,7 @@ Knows diffusers and transformers only through what it is given.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,28 @@ from sid_ray.tensor_files.tensors import check_fit, json_object, read_component
 
 Tensors = dict[str, Tensor]
 Renamed = Callable[[Mapping[str, Tensor], nn.Module], Tensors]
+
+
+def require_diffusers() -> None:
+    """Raises UserError naming the extra when diffusers or transformers is missing."""
+    missing = [m for m in ("diffusers", "transformers") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(
+            f"a diffusers folder needs {' and '.join(missing)}, not installed here: "
+            "pip install 'sid_ray[diffusers]'"
+        )
+
+
+def component_of(folder: Path, part: str) -> Path:
+    """A part of a pipeline's folder, or the folder where it holds nothing else."""
+    alone = (folder / "config.json").is_file() and not (folder / part).is_dir()
+    return folder if alone else folder / part
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Of the tokenizer that goes with a text encoder: beside it, or in its own folder."""
+    places = [folder / "tokenizer", folder.parent / "tokenizer", folder]
+    return next((p for p in places if (p / "tokenizer_config.json").is_file()), places[0])
 
 
 def as_named(found: Mapping[str, Tensor], model: nn.Module) -> Tensors:

@@ -6,7 +6,7 @@ weights in the images' order of memory, though the weights are the larger part, 
 the parameters' order behind that. And EDM2's normalised weights, a copy of each, are as large as
 the weights: here a channel's scale multiplies the output, which for small batches is far less.
 
-On GPUs nothing of this is used.
+On GPUs nothing of this is used, nor where SID_RAY_CPU_CODE=0 stands in the environment.
 
 Symbols
     B, H, W   batch, height, width     I, O   input and output channels     k   width of a kernel
@@ -15,6 +15,7 @@ Symbols
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from torch import Tensor
 
 from sid_ray.denoisers.layouts import is_channels_last
 
-ONEDNN = torch.backends.mkldnn.is_available()
+# The one switch of all code for CPUs alone, this file and training/allocator.py: 0 is off. What it
+# brings on which processor is in docs/speed.md.
+CPU_CODE = os.environ.get("SID_RAY_CPU_CODE", "1") != "0"
+ONEDNN = CPU_CODE and torch.backends.mkldnn.is_available()
 # Times an image's elements from which on a weight is no longer brought into the image's order in
 # memory, but the image into the weight's, for the outputs and for the gradient of a weight.
 MANY, SOME = 16, 2

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and 2.1-base teachers: diffusers' networks behind this project's types.
 
-The only file that imports diffusers, and only inside functions; transformers too.
+Diffusers is imported inside functions only.
 
 Symbols
     epsilon, v   what the U-Net predicts ("raw"): the noise, or alpha * noise - sigma * x_0
@@ -10,10 +10,9 @@ Symbols
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,14 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.component import (
-    as_float32,
     filled,
-    first_line,
     fitting,
     laid_out,
     read_config,
+    require_diffusers,
 )
 from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.recompute import recomputed
-from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.diffusion.schedules import (
     PREDICTION_TYPES,
     DiscreteVPSchedule,
@@ -58,23 +55,7 @@ PLAIN_UNET: dict[str, Any] = {
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "dropout": 0.0,
 }
-
-
-UNET_FILES = VAE_FILES = ("diffusion_pytorch_model",)
-TEXT_FILES = ("model", "pytorch_model")
-# Names of the VAE's attention in files older than diffusers 0.17.
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-CACHE_BYTES = 256 * 2**20  # of prompt embeddings: 1,137 prompts of SD 1.5
-
-
-def require_diffusers() -> None:
-    """Raises UserError naming the extra when diffusers or transformers is missing."""
-    missing = [m for m in ("diffusers", "transformers") if importlib.util.find_spec(m) is None]
-    if missing:
-        raise UserError(
-            f"Stable Diffusion needs {' and '.join(missing)}, not installed here: "
-            "pip install 'sid_ray[diffusers]'"
-        )
+UNET_FILES = ("diffusion_pytorch_model",)
 
 
 class StableDiffusionDenoiser(nn.Module):
@@ -294,144 +275,3 @@ def load_denoiser(folder: Path, prediction_type: str = "epsilon") -> StableDiffu
     unet = laid_out(lambda: build_unet(config), own)
     filled(unet, fitting(unet, own, UNET_FILES))
     return StableDiffusionDenoiser(unet, prediction_type).eval()
-
-
-def component_of(folder: Path, part: str) -> Path:
-    """A part of a pipeline's folder, or the folder where it holds nothing else."""
-    alone = (folder / "config.json").is_file() and not (folder / part).is_dir()
-    return folder if alone else folder / part
-
-
-def lay_out_vae(folder: Path) -> nn.Module:
-    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else, without
-    memory. Raises UserError for another network, or one that makes other latents than Stable
-    Diffusion's.
-    """
-    require_diffusers()
-    from diffusers import AutoencoderKL
-
-    own = component_of(folder, "vae")
-    config = read_config(own, "AutoencoderKL")
-    return laid_out(lambda: AutoencoderKL.from_config(config), own)
-
-
-def check_vae(folder: Path) -> Any:
-    """Whether load_vae will do, but for damaged numbers; the VAE's config. Raises UserError."""
-    vae: Any = lay_out_vae(folder)
-    fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
-    return vae.config
-
-
-def load_vae(folder: Path) -> nn.Module:
-    """The VAE of lay_out_vae with its weights."""
-    vae = lay_out_vae(folder)
-    return filled(vae, fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
-
-
-def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a VAE's file under the names of today: attention was of convolutions once."""
-    names, expected = {}, {n: v.shape for n, v in model.state_dict().items()}
-    for name, value in found.items():
-        if name not in expected and ".attentions." in name:
-            for before, now in OLD_ATTENTION.items():
-                name = name.replace(f".{before}.", f".{now}.")
-        if value.ndim == 4 and value.shape[2:] == (1, 1) and len(expected.get(name, ())) == 2:
-            value = value[:, :, 0, 0]
-        names[name] = value
-    return names
-
-
-def lay_out_text(folder: Path) -> nn.Module:
-    """The CLIP text encoder of a pipeline folder, without memory. Raises UserError."""
-    require_diffusers()
-    from transformers import CLIPTextConfig, CLIPTextModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for two files of weights
-    own = component_of(folder, "text_encoder")
-    config = read_config(own, "CLIPTextModel")
-    return laid_out(lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), own)
-
-
-def text_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a text encoder's file under the names of today: the hub's begin with text_model,
-    and older ones hold the positions' numbers.
-    """
-    expected, prefix = set(model.state_dict()), "text_model."
-    names = {}
-    for name, value in found.items():
-        if name not in expected:
-            name = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
-        if not name.endswith("embeddings.position_ids"):
-            names[name] = value
-    return names
-
-
-def check_text(folder: Path) -> Any:
-    """Whether load_text will do, but for damaged numbers; the encoder's config.
-
-    Raises UserError naming what is missing.
-    """
-    encoder: Any = lay_out_text(folder)
-    own = component_of(folder, "text_encoder")
-    fitting(encoder, own, TEXT_FILES, text_names, numbers=False)
-    tokenizer = load_tokenizer(tokenizer_folder(folder))
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise UserError(
-            f"{tokenizer_folder(folder)} has {len(tokenizer):,} tokens, the text encoder in {own} "
-            f"knows {encoder.config.vocab_size:,}: they are not of one pipeline"
-        )
-    return encoder.config
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """Of the tokenizer that goes with a text encoder: beside it, or in its own folder."""
-    places = [folder / "tokenizer", folder.parent / "tokenizer", folder]
-    return next((p for p in places if (p / "tokenizer_config.json").is_file()), places[0])
-
-
-def load_encoder(folder: Path) -> Any:
-    """The text encoder of lay_out_text with its weights."""
-    from transformers import CLIPTextModel
-
-    laid, own = lay_out_text(folder), component_of(folder, "text_encoder")
-    tensors = {n: as_float32(v) for n, v in fitting(laid, own, TEXT_FILES, text_names).items()}
-    # The library fills what no file holds: the positions' numbers.
-    encoder = CLIPTextModel.from_pretrained(None, config=laid.config, state_dict=tensors)
-    return encoder.float().eval().requires_grad_(False)
-
-
-def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) -> TextEmbeddings:
-    """The text encoder and tokenizer of a pipeline folder; ``options`` are TextEmbeddings'.
-
-    Embeddings are kept up to CACHE_BYTES.
-    """
-    encoder = load_encoder(folder).to(device)
-    tokenizer = load_tokenizer(tokenizer_folder(folder))
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-
-    def tokenize(prompts: Sequence[str]) -> Tensor:
-        """[B, T], padded with the tokenizer's own pad token: 49407 in SD 1.5, 0 in SD 2."""
-        shape = {"padding": "max_length", "truncation": True, "max_length": length}
-        return tokenizer(list(prompts), return_tensors="pt", **shape).input_ids.to(device)
-
-    def encode(tokens: Tensor) -> Tensor:
-        """The last hidden state, after the final norm; no padding mask, as published."""
-        return encoder(input_ids=tokens).last_hidden_state
-
-    size = 4 * length * encoder.config.hidden_size
-    return TextEmbeddings(tokenize, encode, **{"max_prompts": CACHE_BYTES // size} | options)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The CLIP tokenizer of a folder. Raises UserError naming the file that is missing."""
-    from transformers import CLIPTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise UserError(f"no tokenizer in {folder}: {name} is missing")
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} does not hold a CLIP tokenizer: {first_line(error)}") from error

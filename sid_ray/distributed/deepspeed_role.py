@@ -1,9 +1,9 @@
-"""The trained roles as DeepSpeed engines of any ZeRO stage. The only file that imports deepspeed.
+"""The trained roles as DeepSpeed engines of any ZeRO stage.
 
 State goes in and out by parameter name, in fragments or whole, the same whatever the stage and the
 world size, so that a checkpoint belongs to the run and not to the machines it was written on.
 
-Facts of DeepSpeed 0.19.8 that this file rests on; zero_layouts.py has those of its memory layout
+Facts of DeepSpeed 0.19.8 that this file rests on; deepspeed_private.py has those of its memory
     gradient_clipping defaults to 1.0, so every behaviour-relevant key is set in deepspeed_config.
     Within the generator phase the fake score is called as the bare module, frozen; through its
     engine the gradients would be wrong (stage 3) or the call would raise (stages 0 to 2).
@@ -15,11 +15,9 @@ Facts of DeepSpeed 0.19.8 that this file rests on; zero_layouts.py has those of 
 
 from __future__ import annotations
 
-import importlib
+import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.sections import ResourcesConfig
+from sid_ray.denoisers.family import leave_weight
 from sid_ray.denoisers.recompute import recompute_within
-from sid_ray.denoisers.spec import leave_weight
-from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
-from sid_ray.distributed.deepspeed_import import import_deepspeed
+from sid_ray.distributed.adam import AdamSettings, all_finite
+from sid_ray.distributed.deepspeed_private import (
+    build_no_inference_operator,
+    import_deepspeed,
+    kept_gathered,
+    layout_of,
+    rank_zero_weights,
+)
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
 from sid_ray.distributed.roles import PLAIN_RULES, RoleState, UpdateRules, fill
-from sid_ray.distributed.zero_layouts import layout_of
 from sid_ray.types import Denoiser
 
 LOCK_PATIENCE_S = 5.0
@@ -147,75 +150,23 @@ def needs_deepspeed(resources: ResourcesConfig, world_size: int) -> bool:
     return world_size > 1 or resources.offload_optimizer
 
 
+def say_no_untested(record: logging.LogRecord) -> bool:
+    """Our Adam is torch's, and not one to be warned of at each start."""
+    return "untested optimizer" not in record.getMessage()
+
+
 def init_deepspeed() -> None:
     """Joins DeepSpeed to the process group that exists. Compiles nothing."""
     check_no_stale_lock()
     import_deepspeed()
     import deepspeed
+    from deepspeed.utils import logger
 
-    # Without this, the first process on a CPU compiles deepspeed_shm_comm for minutes, an operator
-    # that only serves inference (0.19.8). `import deepspeed.comm.torch as x` would yield plain
-    # torch.
-    comm: Any = importlib.import_module("deepspeed.comm.torch")
-    comm.build_shm_op = lambda: None
-    utils: Any = importlib.import_module("deepspeed.runtime.zero.utils")
-    if Adam not in utils.ZERO_SUPPORTED_OPTIMIZERS:  # torch's Adam: not one to be warned of
-        utils.ZERO_SUPPORTED_OPTIMIZERS.append(Adam)
+    build_no_inference_operator()
+    if say_no_untested not in logger.filters:
+        logger.addFilter(say_no_untested)
     recompute_within(kept_gathered)
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
-
-
-@contextmanager
-def kept_gathered() -> Iterator[None]:
-    """Stage 3: what a block gathers while it is computed again stays until its backward pass ends.
-
-    DeepSpeed lets go of weights when a module's forward pass ends, and gathers them again before
-    the module's backward pass; but here a forward pass runs within a backward pass.
-    """
-    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
-
-    let_go = DeepSpeedZeRoOffload.post_sub_module_forward_function
-
-    def keep(offload: Any, module: nn.Module) -> None:
-        # Whose inputs need no gradient, nor its weights, has no backward pass to let go in.
-        trained = any(weight.requires_grad for weight in module.parameters(recurse=False))
-        if not trained and not module.__dict__.get("ds_grads_remaining"):
-            let_go(offload, module)
-
-    DeepSpeedZeRoOffload.post_sub_module_forward_function = keep
-    try:
-        yield
-    finally:
-        DeepSpeedZeRoOffload.post_sub_module_forward_function = let_go
-
-
-@contextmanager
-def rank_zero_weights(module: nn.Module) -> Iterator[None]:
-    """Gives every rank the parameters of rank 0, in place of DeepSpeed's own broadcasts.
-
-    Those (0.19.8, one for stages 0 to 2 and one for 3) raise on parameters without dimensions,
-    such as EDM2's gains.
-    """
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.engine import DeepSpeedEngine
-    from deepspeed.runtime.zero.partition_parameters import Init
-
-    device = get_accelerator().current_device_name()
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(device)
-        torch.distributed.broadcast(parameter.data, 0)
-
-    def convert(init: Any, parameter: Any) -> None:
-        init._convert_to_deepspeed_param(parameter)
-        parameter.partition()
-
-    theirs = DeepSpeedEngine._broadcast_model, Init._zero_init_param
-    DeepSpeedEngine._broadcast_model = lambda engine: None
-    Init._zero_init_param = convert
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model, Init._zero_init_param = theirs
 
 
 def shard_frozen(module: nn.Module) -> nn.Module:

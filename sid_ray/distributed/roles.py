@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers.spec import Constrain, leave_weight
+from sid_ray.denoisers.family import Constrain, leave_weight
 from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import (

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from sid_ray.denoisers.spec import leave_weight, spec_of
+from sid_ray.denoisers.family import leave_weight
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import UpdateRules
 
 When = Literal["never", "before each pass", "after each update"]
@@ -44,21 +45,20 @@ NORMALISED: dict[tuple[str, bool, bool], Normalised] = {
     ("official", True, True): Normalised("never", "before each pass"),  # hook bound elsewhere
     ("official", True, False): Normalised("never", "never"),
 }
-ADVERSARIAL = ("sida",)  # the objectives with a discriminator
 
 
 def update_rules(
-    objective: str, family: str, compat: str, normalize_weights: bool, clip_value: float = 0.0
+    discriminator: bool, family: str, compat: str, normalize_weights: bool, clip_value: float = 0.0
 ) -> dict[str, UpdateRules]:
-    """The rules of ``fake_score`` and ``generator``.
+    """The rules of ``fake_score`` and ``generator``; ``discriminator``: the objective has one.
 
     Of the published runs SiDA on EDM alone clips, and the fake score alone: its recipes say so
     (``training.clip_value``), whatever compat is. Replacing gradients that are not finite is
     published for all objectives and families, in both networks, before any clipping.
     """
     official = compat == "official"
-    constrain = spec_of(family).constrain
-    when = NORMALISED[compat, objective in ADVERSARIAL, normalize_weights]
+    constrain = family_of(family).constrain
+    when = NORMALISED[compat, discriminator, normalize_weights]
     return {
         role: UpdateRules(
             leave_weight if moment == "never" else constrain,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import Source, data_fingerprint
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
 from sid_ray.evaluation.judge import Judge, Look, codec_of
@@ -46,6 +46,7 @@ from sid_ray.weights.components import (
 from sid_ray.weights.description import Components
 
 FORMAT = 1  # raised when the same seeds come out otherwise than before
+OWN, BY = "own.", "by."  # before a metric's name: what it looked at itself, and its identity
 STALE_S = 3600.0  # age of a half-written file whose writer is taken for dead
 
 
@@ -70,7 +71,7 @@ class Job:
     ) -> Bench:
         """What makes and looks at the images, in this process. Raises UserError."""
         description = self.subject.description
-        network = spec_of(description.family).build(description.network)
+        network = family_of(description.family).build(description.network)
         network.load_state_dict(weights)
         return Bench(self, network.eval().requires_grad_(False), device, tell)
 
@@ -193,9 +194,8 @@ def data_for(job: Job, components: Components, device: torch.device) -> Data:
 
 def sampler_of(job: Job, network: Any, data: Data) -> Sampler:
     """How the network makes images: as a generator, or as a teacher in many steps."""
-    one_step = job.subject.description.one_step
-    if one_step is not None:
-        return generator_sampler(network, *generation_of(one_step))
+    if job.subject.is_generator:
+        return generator_sampler(network, *generation_of(job.subject.description))
     return teacher_sampler(job.config, network, data.null_text)[2]
 
 
@@ -209,8 +209,8 @@ class Kept:
 
     def __init__(self, folder: Path, judge: Judge):
         self.folder, self.dim = folder, judge.extractor.dim
-        self.with_logits = "is" in judge.metrics
-        self.clip = judge.clip.identity if judge.clip is not None else ""
+        self.with_logits = bool(judge.that_read("classes"))
+        self.identities = {name: each.identity for name, each in judge.gauges.items()}
         for cut in folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
             if time.time() - cut.stat().st_mtime > STALE_S:
                 cut.unlink(missing_ok=True)
@@ -224,22 +224,24 @@ class Kept:
             with np.load(self.path(seeds), allow_pickle=False) as file:
                 features = file["features"]
                 logits = file["logits"] if self.with_logits else None
-                cosines = file["cosines"] if self.clip else None
-                clip = str(file["clip"]) if self.clip else ""
+                own = {name: file[f"{OWN}{name}"] for name in self.identities}
+                by = {name: str(file[f"{BY}{name}"]) for name in self.identities}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         shape, count = features.shape, len(seeds)
-        parts = [part for part in (logits, cosines) if part is not None]
+        parts = [part for part in (logits, *own.values()) if part is not None]
         whole = shape == (count, self.dim) and all(len(part) == count for part in parts)
-        return Look(features, logits, cosines) if whole and clip == self.clip else None
+        return Look(features, logits, own) if whole and by == self.identities else None
 
     def write(self, seeds: range, look: Look) -> None:
         """Keeps a block; a crash leaves none or a whole one. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = {"features": look.features, "logits": look.logits, "cosines": look.cosines}
-        arrays: dict[str, Any] = {k: part for k, part in parts.items() if part is not None}
+        arrays: dict[str, Any] = {"features": look.features}
+        arrays |= {} if look.logits is None else {"logits": look.logits}
+        arrays |= {f"{OWN}{name}": part for name, part in look.own.items()}
+        arrays |= {f"{BY}{name}": np.str_(each) for name, each in self.identities.items()}
         with moved_into_place(self.path(seeds)) as temporary, temporary.open("wb") as file:
-            np.savez(file, clip=np.str_(self.clip), **arrays)
+            np.savez(file, **arrays)
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -12,20 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.guidance import Guided
-from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.evaluation.judge import Judge, blocks, codec_of
 from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
 from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
-    ddim,
     generator_sampler,
-    heun,
     seeded_inputs,
 )
-from sid_ray.training.assemble import components_of, data_of, schedule_of
-from sid_ray.types import Denoiser
+from sid_ray.training.assemble import components_of, data_of, schedule_of, solver_of
 from sid_ray.weights.folder import load_model
 
 TIMED_BATCH = 64
@@ -77,24 +72,12 @@ def samplers(
 def teacher_sampler(
     config: DistillConfig, teacher: nn.Module, null_text: Tensor | None
 ) -> tuple[str, int, Sampler]:
-    """The teacher as people use it: Heun, or DDIM with guidance."""
-    schedule, chosen = schedule_of(config), config.evaluation
-    steps, kappa = chosen.teacher_steps, chosen.teacher_guidance
-    if isinstance(schedule, EDMSchedule):
-        count = 2 * steps - 1
-        return (
-            f"teacher, {count} evaluations",
-            count,
-            lambda inputs: heun(teacher, schedule, inputs.latents, inputs.cond, steps),
-        )
-    guided: Denoiser = teacher
-    if kappa != 1 and null_text is not None:
-        guided = Guided(teacher, kappa, null_text)
-    count = steps * (1 if guided is teacher else 2)
+    """The teacher as people use it: with its family's own sampler."""
+    own = solver_of(config)
     return (
-        f"teacher, {count} evaluations",
-        count,
-        lambda inputs: ddim(guided, schedule, inputs.latents, inputs.cond, steps),
+        f"teacher, {own.evaluations} evaluations",
+        own.evaluations,
+        lambda inputs: own.run(teacher, inputs.latents, inputs.cond, null_text),
     )
 
 

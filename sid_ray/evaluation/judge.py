@@ -15,7 +15,7 @@ the training set, statistics of the real images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,45 +28,28 @@ from sid_ray.config.distill_config import asked_metrics
 from sid_ray.config.sections import EvaluationConfig
 from sid_ray.data.source import Source
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.real_images import Real
 from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of, sample_in_batches
-from sid_ray.metrics.clip import Clip, clip_cosines, clip_score, load_clip
 from sid_ray.metrics.extractors import Extractor, load_extractor
-from sid_ray.metrics.reference import Statistics
-from sid_ray.metrics.scores import (
-    Choice,
-    Seen,
-    as_seen,
-    class_scores,
-    combined,
-    frechet_score,
-    kernel_scores,
-    looked_at,
-    name_in,
-    neighbour_scores,
-)
-from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.storage.places import expanded
+from sid_ray.metrics.scores import as_seen, combined, looked_at
+from sid_ray.metrics.spec import Evidence, Gauge, Reads, metric_spec
+from sid_ray.metrics.sums import BLOCK
 from sid_ray.weights.address import parse_source
-from sid_ray.weights.components import check_vae_suits, component_folder, makes_latents, open_vae
+from sid_ray.weights.components import check_vae_suits, component_folder, open_vae
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source
 
-STANDS_FOR = {"fd": "FD", "kid": "KD", "is": "IS", "pr": "precision", "clip": "CLIP"}
-"""The score that stands for a metric of the config."""
-CLIP = "CLIP"
-VAE_FACTOR = 8  # pixels a side of a latent, Stable Diffusion's auto-encoder
-
 
 class Look(NamedTuple):
-    """Of one block of images: features [N, D], logits [N, classes] and cosines [N, 1] with their
-    prompts, float32; None for what no metric needs.
+    """Of one block of images: features [N, D], logits [N, classes] or None where no metric reads
+    them, and by metric what it looked at itself [N, its D], all float32.
     """
 
     features: NDArray
-    logits: NDArray | None = None
-    cosines: NDArray | None = None
+    logits: NDArray | None
+    own: Mapping[str, NDArray]
 
 
 def blocks(seeds: range) -> Iterator[range]:
@@ -89,7 +72,8 @@ def codec_of(
 
     Raises UserError where latents are to be decoded and there is no VAE, or that of others.
     """
-    if not makes_latents(description):
+    family = family_of(description.family)
+    if not family.makes_latents(description.network):
         return IdentityCodec()
     if not vae:
         raise UserError(
@@ -97,8 +81,7 @@ def codec_of(
             "their vae (evaluation.vae or teacher.vae of a run, else --vae FOLDER)"
         )
     check_vae_suits(description, component_folder(vae, "vae"))
-    convention = "edm2" if description.family == "edm2" else "sd"
-    return open_vae(str(vae), convention, str(device))
+    return open_vae(str(vae), family.latent_convention().name, str(device))
 
 
 class Judge:
@@ -128,29 +111,30 @@ class Judge:
         self.device = torch.device(device)
         self.codec: Codec = codec or IdentityCodec()
         self.metrics = asked_metrics(chosen.metrics)
+        self.specs = [metric_spec(name) for name in self.metrics]
         self.extractor = open_extractor(chosen, self.device)
-        self.clip = self._clip()
+        self.gauges = self._gauges()
 
-    def _clip(self) -> Clip | None:
-        if "clip" not in self.metrics:
-            return None
-        if not self.chosen.clip_weights:
-            raise UserError(
-                "metric clip needs evaluation.clip_weights: a CLIP network's folder in "
-                "Transformers' layout"
-            )
-        if not self.source.has_prompts:
-            raise UserError("metric clip compares images with prompts; this data set has none")
-        return load_clip(expanded(self.chosen.clip_weights), self.device)
+    def _gauges(self) -> dict[str, Gauge]:
+        """By metric, of those that look at images themselves."""
+        for spec in self.specs:
+            spec.check(self.chosen)
+        for name in self.that_read("prompts"):
+            if not self.source.has_prompts:
+                raise UserError(
+                    f"metric {name} compares images with prompts; this data set has none"
+                )
+        opened = ((spec.name, spec.open) for spec in self.specs if spec.open is not None)
+        return {name: open_gauge(self.chosen, self.device) for name, open_gauge in opened}
+
+    def that_read(self, what: Reads) -> list[str]:
+        """The asked metrics that read something, by name."""
+        return [spec.name for spec in self.specs if what in spec.reads]
 
     @property
     def resolution(self) -> int:
         """Pixels a side of the pictures."""
-        return self.source.shape[-1] * self._factor
-
-    @property
-    def _factor(self) -> int:
-        return 1 if isinstance(self.codec, IdentityCodec) else VAE_FACTOR
+        return self.codec.picture_shape(self.source.shape)[-1]
 
     def protocol(self, seeds: range) -> dict[str, Any]:
         """What the scores of these seeds mean: how they could be made again."""
@@ -176,8 +160,7 @@ class Judge:
     @property
     def primary(self) -> str:
         """The name of the score that the best weights are kept by."""
-        first = STANDS_FOR[self.metrics[0]]
-        return CLIP if first == CLIP else name_in(self.extractor.space, first)
+        return self.specs[0].scores[0].named_in(self.extractor.space)
 
     def images(self, sampler: Sampler, seeds: Sequence[int], index: Tensor | None = None) -> Tensor:
         """Pictures uint8 [N, C, H, W], on the CPU.
@@ -196,17 +179,15 @@ class Judge:
     def look(self, sampler: Sampler, seeds: Sequence[int]) -> Look:
         """What the metrics need of one block of images, up to 256."""
         texts = None
-        if self.clip is not None:
+        if self.that_read("prompts"):
             texts = self.source.captions(index_of(self.source, seeds))
         return self.look_at(self.images(sampler, seeds), texts)
 
     def look_at(self, images: Tensor, texts: Sequence[str] | None = None) -> Look:
         """What the metrics need of one block of pictures uint8 [N, C, H, W], and their texts."""
         features, logits = looked_at(self.extractor, images)
-        cosines = None
-        if self.clip is not None:
-            cosines = clip_cosines(self.clip, images, texts or [])[:, None].numpy()
-        return Look(features, logits if "is" in self.metrics else None, cosines)
+        own = {name: gauge.look(images, texts) for name, gauge in self.gauges.items()}
+        return Look(features, logits if self.that_read("classes") else None, own)
 
     @cached_property
     def real(self) -> Real:
@@ -217,22 +198,18 @@ class Judge:
         """Raises UserError where the reference or the feature space cannot serve the metrics,
         before images are made.
         """
-        if "is" in self.metrics and not self.extractor.classes:
-            raise UserError(
-                f"metric is needs a classifier, {self.extractor.name} is none: choose another "
-                "feature space"
-            )
-        height, width = (side * self._factor for side in self.source.shape[-2:])
-        channels = self.source.shape[0] if self._factor == 1 else 3
-        looked_at(self.extractor, torch.zeros(1, channels, height, width, dtype=torch.uint8))
-        if "fd" in self.metrics:
+        for name in self.that_read("classes"):
+            if not self.extractor.classes:
+                raise UserError(
+                    f"metric {name} needs a classifier, {self.extractor.name} is none: choose "
+                    "another feature space"
+                )
+        shape = self.codec.picture_shape(self.source.shape)
+        looked_at(self.extractor, torch.zeros(1, *shape, dtype=torch.uint8))
+        if self.that_read("reference statistics"):
             self.real.check()
-        if self._compares_samples:
+        if self.that_read("reference images"):
             self.real.check(samples=True)
-
-    @property
-    def _compares_samples(self) -> bool:
-        return bool({"kid", "pr"} & set(self.metrics))
 
     def scores(self, looks: Iterable[Look]) -> dict[str, float]:
         """Scores by name, of the blocks in the order of the seeds.
@@ -240,34 +217,13 @@ class Judge:
         Raises UserError for too few images.
         """
         held = list(looks)
-        keep = self._compares_samples
+        keep = bool(self.that_read("reference images"))
         made = combined(
             as_seen(each.features, each.logits, block, keep) for block, each in enumerate(held)
         )
         found: dict[str, float] = {}
-        for metric in self.metrics:
-            found |= self._scores_of(metric, made, held)
+        for spec in self.specs:
+            own = [each.own[spec.name] for each in held if spec.name in each.own]
+            evidence = Evidence(self.extractor.space, made, own, lambda: self.real)
+            found |= spec.scored(evidence)
         return found
-
-    def _scores_of(self, metric: str, made: Seen, looks: Sequence[Look]) -> dict[str, float]:
-        space = self.extractor.space
-        if metric == "fd":
-            return frechet_score(space, made.sums, self._statistics)
-        if metric == "is":
-            return class_scores(space, made, Choice())
-        if metric == "clip":
-            parts = (
-                FeatureSums.of_block(each.cosines, block)
-                for block, each in enumerate(looks)
-                if each.cosines is not None
-            )
-            return {CLIP: clip_score(merged(parts))}
-        real = self.real.seen
-        if metric == "pr":
-            return neighbour_scores(space, made, real, Choice())
-        size = min(Choice().subset_size, made.sums.count, real.sums.count)
-        return kernel_scores(space, made, real, Choice(subset_size=size))
-
-    @property
-    def _statistics(self) -> Statistics:
-        return self.real.statistics

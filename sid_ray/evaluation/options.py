@@ -37,8 +37,8 @@ class EvaluateOptions:
     hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
     metrics: str = ""
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
-    (Inception Score), pr (precision and recall), clip (fit of image and prompt). Empty for the
-    run's, or fd."""
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
+    installed package. Empty for the run's, or fd."""
     feature_space: str = ""
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
     the Frechet distance is the FID) or dinov2. Empty for the run's; without a run digits-cnn for

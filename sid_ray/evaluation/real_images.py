@@ -30,6 +30,7 @@ from sid_ray.metrics.reference import (
     read_statistics,
 )
 from sid_ray.metrics.scores import Seen, looked_at
+from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.storage.errors import StoreError, is_s3
 from sid_ray.storage.places import expanded
@@ -95,8 +96,9 @@ class Real:
             return
         if samples:
             found = f"{self.reference} holds statistics" if self.reference else "none are at hand"
+            metrics = " and ".join(metrics_of_images())
             raise UserError(
-                f"metrics kid and pr need real images, {found}: name a prepared data set as "
+                f"metrics {metrics} need real images, {found}: name a prepared data set as "
                 "evaluation.reference"
             )
         if self.reference:
@@ -187,6 +189,11 @@ class Real:
                     self.tell(f"looking at real images: {done:,}/{count:,}, {left_s:.0f} s left")
         except StoreError as error:
             raise UserError(f"real images: {error}") from None
+
+
+def metrics_of_images() -> list[str]:
+    """The metrics that compare made images with real ones, not with statistics of them."""
+    return [spec.name for spec in metric_specs() if "reference images" in spec.reads]
 
 
 def is_statistics(reference: str) -> bool:

@@ -20,27 +20,21 @@ from sid_ray.checkpoint.find import find_generator as find_stored_generator
 from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
-from sid_ray.denoisers.spec import spec_of
-from sid_ray.diffusion.schedules import read_scheduler_config
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.registry import family_of, network_folders
 from sid_ray.errors import UserError
 from sid_ray.run_folder import read_record
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.errors import StoreError, is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
-from sid_ray.training.assemble import BETAS, generation_of
+from sid_ray.training.assemble import generation_of, solver_of
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.components import files_sha256, weights_sha256
-from sid_ray.weights.description import DESCRIPTION, WEIGHTS, ModelDescription
+from sid_ray.weights.description import WEIGHTS, ModelDescription, holds_network
 from sid_ray.weights.networks import describe
 from sid_ray.weights.remotes import FILE_SUFFIXES
 from sid_ray.weights.sources import resolve_source
-
-NETWORK_FILES = (DESCRIPTION, "config.json", "unet/config.json")
-FAMILY_STEPS = {"edm": 18, "edm2": 32, "stable-diffusion": 50}
-"""Steps of a teacher's own sampler where none are asked for: those of the EDM and EDM2 papers for
-their images up to 64 and of 512 pixels, and DDIM's usual number for Stable Diffusion.
-"""
 
 
 @dataclass(frozen=True)
@@ -80,21 +74,25 @@ class Subject:
 
         Raises UserError.
         """
-        one_step = self.description.one_step
-        return 1 if one_step is None else generation_of(one_step)[1]
+        return generation_of(self.description)[1] if self.is_generator else 1
+
+    @property
+    def family(self) -> Family:
+        """What is known of networks of its kind."""
+        return family_of(self.description.family)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what it makes: pixels or latents."""
-        return spec_of(self.description.family).shape(self.description.network)
+        return self.family.shape(self.description.network)
 
     @property
     def label_dim(self) -> int:
-        return spec_of(self.description.family).label_dim(self.description.network)
+        return self.family.label_dim(self.description.network)
 
     @property
     def reads_text(self) -> bool:
-        return spec_of(self.description.family).load_text is not None
+        return self.family.reads_text
 
 
 def find_subject(source: str) -> Subject:
@@ -123,7 +121,7 @@ def find_network(source: str) -> Path:
     if parsed.kind == "s3" and not parsed.location.endswith(FILE_SUFFIXES):
         return find_stored_generator(source)
     path = expanded(parsed.location).absolute()
-    is_network = path.is_file() or any((path / name).is_file() for name in NETWORK_FILES)
+    is_network = path.is_file() or holds_network(path)
     if parsed.kind == "path" and not is_network and parsed.sha256 is None:
         return find_generator(path)
     return resolve_source(source)
@@ -193,7 +191,8 @@ def network_sha256(network: Path) -> str:
     for file in (network, network / WEIGHTS):
         if file.is_file():
             return file_sha256(file)
-    folder = network / "unet" if (network / "unet").is_dir() else network
+    inside = (network / name for name in network_folders())
+    folder = next((part for part in inside if part.is_dir()), network)
     try:
         return weights_sha256(folder)
     except UserError:  # names that preparation does not know, like those of a variant
@@ -205,15 +204,7 @@ def network_sha256(network: Path) -> str:
 
 def schedule_config(subject: Subject) -> ScheduleConfig:
     """The noise levels of a teacher's own sampler. Raises UserError."""
-    description = subject.description
-    if spec_of(description.family).schedule == "edm":
-        return ScheduleConfig()
-    path = subject.network / "scheduler" / "scheduler_config.json"
-    if path.is_file():
-        own = read_scheduler_config(path)
-        return ScheduleConfig(kind="vp", **{name: getattr(own, name) for name in BETAS})
-    predicts = description.network.get("prediction_type", "epsilon")
-    return ScheduleConfig(kind="vp", prediction_type=predicts)
+    return subject.family.noise.of_network(subject.network, subject.description.network)
 
 
 def sampler_settings(subject: Subject, config: DistillConfig) -> dict[str, Any]:
@@ -221,12 +212,4 @@ def sampler_settings(subject: Subject, config: DistillConfig) -> dict[str, Any]:
     one_step = subject.description.one_step
     if one_step is not None:
         return {"sampler": "generator", "evaluations": subject.num_steps, **one_step}
-    steps, kappa = config.evaluation.teacher_steps, config.evaluation.teacher_guidance
-    schedule = config.schedule
-    if schedule.kind == "edm":
-        levels = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max", "rho")}
-        return {"sampler": "heun", "evaluations": 2 * steps - 1, "steps": steps, **levels}
-    betas = {name: getattr(schedule, name) for name in BETAS}
-    count = steps * (1 if kappa == 1 else 2)
-    own = {"sampler": "ddim", "evaluations": count, "steps": steps, "guidance": kappa}
-    return own | betas
+    return solver_of(config).settings

@@ -21,13 +21,12 @@ from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
-from sid_ray.recipes.registry import check_supplied
+from sid_ray.recipes.registry import check_supplied, recipe_entry
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.tracking.mlflow_run import shown_uri
 
 LOCAL = "http://127.0.0.1:8265"
-SCRIPTS = {"edm2": "sida_edm2.py", "vp": "sid_lsg_sd.py", "edm": "sid_edm.py"}
 PLACES = (
     "teacher.source",
     "teacher.text_encoder",
@@ -71,8 +70,7 @@ class SubmitOptions(OfRecipe):
 
 def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
     """The job's command: the recipe's own entry script."""
-    family = "edm2" if config.recipe.startswith("img512-") else config.schedule.kind
-    return ["python", SCRIPTS[family], config.recipe, *flags]
+    return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
 def runtime_env_of(path: str) -> dict[str, Any]:

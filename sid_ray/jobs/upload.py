@@ -1,12 +1,11 @@
 """What `ray job submit --working-dir` would upload of a folder: its size, and no secret in it.
 
-Asks Ray's own packaging (private, 2.60) which files it takes, so that .gitignore, .rayignore,
-`excludes` and Ray's own list hold as they do there.
+Ray's own packaging is asked which files it takes, so that .gitignore, .rayignore, `excludes` and
+Ray's own list hold as they do there.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sid_ray.errors import UserError
+from sid_ray.ray_setup.ray_private import travel
 
 MIB = 1 << 20
+LARGEST_UPLOAD = 100 * MIB  # that Ray's dashboard takes
+IGNORE_GITIGNORE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
 A_FILE = 256  # bytes that a zip needs for a file beside its content and twice its name
 LISTED = 5  # files that a refusal names
 SECRET_FILES = (
@@ -53,39 +55,26 @@ class Upload:
 
 def upload_of(folder: Path, excludes: Sequence[str] = ()) -> Upload:
     """What Ray would take of a folder. Raises UserError where it is none."""
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
     if not folder.is_dir():
         raise UserError(f"--working-dir {folder}: no such folder")
     root, files = folder.absolute(), dict[str, int]()
-    with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    excluded = [*ray_constants.get_runtime_env_default_excludes(), *excludes]
 
     def take(path: Path) -> None:
         if path.is_file():
             files[str(path.relative_to(root))] = path.stat().st_size
 
-    packaging._dir_travel(
-        root,
-        [packaging._get_excludes(root, excluded)],
-        take,
-        include_gitignore=with_gitignore,
-        logger=logging.getLogger("sid_ray.upload"),  # Ray's own would tell of each ignore file
-    )
+    travel(root, excludes, os.environ.get(IGNORE_GITIGNORE, "0") != "1", take)
     return Upload(root, files)
 
 
 def check_size(upload: Upload) -> None:
     """Raises UserError above what Ray's dashboard takes, with the largest files."""
-    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
-
-    if upload.size < DASHBOARD_CLIENT_MAX_SIZE:
+    if upload.size < LARGEST_UPLOAD:
         return
     largest = sorted(upload.files.items(), key=lambda item: -item[1])[:LISTED]
     named = ", ".join(f"{name} ({size / MIB:.0f} MiB)" for name, size in largest)
     raise UserError(
-        f"the upload of {upload.folder} is {upload}, Ray takes {DASHBOARD_CLIENT_MAX_SIZE // MIB} "
+        f"the upload of {upload.folder} is {upload}, Ray takes {LARGEST_UPLOAD // MIB} "
         f"MiB: name in .rayignore what a job does not need; the largest are {named}"
     )
 

@@ -1,7 +1,7 @@
 """CLIP score: how well images fit their texts, the mean cosine of CLIP's embeddings of both.
 
     network = load_clip(folder)
-    sums = merged(clip_sums(network, images, texts, block) for each block)
+    sums = merged(FeatureSums.of_block(network.look(images, texts), block) for each block)
     clip_score(sums)
 
 Not multiplied by 100. A number means something only with its network: SiD-LSG's are of OpenCLIP
@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sid_ray.denoisers.stable_diffusion import load_tokenizer
+from sid_ray.denoisers.clip_text import load_tokenizer
 from sid_ray.errors import UserError
 from sid_ray.metrics.sums import FeatureSums
 from sid_ray.metrics.transformers_folder import load_network
@@ -54,6 +55,10 @@ class Clip:
         top, left = ((side - self.size) // 2 for side in sides)
         middle = found[:, :, top : top + self.size, left : left + self.size]
         return (middle.clamp(0, 255).round() / 255 - self.mean) / self.deviation
+
+    def look(self, images: Tensor, texts: Sequence[str] | None) -> NDArray:
+        """Cosines of images uint8 [N, 3, H, W] and a text for each: [N, 1]. Raises UserError."""
+        return clip_cosines(self, images, texts or [])[:, None].numpy()
 
     def cosines(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Of each image uint8 [B, 3, H, W] and its text: [B], float32 on the CPU."""
@@ -91,11 +96,6 @@ def clip_cosines(clip: Clip, images: Tensor, texts: Sequence[str]) -> Tensor:
         raise UserError(f"{len(images)} images and {len(texts)} texts: give one text to each image")
     starts = range(0, len(images), BATCH)
     return torch.cat([clip.cosines(images[i : i + BATCH], texts[i : i + BATCH]) for i in starts])
-
-
-def clip_sums(clip: Clip, images: Tensor, texts: Sequence[str], block: int) -> FeatureSums:
-    """The cosines' sums of one block of up to 256 images."""
-    return FeatureSums.of_block(clip_cosines(clip, images, texts)[:, None].numpy(), block)
 
 
 def clip_score(sums: FeatureSums) -> float:

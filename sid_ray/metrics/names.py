@@ -1,6 +1,7 @@
 """What a score's name says: where MLflow shows it, and which of two values is the better one.
 
-The names are those of ``metrics/scores.py``: FD-digits-cnn, KD-Lite0, FID, IS-Lite0, precision, ...
+A name is that of a ``Score`` of a metric's spec, with the feature space behind it: FD-digits-cnn,
+KD-Lite0, FID, IS-Lite0, precision, ... Of a name that no spec knows, the smaller value is better.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from sid_ray.metrics.spec import INCEPTION, MetricSpec, Score, metric_specs
+
 EVAL, BEST = "eval/", "best/"
 """In MLflow a score is EVAL + NAME, its best value so far BEST + NAME: a group of charts each."""
 
-LARGER = ("IS", "precision", "recall", "CLIP")
-FRECHET = ("FD", "FID")
-DEVIATION, DEAD = "_deviation", "dead_features"
-BESIDE = (DEVIATION, DEAD)  # say how far to trust a score, and are none themselves
-INCEPTION = "Inception"  # whose scores carry no name of a space: FID, KID, IS, ...
+DEVIATION = "_deviation"  # behind the name of the score whose parts deviate by so much
+
+UNKNOWN = Score("")
 
 
 def bare(name: str) -> str:
@@ -23,19 +24,40 @@ def bare(name: str) -> str:
     return name.removeprefix(EVAL).removeprefix(BEST)
 
 
+def measured_by(name: str) -> MetricSpec | None:
+    """The metric that gives a score; None where no spec knows the name."""
+    first = first_word(name)
+    for spec in metric_specs():
+        if any(first in (score.name, score.in_inception) for score in spec.scores):
+            return spec
+    return None
+
+
+def score_of(name: str) -> Score:
+    """What its metric's spec says of a score; UNKNOWN where no spec knows the name."""
+    first, spec = first_word(name), measured_by(name)
+    scores = () if spec is None else spec.scores
+    return next((each for each in scores if first in (each.name, each.in_inception)), UNKNOWN)
+
+
+def first_word(name: str) -> str:
+    """FD of eval/FD-Lite0, KID of KID_deviation: the name without its feature space."""
+    return bare(name).partition("-")[0].removesuffix(DEVIATION)
+
+
 def larger_is_better(name: str) -> bool:
     """Of a score, with or without EVAL or BEST before it."""
-    return bare(name).startswith(LARGER)
+    return score_of(name).larger_is_better
 
 
-def is_frechet(name: str) -> bool:
-    """Whether it is a Frechet distance: FID, FD-SPACE."""
-    return bare(name).partition("-")[0] in FRECHET
+def leads(name: str) -> bool:
+    """Whether it is shown before other scores, like a Frechet distance."""
+    return score_of(name).leads
 
 
 def is_score(name: str) -> bool:
     """Whether one value of it is better than another; not so for deviations and dead features."""
-    return not any(word in bare(name) for word in BESIDE)
+    return DEVIATION not in bare(name) and not score_of(name).beside
 
 
 def plain_scores(scores: Mapping[str, float]) -> dict[str, float]:
@@ -45,7 +67,7 @@ def plain_scores(scores: Mapping[str, float]) -> dict[str, float]:
 
 def shown_score(name: str, value: float) -> str:
     """As many digits as say something."""
-    return f"{value:.2f}" if is_frechet(name) or bare(name).startswith("IS") else f"{value:.4g}"
+    return f"{value:.{score_of(name).digits}}"
 
 
 def is_better(name: str, value: float, than: float | None) -> bool:
@@ -56,15 +78,16 @@ def is_better(name: str, value: float, than: float | None) -> bool:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Frechet distances first, then by name."""
-    return sorted(names, key=lambda name: (not is_frechet(name), name))
+    """Those that lead first, then by name."""
+    return sorted(names, key=lambda name: (not leads(name), name))
 
 
 def shown_last(name: str) -> tuple[bool, bool, bool, str]:
-    """Sorts MLflow's metrics for people: best scores, scores, Frechet distances first, the rest."""
-    return not name.startswith(BEST), not name.startswith(EVAL), not is_frechet(name), name
+    """Sorts MLflow's metrics for people: best scores, scores, those that lead first, the rest."""
+    return not name.startswith(BEST), not name.startswith(EVAL), not leads(name), name
 
 
 def space_of(name: str) -> str:
-    """The feature space of a score: Lite0 of FD-Lite0, Inception of FID."""
-    return bare(name).partition("-")[2].removesuffix("_deviation") or INCEPTION
+    """The feature space of a score: Lite0 of FD-Lite0, Inception of FID; empty for none."""
+    space = bare(name).partition("-")[2].removesuffix(DEVIATION)
+    return space or (INCEPTION if score_of(name).of_space else "")

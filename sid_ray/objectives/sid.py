@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from sid_ray.config.sections import ObjectiveConfig
 from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.schedules import image_shape
 from sid_ray.objectives.functional import (
@@ -94,6 +95,35 @@ class SiD:
     official: bool = False
 
     through_scores: ClassVar[bool] = True  # the generator's gradient passes through both scores
+
+    @classmethod
+    def of(
+        cls,
+        chosen: ObjectiveConfig,
+        schedule: Schedule,
+        null_text: Tensor | None = None,
+        **own: Any,
+    ) -> Self:
+        """The losses that a config's section describes.
+
+        Args:
+            null_text: [T, D], the empty prompt's embedding of a teacher that reads text.
+            own: arguments that this class has beside SiD's.
+        """
+        kappas = (chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4)
+        return cls(
+            schedule=schedule,
+            alpha=chosen.alpha,
+            fake_scale=chosen.fake_scale,
+            generator_scale=chosen.generator_scale,
+            generator_dropout=chosen.generator_dropout,
+            logvar=chosen.logvar,
+            augment=AugmentPipe(chosen.augment) if chosen.augment else None,
+            num_steps=chosen.num_steps,
+            guidance=Guidance(*kappas, chosen.text_dropout, null_text),
+            official=chosen.compat == "official",
+            **own,
+        )
 
     @property
     def draw_spec(self) -> DrawSpec:

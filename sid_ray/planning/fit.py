@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
 from sid_ray.planning.memory import (
@@ -204,14 +205,14 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def wider(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
+def wider(config: DistillConfig, precisions: Sequence[str]) -> Iterator[tuple[str, DistillConfig]]:
     """(flags, config) of settings that save memory and are not on, one by one and together."""
     names = ("offload_optimizer", "activation_checkpointing")
     off = [name for name in names if not getattr(config.resources, name)]
     for chosen in [[name] for name in off] + [off] * (len(off) > 1):
         flags = " ".join(f"--resources.{name.replace('_', '-')}" for name in chosen)
         yield flags, replace(config, **{f"resources__{name}": True for name in chosen})
-    if config.training.precision == "float32" and config.schedule.kind == "edm":
+    if config.training.precision == "float32" and "bfloat16" in precisions:
         yield "--training.precision bfloat16", replace(config, training__precision="bfloat16")
 
 
@@ -275,7 +276,8 @@ def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> l
     if stage:
         shared = needs_deepspeed(config.resources, machine.gpus)
         return [*found, stage] if shared else found  # else it is that micro-batch again
-    for flag, own in wider(config):
+    precisions = family_of(planner.description.family).precisions
+    for flag, own in wider(config, precisions):
         if " " in flag and found:
             continue  # one of the two is enough
         fits = any_stage(planner, own, machine)

@@ -29,7 +29,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
@@ -37,9 +38,7 @@ from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 
 LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
-TOKENS = 77  # of a prompt
 AUGMENT_DRAWS = 15
-TEXT_WIDTH = 1280  # diffusers' default of cross_attention_dim
 
 
 class LiveBytes(TorchDispatchMode):
@@ -172,7 +171,7 @@ def spec_network(
     if str(device) == "meta":
         net = layout(description, "the teacher")
     else:
-        net = spec_of(description.family).build(description.network).to(device)
+        net = family_of(description.family).build(description.network).to(device)
     set_precision(net, config.training.precision)
     return net.requires_grad_(False)
 
@@ -201,7 +200,7 @@ def run_phase(
 ) -> None:
     """One forward and backward pass of a phase, on the networks' device, with no real inputs."""
     device = next(nets[0].parameters()).device
-    text = text_shape(description)
+    text = family_of(description.family).text_shape(description.network)
     null_text = torch.zeros(text, device=device) if text else None
     objective = objective_of(config, null_text)
     draw, batch = inputs(config, description, images, objective.draw_spec, device)
@@ -226,13 +225,6 @@ def trained_alone(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(False)
 
 
-def text_shape(description: ModelDescription) -> tuple[int, int] | None:
-    """(tokens, width) of a prompt's embedding; None for networks that read no text."""
-    if spec_of(description.family).load_text is None:
-        return None
-    return TOKENS, description.network.get("cross_attention_dim", TEXT_WIDTH)
-
-
 def inputs(
     config: DistillConfig,
     description: ModelDescription,
@@ -241,9 +233,9 @@ def inputs(
     device: torch.device,
 ) -> tuple[Draw, Batch]:
     """A draw and a batch of the right shapes. The step is a number, the costliest one."""
-    spec = spec_of(description.family)
-    shape, labels = spec.shape(description.network), spec.label_dim(description.network)
-    text = text_shape(description)
+    family, network = family_of(description.family), description.network
+    shape, labels = family.shape(network), family.label_dim(network)
+    text = family.text_shape(network)
 
     def some(*size: int) -> Tensor:
         return torch.zeros(images, *size, device=device)
@@ -260,5 +252,5 @@ def inputs(
         text_uniform=some() if wanted.text else None,
         augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
     )
-    reals = some(*shape) if config.objective.name == "sida" else None
+    reals = some(*shape) if objective_spec(config.objective.name).reads_images else None
     return draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)

@@ -185,10 +185,10 @@ def check_head(named: str, address: str, as_member: bool) -> None:
 
 def found_here(named: str) -> str:
     """The address of the cluster on this machine that ``auto`` means."""
-    from ray._private.services import canonicalize_bootstrap_address
+    from sid_ray.ray_setup.ray_private import cluster_here
 
     try:
-        return canonicalize_bootstrap_address("auto") or ""
+        return cluster_here()
     except ConnectionError:
         raise refused(named, "no Ray runs on this machine: `ray start` joins a cluster") from None
 
@@ -197,36 +197,27 @@ def ask(named: str, address: str, as_member: bool) -> None:
     """Asks the head who it is. Raises UserError where it does not answer, or does not fit."""
     import grpc
     import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2 as messages
-    from ray.core.generated.gcs_service_pb2_grpc import (
-        InternalKVGcsServiceStub,
-        NodeInfoGcsServiceStub,
-    )
 
-    channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
+    from sid_ray.ray_setup.ray_private import Head, nodes_of_this_machine
+
+    head = Head(address, ANSWER_S)
     try:
-        nodes = NodeInfoGcsServiceStub(channel)
-        version = nodes.CheckAlive(messages.CheckAliveRequest(), timeout=ANSWER_S).ray_version
+        version = head.ray_version()
         if version and version != ray.__version__:
             raise refused(named, f"that cluster has Ray {version}, here it is {ray.__version__}")
-        wanted = messages.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
-        told = InternalKVGcsServiceStub(channel).InternalKVGet(wanted, timeout=ANSWER_S).value
-        python = re.search(rb'"python_version": *"([^"]+)"', told)
-        if python and python[1].decode() != platform.python_version():
+        python, here = head.python_version(), platform.python_version()
+        if python and python != here:
+            raise refused(named, f"that cluster has Python {python}, here it is {here}")
+        if as_member and not head.nodes() & nodes_of_this_machine():
             raise refused(
                 named,
-                f"that cluster has Python {python[1].decode()}, here it is "
-                f"{platform.python_version()}",
+                "this machine is no node of that cluster: `ray start --address` joins it, or use "
+                "sid-ray submit",
             )
-        listed = nodes.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=ANSWER_S)
-        check_member(
-            named, {info.node_id.hex() for info in listed.node_info_list if not info.state}
-        )
     except grpc.RpcError as error:
         raise refused(named, reason(error)) from None
     finally:
-        channel.close()
+        head.close()
 
 
 def reason(error: Any) -> str:
@@ -244,18 +235,6 @@ def reason(error: Any) -> str:
     return (
         f"what answers there is no head of Ray ({code.name.lower()}); its port is 6379 by default"
     )
-
-
-def check_member(named: str, nodes: set[str]) -> None:
-    """Raises UserError where no node of the cluster is on this machine: a driver needs one."""
-    from ray._private.services import find_node_ids
-
-    if not nodes & set(find_node_ids()):
-        raise refused(
-            named,
-            "this machine is no node of that cluster: `ray start --address` joins it, or use "
-            "sid-ray submit",
-        )
 
 
 # Ray itself ---------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def recipe_of(run: Run) -> Recipe:
         output=OutputConfig(checkpoint_every=200_000, report_every=20_000),
     )
     summary = f"{run.method} on EDM2's {run.size.upper()} teacher of ImageNet-512, alpha 1"
-    return Recipe(config, published(run), summary)
+    return Recipe(config, published(run), summary, "sida_edm2.py")
 
 
 EDM2 = tuple(recipe_of(run) for run in RUNS)

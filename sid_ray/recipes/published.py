@@ -49,11 +49,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete config, what is known of it, and one line that says what it is."""
+    """A complete config, what is known of it, one line that says what it is, and the entry script
+    that `ray job submit` runs for it.
+    """
 
     config: DistillConfig
     published: Published | None
     summary: str
+    script: str = "sid_edm.py"
 
 
 def resources(group_size: int) -> ResourcesConfig:

@@ -130,7 +130,7 @@ EMOJI_LSG = DistillConfig(
 SHIPPED = (
     Recipe(DIGITS_SID, None, "SiD on the digits that ship, minutes on two CPU cores"),
     Recipe(DIGITS_SIDA, None, "SiDA on the digits that ship, with their 1,797 real images"),
-    Recipe(EMOJI_LSG, None, "text to image: SiD-LSG on 16x16 emoji with captions"),
+    Recipe(EMOJI_LSG, None, "text to image: SiD-LSG on 16x16 emoji with captions", "sid_lsg_sd.py"),
     Recipe(DIGITS_VSD, None, "the baseline: variational score distillation on the same digits"),
 )
 

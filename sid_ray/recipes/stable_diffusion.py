@@ -126,7 +126,7 @@ def recipe_of(run: Run) -> Recipe:
         output=OutputConfig(checkpoint_every=20_000, report_every=2_048),
     )
     summary = f"SiD-LSG on {teacher.title}, long and short guidance at {kappa:g}"
-    return Recipe(config, published(run), summary)
+    return Recipe(config, published(run), summary, "sid_lsg_sd.py")
 
 
 STABLE_DIFFUSION = tuple(recipe_of(run) for run in RUNS)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
-from sid_ray.config.sections import ObjectiveConfig
+from sid_ray.objectives.spec import objective_spec
 from sid_ray.recipes.registry import FAMILIES, Recipe
 
 ROW = "{:29}  {:7}  {:12}  {:>6}  {:>11}  {:11}  {:>5}  {:>5}"
@@ -17,19 +17,12 @@ FOOT = (
     "FID, images seen: of the published generator, one step; - where not published",
     "*: best of all SiDA and SiD2A generators of that teacher; the source does not say whose",
 )
-METHODS = {"sid": "SiD", "sida": "SiDA", "lsg": "SiD-LSG", "vsd": "VSD"}
-
-
-def weight(objective: ObjectiveConfig) -> str:
-    """What tells variants of one method apart: alpha, or the teacher's guidance scale."""
-    if objective.name == "lsg":
-        return f"kappa {objective.kappa4:g}"
-    return "-" if objective.name == "vsd" else f"alpha {objective.alpha:g}"
 
 
 def row(entry: Recipe) -> str:
     config, published = entry.config, entry.published
-    method, fid, images_seen = METHODS[config.objective.name], "- ", "-"
+    objective = objective_spec(config.objective.name)
+    method, fid, images_seen = objective.label, "- ", "-"
     if published is not None:
         method = published.method
         digits = 2 if method == "SiD-LSG" else 3  # as published
@@ -41,8 +34,8 @@ def row(entry: Recipe) -> str:
             images_seen = f"{published.images_seen:,}"
     training = config.training
     return ROW.format(
-        config.recipe, method, config.data.name, fid, images_seen, weight(config.objective),
-        training.batch_size, training.group_size,
+        config.recipe, method, config.data.name, fid, images_seen,
+        objective.variant(config.objective), training.batch_size, training.group_size,
     )  # fmt: skip
 
 

@@ -62,22 +62,33 @@ def numbered_lines(data: bytes, where: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines_in(text), 1) if line.strip()]
 
 
-def csv_rows(data: bytes, where: str) -> Any:
-    """A csv.reader of a file, whose rows end where lines do; ``bad_csv`` tells what it raises."""
+def csv_rows(data: bytes, where: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, cells) of each row that is not empty; rows end where lines do.
+
+    Raises UserError with the line's number, also for a row of more or fewer cells than the first.
+    """
     lines = text_of(data, where).split("\n")
     if not lines[-1]:
         lines.pop()
-    return csv.reader((f"{line}\n" for line in lines), strict=True)
-
-
-def bad_csv(error: csv.Error, where: str) -> UserError:
-    """What csv says of a row, for the person who wrote the file."""
-    if "new-line character" in str(error):
-        return UserError(
-            f"{where}: a carriage return alone, where lines end at LF or CRLF: save it with line "
-            "feeds, or put the text in quotes"
-        )
-    return UserError(f"{where}: {error}")
+    rows, first = csv.reader((f"{line}\n" for line in lines), strict=True), 0
+    try:
+        for row in rows:
+            first = first or len(row)
+            if row and len(row) != first:
+                raise UserError(
+                    f"{where}, line {rows.line_num}: {len(row)} columns, {first} are expected: a "
+                    "text with commas stands in quotes"
+                )
+            if row:
+                yield rows.line_num, row
+    except csv.Error as error:
+        said = str(error)
+        if "new-line character" in said:
+            said = (
+                "a carriage return alone, where lines end at LF or CRLF: save it with line feeds, "
+                "or put the text in quotes"
+            )
+        raise UserError(f"{where}, line {rows.line_num}: {said}") from None
 
 
 def json_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:

@@ -13,7 +13,7 @@ from annotated_types import Interval
 from tyro.conf import Positional, arg
 
 from sid_ray.commands.arguments import WithConfig, configured, expand_aliases
-from sid_ray.config.distill_config import DistillConfig, differences, flatten, located
+from sid_ray.config.distill_config import DistillConfig, differences, known_fields, located
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import check_supplied, recipe
@@ -87,7 +87,7 @@ def fixed_to(base: DistillConfig, folder: str) -> DistillConfig:
 
 def check_flags(space: Space, flags: Sequence[str]) -> None:
     """Raises UserError for a flag whose field the sweep sets itself."""
-    names = {name.replace("_", "-"): name for name in flatten(DistillConfig())}
+    names = {name.replace("_", "-"): name for name in known_fields()}
     for typed in flags:
         flag = typed.partition("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".")
         name = names.get(flag.removeprefix("no-"), "")

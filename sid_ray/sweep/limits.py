@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.registry import noises
+from sid_ray.objectives.spec import objective_specs
 from sid_ray.recipes.registry import GUIDANCE
 from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY
 
@@ -33,46 +34,51 @@ NOT_VARIED = {
 }
 NOT_FIXED = ("recipe", "training.images", "training.seed", "output.run", "output.folder")
 
-# Fields that do nothing unless the other field has one of these values.
-OF_SIDA = (
-    "objective.adversarial_weight",
-    "objective.discriminator_weight",
-    "objective.generator_start",
-    "objective.adversarial_start",
-)
-OF_EDM = tuple(
-    f"schedule.{name}"
-    for name in ("p_mean", "p_std", "sigma_min", "sigma_max", "rho", "t_max", "init_sigma")
-)
-OF_VP = tuple(f"schedule.{name}" for name in ("timestep_min", "timestep_max", "init_timestep"))
-NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(OF_SIDA, ("objective.name", ("sida",))),
-    **dict.fromkeys(
-        (*KAPPAS, STRATEGY, SCALE, "objective.text_dropout"), ("objective.name", ("lsg", "vsd"))
-    ),
-    **dict.fromkeys(OF_EDM, ("schedule.kind", ("edm",))),
-    **dict.fromkeys(OF_VP, ("schedule.kind", ("vp",))),
-}
+
+def needs() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """field -> (other field, values): what does nothing unless the other has one of the values."""
+    readers: dict[str, list[str]] = {}
+    for spec in objective_specs():
+        for name in spec.own_fields:
+            readers.setdefault(f"objective.{name}", []).append(spec.name)
+    found = {name: ("objective.name", tuple(names)) for name, names in readers.items()}
+    found |= {STRATEGY: found[KAPPAS[0]], SCALE: found[KAPPAS[0]]}
+    for kind, noise in noises().items():
+        for name in (f"schedule.{field}" for field in noise.fields):
+            found[name] = "schedule.kind", (*found.get(name, ("", ()))[1], kind)
+    return found
 
 
-@cache
 def field_types() -> dict[str, Any]:
     """Every name that a space may speak of, with its type: bool, int, float, str or a Literal."""
     types: dict[str, Any] = {}
     for section, kind in get_type_hints(DistillConfig).items():
         if dataclasses.is_dataclass(kind):
-            hints = get_type_hints(kind)
-            types |= {f"{section}.{f.name}": hints[f.name] for f in dataclasses.fields(kind)}
+            types |= section_types(section, kind)
         else:
             types[section] = kind
+    for spec in objective_specs():
+        types |= section_types("objective", spec.config)
+    objectives: Any = tuple(spec.name for spec in objective_specs())
     names: Any = tuple(GUIDANCE)
+    types["objective.name"] = Literal[objectives]
     return {**types, STRATEGY: Literal[names], SCALE: float}
+
+
+def section_types(section: str, kind: Any) -> dict[str, Any]:
+    """'section.field' -> type of a section's dataclass."""
+    hints = get_type_hints(kind)
+    return {f"{section}.{field.name}": hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def why_not_varied(name: str) -> str:
     """Why a field may not vary, and what to do; empty where it may."""
     if name in NOT_VARIED:
         return NOT_VARIED[name]
+    for spec in objective_specs():
+        for own, reason in spec.not_varied.items():
+            if name == f"objective.{own}":
+                return reason
     section = name.split(".")[0]
     return "" if section in VARIED_SECTIONS else NOT_VARIED[section]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from sid_ray.config.distill_config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
-from sid_ray.metrics.names import space_of
-from sid_ray.sweep.limits import NEEDS
+from sid_ray.metrics.names import measured_by, score_of, space_of
+from sid_ray.sweep.limits import needs
 from sid_ray.sweep.space import (
     KAPPAS,
     SCALE,
@@ -22,12 +22,6 @@ from sid_ray.sweep.space import (
     config_of,
     known_values,
 )
-
-# By the first part of a score's name: what evaluation.metrics must ask for.
-MEASURES = {
-    "FD": "fd", "FID": "fd", "KD": "kid", "KID": "kid",
-    "IS": "is", "precision": "pr", "recall": "pr", "CLIP": "clip",
-}  # fmt: skip
 
 
 def check_space(space: Space, base: DistillConfig) -> Space:
@@ -131,10 +125,11 @@ def possible(space: Space, base: DistillConfig, name: str) -> tuple[Value, ...]:
 
 def check_effects(space: Space, base: DistillConfig) -> None:
     """Raises UserError for a field that does nothing in any trial."""
+    needed = needs()
     for name in space.names:
-        if name not in NEEDS:
+        if name not in needed:
             continue
-        other, values = NEEDS[name]
+        other, values = needed[name]
         there = possible(space, base, other)
         if not set(there) & set(values):
             found = ", ".join(map(str, there))
@@ -168,16 +163,16 @@ def check_scores(space: Space, base: DistillConfig) -> None:
         )
     measured, network = known["evaluation.metrics"], known["evaluation.feature_space"]
     for metric in space.metrics:
-        asked = MEASURES.get(metric.name.partition("-")[0])
-        if asked is None:
+        spec = measured_by(metric.name)
+        if spec is None:
             continue
-        if asked not in asked_metrics(measured):
+        if spec.name not in asked_metrics(measured):
             raise space.error(
                 "metric",
                 f"metric {metric.name}: evaluation.metrics is {measured}; put "
-                f"evaluation.metrics: {measured},{asked} under fields",
+                f"evaluation.metrics: {measured},{spec.name} under fields",
             )
-        if asked != "clip" and space_of(metric.name).lower() != network:
+        if score_of(metric.name).of_space and space_of(metric.name).lower() != network:
             raise space.error(
                 "metric",
                 f"metric {metric.name} is measured in {space_of(metric.name)}, but "

@@ -22,14 +22,13 @@ from typing import Any, get_args
 import yaml
 
 from sid_ray.errors import UserError
-from sid_ray.metrics.names import larger_is_better
+from sid_ray.metrics.names import is_score, larger_is_better, measured_by
 from sid_ray.storage import text_lines
 from sid_ray.sweep.fields_file import fields_of
 from sid_ray.sweep.nodes import Nodes, line_of
 from sid_ray.sweep.space import Budget, Metric, Scheduler, Searcher, Space
 
 TOP = ("recipe", "metric", "budget", "scheduler", "searcher", "trials", "seeds", "fields")
-DISTANCES = ("FD", "FID", "KD", "KID")
 BUDGET = ("images", "grace", "reduction", "interval", "total")
 
 
@@ -109,9 +108,9 @@ def metric_of(nodes: Nodes, node: yaml.Node) -> Metric:
 
 def direction_of(name: str) -> str:
     """Which way a known score is better; empty for any other name."""
-    if larger_is_better(name):
-        return "max"
-    return "min" if name.partition("-")[0] in DISTANCES else ""
+    if measured_by(name) is None or not is_score(name):
+        return ""
+    return "max" if larger_is_better(name) else "min"
 
 
 def budget_of(nodes: Nodes, node: yaml.Node) -> Budget:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from sid_ray.denoisers.cpu_convolution import CPU_CODE
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 LARGEST_THRESHOLD = 32 << 20  # glibc refuses more; larger blocks still come from the system
 PAD = 256 << 20  # got from the system at once, where more is needed
@@ -16,8 +18,9 @@ VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_
 
 
 def keep_freed_memory() -> bool:
-    """For this process, from now on. False where there is no glibc, or its user has chosen."""
-    if any(os.environ.get(name) for name in VARIABLES):
+    """For this process, from now on. False where it is switched off (cpu_convolution.py), where
+    there is no glibc, or its user has chosen."""
+    if not CPU_CODE or any(os.environ.get(name) for name in VARIABLES):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,20 +15,17 @@ from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
-from sid_ray.denoisers.spec import spec_of
-from sid_ray.diffusion.augment import AugmentPipe
-from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, read_scheduler_config
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.noise import TeacherSampler, levels_of
+from sid_ray.denoisers.registry import family_of, noise_of
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
-from sid_ray.objectives.lsg import Guidance
-from sid_ray.objectives.sid import SiD
-from sid_ray.objectives.sida import SiDA
-from sid_ray.objectives.vsd import VSD
+from sid_ray.objectives.spec import objective_spec, objective_specs
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
-from sid_ray.types import Objective
-from sid_ray.weights.components import Named, find_components, reads_text, text_encoder_sha256
+from sid_ray.types import Objective, Schedule
+from sid_ray.weights.components import Named, find_components, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
@@ -38,58 +33,34 @@ from sid_ray.weights.remotes import FILE_SUFFIXES
 from sid_ray.weights.same import unlike
 from sid_ray.weights.sources import resolve_source
 
-Schedule = EDMSchedule | DiscreteVPSchedule
-BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
-
 
 def schedule_of(config: DistillConfig) -> Schedule:
-    """The noise schedule of the config's kind."""
-    chosen = config.schedule
-    if chosen.kind == "edm":
-        edm = ("p_mean", "p_std", "sigma_min", "sigma_max", "rho", "t_max", "init_sigma")
-        return EDMSchedule(**{name: getattr(chosen, name) for name in edm})
-    return DiscreteVPSchedule(
-        **{name: getattr(chosen, name) for name in BETAS},
-        t_min=chosen.timestep_min,
-        t_max=chosen.timestep_max,
-        init_timestep=chosen.init_timestep,
-    )
+    """The noise schedule of the config's kind. Raises UserError for an unknown kind."""
+    return noise_of(config.schedule.kind).schedule(config.schedule)
+
+
+def solver_of(config: DistillConfig) -> TeacherSampler:
+    """How the teacher makes images: its own sampler, in the config's number of steps."""
+    chosen = config.evaluation
+    noise = noise_of(config.schedule.kind)
+    return noise.sampler(config.schedule, chosen.teacher_steps, chosen.teacher_guidance)
 
 
 def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Objective:
     """The losses. ``null_text`` [T, D] is the empty prompt's embedding of a teacher with text."""
     chosen = config.objective
-    guidance = Guidance(
-        chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4, chosen.text_dropout, null_text
-    )
-    common: dict[str, Any] = {
-        "schedule": schedule_of(config),
-        "alpha": chosen.alpha,
-        "fake_scale": chosen.fake_scale,
-        "generator_scale": chosen.generator_scale,
-        "generator_dropout": chosen.generator_dropout,
-        "logvar": chosen.logvar,
-        "augment": AugmentPipe(chosen.augment) if chosen.augment else None,
-        "num_steps": chosen.num_steps,
-        "guidance": guidance,
-        "official": chosen.compat == "official",
-    }
-    if chosen.name == "sida":
-        return SiDA(
-            **common,
-            adversarial_weight=chosen.adversarial_weight,
-            discriminator_weight=chosen.discriminator_weight,
-            generator_start=chosen.generator_start,
-            adversarial_start=chosen.adversarial_start,
-        )
-    return (VSD if chosen.name == "vsd" else SiD)(**common)
+    return objective_spec(chosen.name).build(chosen, schedule_of(config), null_text)
 
 
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     """What happens around the updates of fake score and generator."""
     objective, training = config.objective, config.training
     return update_rules(
-        objective.name, family, objective.compat, training.normalize_weights, training.clip_value
+        objective_spec(objective.name).discriminator,
+        family,
+        objective.compat,
+        training.normalize_weights,
+        training.clip_value,
     )
 
 
@@ -104,8 +75,9 @@ def network_of(config: DistillConfig, description: ModelDescription) -> ModelDes
     """The network that is trained: the teacher's, with the config's dropout."""
     if config.teacher.dropout < 0:
         return description
-    network = dict(description.network) | {"dropout": config.teacher.dropout}
-    return dataclasses.replace(description, network=network)
+    family = family_of(description.family)
+    network = family.with_dropout(description.network, config.teacher.dropout)
+    return dataclasses.replace(description, network=network or description.network)
 
 
 @dataclass(frozen=True)
@@ -130,17 +102,17 @@ def data_of(
     ``components`` are the teacher's. A prepared set is read for this rank of ``world_size``;
     ``tell`` hears of its storage.
     """
-    spec = spec_of(teacher.family)
-    text = None if spec.load_text is None else spec.load_text(components.text, device)
+    family = family_of(teacher.family)
+    text = family.load_text(components.text, device) if family.reads_text else None
     embed, null_text = (None, None) if text is None else (text.embed, text.null())
-    shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
+    shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if not is_prepared(config.data):
         return Data(unlabelled(open_source(config.data, shape, embed), label_dim), null_text)
     reading = Reading(
         config.group_plan(world_size),
         rank,
         config.training.seed,
-        config.objective.name == "sida",
+        objective_spec(config.objective.name).reads_images,
         config.data.window,
         config.data.xflip,
         config.resources.data_cache_gib,
@@ -148,7 +120,8 @@ def data_of(
         tell,
     )
     encoder = None if components.text is None else partial(text_encoder_sha256, components.text)
-    standard = None if spec.standard is None else partial(spec.standard, components.vae)
+    latents = family.latents
+    standard = None if latents is None else partial(latents.standard, components.vae)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)
     return Data(unlabelled(source, label_dim), null_text)
 
@@ -158,10 +131,10 @@ def bare_source(config: DistillConfig, teacher: ModelDescription) -> Source:
 
     Raises UserError.
     """
-    spec, data = spec_of(teacher.family), config.data
-    shape = spec.shape(teacher.network)
+    family, data = family_of(teacher.family), config.data
+    shape = family.shape(teacher.network)
     opened = open_prepared(data, shape) if is_prepared(data) else open_source(data, shape)
-    return unlabelled(opened, spec.label_dim(teacher.network))
+    return unlabelled(opened, family.label_dim(teacher.network))
 
 
 def unlabelled(source: Source, label_dim: int) -> Source:
@@ -213,7 +186,7 @@ def components_of(
 
     Raises UserError where they are missing or do not suit the teacher.
     """
-    missing = reads_text(teacher) and found.text is None
+    missing = family_of(teacher.family).reads_text and found.text is None
     if found != NO_COMPONENTS and found.are_here and not missing:
         return found
     chosen = config.teacher
@@ -223,11 +196,12 @@ def components_of(
 
 def check_latents(config: DistillConfig, teacher: ModelDescription, components: Components) -> None:
     """Raises UserError where latents are read, and nothing says how the teacher wants them."""
-    standard = spec_of(teacher.family).standard
-    if config.objective.name == "sida" and is_prepared(config.data) and standard is not None:
+    latents = family_of(teacher.family).latents
+    reads_images = objective_spec(config.objective.name).reads_images
+    if reads_images and is_prepared(config.data) and latents is not None:
         source = bare_source(config, teacher)
         if isinstance(source, PreparedSource) and source.manifest.kind == "latents":
-            standard(components.vae)
+            latents.standard(components.vae)
 
 
 def is_generator_address(source: str) -> bool:
@@ -249,39 +223,63 @@ def check_generator(source: str, teacher: ModelDescription, generator: ModelDesc
 
 def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path) -> None:
     """Raises UserError where teacher, data set and objective do not fit together."""
-    spec, objective = spec_of(teacher.family), config.objective
-    if spec.schedule != config.schedule.kind:
+    family = family_of(teacher.family)
+    if family.noise.kind != config.schedule.kind:
         raise UserError(
             f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is a "
-            f"{teacher.family} network: it needs {spec.schedule!r}"
+            f"{teacher.family} network: it needs {family.noise.kind!r}"
         )
+    check_network(config, teacher)
+    family.noise.check(config.schedule, folder)
+    check_data(config, teacher)
+
+
+def check_network(config: DistillConfig, teacher: ModelDescription) -> None:
+    """Raises UserError where the teacher's network lacks what the config asks of it."""
+    family, objective = family_of(teacher.family), config.objective
     kappas = {f"kappa{i}": getattr(objective, f"kappa{i}") for i in (1, 2, 3, 4)}
     guided = [name for name, kappa in kappas.items() if kappa != 1]
-    if spec.load_text is None and (guided or objective.name == "lsg"):
-        what = f"objective.{guided[0]} is {kappas[guided[0]]}" if guided else "objective is lsg"
+    needs = objective_spec(objective.name).needs
+    if not family.reads_text and (guided or "text" in needs):
+        what = f"objective is {objective.name}"
+        if guided:
+            what = f"objective.{guided[0]} is {kappas[guided[0]]}"
         raise UserError(
             f"{what}, but teacher {config.teacher.source} reads no text to be guided by"
         )
-    if config.teacher.dropout >= 0 and "dropout" not in teacher.network:
+    if config.teacher.dropout >= 0 and family.with_dropout(teacher.network, 0) is None:
         raise UserError(f"teacher.dropout: {config.teacher.source} has no dropout to set")
-    if objective.logvar and not spec.logvar(teacher.network):
+    what = "objective.logvar" if objective.logvar else f"objective {objective.name}"
+    if (objective.logvar or "log-variance head" in needs) and not family.logvar(teacher.network):
         raise UserError(
-            f"objective.logvar needs a log-variance head; teacher {config.teacher.source} has none"
+            f"{what} needs a log-variance head; teacher {config.teacher.source} has none"
         )
-    if objective.augment and not teacher.network.get("augment_dim", 0):
+    if "several steps" in needs and objective.num_steps < 2:
+        raise UserError(
+            f"objective {objective.name} needs a generator of several steps: set "
+            "--objective.num-steps to 2 or more"
+        )
+    if objective.augment and not family.augment_dim(teacher.network):
         raise UserError(
             f"objective.augment is {objective.augment}, but teacher {config.teacher.source} reads "
             "no augmentation labels: the generator would learn augmented images"
         )
-    if config.schedule.kind == "vp":
-        check_schedule(config, folder)
-    check_data(config, teacher)
+    if objective_spec(objective.name).discriminator and not family.adversarial_features:
+        raise UserError(
+            f"objective {objective.name} needs adversarial features; teacher "
+            f"{config.teacher.source} is a {teacher.family} network, which gives none"
+        )
+    if config.training.precision not in family.precisions:
+        raise UserError(
+            f"training.precision is {config.training.precision}; {teacher.family} networks compute "
+            f"in {', '.join(family.precisions)}"
+        )
 
 
 def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
     """Raises UserError where the teacher has other images, classes or text than the data set."""
-    spec, data = spec_of(teacher.family), config.data
-    shape, label_dim = spec.shape(teacher.network), spec.label_dim(teacher.network)
+    family, data = family_of(teacher.family), config.data
+    shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if data.xflip and not is_prepared(data):
         raise UserError(
             f"data.xflip is for prepared sets of images; data set {data.name!r} is none here"
@@ -299,15 +297,15 @@ def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
                 f"teacher {config.teacher.source} has {own} {what}, data set "
                 f"{data.name!r} has {needed}: choose a teacher of this data"
             )
-    if spec.load_text is None and data.name in ("prompts", "emoji"):
+    if not family.reads_text and data.name in ("prompts", "emoji"):
         raise UserError(
             f"teacher {config.teacher.source} reads no text, data set {data.name!r} has prompts"
         )
-    if spec.load_text is not None and not source.has_prompts:
+    if family.reads_text and not source.has_prompts:
         raise UserError(
             f"teacher {config.teacher.source} reads text, data set {data.name!r} has none"
         )
-    if config.objective.name == "sida":
+    if objective_spec(config.objective.name).reads_images:
         check_pixels(config, teacher, source)
 
 
@@ -315,34 +313,31 @@ def check_pixels(config: DistillConfig, teacher: ModelDescription, source: Sourc
     """Raises UserError where an adversarial run gets no images that its networks can read."""
     data = config.data
     if not source.has_images:
-        how = "use objective.name sid, or a data set with images (digits, emoji)"
+        without = f"use objective.name {' or '.join(without_images(family_of(teacher.family)))}"
+        how = f"{without}, or a data set with images (digits, emoji)"
         if data.name in (*LABELS_ONLY, "prepared"):
             how = (
                 "sid-ray data prepare SRC DST prepares them, and --data.source DST reads them; "
-                "or use objective.name sid"
+                f"or {without}"
             )
         raise UserError(
-            f"objective sida needs real images; data set {data.name!r} gives none here: {how}"
+            f"objective {config.objective.name} needs real images; data set {data.name!r} gives "
+            f"none here: {how}"
         )
     latents = isinstance(source, PreparedSource) and source.manifest.kind == "latents"
-    if latents and spec_of(teacher.family).standard is None:
+    if latents and family_of(teacher.family).latents is None:
         raise UserError(
             f"data.source {data.source} holds latents; teacher {config.teacher.source} is of pixels"
         )
 
 
-def check_schedule(config: DistillConfig, folder: Path) -> None:
-    """Raises UserError where the config's betas are not those of the teacher's scheduler."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return
-    own = read_scheduler_config(path)
-    for name in BETAS:
-        has, asked = getattr(own, name), getattr(config.schedule, name)
-        if has != asked:
-            raise UserError(
-                f"schedule.{name} is {asked!r}, but {path} says {has!r}: set it to that"
-            )
+def without_images(family: Family) -> list[str]:
+    """The objectives that such a teacher can be distilled with, and no real images."""
+    return [
+        spec.name
+        for spec in objective_specs()
+        if not spec.reads_images and ("text" not in spec.needs or family.reads_text)
+    ]
 
 
 def generator_description(config: DistillConfig, teacher: ModelDescription) -> ModelDescription:
@@ -351,26 +346,12 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
     for part in ("text_encoder", "vae"):
         if named := getattr(config.teacher, part):
             notes[part] = named
-    one_step: dict[str, Any] = {"sigma": config.schedule.init_sigma}
-    if config.schedule.kind == "vp":
-        betas = {name: getattr(config.schedule, name) for name in BETAS}
-        one_step = {"timestep": config.schedule.init_timestep} | betas
+    one_step = family_of(teacher.family).noise.one_step(config.schedule)
     if config.objective.num_steps > 1:
         one_step["num_steps"] = config.objective.num_steps
     return ModelDescription(teacher.family, teacher.network, one_step, notes)
 
 
-def generation_of(one_step: Mapping[str, Any]) -> tuple[Schedule, int]:
-    """(schedule, number of evaluations) from a generator's description. Raises UserError."""
-    values = dict(one_step)
-    num_steps = values.pop("num_steps", 1)
-    try:
-        if "sigma" in values:
-            return EDMSchedule(init_sigma=values["sigma"]), num_steps
-        timestep = values.pop("timestep")
-        return DiscreteVPSchedule(**values, init_timestep=timestep), num_steps
-    except (KeyError, TypeError):
-        raise UserError(
-            f"one_step of model.json is {json.dumps(dict(one_step))}; expected a sigma, or a "
-            "timestep with the betas"
-        ) from None
+def generation_of(generator: ModelDescription) -> tuple[Schedule, int]:
+    """(noise levels, number of evaluations) of a generator. Raises UserError."""
+    return levels_of(family_of(generator.family).noise, generator.one_step or {})

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import convention_of, family_of
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import weight_files
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
 
 BATCH = 8  # images that a VAE takes at once
-TEXT, VAE = ("text_encoder", "tokenizer"), ("vae",)
+VAE = ("vae",)
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 
@@ -40,14 +40,6 @@ class Named:
     vae_flag: str = "--vae"
 
 
-def reads_text(description: ModelDescription) -> bool:
-    return spec_of(description.family).load_text is not None
-
-
-def makes_latents(description: ModelDescription) -> bool:
-    return spec_of(description.family).shape(description.network)[0] not in (1, 3)
-
-
 def find_components(
     description: ModelDescription, network: Path, named: Named, teacher: str = ""
 ) -> Components:
@@ -58,11 +50,12 @@ def find_components(
     that cannot serve, UserError is raised; a VAE that is not there is not missed yet.
     """
     text = vae = None
-    if reads_text(description):
+    family = family_of(description.family)
+    if family.reads_text:
         text = find_text(description, network, named, teacher)
     elif named.text_encoder:
         raise UserError(f"{named.text_flag} {named.text_encoder}: {network.name} reads no text")
-    if makes_latents(description):
+    if family.makes_latents(description.network):
         if named.vae:
             vae = component_folder(named.vae, *VAE)
             check_vae_suits(description, vae)
@@ -76,21 +69,22 @@ def find_components(
 
 def find_text(description: ModelDescription, network: Path, named: Named, teacher: str) -> Path:
     """Raises UserError where there is no text encoder, or one of another pipeline."""
+    family = family_of(description.family)
     if named.text_encoder:
-        folder = resolve_component(named.text_encoder, *TEXT)
-        check_text_suits(description, folder)
+        folder = resolve_component(named.text_encoder, *family.text_parts)
+        family.check_text(description.network, folder)
         return folder
     tried: list[str] = []
     for address, found, trouble in candidates(description, network, "text_encoder", teacher):
         if found is not None:
-            check_text_suits(description, found)
+            family.check_text(description.network, found)
             return found
         tried.append(f"{address}: {trouble}" if trouble else address)
     where = f" ({tried[1]})" if len(tried) > 1 else ""
     raise UserError(
         f"{network.name} reads text and has no text encoder beside it{where}: give "
-        f"{named.text_flag} FOLDER, a diffusers folder with the text_encoder and tokenizer that it "
-        "was trained with"
+        f"{named.text_flag} FOLDER, a diffusers folder with the {' and '.join(family.text_parts)} "
+        "that it was trained with"
     )
 
 
@@ -102,7 +96,7 @@ def candidates(
     """
     own = network if (network / part).is_dir() else None
     yield str(network), own, ""
-    parts = TEXT if part == "text_encoder" else VAE
+    parts = VAE if part in VAE else family_of(description.family).text_parts
     notes = description.notes
     for address in (notes.get(part), notes.get("teacher"), teacher):
         if not address or str(address) == str(network):
@@ -115,25 +109,11 @@ def candidates(
             yield str(address), None, str(error)
 
 
-def check_text_suits(description: ModelDescription, folder: Path) -> None:
-    """Raises UserError where a text encoder cannot be loaded, or is another network's."""
-    from sid_ray.denoisers.stable_diffusion import check_text
-
-    own, reads = check_text(folder).hidden_size, description.network.get("cross_attention_dim")
-    widths: set[int] = set(reads) if isinstance(reads, list | tuple) else {reads or own}
-    if widths != {own}:
-        raise UserError(
-            f"the text encoder in {folder} makes embeddings of width {own}, the network reads "
-            f"{', '.join(map(str, sorted(widths)))}: take the one that it was trained with"
-        )
-
-
 def check_vae_suits(description: ModelDescription, folder: Path) -> None:
     """Raises UserError where a VAE cannot be loaded, or is of other latents."""
-    from sid_ray.denoisers.stable_diffusion import check_vae
-
-    own = check_vae(folder).latent_channels
-    channels = spec_of(description.family).shape(description.network)[0]
+    family = family_of(description.family)
+    own = family.latent_convention().check(folder).latent_channels
+    channels = family.shape(description.network)[0]
     if own != channels:
         raise UserError(
             f"the VAE in {folder} is of {own} latent channels, the network of {channels}: take the "
@@ -148,7 +128,7 @@ def fingerprint(components: Components) -> str:
     """
     if components.text is None:
         return ""
-    from sid_ray.denoisers.stable_diffusion import component_of, tokenizer_folder
+    from sid_ray.denoisers.component import component_of, tokenizer_folder
 
     encoder = component_of(components.text, "text_encoder")
     tokenizer = tokenizer_folder(components.text)
@@ -187,19 +167,16 @@ def files_sha256(files: Sequence[Path]) -> str:
 
 @cache
 def open_vae(source: str, convention: str, device: str) -> Any:
-    """The codec around a folder's VAE; loaded once a process."""
-    from sid_ray.denoisers.codecs import edm2_codec, stable_diffusion_codec
-    from sid_ray.denoisers.stable_diffusion import load_vae
-
+    """The codec around a folder's VAE, loaded once a process. Raises UserError."""
     settle(device)
-    folder = component_folder(source, "vae")
-    make = edm2_codec if convention == "edm2" else stable_diffusion_codec
-    return make(load_vae(folder).to(device), BATCH)
+    chosen = convention_of(convention)
+    vae = chosen.load(component_folder(source, "vae"))
+    return chosen.codec(vae.to(device), BATCH)
 
 
 @cache
 def open_text(source: str, device: str) -> Any:
-    from sid_ray.denoisers.stable_diffusion import load_text
+    from sid_ray.denoisers.clip_text import load_text
 
     settle(device)
     return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sid_ray.denoisers.registry import network_folders
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:  # what reads no weights must not load torch
@@ -65,6 +66,16 @@ class Components:
 
 
 NO_COMPONENTS = Components()
+
+
+def named_by() -> tuple[str, ...]:
+    """The files of which one makes a folder a network's."""
+    return (DESCRIPTION, "config.json", *(f"{name}/config.json" for name in network_folders()))
+
+
+def holds_network(folder: Path) -> bool:
+    """Whether a folder is a network's."""
+    return any((folder / name).is_file() for name in named_by())
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from sid_ray.denoisers.registry import pipeline_parts
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
+from sid_ray.weights import description
 from sid_ray.weights.address import Source, check_sha256
 from sid_ray.weights.cache import checked, entry, failures_named, fetch_file, fetch_to, read_record
 from sid_ray.weights.remotes import (
@@ -31,19 +33,18 @@ from sid_ray.weights.remotes import (
     s3_filesystem,
 )
 
-NAMED_BY = ("model.json", "config.json", "unet/config.json")  # one of them makes a folder a network
 OWN_FILES = ("model.json", "model.safetensors")
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SETTINGS = (".json", ".txt", ".model")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".ema.")
 MAX_LISTING = 16 << 20
 COMMIT_DIGITS = 40
 
 
-def fetch(source: Source, label: str, parts: Sequence[str] = PARTS) -> Path:
+def fetch(source: Source, label: str, parts: Sequence[str] = ()) -> Path:
     """The local path of a remote source, up to date where the server can be asked.
 
-    Of a diffusers folder these ``parts`` are fetched. Raises UserError in one line: not found, no
+    Of a diffusers folder these ``parts`` are fetched, all that a network needs where none are
+    named. Raises UserError in one line: not found, no
     access, no space left, unreachable, another file than its checksum says.
     """
     if source.kind == "hf":
@@ -131,7 +132,7 @@ def fetch_folder(
     label: str,
     listing: Callable[[], list[str] | None],
     remote: Callable[[str], Remote],
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = (),
 ) -> Path:
     """Fetches the files of a network that ``listing`` names; the one file itself if it is None.
 
@@ -161,13 +162,13 @@ def fetch_folder(
 
 
 def named_by(parts: Sequence[str]) -> tuple[str, ...]:
-    """The files of which one makes a folder a network, or these parts of one."""
-    if "unet" in parts:
-        return NAMED_BY
+    """The files of which one makes a folder a network, or these parts of a pipeline."""
+    if not parts:
+        return description.named_by()
     return ("config.json", f"{parts[0]}/config.json")
 
 
-def network_files(found: list[str], parts: Sequence[str] = PARTS) -> list[str]:
+def network_files(found: list[str], parts: Sequence[str] = ()) -> list[str]:
     """Those of a folder's files that make a network, or these parts of one; none if there is none.
 
     Of weights that are there twice (half precision, pickled, other frameworks), only one is taken.
@@ -180,11 +181,12 @@ def network_files(found: list[str], parts: Sequence[str] = PARTS) -> list[str]:
         return [name for name in OWN_FILES if name in names]
     if not names & set(named):
         return []
-    depth = 2 if named[-1] in names else 1
+    depth = 2 if any("/" in name for name in names & set(named)) else 1
+    wanted = parts or pipeline_parts()
     paths = [
         path
         for path in paths
-        if len(path.parts) <= depth and (len(path.parts) == 1 or path.parts[0] in parts)
+        if len(path.parts) <= depth and (len(path.parts) == 1 or path.parts[0] in wanted)
     ]
     return sorted(str(path) for path in paths if _is_needed(path, names, depth))
 
@@ -200,7 +202,7 @@ def _is_needed(path: PurePosixPath, names: set[str], depth: int) -> bool:
     return str(path) in (safe or [n for n in whole or beside if n.endswith(".bin")])
 
 
-def has_network(folder: Path, parts: Sequence[str] = PARTS) -> bool:
+def has_network(folder: Path, parts: Sequence[str] = ()) -> bool:
     """Whether every file of a fetched folder is whole, and the one that names it is there."""
     whole = not any(folder.rglob("*.part"))
     return whole and any(read_record(folder / name) is not None for name in named_by(parts))

@@ -2,7 +2,7 @@
 
 network folder     model.safetensors and model.json (sid_ray's own)
 safetensors file   with its description inside, beside it, or without one
-diffusers folder   unet/config.json and its weights (or the unet folder itself)
+diffusers folder   its network's folder (unet) with config.json and weights, or that folder itself
 snapshot pickle    NVIDIA EDM and EDM2, SiD, SiDA: persistence records under "ema"
 module pickle      SiD-LSG: a pickled UNet2DConditionModel under "ema"
 training state     .pt of EDM, SiD, SiDA, SiD-LSG: modules or state dicts under several names
@@ -17,7 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sid_ray.denoisers.spec import from_official, spec_of
+from sid_ray.denoisers.registry import (
+    family_of,
+    from_official,
+    named_arguments,
+    network_folders,
+)
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.tensor_files.inert import Inert, Persistent, RefusedError, as_mapping
@@ -43,7 +48,6 @@ from sid_ray.weights.description import (
     read_description,
     safetensors_description,
 )
-from sid_ray.weights.official import named_arguments
 
 # What a caller may ask for, and the names it has in the files, best first.
 PARTS = {
@@ -89,7 +93,7 @@ class LoadedWeights:
             return ModelDescription(family, network, notes=dict(self.notes))
         if like is None:
             raise UserError(f"{self.label} {nameless(self.tensors, self.label)}")
-        borrowed = spec_of(like.family).adapted(like.network, self.tensors)
+        borrowed = family_of(like.family).adapted(like.network, self.tensors)
         return replace(like, network=borrowed, one_step=None, notes=dict(self.notes))
 
 
@@ -144,12 +148,13 @@ def _read_folder(path: Path, label: str, numbers: bool) -> LoadedWeights:
         return LoadedWeights(
             label, "network folder", "", {}, tensors, description=described, notes=described.notes
         )
-    for folder in (path / "unet", path):
+    for folder in (*(path / name for name in network_folders()), path):
         if (folder / "config.json").is_file():
             return _read_diffusers(folder, label, numbers)
+    inside = " or ".join(f"{name}/config.json" for name in network_folders())
     raise UserError(
         f"no network at {label}: a folder with {DESCRIPTION}, or a diffusers folder with "
-        "unet/config.json, is needed"
+        f"{inside}, is needed"
     )
 
 
@@ -162,11 +167,10 @@ def _read_diffusers(folder: Path, label: str, numbers: bool) -> LoadedWeights:
     if "quantization_config" in config:
         raise UserError(f"{folder / 'config.json'}: quantised weights; take the float ones")
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    from_official(class_name, arguments)  # another class's files have other names, too
+    family = family_of(from_official(class_name, arguments)[0])  # refuses another class
     tensors, variant = read_component(folder, ("diffusion_pytorch_model",), numbers)
-    scheduler = folder.parent / "scheduler" / "scheduler_config.json"
-    if folder.name == "unet" and scheduler.is_file():
-        arguments["prediction_type"] = json_object(scheduler).get("prediction_type", "epsilon")
+    if folder.name == family.folder:
+        arguments |= family.beside(folder.parent)
     notes = {"variant": variant} if variant else {}
     return LoadedWeights(label, "diffusers folder", class_name, arguments, tensors, notes=notes)
 

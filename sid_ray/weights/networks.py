@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.inert import printable
 from sid_ray.tensor_files.tensors import check_fit
@@ -81,7 +81,7 @@ def build(
     tensors = {n: value.to(torch.float32, copy=True) for n, value in named.items()}
     model.load_state_dict(tensors, assign=True)
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
-        model = spec_of(description.family).build(
+        model = family_of(description.family).build(
             description.network
         )  # has buffers that no state dict holds
         model.load_state_dict(tensors)
@@ -90,7 +90,7 @@ def build(
 
 def named_for(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of our denoiser: some files hold the network inside it, bare."""
-    prefix = spec_of(family).bare_prefix
+    prefix = family_of(family).bare_prefix
     if any(name.startswith(prefix) for name in tensors):
         return dict(tensors)
     return {prefix + name: value for name, value in tensors.items()}
@@ -99,10 +99,10 @@ def named_for(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def layout(description: ModelDescription, label: str) -> nn.Module:
     """The network's modules without memory. Raises UserError for arguments that make none."""
     check_arguments(description.network, label)
-    spec = spec_of(description.family)
+    family = family_of(description.family)
     try:
         with torch.device("meta"):
-            return spec.build(description.network)
+            return family.build(description.network)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as e:
         reason = printable(str(e)[:200])
         raise UserError(f"{label} records arguments that make no network: {reason}") from None

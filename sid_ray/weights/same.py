@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.weights.description import ModelDescription
 
@@ -29,8 +29,8 @@ def unlike(
         return called(one.family), called(other.family)
     if one.network == other.network:  # and no library of the family need be loaded
         return None
-    spec, own, theirs = spec_of(one.family), written_out(one), written_out(other)
-    passed = () if as_trained else spec.training_only
+    family, own, theirs = family_of(one.family), written_out(one), written_out(other)
+    passed = () if as_trained else family.training_only
     names = [n for n in own | theirs if own.get(n) != theirs.get(n) and n not in passed]
     if not names:
         return None
@@ -40,7 +40,7 @@ def unlike(
 def written_out(description: ModelDescription) -> dict[str, Any]:
     """The arguments of a network, each in one way of writing it. Raises UserError."""
     try:
-        return spec_of(description.family).written_out(description.network)
+        return family_of(description.family).written_out(description.network)
     except (TypeError, ValueError) as error:
         raise UserError(f"not the arguments of {called(description.family)}: {error}") from None
 

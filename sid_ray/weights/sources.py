@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sid_ray.denoisers.registry import network_folders
 from sid_ray.errors import UserError, nearest
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
@@ -23,7 +24,7 @@ from sid_ray.weights.address import (
     parse_source,
     source_label,
 )
-from sid_ray.weights.description import DESCRIPTION
+from sid_ray.weights.description import DESCRIPTION, holds_network
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -31,7 +32,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 def builtin_models() -> list[str]:
     """Names of the networks that ship with sid_ray."""
     found = [path.parent for path in ASSETS.glob(f"*/{DESCRIPTION}")]
-    found += [path.parent.parent for path in ASSETS.glob("*/unet/config.json")]
+    for name in network_folders():
+        found += [path.parent.parent for path in ASSETS.glob(f"*/{name}/config.json")]
     return sorted(folder.name for folder in found)
 
 
@@ -95,8 +97,7 @@ def _local(source: Source) -> Path:
         return path
     if source.sha256 is not None:
         raise UserError(f"no file at {source.location}; a checksum needs one")
-    known = (DESCRIPTION, "config.json", "unet/config.json")
-    if not any((path / name).is_file() for name in known):
+    if not holds_network(path):
         raise UserError(
             f"no network at {source.location}: a folder with {DESCRIPTION}, a diffusers folder or "
             "a weights file is needed"

@@ -10,7 +10,7 @@ import torch
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, initial_generator, on_this_node
 from sid_ray.config.distill_config import replace
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import check_generator
 from sid_ray.weights.folder import ModelDescription, save_model
@@ -59,7 +59,7 @@ def test_a_server_of_the_config_is_the_processs(monkeypatch):
 )
 def test_a_generator_starts_with_all_that_it_uses(tmp_path, family, teacher, generator):
     """What check_generator lets pass can be taken up: layers that no generator uses may differ."""
-    build = spec_of(family).build
+    build = family_of(family).build
     network = build(teacher.to_json())
     torch.manual_seed(1)
     description = ModelDescription(family, teacher.to_json() | generator)

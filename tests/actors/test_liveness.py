@@ -22,16 +22,13 @@ def cluster(monkeypatch):
     def init(**options):
         found.joined += 1
 
-    def jobs():
-        return [{"JobID": job, "IsDead": dead} for job, dead in found.jobs.items()]
-
     made_up = SimpleNamespace(
         init=init,
         shutdown=lambda: None,
         nodes=lambda: [{"NodeID": node, "Alive": alive} for node, alive in found.nodes.items()],
-        _private=SimpleNamespace(state=SimpleNamespace(jobs=jobs)),
     )
     monkeypatch.setattr(liveness, "ray", made_up)
+    monkeypatch.setattr(liveness, "jobs", lambda: found.jobs)
     monkeypatch.setattr(liveness, "with_ray", lambda start, join: join())
     monkeypatch.setattr(liveness, "stop_like_ctrl_c", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

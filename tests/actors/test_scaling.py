@@ -46,18 +46,17 @@ def policy(monkeypatch):
         num_workers=(1, 4), resources_per_worker={"CPU": 1}, elastic_resize_monitor_interval_s=0
     )
     made = AskFirst(config, Remote(), "/runs/x")
-    made.cluster, made.draining = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, {}
+    made.cluster, made.draining = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, set()
     made.dead = set()
     coordinator = Remote(get_reserved_resources=made.cluster)
     made._coordinator_client = SimpleNamespace(
         _autoscaling_coordinator=coordinator, maybe_send_resource_request=lambda *_: None
     )
     made.coordinator = coordinator
-    monkeypatch.setattr(AskFirst, "GET_RESERVED_RESOURCES_INTERVAL_S", 0)
+    monkeypatch.setattr(AskFirst, "LOOK_S", 0)
     monkeypatch.setattr(scaling, "IDLE_S", 0)
     monkeypatch.setattr(scaling.ray, "get", lambda value, timeout=None: value)
-    state = SimpleNamespace(get_draining_nodes=lambda: made.draining)
-    monkeypatch.setattr(scaling.ray._private.state, "state", state)
+    monkeypatch.setattr(scaling, "draining_nodes", lambda: set(made.draining))
     nodes = lambda: [{"NodeID": name, "Alive": True} for name in made.cluster]  # noqa: E731
     monkeypatch.setattr(scaling.ray, "nodes", nodes)
     monkeypatch.setattr(scaling, "answering", lambda nodes: set(made.cluster) - made.dead)
@@ -84,13 +83,31 @@ def test_nothing_is_asked_where_nothing_changed(policy):
     assert policy.tracker.calls == []
 
 
+def test_workers_pause_as_soon_as_one_of_their_nodes_is_to_go(policy):
+    """Whenever else the cluster is looked at for a resize."""
+    policy.scaling_config.elastic_resize_monitor_interval_s = 3600
+    decide = lambda workers: policy.make_decision_for_running_worker_group(running(workers), None)  # noqa: E731
+    decide(2)  # the first look
+    policy.draining = {"b"}
+    assert isinstance(decide(1), NoopDecision)
+    assert policy.tracker.named("ask_pause") == []
+    assert isinstance(decide(2), NoopDecision)
+    assert policy.tracker.named("ask_pause") == [("a node is about to go",)]
+
+
+def test_a_head_that_is_silent_changes_nothing(policy, monkeypatch):
+    monkeypatch.setattr(scaling, "draining_nodes", lambda: 1 / 0)
+    assert isinstance(policy.make_decision_for_running_worker_group(running(2), None), NoopDecision)
+    assert policy.tracker.calls == []
+
+
 def test_draining_nodes_do_not_count(policy):
-    policy.draining = {"b": 0}
+    policy.draining = {"b"}
     decision = policy.make_decision_for_non_running_worker_group()
     assert isinstance(decision, ResizeDecision)
     assert decision.num_workers == 1
     assert policy.coordinator.calls[0][2] == {"recompute": True}
-    policy.draining = {"a": 0, "b": 0}
+    policy.draining = {"a", "b"}
     assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
 
 
@@ -175,12 +192,6 @@ def test_what_goes_to_the_controller_can_be_sent():
     assert pickle.loads(pickle.dumps(PausedError("why"))).args == ("why",)
 
 
-def test_another_ray_is_not_touched(monkeypatch):
-    assert scaling.private_parts_fit()
-    monkeypatch.setattr(scaling.ray, "__version__", "2.61.0")
-    assert not scaling.private_parts_fit()
-
-
 def test_a_new_driver_takes_over_what_a_dead_one_had_reserved(policy, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -207,13 +218,20 @@ def test_a_run_on_its_own_ray_asks_nobody_for_workers():
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_actors_that_a_run_does_not_need_are_not_started(alone, tmp_path, monkeypatch):
+def test_a_trainer_has_the_policies_of_its_ray(alone, tmp_path, monkeypatch):
     seen = {}
 
     def controller(self, **kwargs):
-        seen.update(kwargs, watcher=os.environ.get(scaling.ENABLE_PREEMPTION_WATCHER_ENV_VAR))
+        seen.update(kwargs, watcher=os.environ.get(scaling.PREEMPTION_WATCHER))
 
     monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", controller)
+    monkeypatch.setattr(
+        TorchTrainer,
+        "fit",
+        lambda self: self._initialize_and_run_controller(
+            scaling_policy=create_scaling_policy(self.scaling_config)
+        ),
+    )
     workers = 2 if alone else (1, 2)
     trainer = scaling.OwnTrainer(
         print,
@@ -222,13 +240,11 @@ def test_actors_that_a_run_does_not_need_are_not_started(alone, tmp_path, monkey
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name="x", storage_path=str(tmp_path)),
     )
-    trainer._initialize_and_run_controller(
-        scaling_policy=create_scaling_policy(trainer.scaling_config)
-    )
+    trainer.fit()
     names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
     assert "DatasetsCallback" not in names
     assert ("PlacementGroupCleanerCallback" in names) is not alone
     assert type(seen["scaling_policy"]) is (scaling.Alone if alone else AskFirst)
     assert isinstance(seen["failure_policy"], Budget)
-    assert seen["watcher"] == ("0" if alone else None)
-    assert scaling.ENABLE_PREEMPTION_WATCHER_ENV_VAR not in os.environ
+    assert seen["watcher"] == "0"
+    assert scaling.PREEMPTION_WATCHER not in os.environ

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits as load_with_scikit_learn
 from benchmarks.startup import CHECKS, RAY_IMPORTS, TOTAL, Processes, phases_of, table
 from sid_ray.actors import own_ray
 from sid_ray.data.digits import load_digits
-from sid_ray.distributed.deepspeed_import import hidden
+from sid_ray.distributed.deepspeed_private import hidden
 
 LINES = [
     (2.5, "digits-sid: sid on 2 workers, ZeRO-2; full log: runs/startup/log.txt"),
@@ -79,7 +79,7 @@ def test_actors_that_start_beside_the_workers_load_no_torch(module):
 
 def test_a_worker_gets_deepspeed_without_mlflow_and_inductor():
     loaded = loaded_by(
-        "from sid_ray.distributed.deepspeed_import import import_deepspeed; import_deepspeed()\n"
+        "from sid_ray.distributed.deepspeed_private import import_deepspeed; import_deepspeed()\n"
         "from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam\n"
         "from deepspeed.runtime import compiler; import torch\n"
         "assert compiler.compile() is torch.compile, 'put back'"
@@ -100,7 +100,8 @@ def test_a_hidden_module_is_there_again(tmp_path, monkeypatch):
 
 
 def test_a_ray_of_ones_own_is_started_without_services_of_clusters(monkeypatch):
-    methods = [getattr(Node, name) for name in own_ray.NEEDLESS]
+    services = ("start_api_server", "start_monitor")
+    methods = [getattr(Node, name) for name in services]
     seen = {}
 
     def init(**options):
@@ -112,11 +113,11 @@ def test_a_ray_of_ones_own_is_started_without_services_of_clusters(monkeypatch):
     monkeypatch.setattr(own_ray.ray, "init", init)
     own_ray.start_own_ray(3, use_gpu=False)
     assert (seen["address"], seen["starts"]) == ("local", str(3 + own_ray.SPARE_STARTS))
-    assert [getattr(Node, name) for name in own_ray.NEEDLESS] == methods
+    assert [getattr(Node, name) for name in services] == methods
     assert own_ray.STARTS not in os.environ
     monkeypatch.setattr(ray, "__version__", "2.61.0")
-    with own_ray.without(*own_ray.NEEDLESS):
-        assert [getattr(Node, name) for name in own_ray.NEEDLESS] == methods
+    with own_ray.without_needless_services():
+        assert [getattr(Node, name) for name in services] == methods
 
 
 def test_digits_are_those_of_scikit_learn():

@@ -76,7 +76,7 @@ def test_another_ray_falls_back_to_its_own_elasticity_with_a_warning(shown, monk
     assert trainer.own_scaling(DIGITS, shown)
     assert not trainer.own_scaling(replace(DIGITS, resources__scaling="ray"), shown)
     assert shown.lines == []
-    monkeypatch.setattr(trainer.scaling, "private_parts_fit", lambda: False)
+    monkeypatch.setattr(trainer.ray_train_private, "fit", lambda: False)
     assert not trainer.own_scaling(DIGITS, shown)
     assert "its own elasticity is used" in shown.lines[0]
 

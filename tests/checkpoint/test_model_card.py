@@ -5,7 +5,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
 from sid_ray.weights.description import ModelDescription
 
-DESCRIPTION = ModelDescription("edm", {"img_resolution": 8}, {"sigma": 2.5})
+DESCRIPTION = ModelDescription("edm", {"img_resolution": 8, "img_channels": 1}, {"sigma": 2.5})
 SCORES = {"IS-digits-cnn": 8.5, "IS-digits-cnn_deviation": 0.1, "FD-digits-cnn": 3.14159}
 
 DIGITS = """\
@@ -75,11 +75,11 @@ def test_a_text_model_has_prompts_scales_and_its_base():
         data__source="s3://user:secret@bucket/prompts",
         objective__num_steps=4,
     )
-    card = model_card(config, ModelDescription("stable_diffusion", {}), 64, {}, "abc123")
+    card = model_card(config, ModelDescription("stable-diffusion", {}), 64, {}, "abc123")
     for words in (
         "pipeline_tag: text-to-image",
         "base_model: someone/sd-small\n",
-        "from noise with 4 network evaluations",
+        "it makes latents of 64x64 from noise with 4 network evaluations",
         "* guidance scales kappa 1 to 4: 1.5, 1.5, 1.5, 1.5\n",
         '--seeds 0-63 --prompt "..." --out',
         "* data: `s3://bucket/prompts`\n",

@@ -21,8 +21,8 @@ from sid_ray.storage import errors
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, file_sha256
 from sid_ray.storage.errors import DeniedStoreError, MissingFileError, UnreachableStoreError
 from sid_ray.storage.store import Store, set_endpoint
-from sid_ray.training.assemble import find_start
-from sid_ray.weights.folder import load_model
+from sid_ray.training.assemble import Start, find_start
+from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import ASSETS
 from tests.checkpoint.test_writer import Bench, settle
 
@@ -308,7 +308,8 @@ def test_the_next_commands_name_the_store(monkeypatch, tmp_path):
         storage__endpoint_url="http://here:1",
     )
     run = RunFolder(Store.at("s3://bucket/runs/digits-sid"), tmp_path)
-    show_next(Console(file=shown), config, run, Report(), None)
+    start = Start(tmp_path, ModelDescription("edm", {}))
+    show_next(Console(file=shown), config, start, run, Report(), None)
     generate, resume, _ = shown.getvalue().splitlines()
     assert "AWS_ENDPOINT_URL=http://here:1 " in generate
     assert " generate s3://bucket/runs/digits-sid --seeds" in generate

@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_the_judge_beside_the_training(run, capsys):
     source = data_of(CONFIG, description).source
     config = replace(CONFIG, evaluation__num_images=IMAGES)
     judge = Judge(config.evaluation, source)
-    sampler = generator_sampler(network, *generation_of(description.one_step))
+    sampler = generator_sampler(network, *generation_of(description))
     for trial, seeds in zip(result["trials"], (range(300), range(300, 600)), strict=True):
         expected = judge.scores(judge.look(sampler, block) for block in blocks(seeds))
         assert trial["scores"] == expected

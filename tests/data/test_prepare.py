@@ -321,7 +321,8 @@ def test_encoders_make_latents_and_embeddings(tmp_path):
     pytest.importorskip("diffusers")
     import torch
 
-    from sid_ray.denoisers.stable_diffusion import load_text, load_vae
+    from sid_ray.denoisers.autoencoder import load_vae
+    from sid_ray.denoisers.clip_text import load_text
     from tests.denoisers.tiny_pipeline import TEXT_WIDTH, write_pipeline
 
     write_pipeline(tmp_path / "teacher")

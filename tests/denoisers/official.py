@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sid_ray.denoisers.spec import from_official, spec_of
+from sid_ray.denoisers.registry import family_of, from_official
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.types import Condition, Prediction, Want
 
@@ -43,7 +43,7 @@ def weights_from_seeds(
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("torch.randn differs in the last bits on a CPU without AVX2")
     torch.manual_seed(seeds["init"])
-    network = spec_of(family).build(arguments)
+    network = family_of(family).build(arguments)
     torch.manual_seed(seeds["randomise"])
     weights = dict(network.state_dict())
     for name, parameter in network.named_parameters():
@@ -80,7 +80,7 @@ class Official:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        network = spec_of(self.family).build(self.arguments)
+        network = family_of(self.family).build(self.arguments)
         network.load_state_dict(self.under("w/") or self.weights_from_seeds())
         return network.to(dtype)
 

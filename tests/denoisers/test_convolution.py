@@ -1,6 +1,9 @@
 """What is left out where a network is frozen changes no number, and leaves nothing behind."""
 
 import math
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -165,3 +168,23 @@ def test_real_images_beside_others_get_the_logits_of_a_pass_of_their_own(family)
     torch.testing.assert_close(both.logits, apart.logits, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(both.real_logits, other.logits, rtol=1e-5, atol=1e-6)
     assert apart.real_logits is None and isinstance(network, EDM2Denoiser) == (family == "edm2")
+
+
+@pytest.mark.parametrize(("value", "used"), [("0", "False False"), ("1", "True True")])
+def test_one_switch_turns_all_code_for_cpus_off(value, used):
+    code = (
+        "import torch\n"
+        "from sid_ray.denoisers.cpu_convolution import fits\n"
+        "from sid_ray.training.allocator import keep_freed_memory\n"
+        "print(fits(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)), keep_freed_memory())\n"
+    )
+    chosen = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+    environment = {name: text for name, text in os.environ.items() if name not in chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"SID_RAY_CPU_CODE": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == used.split()

@@ -15,15 +15,11 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from sid_ray.denoisers.autoencoder import load_vae
+from sid_ray.denoisers.clip_text import load_text, load_tokenizer
 from sid_ray.denoisers.codecs import stable_diffusion_codec
 from sid_ray.denoisers.guidance import Guided
-from sid_ray.denoisers.stable_diffusion import (
-    load_denoiser,
-    load_schedule,
-    load_text,
-    load_tokenizer,
-    load_vae,
-)
+from sid_ray.denoisers.stable_diffusion import load_denoiser, load_schedule
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import few_step
 from sid_ray.types import Condition

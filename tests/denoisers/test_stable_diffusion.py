@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.recompute import set_recompute
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.denoisers.stable_diffusion import (
     StableDiffusionDenoiser,
     build_stable_diffusion,
@@ -74,7 +74,7 @@ def config() -> dict:
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def net(request, config) -> StableDiffusionDenoiser:
     weights = load_file(REFERENCE / "tiny_unet" / "diffusion_pytorch_model.safetensors")
-    model = spec_of("stable-diffusion").build(config)
+    model = family_of("stable-diffusion").build(config)
     assert isinstance(model, StableDiffusionDenoiser)
     model.unet.load_state_dict(weights)
     return model.to(request.param)
@@ -352,7 +352,7 @@ def parameters(module: torch.nn.Module) -> int:
 )
 def test_unets_have_the_published_number_of_parameters(config, count):
     with torch.device("meta"):
-        denoiser = spec_of("stable-diffusion").build(config)
+        denoiser = family_of("stable-diffusion").build(config)
     assert parameters(denoiser) == count
     assert len(denoiser.state_dict()) == 686
     assert denoiser.latent_shape == (4, 64, 64)
@@ -441,7 +441,7 @@ def test_importing_the_file_imports_neither_library():
     import sys
 
     code = (
-        "import sys, sid_ray.denoisers.stable_diffusion, sid_ray.denoisers.spec;"
+        "import sys, sid_ray.denoisers.stable_diffusion, sid_ray.denoisers.registry;"
         "assert not {'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
 from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.config.distill_config import replace
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import adam
 from sid_ray.distributed.adam import AdamSettings, all_finite
@@ -270,5 +270,5 @@ def test_constraining_makes_one_temporary_of_the_size_of_a_weight():
     network = tiny_edm2()
     largest = max(parameter.numel() for parameter in network.parameters())
     with LiveBytes(network.parameters()) as live:
-        constrain_module(network, spec_of("edm2").constrain)
+        constrain_module(network, family_of("edm2").constrain)
     assert live.peak < 1.2 * 4 * largest

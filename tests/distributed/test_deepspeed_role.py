@@ -10,7 +10,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed.deepspeed_role import (
     DeepSpeedRole,
@@ -45,7 +45,7 @@ RULES = {
     "clip": UpdateRules(clip_value=0.1),
     "replace": UpdateRules(replace_nonfinite=True),
     "replace and clip": UpdateRules(replace_nonfinite=True, clip_value=0.1),
-    "constrain first": UpdateRules(spec_of("edm2").constrain, constrain_first=True),
+    "constrain first": UpdateRules(family_of("edm2").constrain, constrain_first=True),
 }
 OFFLOADED = ("replace and clip", "constrain first")  # the others too in test_zero3.py
 SOFT_ADAM = AdamSettings(1.0, 0.0, 0.999, 1.0)  # steps follow the size of the gradient ...
@@ -82,7 +82,7 @@ def edm2_roles(role_of) -> dict:
     """Three steps on EDM2 weights that start far from unit rows: the rule must hold after each."""
     torch.manual_seed(0)
     network = EDM2Denoiser(EDM2_TINY)
-    role = role_of(network.requires_grad_(True), spec_of("edm2").constrain)
+    role = role_of(network.requires_grad_(True), family_of("edm2").constrain)
     for number in range(3):
         generator = torch.Generator().manual_seed(number)
         x, sigma = torch.randn(4, 4, 8, 8, generator=generator), torch.full((4,), 1.5)
@@ -350,7 +350,7 @@ def test_rules_change_what_they_are_for():
 
     plain = UpdateRules()
     assert change("clip", plain) > 10 * RULE_TOLERANCE
-    assert change("constrain first", UpdateRules(spec_of("edm2").constrain)) > 10 * RULE_TOLERANCE
+    assert change("constrain first", UpdateRules(family_of("edm2").constrain)) > 10 * RULE_TOLERANCE
     assert change("replace and clip", RULES["replace"]) > 10 * RULE_TOLERANCE
     # NaN became 0: the weight stays. Infinity became 1e5: two whole steps.
     start, found = dict(tiny_edm2().named_parameters()), after("replace")

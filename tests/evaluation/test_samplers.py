@@ -6,10 +6,10 @@ import torch
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import open_source
 from sid_ray.diffusion.schedules import EDMSchedule, image_shape
+from sid_ray.diffusion.solvers import heun
 from sid_ray.evaluation.samplers import (
     Inputs,
     few_step,
-    heun,
     inputs_of,
     sample_in_batches,
     seeded_inputs,

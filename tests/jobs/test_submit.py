@@ -24,7 +24,7 @@ from sid_ray.commands.distill import mlflow_pages
 from sid_ray.config.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.jobs import client
+from sid_ray.jobs import client, upload
 from sid_ray.jobs.client import Tail, follow
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
@@ -210,7 +210,7 @@ def test_this_repository_is_uploaded_small_and_whole(tmp_path):
 
 
 def test_an_upload_too_large_names_the_largest_and_rayignore(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_constants, "DASHBOARD_CLIENT_MAX_SIZE", 2 << 20)
+    monkeypatch.setattr(upload, "LARGEST_UPLOAD", 2 << 20)
     check_size(Upload(tmp_path, {"a": 1 << 20}))
     with pytest.raises(UserError) as refusal:
         check_size(Upload(tmp_path, {"small": 10, "weights/big.pkl": 3 << 20}))

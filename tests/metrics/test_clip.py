@@ -12,11 +12,11 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from sid_ray.denoisers.stable_diffusion import load_tokenizer
+from sid_ray.denoisers.clip_text import load_tokenizer
 from sid_ray.errors import UserError
-from sid_ray.metrics.clip import DEVIATION, MEAN, Clip, clip_score, clip_sums, load_clip
+from sid_ray.metrics.clip import DEVIATION, MEAN, Clip, clip_score, load_clip
 from sid_ray.metrics.features import ASSETS
-from sid_ray.metrics.sums import BLOCK, merged
+from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 
 TOKENIZER = ASSETS / "emoji-teacher" / "tokenizer"
 TEXTS = ["smiling face", "red heart", "a cat"]
@@ -49,7 +49,7 @@ def test_equals_the_networks_own_similarity(clip):
     assert int(ids.max()) < 4096
     seen = clip.network(input_ids=ids, pixel_values=clip.pixels(images))
     own = seen.logits_per_image.diagonal() / clip.network.logit_scale.exp()
-    sums = clip_sums(clip, images, TEXTS, 0)
+    sums = FeatureSums.of_block(clip.look(images, TEXTS), 0)
     assert clip_score(sums) == pytest.approx(float(own.mean()), rel=1e-5)
     assert clip.identity.startswith("clip-")
     one_image = clip.cosines(images[:1].expand(3, -1, -1, -1), TEXTS)
@@ -72,7 +72,7 @@ def test_any_number_of_actors_gives_the_same_bits(clip, actors):
     images = torch.randint(0, 256, (2 * BLOCK + 9, 3, 16, 16), dtype=torch.uint8)
     texts = [TEXTS[i % 3] for i in range(len(images))]
     blocks = [
-        clip_sums(clip, part, texts[BLOCK * i : BLOCK * (i + 1)], i)
+        FeatureSums.of_block(clip.look(part, texts[BLOCK * i : BLOCK * (i + 1)]), i)
         for i, part in enumerate(images.split(BLOCK))
     ]
     shares = [blocks[actor::actors] for actor in range(actors)]
@@ -82,8 +82,8 @@ def test_any_number_of_actors_gives_the_same_bits(clip, actors):
 
 def test_what_does_not_fit_is_refused(clip, tmp_path):
     with pytest.raises(UserError, match="3 images and 2 texts"):
-        clip_sums(clip, photos(3), TEXTS[:2], 0)
+        clip.look(photos(3), TEXTS[:2])
     with pytest.raises(UserError, match=r"expected uint8 \[batch, 3"):
-        clip_sums(clip, photos(3).float(), TEXTS, 0)
+        clip.look(photos(3).float(), TEXTS)
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_clip(tmp_path)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from sid_ray.metrics import scores
+from sid_ray.metrics.built_in import frechet, inception_score, kernel, precision_recall
 from sid_ray.metrics.names import (
     in_order,
     is_better,
-    is_frechet,
     is_score,
     larger_is_better,
+    leads,
     space_of,
 )
 
@@ -18,14 +18,19 @@ from sid_ray.metrics.names import (
 @pytest.mark.parametrize("prefix", ["", "eval/", "best/"])
 @pytest.mark.parametrize("space", ["Lite0", "Inception", "digits-cnn"])
 def test_the_names_that_scores_are_given_have_the_direction_of_what_they_measure(space, prefix):
-    for metric, larger in (("FD", False), ("KD", False), ("IS", True), ("precision", True),
-                           ("recall", True)):  # fmt: skip
-        name = prefix + scores.name_in(space, metric)
+    for score, larger in (
+        (frechet.DISTANCE, False),
+        (kernel.DISTANCE, False),
+        (inception_score.SCORE, True),
+        (precision_recall.PRECISION, True),
+        (precision_recall.RECALL, True),
+    ):
+        name = prefix + score.named_in(space)
         assert larger_is_better(name) is larger
-        assert is_frechet(name) is (metric == "FD")
+        assert leads(name) is (score is frechet.DISTANCE)
         assert is_score(name) and not is_score(f"{name}_deviation")
         assert space_of(name) == space
-    assert not is_score(prefix + scores.name_in(space, "dead_features"))
+    assert not is_score(prefix + frechet.DEAD.named_in(space))
     assert larger_is_better(f"{prefix}CLIP")
 
 

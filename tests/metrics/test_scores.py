@@ -9,22 +9,19 @@ from torch import Tensor
 from sid_ray.data.digits import load_digits
 from sid_ray.diffusion.rng import generator_for
 from sid_ray.errors import UserError
+from sid_ray.metrics.built_in import frechet
+from sid_ray.metrics.built_in.frechet import frechet_scores
+from sid_ray.metrics.built_in.inception_score import class_scores
+from sid_ray.metrics.built_in.kernel import kernel_scores
+from sid_ray.metrics.built_in.precision_recall import neighbour_scores
 from sid_ray.metrics.extractors import load_extractor
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.metrics.reference import Statistics
-from sid_ray.metrics.scores import (
-    Choice,
-    Seen,
-    combined,
-    frechet_score,
-    name_in,
-    scores,
-    seen_in,
-    seen_in_all,
-)
+from sid_ray.metrics.scores import Seen, as_seen, combined, looked_at
+from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK
 
-CHOICE = Choice(subsets=5, subset_size=200)
+SUBSETS = 5
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +35,27 @@ def extractor():
 
 
 def score(extractor, made: Seen, real: Seen) -> dict[str, float]:
-    reference = Statistics.of(real.sums, extractor.identity)
-    return scores(extractor.space, made, reference, real, CHOICE)
+    return scores(extractor.space, made, Statistics.of(real.sums, extractor.identity), real)
+
+
+def scores(space: str, made: Seen, reference: Statistics, real: Seen) -> dict[str, float]:
+    """Of all metrics of features."""
+    return {
+        **frechet_scores(space, made.sums, reference),
+        **class_scores(space, made),
+        **kernel_scores(space, made, real, SUBSETS),
+        **neighbour_scores(space, made, real),
+    }
+
+
+def seen_in(extractor, images: Tensor, block: int, keep: bool = True) -> Seen:
+    features, logits = looked_at(extractor, images)
+    return as_seen(features, logits if keep else None, block, keep)
+
+
+def seen_in_all(extractor, images: Tensor, keep: bool = True) -> Seen:
+    parts = enumerate(images.split(BLOCK))
+    return combined(seen_in(extractor, part, block, keep) for block, part in parts)
 
 
 def damaged(images: Tensor, strength: float) -> Tensor:
@@ -63,7 +79,7 @@ def test_scores_order_images_as_an_eye_does(digits, extractor):
     # half of the digits against the other half: one distribution, but for chance
     assert abs(found[0]["KD-digits-cnn"]) < 0.05 * found[2]["KD-digits-cnn"]
     one_class = seen_in_all(extractor, digits[load_digits()[1] == 3])
-    missing = scores("x", one_class, Statistics.of(real.sums, ""), real, Choice(5, 100))
+    missing = scores("x", one_class, Statistics.of(real.sums, ""), real)
     assert missing["recall-x"] < 0.3 < 0.6 < missing["precision-x"]
     assert missing["IS-x"] < 1.5
 
@@ -85,20 +101,24 @@ def test_sums_alone_give_the_frechet_distance(digits, extractor):
     real = seen_in_all(extractor, digits, keep=False)
     made = seen_in_all(extractor, damaged(digits, 40), keep=False)
     reference = Statistics.of(real.sums, extractor.identity)
-    found = scores(extractor.space, made, reference)
-    assert found == frechet_score(extractor.space, made.sums, reference)
-    with pytest.raises(UserError, match="need the features"):
-        scores(extractor.space, made, reference, real)
+    found = frechet_scores(extractor.space, made.sums, reference)
+    assert found["FD-digits-cnn"] > 0
+    assert class_scores(extractor.space, made) == {}
+    for of_samples in (kernel_scores, neighbour_scores):
+        with pytest.raises(UserError, match="need the features"):
+            of_samples(extractor.space, made, real)
 
 
 def test_the_same_distance_as_the_feature_space(digits, extractor):
     """Images as bytes and images as numbers are the same here, so the distances agree."""
     space, images = load_feature_space("digits-cnn"), damaged(digits, 40)
     reference = Statistics(space.mean, space.covariance)
-    found = scores("digits", seen_in_all(extractor, images, keep=False), reference)
+    made = seen_in_all(extractor, images, keep=False)
+    found = frechet_scores("digits", made.sums, reference)
     assert found["FD-digits"] == pytest.approx(space.frechet_distance(images / 127.5 - 1), rel=1e-6)
 
 
 def test_only_inceptions_distance_is_called_fid():
-    assert [name_in("Inception", each) for each in ("FD", "KD", "IS")] == ["FID", "KID", "IS"]
-    assert name_in("Lite0", "FD") == "FD-Lite0"
+    named = [(spec.name, spec.scores[0].named_in("Inception")) for spec in metric_specs()]
+    assert dict(named) == {"fd": "FID", "kid": "KID", "is": "IS", "pr": "precision", "clip": "CLIP"}
+    assert frechet.DISTANCE.named_in("Lite0") == "FD-Lite0"

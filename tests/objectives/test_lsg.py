@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sid_ray.denoisers.guidance import Guided
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, draw_group
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, image_shape, x0_from_raw
 from sid_ray.objectives.lsg import PLAIN, Guidance
@@ -224,7 +224,7 @@ def test_a_missing_null_text_is_named(inputs):
 def unet() -> nn.Module:
     pytest.importorskip("diffusers")
     config = json.loads((REFERENCE / "tiny_unet" / "config.json").read_text())
-    model = spec_of("stable-diffusion").build(config)
+    model = family_of("stable-diffusion").build(config)
     model.unet.load_state_dict(
         load_file(REFERENCE / "tiny_unet" / "diffusion_pytorch_model.safetensors")
     )

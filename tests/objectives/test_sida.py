@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sid_ray.denoisers.spec import from_official, spec_of
+from sid_ray.denoisers.registry import family_of, from_official
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.objectives import functional, sida
 from sid_ray.objectives.sid import SiD
@@ -37,7 +37,7 @@ class Case:
         """Teacher (w_true) or fake score (w_fake)."""
         names = self.reference.json("class"), self.reference.json("network")
         family, arguments = from_official(*names)
-        built = spec_of(family).build(arguments)
+        built = family_of(family).build(arguments)
         weights = self.reference.under(f"{role}/")
         if not weights:
             seeds, means = self.reference.json("seeds")[role], self.reference.json("means")[role]

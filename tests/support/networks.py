@@ -10,7 +10,7 @@ import torch
 
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
-from sid_ray.denoisers.spec import from_official, spec_of
+from sid_ray.denoisers.registry import family_of, from_official
 from sid_ray.types import Batch, Condition, Draw, Level, Pick, Prediction, Want
 
 TINY = EDMNetwork(
@@ -41,7 +41,7 @@ TINY_EDM2 = EDM2Network(
 def official_network(kwargs: Mapping[str, Any], class_name: str = "EDMPrecond") -> torch.nn.Module:
     """A network from the class and arguments that an official file records."""
     family, arguments = from_official(class_name, kwargs)
-    return spec_of(family).build(arguments)
+    return family_of(family).build(arguments)
 
 
 def tiny_network(seed: int = 0, augment_dim: int = 0) -> EDMDenoiser:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import set_recompute
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.fragments import ShardedAverage, whole_state
@@ -100,7 +100,7 @@ CASES = {
         edm2_network,
         (4, 8, 8),
         SiDA(SCHEDULE, logvar=True, discriminator_weight=100.0),
-        UpdateRules(spec_of("edm2").constrain),
+        UpdateRules(family_of("edm2").constrain),
     ),
 }
 

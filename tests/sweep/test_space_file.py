@@ -87,8 +87,8 @@ WRONG_FIELDS = {
     "  objective.alpha: {uniform: [0, 1], choice: [1]}": "5: objective.alpha: expected one of",
     "  objective.alpha: {when: {objective.name: sida}}": "5: objective.alpha: expected one of",
     "  objective.alpha: ": "5: objective.alpha is None; expected a number",
-    "  objective.name: {choice: [sid, sdia]}": "5: objective.name is 'sdia'; expected one of sid, "
-    "sida, lsg, vsd. Did you mean sida",
+    "  objective.name: {choice: [sid, sdia]}": "5: objective.name is 'sdia'; expected one of lsg, "
+    "sid, sida, vsd. Did you mean sida",
     "  objective.name: {uniform: [0, 1]}": "5: objective.name: uniform needs a number, use choice",
     "  objective.logvar: {choice: [yes, no]}": "5: objective.logvar is 'yes'; expected true or fal",
     "  training.group_size: {choice: [16, 1.5]}": "5: training.group_size is 1.5; expected a whole",

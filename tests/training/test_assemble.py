@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.denoisers.edm2 import forced_normalize
-from sid_ray.denoisers.spec import leave_weight
+from sid_ray.denoisers.family import leave_weight
+from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
 from sid_ray.errors import UserError
 from sid_ray.objectives.sid import SiD
@@ -28,6 +29,7 @@ from sid_ray.weights.folder import ModelDescription
 from tests.support.networks import TINY
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "lsg"
+forced_normalize = family_of("edm2").constrain
 EDM = ModelDescription("edm", TINY.to_json())
 EDM2 = ModelDescription("edm2", {"img_resolution": 8, "img_channels": 1, "label_dim": 10})
 UNET = json.loads((REFERENCE / "tiny_unet" / "config.json").read_text())
@@ -175,7 +177,7 @@ def test_a_generators_description_brings_its_generation_back(teacher, num_steps)
     config = config_of(teacher, objective__num_steps=num_steps, **changes)
     described = generator_description(config, teacher)
     text = ModelDescription.from_json(described.to_json(), "model.json")
-    schedule, steps = generation_of(text.one_step)
+    schedule, steps = generation_of(text)
     assert steps == num_steps
     if teacher is EDM:
         assert schedule == EDMSchedule(init_sigma=3.0)
@@ -188,7 +190,7 @@ def test_a_generators_description_brings_its_generation_back(teacher, num_steps)
 @pytest.mark.parametrize("one_step", [{}, {"num_steps": 2}, {"timestep": 625, "beta": 1}])
 def test_a_description_without_a_level_is_named(one_step):
     with pytest.raises(UserError, match=r"one_step of model\.json is"):
-        generation_of(one_step)
+        generation_of(dataclasses.replace(EDM, one_step=one_step))
 
 
 def test_schedules_follow_their_kind():

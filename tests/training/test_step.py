@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from sid_ray.denoisers.spec import spec_of
+from sid_ray.denoisers.edm2 import normalize_weights
 from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.diffusion.schedules import EDMSchedule
@@ -148,12 +148,11 @@ def test_five_iterations_of_sida_equal_the_official_ones(dtype):
     start = reference.under("w_teacher/")
     network.load_state_dict(start)
     network.to(dtype)
-    spec = spec_of("edm2")
-    rules = update_rules("sida", "edm2", "official", normalize_weights=True)
+    rules = update_rules(True, "edm2", "official", normalize_weights=True)
     trainee = trainee_of(network, rules=rules)
-    spec.after_step(trainee.generator_ema)
+    normalize_weights(trainee.generator_ema)
     average = copy.deepcopy(network).double()
-    spec.after_step(average)
+    normalize_weights(average)
     loss = config["loss_kwargs"]
     objective = SiDA(
         EDMSchedule(loss["P_mean"], loss["P_std"], t_max=config["tmax"] / 1000),

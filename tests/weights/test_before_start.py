@@ -280,7 +280,8 @@ def pickled(folder: Path) -> None:
 @pytest.mark.parametrize("change", [halved, sharded, pickled])
 def test_pipelines_in_other_files_are_read(change, folder, made, answers):
     """By the check and by the run: the same numbers, but for their precision."""
-    from sid_ray.denoisers.stable_diffusion import load_text, load_vae
+    from sid_ray.denoisers.autoencoder import load_vae
+    from sid_ray.denoisers.clip_text import load_text
 
     change(folder)
     assert answers(folder) == ("", "")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, image_shape
-from sid_ray.evaluation.samplers import ddim
+from sid_ray.diffusion.solvers import ddim
 from sid_ray.types import Condition, Level, Prediction, Want
 
 STD = 0.5

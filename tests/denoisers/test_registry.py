@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_ray.denoisers.edm import EDMNetwork
-from sid_ray.denoisers.edm2 import EDM2Network, normalize_weights
-from sid_ray.denoisers.spec import SPECS, from_official, spec_of
+from sid_ray.denoisers.edm2 import EDM2Network
+from sid_ray.denoisers.registry import families, family_of, from_official
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.errors import UserError
 from sid_ray.types import Condition, Want
@@ -79,7 +79,7 @@ def test_official_classes_build(class_name, kwargs, family, size):
     assert found == family
     assert json.loads(json.dumps(arguments)) == arguments
     with torch.device("meta"):
-        assert count(spec_of(found).build(arguments)) == size
+        assert count(family_of(found).build(arguments)) == size
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_recorded_arguments_of_the_reference_networks(name):
     official = Official(name)
     expected = official.under("w/")
     with torch.device("meta"):
-        network = spec_of(official.family).build(official.arguments)
+        network = family_of(official.family).build(official.arguments)
     if expected:
         shapes = {key: value.shape for key, value in network.state_dict().items()}
         assert shapes == {key: value.shape for key, value in expected.items()}
@@ -138,22 +138,21 @@ def test_what_is_not_known_is_one_line(class_name, kwargs, message):
 
 def test_wrong_arguments_are_the_users_to_mend():
     with pytest.raises(UserError, match=r"not an EDM network's arguments.*img_sizes"):
-        spec_of("edm").build({"img_sizes": 3})
+        family_of("edm").build({"img_sizes": 3})
     with pytest.raises(UserError, match=r"not an EDM2 network's arguments.*img_resolution"):
-        spec_of("edm2").build({"img_channels": 4})
+        family_of("edm2").build({"img_channels": 4})
     with pytest.raises(UserError, match="Did you mean edm"):
-        spec_of("edm3")
+        family_of("edm3")
 
 
 def test_only_edm2_constrains_its_weights():
     weight = torch.randn(4, 5)
-    assert spec_of("edm").constrain("w", weight) is None
-    assert spec_of("edm2").after_step is normalize_weights
-    constrained = spec_of("edm2").constrain("w", weight)
+    assert family_of("edm").constrain("w", weight) is None
+    constrained = family_of("edm2").constrain("w", weight)
     assert constrained is not None
     assert torch.allclose(constrained.square().mean(1), torch.ones(4), atol=1e-3)
-    assert spec_of("edm2").constrain("unet.out_gain", torch.ones([])) is None
-    assert set(SPECS) >= {"edm", "edm2"}
+    assert family_of("edm2").constrain("unet.out_gain", torch.ones([])) is None
+    assert set(families()) >= {"edm", "edm2", "stable-diffusion"}
 
 
 ARGUMENTS = sorted({f.name for f in (*fields(EDMNetwork), *fields(EDM2Network))} - {"logvar"})
@@ -183,7 +182,7 @@ def test_any_arguments_build_or_are_refused_in_one_line(class_name, changes):
     try:
         family, arguments = from_official(class_name, base | changes)
         with torch.device("meta"):
-            network = spec_of(family).build(arguments)
+            network = family_of(family).build(arguments)
     except UserError as error:
         assert "\n" not in str(error)
         return

@@ -1,14 +1,17 @@
-"""Where DeepSpeed 0.19.8 keeps fp32 weights and Adam's moments at each ZeRO stage.
+"""Private parts of DeepSpeed that sid_ray uses: all of them, and no other file names one.
 
-One class a group of stages, all with the same methods. They read DeepSpeed's attributes and
-do not use its safe_get_* and safe_set_*, because those skip parameters without requires_grad at
-stage 3, are wrong there when a size does not divide by the world size, and write masters alone
-at stages 1 and 2. It imports nothing of DeepSpeed: an engine is handed in.
+Checked with 0.19.8: how it is loaded and what is kept from it, and where it keeps fp32 weights and
+Adam's moments at each ZeRO stage. Its public safe_get_* and safe_set_* are not used for these: they
+skip parameters without requires_grad at stage 3, are wrong there when a size does not divide by the
+world size, and write masters alone at stages 1 and 2. tests/distributed/test_deepspeed_private.py
+fails where a part changes, and the tests of every stage do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +21,123 @@ from torch import Tensor, nn
 from sid_ray.distributed.adam import Adam
 from sid_ray.distributed.fragments import MASTER, Fragment, Held, Shapes, own_slice, world
 from sid_ray.distributed.roles import whole_held
+
+COMPILER, MUON = "deepspeed.runtime.compiler", "deepspeed.runtime.zero.muon.original_muon"
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+
+def import_deepspeed() -> None:
+    """Loads DeepSpeed into this process. Raises ImportError where it is not installed.
+
+    Without what a run never uses of it, 1.8 CPU seconds a worker: its autotuner imports MLflow, and
+    Muon, an optimizer, has functions that torch.compile wraps when they are defined, for which
+    Inductor is loaded. Of a version that differs these lines do nothing.
+    """
+    with hidden("mlflow"):
+        importlib.import_module("deepspeed")
+        if MUON not in sys.modules:
+            with plain_functions():
+                importlib.import_module(MUON)
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """A module that is not loaded yet cannot be imported for as long as this lasts."""
+    ours = module not in sys.modules
+    if ours:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if ours:
+            del sys.modules[module]
+
+
+@contextmanager
+def plain_functions() -> Iterator[None]:
+    """What DeepSpeed would have compiled stays as it is."""
+    compiler: Any = importlib.import_module(COMPILER)
+    found = compiler.compile
+    compiler.compile = lambda *args, **kwargs: unchanged
+    try:
+        yield
+    finally:
+        compiler.compile = found
+
+
+def unchanged(function: Callable) -> Callable:
+    return function
+
+
+def build_no_inference_operator() -> None:
+    """Else the first process on a CPU compiles deepspeed_shm_comm for minutes.
+
+    That operator only serves inference, and there is no option to be without it
+    (deepspeedai/DeepSpeed#7625). `import deepspeed.comm.torch as x` would yield plain torch.
+    """
+    comm: Any = importlib.import_module("deepspeed.comm.torch")
+    comm.build_shm_op = lambda: None
+
+
+# What is kept from it -----------------------------------------------------------------------------
+
+
+@contextmanager
+def kept_gathered() -> Iterator[None]:
+    """Stage 3: what a block gathers while it is computed again stays until its backward pass ends.
+
+    DeepSpeed lets go of weights when a module's forward pass ends, and gathers them again before
+    the module's backward pass; but here a forward pass runs within a backward pass.
+    """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+
+    let_go = DeepSpeedZeRoOffload.post_sub_module_forward_function
+
+    def keep(offload: Any, module: nn.Module) -> None:
+        # Whose inputs need no gradient, nor its weights, has no backward pass to let go in.
+        trained = any(weight.requires_grad for weight in module.parameters(recurse=False))
+        if not trained and not module.__dict__.get("ds_grads_remaining"):
+            let_go(offload, module)
+
+    DeepSpeedZeRoOffload.post_sub_module_forward_function = keep
+    try:
+        yield
+    finally:
+        DeepSpeedZeRoOffload.post_sub_module_forward_function = let_go
+
+
+@contextmanager
+def rank_zero_weights(module: nn.Module) -> Iterator[None]:
+    """Gives every rank the parameters of rank 0, in place of DeepSpeed's own broadcasts.
+
+    Those (0.19.8, one for stages 0 to 2 and one for 3) raise on parameters without dimensions,
+    such as EDM2's gains.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    device = get_accelerator().current_device_name()
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device)
+        torch.distributed.broadcast(parameter.data, 0)
+
+    def convert(init: Any, parameter: Any) -> None:
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+
+    theirs = DeepSpeedEngine._broadcast_model, Init._zero_init_param
+    DeepSpeedEngine._broadcast_model = lambda engine: None
+    Init._zero_init_param = convert
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model, Init._zero_init_param = theirs
+
+
+# Where it keeps state, one class a group of stages, all with the same methods ---------------------
 
 
 class Replicated:

@@ -1,0 +1,61 @@
+"""The auto-encoder of a pipeline's folder: diffusers' AutoencoderKL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sid_ray.denoisers.component import (
+    component_of,
+    filled,
+    fitting,
+    laid_out,
+    read_config,
+    require_diffusers,
+)
+
+VAE_FILES = ("diffusion_pytorch_model",)
+# Names of the VAE's attention in files older than diffusers 0.17.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def lay_out_vae(folder: Path) -> nn.Module:
+    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else, without
+    memory. Raises UserError for another network, or one that makes other latents than Stable
+    Diffusion's.
+    """
+    require_diffusers()
+    from diffusers import AutoencoderKL
+
+    own = component_of(folder, "vae")
+    config = read_config(own, "AutoencoderKL")
+    return laid_out(lambda: AutoencoderKL.from_config(config), own)
+
+
+def check_vae(folder: Path) -> Any:
+    """Whether load_vae will do, but for damaged numbers; the VAE's config. Raises UserError."""
+    vae: Any = lay_out_vae(folder)
+    fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
+    return vae.config
+
+
+def load_vae(folder: Path) -> nn.Module:
+    """The VAE of lay_out_vae with its weights."""
+    vae = lay_out_vae(folder)
+    return filled(vae, fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
+
+
+def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a VAE's file under the names of today: attention was of convolutions once."""
+    names, expected = {}, {n: v.shape for n, v in model.state_dict().items()}
+    for name, value in found.items():
+        if name not in expected and ".attentions." in name:
+            for before, now in OLD_ATTENTION.items():
+                name = name.replace(f".{before}.", f".{now}.")
+        if value.ndim == 4 and value.shape[2:] == (1, 1) and len(expected.get(name, ())) == 2:
+            value = value[:, :, 0, 0]
+        names[name] = value
+    return names

@@ -1,0 +1,115 @@
+"""Stable Diffusion 1.5 and 2.1-base: a U-Net that reads CLIP's text, in a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sid_ray.denoisers.family import Arguments, Family
+from sid_ray.denoisers.latents import LatentConvention
+from sid_ray.denoisers.noise import VP_NOISE, scheduler_file
+from sid_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sid_ray.denoisers.codecs import Standard, VAECodec
+    from sid_ray.denoisers.text import TextEmbeddings
+
+TOKENS = 77  # of a prompt
+TEXT_WIDTH = 1280  # diffusers' default of cross_attention_dim
+
+
+class ScaledLatents(LatentConvention):
+    """Pixels in [-1, 1]; latents times one number, of the auto-encoder's config."""
+
+    name = "sd"
+
+    def codec(self, vae: Any, batch: int) -> VAECodec:
+        from sid_ray.denoisers.codecs import stable_diffusion_codec
+
+        return stable_diffusion_codec(vae, batch)
+
+    def standard(self, vae: Path | None) -> Standard:
+        from sid_ray.denoisers.codecs import Standard
+        from sid_ray.denoisers.component import component_of
+
+        if vae is None:
+            raise UserError(
+                "latents are scaled by the teacher's VAE, and it has none beside it: give "
+                "--teacher.vae FOLDER, a diffusers folder with that vae"
+            )
+        path = component_of(vae, "vae") / "config.json"
+        try:
+            factor = float(json.loads(path.read_text()).get("scaling_factor", 0.18215))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: no scaling factor of latents ({error})") from None
+        return Standard((factor,))
+
+
+class StableDiffusion(Family):
+    name = "stable-diffusion"
+    noise = VP_NOISE
+    teacher_steps = 50
+    reads_text = True
+    text_parts = ("text_encoder", "tokenizer")
+    latents = ScaledLatents()
+    adversarial_features = "the channel mean of the middle block"
+    folder = "unet"
+    parts = ("vae", *text_parts, "scheduler")
+    bare_prefix = "unet."
+    official_classes = ("UNet2DConditionModel",)  # in SiD-LSG's files and in diffusers folders
+
+    def build(self, network: Arguments) -> nn.Module:
+        from sid_ray.denoisers.stable_diffusion import build_stable_diffusion
+
+        return build_stable_diffusion(network)
+
+    def shape(self, network: Arguments) -> tuple[int, int, int]:
+        size = network.get("sample_size", 64)
+        return network.get("in_channels", 4), size, size
+
+    def makes_latents(self, network: Arguments) -> bool:
+        """Small U-Nets of this class make grey or coloured pixels."""
+        return network.get("in_channels", 4) not in (1, 3)
+
+    def written_out(self, network: Arguments) -> dict[str, Any]:
+        from sid_ray.denoisers.stable_diffusion import unet_written_out
+
+        return unet_written_out(network)
+
+    def from_official(self, class_name: str, recorded: Arguments) -> dict[str, Any]:
+        return {"prediction_type": "epsilon"} | dict(recorded)
+
+    def beside(self, folder: Path) -> dict[str, Any]:
+        """What the network predicts, which its scheduler says."""
+        from sid_ray.tensor_files.tensors import json_object
+
+        path = scheduler_file(folder)
+        if not path.is_file():
+            return {}
+        return {"prediction_type": json_object(path).get("prediction_type", "epsilon")}
+
+    def text_shape(self, network: Arguments) -> tuple[int, int]:
+        return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)
+
+    def check_text(self, network: Arguments, folder: Path) -> None:
+        from sid_ray.denoisers.clip_text import check_text
+
+        own, reads = check_text(folder).hidden_size, network.get("cross_attention_dim")
+        widths: set[int] = set(reads) if isinstance(reads, list | tuple) else {reads or own}
+        if widths != {own}:
+            raise UserError(
+                f"the text encoder in {folder} makes embeddings of width {own}, the network reads "
+                f"{', '.join(map(str, sorted(widths)))}: take the one that it was trained with"
+            )
+
+    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
+        from sid_ray.denoisers.clip_text import load_text
+
+        assert folder is not None  # find_components has seen to it
+        return load_text(folder, device)
+
+
+SPEC = StableDiffusion()

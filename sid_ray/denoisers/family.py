@@ -1,0 +1,161 @@
+"""``Family``: all that differs between EDM, EDM2, Stable Diffusion and what comes after them.
+
+A family is one subclass in one file, and one object of it that registry.py knows: built in (SPEC
+of a file in families/), named by another package's entry point, or handed to ``register_family``.
+Nothing outside this folder asks for a family's name, or whether something "is latent" or "reads
+text" in any other way than through this contract.
+
+A family's file is imported before anything is asked of its networks: it imports torch, diffusers
+and the networks' own modules inside methods only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sid_ray.denoisers.latents import LatentConvention
+from sid_ray.denoisers.noise import Noise
+from sid_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sid_ray.denoisers.text import TextEmbeddings
+
+Constrain = Callable[[str, "Tensor"], "Tensor | None"]
+Arguments = Mapping[str, Any]  # of a network, as model.json holds them
+
+
+class Family(ABC):
+    """A family of denoisers.
+
+    ``network`` is everywhere what model.json holds of one network of the family: the arguments that
+    ``build`` makes it of. Only ``name``, ``noise``, ``build`` and ``shape`` must be given: the
+    rest, left alone, says a network of pixels that is told nothing but a noise level.
+
+    Attributes:
+        name: in model.json, messages and tables.
+        noise: its kind of noise levels and the teacher's sampler on them.
+        teacher_steps: of that sampler, where nobody asks for another number.
+        precisions: of ``training.precision``, those that its networks can compute in.
+        reads_text: whether networks are conditioned on prompts.
+        text_parts: of a pipeline's folder, what embeds them: the encoder first.
+        latents: how pixels become what its networks see; None where all of them see pixels.
+        adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
+            from, in words; empty where there are none, and objectives cannot ask for them.
+        folder: of a pipeline's folder, the part that holds the network; empty where a network is
+            a folder of its own.
+        parts: of a pipeline's folder, what else is read: auto-encoder, text encoder and so on.
+        bare_prefix: what the denoiser's own names have in front of those that the network has in
+            other programs' files.
+        training_only: arguments of a network that no generator's image depends on.
+        official_classes: classes of other programs' networks that ``from_official`` knows.
+        by_place: official class -> names of the arguments that files record by place.
+    """
+
+    name: ClassVar[str]
+    noise: ClassVar[Noise]
+    teacher_steps: ClassVar[int] = 18
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    reads_text: ClassVar[bool] = False
+    text_parts: ClassVar[tuple[str, ...]] = ()
+    latents: ClassVar[LatentConvention | None] = None
+    adversarial_features: ClassVar[str] = ""
+    folder: ClassVar[str] = ""
+    parts: ClassVar[tuple[str, ...]] = ()
+    bare_prefix: ClassVar[str] = ""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    official_classes: ClassVar[tuple[str, ...]] = ()
+    by_place: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    # The network -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, network: Arguments) -> nn.Module:
+        """The denoiser (types.Denoiser) with random weights. Raises UserError, ValueError or
+        TypeError for arguments that make none.
+        """
+
+    @abstractmethod
+    def shape(self, network: Arguments) -> tuple[int, int, int]:
+        """(C, H, W) of one sample as the network sees it."""
+
+    def label_dim(self, network: Arguments) -> int:
+        """Number of classes; 0 for none."""
+        return 0
+
+    def makes_latents(self, network: Arguments) -> bool:
+        """Whether samples are latents of an auto-encoder, not pixels."""
+        return False
+
+    def latent_convention(self) -> LatentConvention:
+        """``latents`` of a network that makes some. Raises UserError where the family has none."""
+        if self.latents is None:
+            raise UserError(f"family {self.name} does not say how its latents become pixels")
+        return self.latents
+
+    def logvar(self, network: Arguments) -> bool:
+        """Whether there is a log-variance head."""
+        return False
+
+    def augment_dim(self, network: Arguments) -> int:
+        """Numbers that tell the network how a sample was augmented; 0 where it reads none."""
+        return int(network.get("augment_dim", 0))
+
+    def with_dropout(self, network: Arguments, probability: float) -> Arguments | None:
+        """The arguments of the same network with another dropout; None where it has none."""
+        return dict(network) | {"dropout": probability} if "dropout" in network else None
+
+    def written_out(self, network: Arguments) -> dict[str, Any]:
+        """All arguments that say which network it is (dropout does not), defaults filled in and
+        each in one way of writing it. Raises ValueError, TypeError.
+        """
+        return {name: value for name, value in network.items() if name != "dropout"}
+
+    @staticmethod
+    def constrain(name: str, weight: Tensor) -> Tensor | None:
+        """A whole parameter's new value, or None where it stays: what the published training does
+        to weights around updates.
+        """
+        return None
+
+    def adapted(self, network: Arguments, tensors: Mapping[str, Tensor]) -> Arguments:
+        """The arguments of a network that is this one but for what its tensors (by name, with or
+        without bare_prefix) say otherwise.
+        """
+        return network
+
+    # Files of other programs -----------------------------------------------------------------
+
+    def from_official(self, class_name: str, recorded: Arguments) -> dict[str, Any]:
+        """All arguments of a network from what a file records of one of ``official_classes``.
+
+        Raises UserError that names an argument not known, or out of range.
+        """
+        return dict(recorded)
+
+    def beside(self, folder: Path) -> dict[str, Any]:
+        """Arguments of a network in a folder of a pipeline that other files there hold."""
+        return {}
+
+    # Text ------------------------------------------------------------------------------------
+
+    def text_shape(self, network: Arguments) -> tuple[int, int] | None:
+        """(tokens, width) of a prompt's embedding; None where no text is read."""
+        return None
+
+    def check_text(self, network: Arguments, folder: Path) -> None:
+        """Raises UserError where the text encoder in a folder cannot be loaded, or is another's.
+        Only asked where ``reads_text``.
+        """
+        raise NotImplementedError(f"{self.name} reads no text")
+
+    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
+        """The text encoder of a folder. Only asked where ``reads_text``."""
+        raise NotImplementedError(f"{self.name} reads no text")
+
+
+leave_weight: Constrain = Family.constrain  # of families without constraints on their weights

@@ -1,0 +1,41 @@
+"""How pixels become a network's latents, and back: a contract beside ``Family``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sid_ray.denoisers.codecs import Standard, VAECodec
+
+
+class LatentConvention:
+    """One way to use an auto-encoder: what range its pixels have, and how latents are scaled.
+
+    Attributes:
+        name: in ``sid-ray data prepare --convention`` and in manifests of prepared sets.
+    """
+
+    name: ClassVar[str]
+
+    def check(self, folder: Path) -> Any:
+        """The config of the auto-encoder in a folder. Raises UserError where load would."""
+        from sid_ray.denoisers.autoencoder import check_vae
+
+        return check_vae(folder)
+
+    def load(self, folder: Path) -> nn.Module:
+        """The auto-encoder of a folder, or of its part ``vae``. Raises UserError."""
+        from sid_ray.denoisers.autoencoder import load_vae
+
+        return load_vae(folder)
+
+    def codec(self, vae: Any, batch: int) -> VAECodec:
+        """The codec around a loaded auto-encoder, ``batch`` images at a time."""
+        raise NotImplementedError
+
+    def standard(self, vae: Path | None) -> Standard:
+        """How latents are scaled, from the folder of their auto-encoder. Raises UserError."""
+        raise NotImplementedError

@@ -1,0 +1,108 @@
+"""All families by name: those in files of families/, of entry points, and added by a call.
+
+A package adds families by entry points of the group ``sid_ray.families``, each a ``Family`` object
+under its name, so that every process finds them, Ray's workers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sid_ray.config.registry import Registry
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.latents import LatentConvention
+from sid_ray.denoisers.noise import Noise
+from sid_ray.errors import UserError, nearest
+
+FAMILIES: Registry[Family] = Registry(
+    "network family", "sid_ray.families", "sid_ray.denoisers.families"
+)
+
+
+def register_family(family: Family) -> None:
+    """Adds a family in this process. Raises UserError where another one has its name."""
+    FAMILIES.register(family)
+
+
+def families() -> Mapping[str, Family]:
+    """Every family by name. Raises UserError where a package's cannot be loaded."""
+    return {name: family_of(name) for name in FAMILIES.names}
+
+
+def family_of(name: str) -> Family:
+    """A family by name. Raises UserError for an unknown one, or one that cannot be loaded."""
+    found = FAMILIES.get(name)
+    if not isinstance(found, Family):
+        raise UserError(f"network family {name!r} is {found!r:.80}; expected an object of Family")
+    return found
+
+
+def noises() -> dict[str, Noise]:
+    """Every kind of noise levels by its name in schedule.kind."""
+    return {family.noise.kind: family.noise for family in families().values()}
+
+
+def noise_of(kind: str) -> Noise:
+    """A kind of noise levels. Raises UserError for an unknown one."""
+    known = noises()
+    if kind not in known:
+        raise UserError(
+            f"schedule.kind is {kind!r}; known: {', '.join(known)}.{nearest(kind, known)}"
+        )
+    return known[kind]
+
+
+def conventions() -> dict[str, LatentConvention]:
+    """Every way to use an auto-encoder by its name."""
+    found = [family.latents for family in families().values() if family.latents is not None]
+    return {convention.name: convention for convention in found}
+
+
+def convention_of(name: str) -> LatentConvention:
+    """A way to use an auto-encoder. Raises UserError for an unknown one."""
+    known = conventions()
+    if name not in known:
+        raise UserError(
+            f"unknown convention of latents {name!r}; known: {', '.join(known)}."
+            f"{nearest(name, known)}"
+        )
+    return known[name]
+
+
+def network_folders() -> tuple[str, ...]:
+    """The parts of pipelines' folders that hold networks."""
+    return tuple(dict.fromkeys(f.folder for f in families().values() if f.folder))
+
+
+def pipeline_parts() -> tuple[str, ...]:
+    """The parts of pipelines' folders that are read, the networks first."""
+    parts = [part for family in families().values() for part in family.parts]
+    return tuple(dict.fromkeys((*network_folders(), *parts)))
+
+
+def from_official(class_name: str, recorded: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(family, arguments) of a network that an official file records; nothing is built.
+
+    ``class_name`` and ``recorded`` are the class and keyword arguments of the outermost network:
+    EDMPrecond and the like. Every argument is in the result, also where the file left it to a
+    default. Raises UserError that names a class or argument not known, or out of range.
+    """
+    known = {name: family for family in families().values() for name in family.official_classes}
+    if class_name not in known:
+        raise UserError(
+            f"unknown network class {class_name!r}; known: {', '.join(known)}."
+            f"{nearest(class_name, known)}"
+        )
+    family = known[class_name]
+    return family.name, family.from_official(class_name, recorded)
+
+
+def named_arguments(class_name: str, given: list, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a file records by place under their names. Raises UserError for too many."""
+    names: tuple[str, ...] = ()
+    for family in families().values():
+        names = names or family.by_place.get(class_name, ())
+    if len(given) > len(names):
+        raise UserError(f"{class_name} was made with arguments by place, which have no names here")
+    return dict(zip(names, given, strict=False)) | dict(named)

@@ -1,0 +1,1 @@
+"""The metrics that ship, a file each: what the house asks of them, light to load."""
