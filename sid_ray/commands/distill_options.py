@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sid_ray.commands.arguments import OfRecipe
+from sid_ray.commands.checks import DISTILL, Patient, enforce
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.ray_setup.start import check_ray
-from sid_ray.recipes.registry import check_supplied
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,7 @@ class DistillOptions(OfRecipe):
 
 def distill(config: DistillConfig, options: DistillOptions, flags: Sequence[str]) -> int:
     """What can be told in a moment is, before anything heavy is loaded."""
-    check_supplied(config.check())
-    check_ray()
+    enforce(Patient(config, config.output.folder), DISTILL, quick=True)
     from sid_ray.commands.distill import run_distillation
 
     return run_distillation(config)

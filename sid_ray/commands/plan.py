@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sid_ray.commands.checks import PLAN, Patient, enforce
 from sid_ray.commands.plan_options import PlanOptions
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.objectives.spec import objective_spec
@@ -43,7 +44,8 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
     """Prints the plan. Raises UserError for a run that cannot fit."""
     gpus = asked.gpus or config.resources.num_workers
     config = replace(config, resources__num_workers=gpus, resources__use_gpu=True)
-    config.group_plan(gpus)
+    least = min(gpus, config.resources.min_workers)
+    enforce(Patient(replace(config, resources__min_workers=least), config.output.folder), PLAN)
     machine = Machine.of(gpus, asked.gpu_memory, asked.reserve)
     planner = Planner(teacher_of(config), text_bytes(config))
     rows = check_any_fits(planner, config, machine)

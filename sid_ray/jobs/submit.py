@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.commands.arguments import OfRecipe
+from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.confidential import named_secret, secrets_of
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
-from sid_ray.recipes.registry import check_supplied, recipe_entry
+from sid_ray.recipes.registry import recipe_entry
 from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
 from sid_ray.tracking.mlflow_run import shown_uri
@@ -216,7 +217,8 @@ def show(line: Line) -> None:
 
 def submit(config: DistillConfig, options: SubmitOptions, flags: Sequence[str]) -> int:
     """Looks at the config first. Raises UserError."""
-    return run_submit(check_supplied(config.check()), options, flags)
+    enforce(Patient(config, config.output.folder), SUBMIT)
+    return run_submit(config, options, flags)
 
 
 def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str]) -> int:

@@ -13,9 +13,9 @@ from annotated_types import Interval
 from tyro.conf import Positional, arg
 
 from sid_ray.commands.arguments import WithConfig, configured, expand_aliases
+from sid_ray.commands.checks import SWEEP, Patient, enforce
 from sid_ray.config.distill_config import DistillConfig, differences, known_fields, located
 from sid_ray.errors import UserError
-from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
@@ -109,7 +109,6 @@ def sweep(options: SweepOptions, flags: Sequence[str]) -> int:
         for line in end_of(order):
             print(line)
         return 0
-    check_ray()
     check_trial(order)
     with only_process(order.folder, order.name):
         return run_order(order, earlier)
@@ -156,17 +155,12 @@ def check_same(order: Order, earlier: dict) -> None:
 
 def check_trial(order: Order) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
-    from sid_ray.commands.distill import check_evaluation
     from sid_ray.storage.store import set_endpoint
     from sid_ray.sweep.searcher import spec_of
-    from sid_ray.tracking.mlflow_state import check_tracking
-    from sid_ray.training.assemble import find_start
 
     set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)
-    point = spec_of(order, []).point
-    config = config_of(order.space, order.base, point)
-    check_tracking(config)
-    check_evaluation(config, find_start(config))
+    config = config_of(order.space, order.base, spec_of(order, []).point)
+    enforce(Patient(config, config.output.folder), SWEEP)
 
 
 def run_order(order: Order, earlier: dict) -> int:
