@@ -33,10 +33,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.roles import Trainee
 from sid_ray.weights.folder import ModelDescription
+from tests.support.checkpoints import load_checkpoint, write_checkpoint
 from tests.support.trajectories import (
     CASES,
     COLUMNS,

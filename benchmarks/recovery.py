@@ -27,8 +27,9 @@ from safetensors import safe_open
 
 from benchmarks.local_cluster import LocalCluster, Run
 from sid_ray.actors.timeline import PHASES
-from sid_ray.checkpoint.manifest import EMA_FOLDER, images_seen_of, newest_whole, read_manifest
+from sid_ray.checkpoint.manifest import EMA_FOLDER, images_seen_of
 from sid_ray.checkpoint.writer import Storage
+from tests.support.checkpoints import newest_whole, read_manifest
 
 IMAGES, EVERY = 5120, 640
 FLAGS = [

@@ -80,7 +80,7 @@ LIST = (
         "jobs.submit:submit",
     ),
     Command(
-        "sweep SPACE.yaml [--trials N] [...]",
+        "sweep SPACE [--trials N] [...]",
         "search settings: many runs, the best found",
         "sweep.command:SweepOptions",
         "sweep.command:sweep",

@@ -17,7 +17,6 @@ its own beside it, CACHE/runs/KEY/NAME, for its log, its lock and what it then u
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -31,14 +30,16 @@ from pathlib import Path
 from sid_ray.config.distill_config import DistillConfig, differences
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import folder_of
-from sid_ray.storage.errors import S3, StoreError, is_s3
+from sid_ray.storage.durable import LOCK, lock
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.fence import IDENTITY, OPEN, Fence
 from sid_ray.storage.lease import Lease, LeaseLostError, only_lease
 from sid_ray.storage.places import absolute_uri, check_file, check_folder, expanded, in_words
+from sid_ray.storage.schemes import is_path, scheme_of
 from sid_ray.storage.store import Store, probe
 from sid_ray.storage.waiting import TERM_S, Gone, boot_id
 
-LOCK, LOG, SUMMARY, GRID = ".lock", "log.txt", "summary.json", "grid.png"
+LOG, SUMMARY, GRID = "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"
 WAITING = ".evaluations"  # weights that the evaluator has not scored yet
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
@@ -51,7 +52,7 @@ def runs_folder(folder: str) -> str:
     A Ray job's working directory is a temporary copy, deleted after the job: nothing may be kept
     there.
     """
-    if "://" in folder:
+    if not is_path(folder):
         return Store.at(folder).url
     path = expanded(folder).absolute()
     if is_job_copy(path):
@@ -80,9 +81,9 @@ def default_tracking_uri(folder: str) -> str:
     A database a folder in S3, because MLflow keeps an experiment's artifacts where its first run
     put them.
     """
-    if not is_s3(folder):
+    if is_path(folder):
         return f"sqlite:///{folder}/mlflow.db"
-    name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(S3)).strip("-")
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", folder.removeprefix(scheme_of(folder).prefix)).strip("-")
     return f"sqlite:///{own_folder()}/mlflow-{name}.db"
 
 
@@ -306,18 +307,18 @@ def only_process(folder: Path, name: str) -> Iterator[str]:
     with told_to_user():
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
-    with file as lock:
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), patience_s=0)
         except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
             raise UserError(
                 f"run {name!r} is already being worked on by process {holder}; "
                 "wait for it, stop it, or choose another --run name"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        status = os.fstat(lock.fileno())
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        status = os.fstat(file.fileno())
         yield f"{boot_id()} {status.st_dev} {status.st_ino}"

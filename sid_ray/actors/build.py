@@ -31,7 +31,9 @@ from sid_ray.distributed.deepspeed_role import (
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.storage.fence import OPEN, Fence
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.schemes import scheme_of
+from sid_ray.storage.store import Store
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, is_generator_address, network_of, rules_of
 from sid_ray.weights.description import NO_COMPONENTS, Components
@@ -79,7 +81,7 @@ def on_this_node(config: DistillConfig, settings: WorkerSettings) -> WorkerSetti
     teacher = teacher_here(config, settings.teacher_folder)
     generator = settings.initial_generator
     source = config.teacher.initial_generator
-    if generator and "://" in source and not Path(generator).exists():
+    if generator and scheme_of(source).is_fetched and not Path(generator).exists():
         found = find_generator(source) if is_generator_address(source) else resolve_source(source)
         generator = str(found)
     return dataclasses.replace(settings, teacher_folder=teacher, initial_generator=generator)
@@ -87,7 +89,7 @@ def on_this_node(config: DistillConfig, settings: WorkerSettings) -> WorkerSetti
 
 def teacher_here(config: DistillConfig, folder: str) -> str:
     """The teacher's folder on this node: fetched where only the driver's node has it."""
-    if "://" in config.teacher.source and not Path(folder).exists():
+    if scheme_of(config.teacher.source).is_fetched and not Path(folder).exists():
         return str(resolve_source(config.teacher.source))
     return folder
 

@@ -20,8 +20,10 @@ from sid_ray.checkpoint.best import keep_best
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import plain_scores
 from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.durable import moved_into_place, remove_parts
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import Token, host_name, not_shared
-from sid_ray.storage.store import PART, Store, moved_into_place, set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
 
 if TYPE_CHECKING:
@@ -91,8 +93,7 @@ class Evaluator:
         own = cache_folder() / "unscored" / settings.run_key
         self._folder = Path(settings.waiting) if settings.waiting else own
         self._folder.mkdir(parents=True, exist_ok=True)
-        for cut in self._folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
-            cut.unlink(missing_ok=True)
+        remove_parts(self._folder)
         self._settings, self._config, self._on_gpu = settings, config, bool(ray.get_gpu_ids())
         self._changed, self._trouble = threading.Condition(), ""
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -105,7 +106,7 @@ class Evaluator:
 
         target = self._folder / f"{images_seen:012d}{SUFFIX}"
         try:
-            with moved_into_place(target) as written:
+            with moved_into_place(target, sync=False) as written:
                 write_weights(written, weights, self._description)
         except OSError as error:  # a full disk costs a score, not the training
             self._failed(images_seen, error)

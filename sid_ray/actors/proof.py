@@ -19,7 +19,7 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import data_fingerprint, is_prepared
 from sid_ray.distributed.fragments import gathered, world
 from sid_ray.errors import UserError
-from sid_ray.storage.errors import is_s3
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.shared import (
     UNKNOWN,
     Token,
@@ -72,12 +72,12 @@ def contents(config: DistillConfig, teacher: str, generator: str = "") -> dict[s
     ``teacher`` and ``generator`` are the paths that the driver found.
     """
     found, data, given = {}, config.data, config.teacher
-    if data.source and not is_s3(data.source):
+    if data.source and is_path(data.source):
         found[f"data.source {data.source}"] = looked_at(lambda: data_digest(config))
     networks = {"teacher.source": (given.source, teacher)}
     networks["teacher.initial_generator"] = given.initial_generator, generator
     for name, (source, path) in networks.items():
-        if path and "://" not in source and not source.startswith("builtin:"):
+        if path and is_path(source):
             digest = looked_at(lambda path=path: network_digest(Path(path)))
             found[f"{name} {source}"] = digest
     return found

@@ -20,6 +20,7 @@ import ray
 from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.evaluation.records import add_result
 from sid_ray.run_folder import EVALUATIONS
+from sid_ray.storage.durable import replace_file
 from sid_ray.storage.store import Store
 from sid_ray.tracking.mlflow_run import Target
 from sid_ray.tracking.sender import TIMEOUT_S, Tracking
@@ -101,9 +102,7 @@ class Tracker:
         file = self._folder / PICTURES / f"{name.replace('/', '~')}-{images_seen:012d}.png"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_bytes(png)
-            part.replace(file)
+            replace_file(file, png, sync=False)
         except OSError as error:
             self.event(f"warning: {file} cannot be written ({error.strerror or error})")
             return

@@ -42,8 +42,8 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
-from sid_ray.storage.store import set_endpoint
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
 from sid_ray.training.health import Health
 from sid_ray.training.step import StepSettings, Sums, draws_of, step

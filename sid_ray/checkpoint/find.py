@@ -1,7 +1,9 @@
 """What a run has in storage, wherever that is: its newest checkpoint, its generator.
 
-A run on a disk is read where it lies. Of a run in S3 the averaged generator alone is fetched, to
-CACHE/generators/KEY/CHECKPOINT/generator_ema, and checked against the checkpoint's manifest.
+The one place where checkpoints are looked for. A run on a disk is read where it lies. Of a run
+elsewhere the averaged generator alone is fetched, to CACHE/generators/KEY/CHECKPOINT/generator_ema,
+and checked against the checkpoint's manifest. What a run goes on from is chosen among these names
+by all its ranks together (restore.py).
 """
 
 from __future__ import annotations
@@ -16,56 +18,42 @@ from sid_ray.checkpoint.manifest import (
     PREFIX,
     DamagedCheckpointError,
     Manifest,
+    damage_of,
     parse_manifest,
 )
-from sid_ray.checkpoint.manifest import find_generator as find_generator_on_disk
-from sid_ray.checkpoint.manifest import newest_listed as newest_listed_on_disk
-from sid_ray.checkpoint.manifest import newest_whole as newest_whole_on_disk
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, folder_of
-from sid_ray.storage.errors import StoreError, is_s3
-from sid_ray.storage.fence import read_fence
-from sid_ray.storage.places import expanded
+from sid_ray.storage.errors import StoreError
+from sid_ray.storage.fence import IDENTITY, Fence, read_fence
 from sid_ray.storage.store import Store
 from sid_ray.weights.description import DESCRIPTION, WEIGHTS
 from sid_ray.weights.sources import resolve_source
 
+# Names --------------------------------------------------------------------------------------------
 
-def newest_listed(run: Store) -> tuple[str, Manifest] | None:
-    """The newest checkpoint whose files are there with their sizes: found without reading them.
 
-    Its name and manifest. What goes on from one checks more (restore.py). Raises StoreError.
+def checkpoints(run: Store, fence: Fence | None = None) -> list[str]:
+    """Names of checkpoints that count, whole or not, newest first. Raises StoreError.
+
+    ``fence``: what counts; that of the run's newest lease where it is not given.
     """
-    if run.is_local:
-        found = newest_listed_on_disk(run.folder)
-        return (found[0].name, found[1]) if found else None
-    sizes = run.files()
-    for name in checkpoints(run):
-        with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):
-            manifest = manifest_of(run, name)
-            there = {file: sizes.get(f"{name}/{file}") for file in manifest.sizes}
-            if there == manifest.sizes:
-                return name, manifest
-    return None
-
-
-def newest_whole(run: Store) -> tuple[str | None, list[str]]:
-    """The name of the newest whole checkpoint, and what was wrong with newer ones.
-
-    On a disk every byte is read. In S3, which keeps checksums of its own, names and sizes count.
-    """
-    if run.is_local:
-        newest, damage = newest_whole_on_disk(run.folder)
-        return (newest.name if newest else None), damage
-    found = newest_listed(run)
-    return (found[0] if found else None), []
-
-
-def checkpoints(run: Store) -> list[str]:
-    """Names of checkpoints that count, whole or not, newest first. Raises StoreError."""
-    fence = read_fence(run)
-    found = (name for name in run.folders() if name.startswith(PREFIX) and fence.accepts(name))
+    counts = fence or read_fence(run)
+    found = (name for name in run.folders() if name.startswith(PREFIX) and counts.accepts(name))
     return sorted(found, reverse=True)
+
+
+def sealed(run: Store, fence: Fence) -> list[str]:
+    """Names of those that have a manifest: it is written last.
+
+    Raises OSError where they cannot be listed: a missing folder or bucket is no empty one.
+    """
+    names = checkpoints(run, fence)
+    if not names:
+        run.look()
+    return [name for name in names if run.size(f"{name}/{MANIFEST}") is not None]
+
+
+# Whether they are whole ---------------------------------------------------------------------------
 
 
 def manifest_of(run: Store, name: str) -> Manifest:
@@ -76,6 +64,67 @@ def manifest_of(run: Store, name: str) -> Manifest:
         raise DamagedCheckpointError(f"{name}: {MANIFEST} is missing (cut while written)") from None
     except UnicodeDecodeError:
         raise DamagedCheckpointError(f"{name}: {MANIFEST} is damaged") from None
+    except StoreError:
+        raise
+    except OSError as error:  # of a disk: waiting does not mend it
+        raise DamagedCheckpointError(f"{name}: {MANIFEST} cannot be read ({error})") from None
+
+
+def present(run: Store, name: str, manifest: Manifest) -> frozenset[str]:
+    """The manifest's files that are there with their sizes. Raises StoreError."""
+    there = (run / name).files()
+    return frozenset(file for file, size in manifest.sizes.items() if there.get(file) == size)
+
+
+def newest_listed(run: Store) -> tuple[str, Manifest] | None:
+    """The newest checkpoint whose files are there with their sizes: found without reading them.
+
+    Its name and manifest. What goes on from one checks more (restore.py). Raises StoreError.
+    """
+    for name in checkpoints(run):
+        with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):
+            manifest = manifest_of(run, name)
+            if present(run, name, manifest) == manifest.sizes.keys():
+                return name, manifest
+    return None
+
+
+def verify(run: Store, name: str) -> Manifest:
+    """The manifest of a whole checkpoint. On a disk every byte is read; where the store keeps
+    checksums of its own, names and sizes count.
+
+    Raises DamagedCheckpointError that names the first bad file, StoreError.
+    """
+    manifest = manifest_of(run, name)
+    there = present(run, name, manifest) if run.scheme.keeps_checksums else frozenset()
+    for file, digest in manifest.files.items():
+        if run.scheme.keeps_checksums:
+            damage = "" if file in there or not manifest.sizes else "is missing or cut"
+        elif run.is_local:
+            damage = damage_of(run.folder / name / file, digest)
+        elif run.size(f"{name}/{file}") is None:
+            damage = "is missing"
+        else:
+            same = run.sha256(f"{name}/{file}") == digest
+            damage = "" if same else "does not match its checksum"
+        if damage:
+            raise DamagedCheckpointError(f"{name}: {file} {damage}")
+    return manifest
+
+
+def newest_whole(run: Store) -> tuple[str | None, list[str]]:
+    """The name of the newest whole checkpoint, and what was wrong with newer ones."""
+    damage: list[str] = []
+    for name in checkpoints(run):
+        try:
+            verify(run, name)
+            return name, damage
+        except DamagedCheckpointError as error:
+            damage.append(str(error))
+    return None, damage
+
+
+# Generators ---------------------------------------------------------------------------------------
 
 
 def find_generator(source: str | Path) -> Path:
@@ -86,13 +135,56 @@ def find_generator(source: str | Path) -> Path:
     """
     if best := best_of(str(source)):
         return resolve_source(best)
-    if not is_s3(str(source)):
-        return find_generator_on_disk(expanded(source))
-    store = Store.at(source)
+    place = Store.at(source)
+    if place.is_local:
+        if (place.folder / DESCRIPTION).is_file():
+            return place.folder
+        if not place.folder.exists():
+            raise UserError(
+                f"{source} does not exist; name a run, a checkpoint or a network folder"
+            )
     try:
-        return _find_in_s3(store)
+        found = generator_in(place, str(source))
     except StoreError as error:
         raise UserError(str(error)) from None
+    return found or resolve_source(place.url)
+
+
+def generator_in(place: Store, source: str) -> Path | None:
+    """That of a checkpoint, or of a run's newest whole one; None where it may be a network.
+
+    Raises UserError, StoreError.
+    """
+    if place.size(f"{EMA_FOLDER}/{DESCRIPTION}") is not None:
+        if place.is_local:
+            return place.folder / EMA_FOLDER
+        try:
+            return fetch_generator(Store(place.url.rpartition("/")[0]), place.name)
+        except (DamagedCheckpointError, DamagedFileError) as error:
+            raise UserError(f"{source} is damaged ({error}); name another checkpoint") from None
+    damage: list[str] = []
+    for name in checkpoints(place):
+        try:
+            if not place.is_local:
+                return fetch_generator(place, name)
+            verify(place, name)
+            return place.folder / name / EMA_FOLDER
+        except (DamagedCheckpointError, DamagedFileError) as error:
+            damage.append(str(error))
+    if damage:
+        raise UserError(f"no whole checkpoint in {source}: {damage[0]}")
+    if place.size(MANIFEST) is not None:
+        raise UserError(
+            f"{source} is a prepared data set, which holds no network: name a run, a checkpoint or "
+            "a network folder"
+        )
+    if place.is_local or place.size(IDENTITY) is not None:
+        what = "" if place.size(IDENTITY) is not None else ", and no network or picture"
+        raise UserError(
+            f"no whole checkpoint in {source}{what}; a run needs one checkpoint before it can "
+            "generate"
+        )
+    return None
 
 
 def best_of(source: str) -> str:
@@ -113,29 +205,6 @@ def best_of(source: str) -> str:
     if name is None:
         raise UserError(f"{above} has no best generator: none of its weights was scored yet")
     return (run / name).url
-
-
-def _find_in_s3(store: Store) -> Path:
-    """Raises StoreError, UserError."""
-    if store.size(MANIFEST) is not None:
-        run, name = Store(store.url.rpartition("/")[0]), store.name
-        try:
-            return fetch_generator(run, name)
-        except (DamagedCheckpointError, DamagedFileError) as error:
-            raise UserError(f"{store} is damaged ({error}); name another checkpoint") from None
-    names, damage = checkpoints(store), list[str]()
-    for name in names:
-        try:
-            return fetch_generator(store, name)
-        except (DamagedCheckpointError, DamagedFileError) as error:
-            damage.append(str(error))
-    if names:
-        raise UserError(f"no whole checkpoint in {store}: {damage[0]}")
-    if store.size("run.json") is not None:
-        raise UserError(
-            f"no whole checkpoint in {store}; a run needs one checkpoint before it can generate"
-        )
-    return resolve_source(store.url)
 
 
 def fetch_generator(run: Store, name: str) -> Path:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from sid_ray.checkpoint.find import checkpoints, sealed
 from sid_ray.storage.cache import fetch_checked
-from sid_ray.storage.fence import MANIFEST, OPEN, PREFIX, Fence, newest_number
-from sid_ray.storage.store import Store, link_or_copy, moved_into_place
+from sid_ray.storage.durable import link_or_copy, replace_file, sync_path
+from sid_ray.storage.fence import MANIFEST, OPEN, Fence, newest_number
+from sid_ray.storage.store import Store
 
 Tell = Callable[[str], None]
 
 
-def remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
-    """Removes the checkpoints in a folder whose names are unwanted; others may do so at once."""
-    for entry in folder.glob(f"{PREFIX}*"):
-        if unwanted(entry.name):
-            with contextlib.suppress(OSError):  # first, so that it never looks whole meanwhile
-                (entry / MANIFEST).unlink()
-            shutil.rmtree(entry, ignore_errors=True)
+def remove(store: Store, unwanted: Callable[[str], bool]) -> None:
+    """Removes the checkpoints whose names are unwanted; others may do so at once.
+
+    On a disk what cannot be removed stays. Raises StoreError from other stores.
+    """
+    for name in filter(unwanted, checkpoints(store, OPEN)):
+        try:
+            store.remove(f"{name}/{MANIFEST}")  # first, so that it never looks whole meanwhile
+        except OSError:
+            if not store.is_local:
+                raise
+        store.remove_tree(name)
 
 
 class LocalFileLostError(Exception):
@@ -40,15 +45,7 @@ class Storage:
 
         Raises OSError where they cannot be listed.
         """
-        if self.store.is_local:  # not Store.folders, to which a missing folder is an empty one
-            found = [entry.name for entry in self.store.folder.iterdir()]
-        else:
-            found = self.store.folders()
-            if not found:
-                self.store.create()  # a missing bucket looks empty too
-        checkpoints = [n for n in found if n.startswith(PREFIX) and self.fence.accepts(n)]
-        whole = (n for n in checkpoints if self.store.size(f"{n}/{MANIFEST}") is not None)
-        return sorted(whole, reverse=True)
+        return sealed(self.store, self.fence)
 
     def put(self, source: Path, name: str, file: str) -> None:
         """Stores a file under its name in one move; on the same disk without a copy."""
@@ -62,14 +59,14 @@ class Storage:
         target = self.store.folder / name / file
         (self.store.folder / name).mkdir(exist_ok=True)
         target.parent.mkdir(exist_ok=True)
-        link_or_copy(source, target)
+        link_or_copy(source, target, folder=True)  # what is older may be removed for it
 
     def put_text(self, text: str, name: str, file: str) -> None:
         if not self.store.is_local:
             self.store.write(f"{name}/{file}", text)
             return
-        with moved_into_place(self.store.folder / name / file) as temporary:
-            temporary.write_text(text)
+        replace_file(self.store.folder / name / file, text, folder=True)
+        sync_path(self.store.folder)  # also the checkpoint's own name is there to stay
 
     def why(self, error: OSError) -> str:
         """What went wrong, the same on every rank: without the name of a file in S3."""
@@ -111,13 +108,4 @@ class Storage:
             return
         may_go = self.fence.may_remove
 
-        def removed(name: str) -> bool:
-            return may_go(name) and unwanted(name)
-
-        if self.store.is_local:
-            remove(self.store.folder, removed)
-            return
-        for name in self.store.folders():
-            if name.startswith(PREFIX) and removed(name):
-                self.store.remove(f"{name}/{MANIFEST}")  # first: it must never look whole
-                self.store.remove_tree(name)
+        remove(self.store, lambda name: may_go(name) and unwanted(name))

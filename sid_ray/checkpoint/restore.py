@@ -19,22 +19,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sid_ray.checkpoint.find import checkpoints, manifest_of, present
 from sid_ray.checkpoint.manifest import (
     MANIFEST,
-    PREFIX,
     DamagedCheckpointError,
     Manifest,
     damage_of,
     images_seen_of,
     parse_manifest,
-    present,
 )
 from sid_ray.checkpoint.writer import Spool, write_manifest
 from sid_ray.distributed.fragments import gathered, world
 from sid_ray.storage.cache import DamagedFileError
 from sid_ray.storage.errors import StoreError, UnreachableStoreError, pause_s, retrying
-from sid_ray.storage.fence import number_of
+from sid_ray.storage.fence import OPEN, number_of
 from sid_ray.storage.shared import this_machine
+from sid_ray.storage.store import Store
 
 STORAGE_PATIENCE_S = 3.0  # before local disks are looked at instead
 
@@ -126,14 +126,12 @@ class Search:
     def _shelf(self) -> Shelf:
         node = f"{this_machine()}:{self.spool.local}"
         files: dict[str, frozenset[str]] = {}
-        for folder in sorted(self.spool.local.glob(f"{PREFIX}*")):
-            if (node, folder.name) in self._bad:
+        disk = Store.at(self.spool.local)
+        for name in checkpoints(disk, OPEN):
+            if (node, name) in self._bad:
                 continue
-            try:
-                manifest = parse_manifest((folder / MANIFEST).read_text(), folder.name)
-            except (OSError, DamagedCheckpointError):
-                continue  # never whole on local disks
-            files[folder.name] = present(folder, manifest)
+            with contextlib.suppress(DamagedCheckpointError, OSError):  # never whole, or removed
+                files[name] = present(disk, name, manifest_of(disk, name))
         return Shelf(node, files)
 
     def _stored(self) -> tuple[list[str], bool]:

@@ -31,13 +31,14 @@ from typing import Any
 import torch
 import torch.distributed
 
-from sid_ray.checkpoint.manifest import MANIFEST, Manifest, manifest_of
+from sid_ray.checkpoint.manifest import MANIFEST, Manifest, joined_manifest
 from sid_ray.checkpoint.remote import Storage, Tell, remove
 from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.distributed.fragments import gathered, world
+from sid_ray.storage.durable import replace_file
 from sid_ray.storage.errors import pause_s, retrying
 from sid_ray.storage.fence import OPEN, Fence
-from sid_ray.storage.store import Store, moved_into_place
+from sid_ray.storage.store import Store
 
 PENDING, DONE, FAILED = 0, 1, 2
 POLL_S = 0.05
@@ -51,8 +52,7 @@ def state_of(job: Future) -> int:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Adds the manifest to a checkpoint on local disk, in one move. Raises OSError."""
-    with moved_into_place(folder / MANIFEST) as temporary:
-        temporary.write_text(manifest.to_json())
+    replace_file(folder / MANIFEST, manifest.to_json())
 
 
 @dataclass
@@ -187,7 +187,7 @@ class Spool:
             shutil.rmtree(self.local / writing.name, ignore_errors=True)
             return
         part = writing.part.result()
-        manifest = manifest_of(writing.snapshot, gathered(part, self.group))
+        manifest = joined_manifest(writing.snapshot, gathered(part, self.group))
         with contextlib.suppress(OSError):  # a full disk: what counts is storage
             write_manifest(self.local / writing.name, manifest)
         self.upload(writing.name, manifest, list(part.files))
@@ -258,7 +258,7 @@ class Spool:
 
     def forget_after(self, name: str) -> None:
         """Removes newer checkpoints from local disks and storage."""
-        remove(self.local, lambda found: found > name and self.fence.may_remove(found))
+        remove(Store.at(self.local), lambda found: found > name and self.fence.may_remove(found))
         if world()[0] == 0:
             retrying(lambda: self.storage.remove(lambda found: found > name), self.tell)
         gathered(None, self.group)  # nobody writes anew before everybody has removed
@@ -269,4 +269,4 @@ class Spool:
 
         No collective.
         """
-        remove(self.local, lambda name: name < before and self.fence.may_remove(name))
+        remove(Store.at(self.local), lambda name: name < before and self.fence.may_remove(name))

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray, ray_folder, small_shared_memory
 from sid_ray.recipes.registry import check_supplied
+from sid_ray.run_folder import RunFolder
 from sid_ray.storage.places import in_words, one_line
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
@@ -83,8 +84,10 @@ CHECKS = (
         of_recipe=False,
     ),
     Check(
-        "storage", "the folder of all runs", "commands.doctor:check_storage", RUNS, of_recipe=False
+        "storage", "the folder of all runs", "commands.doctor:check_storage", ONLY_DOCTOR,
+        of_recipe=False,
     ),
+    Check("folder", "the run's own folder", "commands.checks:check_run_folder", (DISTILL, DOCTOR)),
     Check(
         "tracking", "MLflow's store", "commands.doctor:check_tracking_store", RUNS, of_recipe=False
     ),
@@ -133,6 +136,13 @@ def check_own_ray(patient: Patient) -> Iterator[Finding]:
         yield Finding(OK, f"{folder}/ray: for Ray's own files")
     if trouble := small_shared_memory():
         yield Finding(WARNING, trouble)
+
+
+def check_run_folder(patient: Patient) -> Iterator[Finding]:
+    """Where the run is kept, and its log. Leaves nothing behind that was not there."""
+    assert patient.config is not None
+    RunFolder.of(replace(patient.config, output__folder=patient.runs)).check()
+    yield Finding(OK, f"run {patient.config.run_name!r} can be kept there")
 
 
 def checks_of(place: str) -> Iterator[Check]:

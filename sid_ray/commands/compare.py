@@ -27,9 +27,10 @@ from sid_ray.errors import UserError
 from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
+from sid_ray.storage.durable import moved_into_place
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import check_file
-from sid_ray.storage.store import Store, moved_into_place
+from sid_ray.storage.store import Store
 from sid_ray.tracking.history import History, Point, read_history
 
 COLOURS = ("#0b6fa4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0f766e", "#475569")

@@ -27,10 +27,11 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import runs_folder
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.errors import endpoint, is_s3
 from sid_ray.storage.places import check_folder, expanded
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.shared import Token, answer, not_shared
-from sid_ray.storage.store import Store, probe, set_endpoint
+from sid_ray.storage.store import Store, probe
 
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red", SKIPPED: "dim"}
 SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "s3fs", "mlflow")
@@ -182,7 +183,7 @@ def anywhere(config: DistillConfig | None) -> DistillConfig | None:
         return None
     places = {"data__source": config.data.source, "teacher__source": config.teacher.source}
     for name, place in places.items():
-        if place and "://" not in place and not place.startswith("builtin:"):
+        if place and is_path(place):
             config = replace(config, **{name: str(expanded(place).absolute())})
     return config
 
@@ -219,8 +220,9 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
     """The folder of all runs: written, read back, replaced; its space where it is a disk."""
     store = Store.at(patient.runs)
     seconds = probe(store)
-    server = f" at {endpoint()}" if is_s3(store.url) and endpoint() else ""
-    yield Finding(OK, f"{store}{server}: written, read back, replaced, removed in {seconds:.2f} s")
+    server = store.scheme.server()
+    at = f" at {server}" if server else ""
+    yield Finding(OK, f"{store}{at}: written, read back, replaced, removed in {seconds:.2f} s")
 
 
 def check_tracking_store(patient: Patient) -> Iterator[Finding]:
@@ -347,7 +349,7 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
     description = patient.found.get("teacher") or teacher_of(config)
     size = Planner(description).checkpoint(config) / GIB
     places = {"local": (Path(config.output.local_folder or tempfile.gettempdir()), 2)}
-    if not is_s3(patient.runs):
+    if is_path(patient.runs):
         places["storage"] = Path(patient.runs), config.output.keep_checkpoints + 1
     enough = True
     for name, (path, count) in places.items():

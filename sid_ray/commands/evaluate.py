@@ -38,6 +38,7 @@ from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import check_folder, expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.weights.folder import load_model
 
 SMALL = 2  # blocks that are not worth the start of other processes
@@ -239,7 +240,7 @@ def data_config(options: EvaluateOptions) -> DataConfig:
         hint = nearest(options.data, known)
         raise UserError(f"no data set {options.data!r}; known: {', '.join(known)}.{hint}")
     source = options.data_source
-    if source and "://" not in source:  # actors have another working directory
+    if source and is_path(source):  # actors have another working directory
         source = str(expanded(source).absolute())
     return replace(DistillConfig(), data__name=options.data, data__source=source).data
 

@@ -17,7 +17,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import RunFolder
 from sid_ray.storage.cache import file_sha256
-from sid_ray.storage.store import link_or_copy
+from sid_ray.storage.durable import link_or_copy
 from sid_ray.tracking.sender import Model
 from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, read_description
 

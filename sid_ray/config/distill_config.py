@@ -32,6 +32,7 @@ from sid_ray.config.sections import (
 from sid_ray.errors import UserError, closest, did_you_mean
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +298,7 @@ def located(config: DistillConfig) -> DistillConfig:
     values = flatten(config)
     for name in PLACES:
         place = str(values[name])
-        if place and "://" not in place and not place.startswith("builtin:"):
+        if place and is_path(place):
             absolute = str(expanded(place).absolute())
             config = replace(config, **{name.replace(".", "__"): absolute})
     return config

@@ -18,7 +18,8 @@ from sid_ray.data.show import describe
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import in_words
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 
 PLAIN_INTERVAL_S = 10.0  # between two lines where the output is not a terminal
 

@@ -74,8 +74,7 @@ def all_samples(options: PrepareOptions) -> Samples:
     whole = Store.at(source)
     parent, _, name = whole.url.rpartition("/")
     above = Store(parent)
-    bare = whole.url.removeprefix("s3://")
-    size = above.size(name) if "/" in bare and parent else None
+    size = above.size(name) if "/" in whole.path() and parent else None
     if size is None:
         return folder_source(whole, options)
     if size == 0:

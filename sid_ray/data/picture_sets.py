@@ -35,6 +35,7 @@ from sid_ray.data.windows import Window
 from sid_ray.denoisers.registry import network_folders
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path, scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.storage.text_lines import text_of
 
@@ -107,11 +108,11 @@ def holds_pictures(source: str) -> bool:
 
     Raises UserError, StoreError.
     """
-    if source.startswith(("builtin:", "hf://", "http://", "https://")):
+    if not scheme_of(source).is_store:
         return False
     if source.lower().endswith(".zip"):
         return True
-    if "://" not in source:
+    if is_path(source):
         return folder_holds_pictures(expanded(source))
     names = list(Store.at(source).files())
     return not is_network(names) and any(map(is_picture, names))

@@ -28,8 +28,9 @@ from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.start import check_ray
 from sid_ray.storage.places import check_folder
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.store import Store
 
 SHORT_S = 30.0  # work that is done here sooner than Ray starts and does it
 RECORDED = (

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from sid_ray.data.layout import Unit, Work
 from sid_ray.data.manifest import MANIFEST, Shard
 from sid_ray.errors import UserError
+from sid_ray.storage.durable import remove_parts
 from sid_ray.storage.store import Store
 
 PROGRESS = ".progress"
@@ -111,5 +112,4 @@ def remove_own(destination: Store) -> None:
 def remove_leftovers(destination: Store) -> None:
     """Files that a killed process did not finish; in S3 there are none."""
     if destination.is_local:
-        for path in destination.folder.glob("part-*.parquet.*.part"):
-            path.unlink(missing_ok=True)
+        remove_parts(destination.folder, "part-*.parquet")

@@ -13,7 +13,7 @@ import numpy as np
 from sid_ray.data.manifest import DataManifest, Shard
 from sid_ray.data.samples import first_line
 from sid_ray.errors import UserError
-from sid_ray.storage.errors import StoreError, UnreachableStoreError, retrying, store_error
+from sid_ray.storage.errors import StoreError, UnreachableStoreError, retrying
 from sid_ray.storage.store import Store
 
 OPEN_FILES = 32
@@ -133,8 +133,8 @@ class RowGroups:
         except StoreError as error:
             raise DamagedDataError(str(error)) from None
         except Exception as error:  # pyarrow raises many kinds for a damaged file
-            if isinstance(error, OSError) and "AWS Error" in str(error):
-                found = store_error(where, error)
+            if isinstance(error, OSError) and self.store.scheme.is_own(error):
+                found = self.store.scheme.error(where, error)
                 if isinstance(found, UnreachableStoreError):
                     raise found from None
                 raise DamagedDataError(str(found)) from None

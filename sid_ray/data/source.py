@@ -14,8 +14,8 @@ from sid_ray.data import digits, emoji
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.prompts import read_prompts
 from sid_ray.storage.cache import file_sha256
-from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.storage.store import Store
 from sid_ray.types import Batch, Pick
 
@@ -126,7 +126,7 @@ class Source:
 def is_prepared(data: DataConfig) -> bool:
     """Whether the config's set is one that sid-ray data prepare has made."""
     if data.name == "prompts":
-        return is_s3(data.source) or (bool(data.source) and expanded(data.source).is_dir())
+        return is_elsewhere(data.source) or (bool(data.source) and expanded(data.source).is_dir())
     return data.name == "prepared" or (data.name in LABELS_ONLY and bool(data.source))
 
 

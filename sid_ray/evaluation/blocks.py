@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ from sid_ray.evaluation.judge import Judge, Look, codec_of
 from sid_ray.evaluation.samplers import Sampler, generator_sampler
 from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.store import PART, moved_into_place, set_endpoint
+from sid_ray.storage.durable import moved_into_place, remove_parts
+from sid_ray.storage.s3 import set_endpoint
 from sid_ray.training.assemble import Data, data_of, generation_of
 from sid_ray.weights.components import (
     Named,
@@ -211,9 +211,7 @@ class Kept:
         self.folder, self.dim = folder, judge.extractor.dim
         self.with_logits = bool(judge.that_read("classes"))
         self.identities = {name: each.identity for name, each in judge.gauges.items()}
-        for cut in folder.glob(f"*{PART}"):  # of a process that was killed while it wrote
-            if time.time() - cut.stat().st_mtime > STALE_S:
-                cut.unlink(missing_ok=True)
+        remove_parts(folder, older_than_s=STALE_S)
 
     def path(self, seeds: range) -> Path:
         return self.folder / f"{seeds.start:012d}-{seeds.stop - 1:012d}.npz"
@@ -240,7 +238,7 @@ class Kept:
         arrays |= {} if look.logits is None else {"logits": look.logits}
         arrays |= {f"{OWN}{name}": part for name, part in look.own.items()}
         arrays |= {f"{BY}{name}": np.str_(each) for name, each in self.identities.items()}
-        with moved_into_place(self.path(seeds)) as temporary, temporary.open("wb") as file:
+        with moved_into_place(self.path(seeds), sync=False) as new, new.open("wb") as file:
             np.savez(file, **arrays)
 
     def clear(self) -> None:

@@ -16,7 +16,7 @@ from sid_ray.data.source import Source
 from sid_ray.errors import UserError
 from sid_ray.evaluation.blocks import FORMAT
 from sid_ray.evaluation.judge import Judge, Look
-from sid_ray.storage.store import set_endpoint
+from sid_ray.storage.s3 import set_endpoint
 
 
 @dataclass(frozen=True)

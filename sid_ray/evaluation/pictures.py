@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sid_ray.data.source import Source
 from sid_ray.evaluation.samplers import seeded_uniform, to_uint8
-from sid_ray.storage.store import moved_into_place
+from sid_ray.storage.durable import moved_into_place
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 8, 10, 2048
 MARGIN, CAPTION_HEIGHT = 8, 22
@@ -77,5 +77,5 @@ def contact_sheet(panels: Sequence[tuple[str, Tensor]], columns: int) -> Image.I
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, creating its folder; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with moved_into_place(path) as temporary:
+    with moved_into_place(path, sync=False) as temporary:
         picture.save(temporary, "PNG")

@@ -32,8 +32,9 @@ from sid_ray.metrics.reference import (
 from sid_ray.metrics.scores import Seen, looked_at
 from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
-from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.store import Store
 
 Tell = Callable[[str], None]
@@ -209,7 +210,7 @@ def holds_pictures(source: Source) -> bool:
 
 def local_file(address: str) -> Path:
     """A file of statistics on this machine's disk. Raises UserError."""
-    if not is_s3(address):
+    if is_path(address):
         return expanded(address)
     from sid_ray.storage.cache import folder_of
 

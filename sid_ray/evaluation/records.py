@@ -1,17 +1,18 @@
 """evaluations.jsonl of a run: a line a result, its scores and all that they mean.
 
-The evaluator beside the training, sid-ray evaluate and sweeps add to it. A driver's lines hold the
-number of its lease; what one adds that has lost the run to another is left out. What a resumed run
-scores again is no second line, and what a killed process left half written spoils no other line.
+The evaluator beside the training, sid-ray evaluate and sweeps add to it, each while no other does.
+A driver's lines hold the number of its lease; what one adds that has lost the run to another is
+left out. What a resumed run scores again is no second line, and what a killed process left half
+written spoils no other line.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from sid_ray.run_folder import EVALUATIONS
+from sid_ray.storage.durable import json_line, values_in
 from sid_ray.storage.fence import lease_of
 from sid_ray.storage.store import Store
 
@@ -19,14 +20,10 @@ from sid_ray.storage.store import Store
 TIMES = ("seconds", "images_made", "images_per_s", "date", "lease")
 
 
-def results_in(text: str) -> list[dict[str, Any]]:
+def results_in(data: bytes) -> list[dict[str, Any]]:
     """The results of a file's whole lines, in order; what is none is left out."""
     found, newest = [], 0
-    for line in text.split("\n")[:-1]:  # behind the last newline a record may be half written
-        try:
-            result = json.loads(line)
-        except ValueError:
-            continue
+    for result in values_in(data)[0]:
         number = lease_of(result)
         newest = max(newest, number)
         if isinstance(result, dict) and number in (0, newest):
@@ -36,18 +33,14 @@ def results_in(text: str) -> list[dict[str, Any]]:
 
 def add_result(run: Store, result: Mapping[str, Any]) -> None:
     """Adds a line to the file of a run's folder, unless it has the result. Raises OSError."""
-    try:
-        there = run.read_text(EVALUATIONS)
-    except FileNotFoundError:
-        there = ""
-    if without_times(result) in map(without_times, results_in(there)):
-        return
-    line = ("" if not there or there.endswith("\n") else "\n") + json.dumps(dict(result)) + "\n"
-    if run.is_local:
-        with (run.folder / EVALUATIONS).open("a") as file:
-            file.write(line)
-    else:
-        run.write(EVALUATIONS, there + line)
+
+    def added(data: bytes) -> bytes:
+        if without_times(result) in map(without_times, results_in(data)):
+            return data
+        whole = data[: len(data) - len(values_in(data)[1])]
+        return whole + json_line(dict(result))
+
+    run.change(EVALUATIONS, added)
 
 
 def merge_results(source: Store, run: Store) -> None:
@@ -56,18 +49,21 @@ def merge_results(source: Store, run: Store) -> None:
     They stand in the order of their leases then, as if one file had taken all.
     """
     try:
-        ours = results_in(source.read_text(EVALUATIONS))
+        ours = results_in(source.read(EVALUATIONS))
     except FileNotFoundError:
         return
-    try:
-        there = results_in(run.read_text(EVALUATIONS))
-    except FileNotFoundError:
-        there = []
-    known = list(map(without_times, there))
-    new = [result for result in ours if without_times(result) not in known]
-    if new:
-        together = sorted(there + new, key=lease_of)
-        run.write(EVALUATIONS, "".join(json.dumps(result) + "\n" for result in together))
+    if not ours:
+        return
+
+    def merged(data: bytes) -> bytes:
+        there = results_in(data)
+        known = list(map(without_times, there))
+        new = [result for result in ours if without_times(result) not in known]
+        if not new:
+            return data
+        return b"".join(map(json_line, sorted(there + new, key=lease_of)))
+
+    run.change(EVALUATIONS, merged)
 
 
 def without_times(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
 from sid_ray.evaluation.records import add_result
 from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.storage.store import Store, moved_into_place
+from sid_ray.storage.durable import replace_file
+from sid_ray.storage.store import Store
 
 Scores = Mapping[str, float]
 
@@ -57,8 +58,7 @@ def result_of(
 def write_result(out: Path, result: Mapping[str, Any]) -> None:
     """Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with moved_into_place(out) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    replace_file(out, json.dumps(result, indent=2) + "\n")
 
 
 def table_of(result: Mapping[str, Any]) -> Table:

@@ -15,9 +15,8 @@ from typing import Any
 
 from sid_ray.checkpoint.best import PREFIX as BEST_PREFIX
 from sid_ray.checkpoint.best import SCORE
-from sid_ray.checkpoint.find import best_of, manifest_of
-from sid_ray.checkpoint.find import find_generator as find_stored_generator
-from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError, find_generator
+from sid_ray.checkpoint.find import best_of, find_generator, manifest_of
+from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.family import Family
@@ -25,8 +24,9 @@ from sid_ray.denoisers.registry import family_of, network_folders
 from sid_ray.errors import UserError
 from sid_ray.run_folder import read_record
 from sid_ray.storage.cache import file_sha256
-from sid_ray.storage.errors import StoreError, is_s3
+from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_elsewhere, is_path, scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of, solver_of
 from sid_ray.weights.address import parse_source, source_label
@@ -118,8 +118,8 @@ def find_network(source: str) -> Path:
     if address := best_of(source):
         return resolve_source(address)
     parsed = parse_source(source)
-    if parsed.kind == "s3" and not parsed.location.endswith(FILE_SUFFIXES):
-        return find_stored_generator(source)
+    if is_elsewhere(source) and not parsed.location.endswith(FILE_SUFFIXES):
+        return find_generator(source)
     path = expanded(parsed.location).absolute()
     is_network = path.is_file() or holds_network(path)
     if parsed.kind == "path" and not is_network and parsed.sha256 is None:
@@ -132,11 +132,11 @@ def origin_of(source: str, network: Path) -> tuple[Store, str] | None:
     best weights; None for networks that lie in neither. Raises UserError, StoreError.
     """
     address = best_of(source) or source
-    if parse_source(address).kind not in ("path", "s3"):
+    if not scheme_of(address).is_store:
         return None
     name = network.parent.name
     if network.name == EMA_FOLDER and name.startswith(PREFIX):
-        if not is_s3(address):
+        if is_path(address):
             return Store.at(network.parent.parent), name
         store = Store.at(address)
         return (above(store) if store.name == name else store), name
@@ -179,7 +179,7 @@ def of_run(subject: Subject, run: Store, name: str) -> Subject:
 def home_of(source: str, network: Path, description: ModelDescription) -> str:
     """Where text encoder and VAE lie: in the network's folder, or with the teacher it names."""
     if any((network / part).is_dir() for part in ("text_encoder", "vae")):
-        return source if "://" in source or source.startswith("builtin:") else str(network)
+        return str(network) if is_path(source) else source
     return str(description.notes.get("teacher", ""))
 
 

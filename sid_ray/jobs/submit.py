@@ -1,7 +1,8 @@
 """`sid-ray submit`: checks a run here, sends it to a cluster as a Ray job, and follows it.
 
 What is sent is what `ray job submit --working-dir DIR ... -- python SCRIPT RECIPE FLAGS` sends, and
-that line is printed.
+that line is printed. A folder that is no checkout goes with this package beside it, as one of Ray's
+py_modules: the cluster runs the version that has checked the run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sid_ray
 from sid_ray.commands.arguments import OfRecipe
 from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.confidential import named_secret, secrets_of
@@ -23,8 +25,8 @@ from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
 from sid_ray.recipes.registry import recipe_entry
-from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.tracking.mlflow_run import shown_uri
 
 LOCAL = "http://127.0.0.1:8265"
@@ -39,6 +41,7 @@ PLACES = (
     "evaluation.clip_weights",
     "evaluation.vae",
 )
+PACKAGE_FILE = "sid_ray/cli.py"  # in an upload that brings the package itself
 OK, WARNING = "ok", "warning"
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stopped 3 s to save
 Line = tuple[str, str, str]  # state, what was looked at, the finding
@@ -57,9 +60,9 @@ class SubmitOptions(OfRecipe):
     """URL of its Jobs API; empty for RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.
     """
     runtime_env: str = ""
-    """File that says how nodes get this package where their image lacks it: runtime_env.yaml."""
+    """File that says how nodes get the libraries that their image lacks: runtime_env.yaml."""
     working_dir: str = "."
-    """What is uploaded: a checkout of sid_ray."""
+    """What is uploaded. This package goes with it, unless the folder is a checkout of sid_ray."""
     wait: bool = True
     """Follow the job until it ends."""
 
@@ -69,8 +72,10 @@ class SubmitOptions(OfRecipe):
             raise UserError("--cluster and --address: one of them")
 
 
-def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
-    """The job's command: the recipe's own entry script."""
+def entry_of(config: DistillConfig, flags: Sequence[str], upload: Upload) -> list[str]:
+    """The job's command: the recipe's own entry script where the upload is a checkout."""
+    if PACKAGE_FILE not in upload.files:
+        return ["python", "-m", "sid_ray.cli", "distill", config.recipe, *flags]
     return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
@@ -100,11 +105,11 @@ def runtime_env_of(path: str) -> dict[str, Any]:
 
 def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]) -> None:
     """Raises UserError where the command cannot run from the upload, or tells a secret."""
-    for name in (entry[1], "sid_ray/cli.py"):
-        if name not in upload.files:
-            raise UserError(
-                f"--working-dir {upload.folder} has no {name} to upload: give a checkout of sid_ray"
-            )
+    if PACKAGE_FILE in upload.files and entry[1] not in upload.files:
+        raise UserError(
+            f"--working-dir {upload.folder} has sid_ray, but no {entry[1]} to upload: give a whole "
+            "checkout of sid_ray, or a folder without"
+        )
     text = " ".join(entry)
     for variable, value in secrets.items():
         if value in text:
@@ -117,7 +122,7 @@ def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]
 def check_places(config: DistillConfig, upload: Upload) -> None:
     """Raises UserError where the run names files that no node will have."""
     folder = config.output.folder
-    if not is_s3(folder) and not Path(folder).is_absolute():
+    if is_path(folder) and not Path(folder).is_absolute():
         raise UserError(
             f"output.folder {folder!r} is relative, and a job's working directory is a temporary "
             "copy that is deleted: give --output.folder s3://BUCKET/runs, or an absolute path that "
@@ -125,7 +130,7 @@ def check_places(config: DistillConfig, upload: Upload) -> None:
         )
     for field in PLACES:
         place = str(flatten(config)[field]).partition("#")[0]
-        relative = place and "://" not in place and not place.startswith(("builtin:", "/", "~"))
+        relative = place and is_path(place) and not place.startswith(("/", "~"))
         if relative and not upload.holds(place):
             raise UserError(
                 f"{field} {place!r} is not in the upload of {upload.folder}: give s3://, https://, "
@@ -136,7 +141,7 @@ def check_places(config: DistillConfig, upload: Upload) -> None:
 def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
     """Where the run's results go. Only a warning where this machine cannot tell."""
     folder, server = config.output.folder, config.storage
-    if not is_s3(folder):
+    if is_path(folder):
         shared = cluster.nodes == 1
         text = f"{folder} must be one disk that all {cluster.nodes or ''} nodes share"
         yield (OK, "storage", f"{folder} on the node") if shared else (WARNING, "storage", text)
@@ -169,9 +174,9 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
         place = str(getattr(chosen, name))
         if not place or place.startswith("builtin:"):
             continue
-        is_file = "://" not in place and expanded(place).is_absolute()
+        is_file = is_path(place) and expanded(place).is_absolute()
         found = expanded(place) if is_file else upload.folder / place
-        if "://" in place or not found.exists():
+        if not is_path(place) or not found.exists():
             yield OK, "teacher", f"{place}: looked at by the job, before the run starts"
             return
         config = replace(config, **{f"teacher__{name}": str(found)})
@@ -200,13 +205,21 @@ def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         yield WARNING, "workers", text
 
 
-def typed(entry: Sequence[str], args: SubmitOptions, address: str) -> str:
+def with_package(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """The same where this package goes along: Ray unpacks it and puts it on the import path."""
+    package = str(Path(sid_ray.__file__).parent)
+    return {**runtime_env, "py_modules": [*(runtime_env.get("py_modules") or ()), package]}
+
+
+def typed(
+    entry: Sequence[str], args: SubmitOptions, runtime_env: Mapping[str, Any], address: str
+) -> str:
     """The line that sends the same with Ray's own command."""
     line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
-    if args.runtime_env:
+    if args.runtime_env and entry[1] != "-m":  # else the package is added to the file's
         line += ["--runtime-env", args.runtime_env]
     else:
-        line += ["--runtime-env-json", json.dumps(runtime_env_of(""))]
+        line += ["--runtime-env-json", json.dumps(runtime_env)]
     return f"{shlex.join(line)} -- {shlex.join(entry)}"
 
 
@@ -228,14 +241,19 @@ def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str])
     """
     secrets = secrets_of(os.environ)
     runtime_env = runtime_env_of(args.runtime_env)
-    entry = entry_of(config, flags)
     upload = upload_of(expanded(args.working_dir), runtime_env.get("excludes") or ())
-    check_size(upload)
+    entry = entry_of(config, flags, upload)
+    uploads = [upload]
+    if PACKAGE_FILE not in upload.files:
+        runtime_env = with_package(runtime_env)
+        uploads.append(upload_of(Path(sid_ray.__file__).parent))
     check_entry(entry, upload, secrets)
-    check_no_secrets(upload, secrets)
+    for each in uploads:
+        check_size(each)
+        check_no_secrets(each, secrets)
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
-    show((OK, "upload", f"{upload}, no secret found"))
+    show((OK, "upload", f"{' and sid_ray: '.join(map(str, uploads))}, no secret found"))
     for line in look_at_teacher(config, upload):
         show(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
@@ -249,9 +267,8 @@ def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str])
     for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
         show(line)
     address = shown_uri(client.get_address())
-    print(typed(entry, args, address), flush=True)
-    runtime_env["working_dir"] = str(upload.folder)
-    job = send(client, shlex.join(entry), runtime_env)
+    print(typed(entry, args, runtime_env, address), flush=True)
+    job = send(client, shlex.join(entry), {**runtime_env, "working_dir": str(upload.folder)})
     print(
         f"job {job}\n  follow  ray job logs --follow --address {address} {job}\n"
         f"  stop    ray job stop --address {address} {job}",

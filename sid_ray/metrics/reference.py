@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from sid_ray.errors import UserError
 from sid_ray.metrics.blocks import FeatureBlocks
 from sid_ray.metrics.sums import FeatureSums
-from sid_ray.storage.cache import cache_folder, locked
+from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.durable import locked, moved_into_place
 from sid_ray.tensor_files.archives import read_pickled
 from sid_ray.tensor_files.inert import NumpyArray, as_mapping, printable
 
@@ -134,8 +135,7 @@ def numbers(value: Any) -> Any:
 def save_statistics(path: Path, statistics: Statistics) -> None:
     """Writes an own npz, in place at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(path.name + ".written")
-    with written.open("wb") as file:
+    with moved_into_place(path) as written, written.open("wb") as file:
         np.savez(
             file,
             mean=statistics.mean,
@@ -143,7 +143,6 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
             count=np.int64(statistics.count),
             identity=np.str_(statistics.identity),
         )
-    written.replace(path)
 
 
 def cached_path(fingerprint: str, identity: str, ending: str = "npz") -> Path:
@@ -200,10 +199,9 @@ def cached_features(
     path = cached_path(known(fingerprint), identity, "npy")
     with locked(path):
         if not path.is_file() or not readable(path):
-            written = path.with_name(path.name + ".written")
-            with written.open("wb") as file:
-                np.save(file, make().array())
-            written.replace(path)
+            array = make().array()
+            with moved_into_place(path) as written, written.open("wb") as file:
+                np.save(file, array)
         return FeatureBlocks.of(np.load(path, mmap_mode="r", allow_pickle=False))
 
 

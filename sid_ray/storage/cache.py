@@ -5,13 +5,12 @@ CACHE is SID_RAY_CACHE, else sid_ray in XDG_CACHE_HOME, else ~/.cache/sid_ray.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from sid_ray.storage.durable import locked, moved_into_place
 from sid_ray.storage.errors import retrying
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
@@ -44,15 +43,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits for the file's lock and holds it; the kernel drops it with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def fetch_checked(
     store: Store,
     name: str,
@@ -72,12 +62,8 @@ def fetch_checked(
             target.stat().st_size == size if size is not None else file_sha256(target) == sha256
         ):
             return target
-        arrived = target.with_name(target.name + ".fetched")
-        try:
+        with moved_into_place(target) as arrived:
             retrying(lambda: store.fetch(name, arrived), tell)
             if file_sha256(arrived) != sha256:
                 raise DamagedFileError(f"{store}/{name} does not match its checksum")
-            arrived.replace(target)
-        finally:
-            arrived.unlink(missing_ok=True)
     return target

@@ -3,8 +3,8 @@
     driver_000007.json   {host, pid, place, token, term_s, ...}: the run's seventh lease
 
 A start takes the number after the newest one by making a file that must not be there yet
-(new_file.py), and then renews it: it writes the file again every few seconds. A lease that was not
-given back is free for the next driver when its process is known to be dead, or when it was not
+(Store.write_new), and then renews it: it writes the file again every few seconds. A lease that was
+not given back is free for the next driver when its process is known to be dead, or when it was not
 renewed for ``term_s`` seconds. So a driver that cannot renew its lease stops before that time is
 over; and should it go on all the same, what it writes carries its number, and does not count
 (fence.py).
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sid_ray.storage.errors import NotExclusiveError
 from sid_ray.storage.fence import (
     Fence,
     known_number,
@@ -31,7 +32,6 @@ from sid_ray.storage.fence import (
     next_fence,
     read_lease,
 )
-from sid_ray.storage.new_file import NotExclusiveError, write_new
 from sid_ray.storage.store import Store
 from sid_ray.storage.waiting import TERM_S, Gone, clock, newest_lease, place, wait_until_free
 
@@ -76,7 +76,7 @@ def made(store: Store, number: int, values: Mapping[str, Any]) -> bool:
     """Makes a lease's file. Returns False where another driver was sooner. Raises StoreError."""
     name, text = lease_name(number), json.dumps(dict(values)) + "\n"
     try:
-        write_new(store, name, text)
+        store.write_new(name, text)
     except NotExclusiveError:
         if store.size(name) is None:
             store.write(name, text)

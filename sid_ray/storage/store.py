@@ -1,8 +1,9 @@
 """Files by name in a folder that may lie anywhere: on a disk that all nodes see, or in S3.
 
     /data/cifar10, runs/x      a path
-    s3://bucket/prefix         an S3-compatible server: AWS_ENDPOINT_URL, AWS_REGION and the usual
-                               credentials of the environment, of ~/.aws or of the machine's role
+    s3://bucket/prefix         an S3-compatible server (s3.py)
+
+The kinds of places are a table (schemes.py), to which another one is added by one entry.
 
 A file appears whole or not at all: on a disk it is moved into place, in S3 an object exists when
 its upload is complete. What fails raises a StoreError, an OSError whose text is one line for the
@@ -11,6 +12,7 @@ person who reads it; UnreachableStoreError is the one that waiting may mend.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -22,55 +24,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
-from sid_ray.storage.errors import ENDPOINT, S3, MissingFileError, at_server, endpoint, is_s3, named
-from sid_ray.storage.places import expanded
+from sid_ray.storage.durable import PART, link_or_copy, moved_into_place
+from sid_ray.storage.errors import NotExclusiveError, StoreError
+from sid_ray.storage.scheme import Change, Scheme
+from sid_ray.storage.schemes import scheme_of, stores
 
-PART = ".part"  # how a file on a disk is called until it is whole
 CHUNK = 8 << 20
 STREAMS = 8  # ranges of a large file that are fetched at once
-CONNECT_TIMEOUT_S = 5
-ATTEMPTS = 3  # pyarrow's own, within a second or two; longer waiting is ``retrying``
-REGION = "AWS_REGION"
 
 
-def set_endpoint(url: str, region: str = "") -> None:
-    """Makes an option hold for every library of this process and those that it starts.
-
-    Raises UserError where the url is not one.
-    """
-    if url:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"S3 endpoint {url!r}: expected http://HOST:PORT or https://HOST")
-        if "@" in parts.netloc:  # it would stand in run.json and MLflow
-            raise UserError("an S3 endpoint holds no credentials: set AWS_ACCESS_KEY_ID and others")
-        os.environ.pop(f"{ENDPOINT}_S3", None)
-        os.environ[ENDPOINT] = url
-    if region:
-        os.environ[REGION] = os.environ["AWS_DEFAULT_REGION"] = region
-
-
-def s3_filesystem(bucket: str) -> Any:
-    """pyarrow's file system for a bucket, with the environment's settings."""
-    from pyarrow import fs
-
-    server = endpoint()
-    region = os.environ.get(REGION) or os.environ.get("AWS_DEFAULT_REGION")
-    options: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-    }
-    if server:
-        parts = urlsplit(server if "://" in server else f"https://{server}")
-        options |= {"endpoint_override": parts.netloc + parts.path, "scheme": parts.scheme}
-        region = region or "us-east-1"
-    elif not region:
-        with suppress(OSError):  # no such bucket, or no network: the first use says so
-            region = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(region=region, **options)
+@contextmanager
+def named(url: str, name: str = "") -> Iterator[None]:
+    """Errors of a store that is no disk as StoreErrors that say which file, what is wrong and what
+    to check."""
+    scheme = scheme_of(url)
+    if scheme.is_path:
+        yield
+        return
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise scheme.error(f"{url}/{name}" if name else url, error) from None
 
 
 @dataclass(frozen=True)
@@ -89,17 +67,11 @@ class Store:
     def at(cls, place: str | Path) -> Store:
         """A store from what a person wrote. Raises UserError for another kind of address."""
         text = str(place)
-        if is_s3(text):
-            bucket, _, prefix = text.removeprefix(S3).partition("/")
-            parts = prefix.rstrip("/").split("/") if prefix else []
-            if not bucket or not all(parts) or ".." in parts:
-                raise UserError(f"{text}: expected s3://BUCKET/PREFIX")
-            return cls(text.rstrip("/"))
-        if "://" in text:
-            raise UserError(f"{text}: expected a path or s3://BUCKET/PREFIX")
-        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError(f"{text!a:.300} is no path: it is not UTF-8, or holds a zero byte")
-        return cls(str(expanded(text).absolute()))
+        try:
+            scheme = scheme_of(text)
+        except UserError:
+            raise UserError(f"{text}: expected {stores()}") from None
+        return cls(scheme.address(text))
 
     def __truediv__(self, name: str) -> Store:
         return Store(f"{self.url}/{name}")
@@ -113,8 +85,12 @@ class Store:
         return self.url.rsplit("/", 1)[-1]
 
     @property
+    def scheme(self) -> Scheme:
+        return scheme_of(self.url)
+
+    @property
     def is_local(self) -> bool:
-        return not is_s3(self.url)
+        return self.scheme.is_path
 
     @property
     def folder(self) -> Path:
@@ -125,16 +101,12 @@ class Store:
     @cached_property
     def filesystem(self) -> Any:
         """The pyarrow file system that it lies on."""
-        from pyarrow import fs
-
-        if self.is_local:
-            return fs.LocalFileSystem()
         with named(self.url):
-            return s3_filesystem(self.url.removeprefix(S3).partition("/")[0])
+            return self.scheme.filesystem(self.url)
 
     def path(self, name: str = "") -> str:
         """Where a file is on ``filesystem``."""
-        root = self.url.removeprefix(S3) if not self.is_local else self.url
+        root = self.scheme.path(self.url)
         return f"{root}/{name}" if name else root
 
     def __getstate__(self) -> dict[str, str]:
@@ -148,13 +120,16 @@ class Store:
         if self.is_local:
             self.folder.mkdir(parents=True, exist_ok=True)
             return
-        from pyarrow import fs
-
-        bucket = self.path().partition("/")[0]
         with named(self.url):
-            found = self.filesystem.get_file_info(bucket).type
-        if found == fs.FileType.NotFound:
-            raise MissingFileError(f"bucket {bucket} does not exist{at_server()}: create it first")
+            self.scheme.create(self.url, self.filesystem)
+
+    def look(self) -> None:
+        """Raises OSError where there is no folder to look into, or no bucket."""
+        if self.is_local:
+            next(self.folder.iterdir(), None)
+            return
+        with named(self.url):
+            self.scheme.look(self.url, self.filesystem)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""
@@ -204,6 +179,10 @@ class Store:
         with named(self.url, name), self.open(name) as file:
             return file.read()
 
+    def sha256(self, name: str) -> str:
+        with named(self.url, name), self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def read_text(self, name: str) -> str:
         return self.read(name).decode("utf-8")
 
@@ -216,23 +195,51 @@ class Store:
             with moved_into_place(target) as temporary, temporary.open("wb") as file:
                 yield file
             return
+        place, folders = self.path(name), self.scheme.has_folders
+        written = f"{place}.{uuid.uuid4().hex[:6]}{PART}" if folders else place
         with named(self.url, name):
-            stream = self.filesystem.open_output_stream(self.path(name))
+            if folders:
+                self.filesystem.create_dir(place.rpartition("/")[0], recursive=True)
+            stream = self.filesystem.open_output_stream(written)
         try:
             yield stream
         except BaseException:
             # pyarrow 25 cannot abort an upload: a stream that is dropped completes what it has.
             with suppress(OSError):
                 stream.close()
-                self.remove(name)
+                self.filesystem.delete_file(written)
             raise
         with named(self.url, name):
             stream.close()
+            if folders:
+                self.filesystem.move(written, place)
 
     def write(self, name: str, data: bytes | str) -> None:
         """A whole file in one move."""
         with self.writing(name) as file, named(self.url, name):
             file.write(data.encode() if isinstance(data, str) else data)
+
+    def write_new(self, name: str, text: str) -> bool:
+        """Writes a file that must not be there: of many who try at once, one succeeds.
+
+        Returns False where it is there. Raises NotExclusiveError where the store cannot tell.
+        """
+        with named(self.url, name):
+            return self.scheme.write_new(f"{self.url}/{name}", text.encode())
+
+    def change(self, name: str, how: Change) -> None:
+        """Replaces a file by what ``how`` makes of its bytes, none where there is no file.
+
+        Of many who do so at once, each finds what the others have made: ``how`` may be asked again.
+        Where the store cannot tell who was sooner, the last one wins.
+        """
+        try:
+            with named(self.url, name):
+                return self.scheme.change(f"{self.url}/{name}", how)
+        except NotExclusiveError:
+            data = self.read(name) if self.size(name) is not None else b""
+            if (new := how(data)) != data:
+                self.write(name, new)
 
     def put(self, source: Path, name: str) -> None:
         """Stores a file in one move; on the same disk without a copy."""
@@ -249,7 +256,7 @@ class Store:
         """A copy of a file at a path, in one move; ``target``."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
-            moved_into_place(target) as temporary,
+            moved_into_place(target, sync=False) as temporary,
             temporary.open("wb") as file,
             self.open(name) as stream,
             named(self.url, name),
@@ -278,29 +285,6 @@ class Store:
             self.remove(f"{name}/{file}")
         with suppress(OSError):  # a marker of the folder, where a library has made one
             self.filesystem.delete_dir(self.path(name))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A file under another name, in one move; on the same disk without a copy."""
-    with moved_into_place(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:  # another disk
-            shutil.copyfile(source, temporary)
-
-
-@contextmanager
-def moved_into_place(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write; moved there when the block ends, removed if it raises.
-
-    A reader finds the old file or the new one, whoever else writes the same.
-    """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}{PART}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def probe(store: Store) -> float:

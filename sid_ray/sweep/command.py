@@ -20,27 +20,27 @@ from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, after_event
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.results import read_about, write_about
+from sid_ray.sweep.results import SweepOrder, read_about, write_about
+from sid_ray.sweep.shipped import space_file
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.trials import read_trials
 
 STOPPED = 130
 
 
 @dataclass(frozen=True)
 class SweepOptions(WithConfig):
-    """Runs the trials of a search space (tune_spaces/*.yaml), each an ordinary run; the same
-    command goes on with a sweep that was stopped. Flags of the config are for all trials; what the
-    space sets may not be given.
+    """Runs the trials of a search space, each an ordinary run; the same command goes on with a
+    sweep that was stopped. Flags of the config are for all trials; what the space sets may not be
+    given.
     """
 
-    first: ClassVar[str] = "a search space first: PROG tune_spaces/digits-sida.yaml"
+    first: ClassVar[str] = "a search space first: PROG digits-sida, or a file"
 
-    space: Annotated[str, Positional, arg(metavar="SPACE.yaml")]
-    """The search space."""
+    space: Annotated[str, Positional, arg(metavar="SPACE")]
+    """The search space: a file, or the name of one that ships, like digits-sida."""
     recipe: str = ""
     """What the trials start from; empty for the space's own."""
     trials: Annotated[int, Interval(ge=0)] = 0
@@ -51,9 +51,9 @@ class SweepOptions(WithConfig):
     """Trials at once, each on its share of the CPUs or GPUs."""
 
 
-def order_of(asked: SweepOptions, flags: Sequence[str]) -> Order:
+def order_of(asked: SweepOptions, flags: Sequence[str]) -> SweepOrder:
     """Raises UserError in one line for anything that is wrong."""
-    path = Path(asked.space)
+    path = space_file(asked.space)
     text = read_text(path)
     if asked.trials:
         text = with_trials(text, asked.trials)
@@ -70,7 +70,7 @@ def order_of(asked: SweepOptions, flags: Sequence[str]) -> Order:
     name = asked.name or path.stem
     if set(name) & set('/\\:*?"<>|') or name.startswith("."):
         raise UserError(f"--name {name!r}: it must be a plain folder name")
-    return Order(name, space, text, base, asked.concurrent)
+    return SweepOrder(name, space, text, base, asked.concurrent)
 
 
 def with_trials(text: str, trials: int) -> str:
@@ -134,7 +134,7 @@ def report(options: ReportOptions) -> int:
     return run_report(options.folder, options.out)
 
 
-def check_same(order: Order, earlier: dict) -> None:
+def check_same(order: SweepOrder, earlier: dict) -> None:
     """Raises UserError where a sweep of this name is another one."""
     if not earlier:
         return
@@ -153,9 +153,9 @@ def check_same(order: Order, earlier: dict) -> None:
         raise UserError(f"{what} with another config ({'; '.join(changes)}): {again}")
 
 
-def check_trial(order: Order) -> None:
+def check_trial(order: SweepOrder) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
-    from sid_ray.storage.store import set_endpoint
+    from sid_ray.storage.s3 import set_endpoint
     from sid_ray.sweep.searcher import spec_of
 
     set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)
@@ -163,12 +163,13 @@ def check_trial(order: Order) -> None:
     enforce(Patient(config, config.output.folder), SWEEP)
 
 
-def run_order(order: Order, earlier: dict) -> int:
+def run_order(order: SweepOrder, earlier: dict) -> int:
     """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
     from sid_ray.commands.distill import shown
     from sid_ray.console import quiet_output
     from sid_ray.sweep.display import SweepDisplay
-    from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.notes import SweepWatch
+    from sid_ray.sweep.parent import after_event
     from sid_ray.sweep.repeats import most_of
     from sid_ray.sweep.runner import run_sweep
     from sid_ray.sweep.searcher import count_of
@@ -190,7 +191,7 @@ def run_order(order: Order, earlier: dict) -> int:
             expected = price.expected + most_of(space) * space.budget.images
             display = SweepDisplay(console, space, folder, expected, trials)
             with display:
-                done = run_sweep(order, Watch(display.tell, display.look))
+                done = run_sweep(order, SweepWatch(display.tell, display.look))
                 display.look()
             state = "finished" if done else "stopped"
         except KeyboardInterrupt:
@@ -215,7 +216,7 @@ def repeats_in(space: Space) -> str:
     return f", then {count} runs of {space.budget.images:,} with other seeds" if count else ""
 
 
-def note_sweep(order: Order, earlier: dict) -> None:
+def note_sweep(order: SweepOrder, earlier: dict) -> None:
     """sweep.json, for the start again and for reports."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     metrics = [{"name": m.name, "direction": m.direction} for m in order.space.metrics]
@@ -232,10 +233,10 @@ def note_sweep(order: Order, earlier: dict) -> None:
     )
 
 
-def end_of(order: Order) -> list[str]:
+def end_of(order: SweepOrder) -> list[str]:
     from sid_ray.sweep.display import table
     from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
-    space, told = order.space, list(Ledger(order.folder).trials().values())
+    space, told = order.space, list(read_trials(order.folder).trials.values())
     repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
     return [*table(space, told), *lines_of(space, repeats)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import shown_score
-from sid_ray.sweep.lines import append_line, whole_lines
+from sid_ray.storage.durable import append_line, read_values
 from sid_ray.sweep.pareto import best_of
 from sid_ray.sweep.sampling import recipe_point
 from sid_ray.sweep.space import Space, Value
@@ -93,7 +93,7 @@ def most_of(space: Space) -> int:
 
 def read_repeats(folder: Path) -> list[Repeat]:
     """Those that came to their end; half a line of a killed driver is none."""
-    return [Repeat(**values) for values in whole_lines(folder / REPEATS)]
+    return [Repeat(**values) for values in read_values(folder / REPEATS) if values]
 
 
 def add_repeat(folder: Path, repeat: Repeat) -> None:

@@ -11,7 +11,8 @@ from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.evaluation.records import add_result
 from sid_ray.run_folder import RunFolder
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.training.assemble import find_start
 from sid_ray.weights.description import WEIGHTS
 

@@ -215,7 +215,7 @@ def scores_in(
     """
     found: dict[str, float] = {}
     try:
-        results = results_in(evaluations.read_bytes().decode(errors="replace"))
+        results = results_in(evaluations.read_bytes())
     except FileNotFoundError:
         return found
     for told in results:

@@ -3,7 +3,7 @@
 A line an event, only appended:
   begin    trial, run, point; a second one where a trial that had ended is taken up again
   segment  trial, images_seen, scores, seconds, and run (the newest leg's where it is not told)
-  exploit  trial, from_trial, from_run, images_seen, run, point (pbt, pb2: weights of another trial)
+  exploit  trial, from_trial, from_run, images_seen, run, point (pbt: weights of another trial)
   end      trial, state (finished, stopped, diverged, failed, lost), why, images_seen
 
 What cannot be read is left out and named in ``Told.notes``: a driver that was killed may leave
@@ -12,7 +12,6 @@ half a line, and a newer version may write events that are not known here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sid_ray.storage.durable import values_in
 from sid_ray.sweep.arithmetic import WORST
 from sid_ray.sweep.space import Metric, Value
 
@@ -190,9 +190,9 @@ def read_trials(folder: Path) -> Told:
 
 def told_by(data: bytes) -> Told:
     """What the lines of a ledger say; one that is not whole says nothing."""
-    *lines, rest = data.split(b"\n")
+    lines, rest = values_in(data)
     trials: dict[str, TrialRecord] = {}
-    left_out = Counter(take_in(trials, parsed(line)) for line in lines)
+    left_out = Counter(take_in(trials, value) for value in lines)
     notes = [f"{TRIALS}: the last line is cut; what it would have said is left out"] if rest else []
     notes += [
         f"{TRIALS}: {count} line{'s' if count > 1 else ''} left out: {why}"
@@ -200,22 +200,6 @@ def told_by(data: bytes) -> Told:
         if why
     ]
     return Told(trials, len(lines), tuple(notes))
-
-
-def trials_of(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
-    """The trials behind events, by their names, in the order in which they began."""
-    trials: dict[str, TrialRecord] = {}
-    for event in events:
-        take_in(trials, event)
-    return trials
-
-
-def parsed(line: bytes) -> Any:
-    """A line's value, None for what is no JSON."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def take_in(trials: dict[str, TrialRecord], event: Any) -> str:

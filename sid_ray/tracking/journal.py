@@ -11,15 +11,21 @@ and written once there is space again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from sid_ray.storage.durable import (
+    LineFile,
+    json_line,
+    open_lines,
+    read_values,
+    replace_file,
+    value_of,
+)
 
 JOURNAL, SENT = "tracking.jsonl", "tracking.json"
 LOCK_S = 30.0  # a killed driver's tracker may live on for some seconds
@@ -34,8 +40,8 @@ class Record:
     values: Mapping[str, Any]
 
     @property
-    def line(self) -> bytes:
-        return (json.dumps([self.number, self.kind, self.values]) + "\n").encode()
+    def row(self) -> list[Any]:
+        return [self.number, self.kind, self.values]
 
 
 class Journal:
@@ -50,8 +56,7 @@ class Journal:
     def __init__(self, folder: Path, key: str, tell: Callable[[str], None] = lambda text: None):
         self._path, self._note, self._key = folder / JOURNAL, folder / SENT, key
         self._tell, self._lock = tell, threading.Lock()
-        self._file: int | None = None
-        self._end = 0
+        self._file: LineFile | None = None
         self._unwritten: list[Record] = []
         self.trouble = ""  # why the newest records are in memory only
         self.last = self.sent = 0
@@ -75,7 +80,7 @@ class Journal:
         """All records with a number above ``after``, in order."""
         with self._lock:
             try:
-                written = self._read() if self._file is not None else []
+                written = records_of(self._file.values()) if self._file is not None else []
             except OSError as error:
                 self._has_trouble(error)
                 written = []
@@ -88,69 +93,44 @@ class Journal:
             self._unwritten = [record for record in self._unwritten if record.number > number]
             if self._file is None:
                 return
-            new = self._note.with_suffix(".new")
             # Records that are sent once more are left out: a note that is lost costs only time.
             with contextlib.suppress(OSError):
-                new.write_text(json.dumps({"run": self._key, "sent": number, "to": run_id}) + "\n")
-                new.replace(self._note)
+                note = {"run": self._key, "sent": number, "to": run_id}
+                replace_file(self._note, json.dumps(note) + "\n", sync=False)
 
     def close(self) -> None:
         """Gives up the file; others may open it."""
         with self._lock:
             if self._file is not None:
-                os.close(self._file)
+                self._file.close()
             self._file = None
 
     def _open(self) -> None:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = open_lines(self._path, LOCK_S)
         try:
-            lock(file)
-            self._file = file
-            if json_of(self._lines()[0]) != {"run": self._key}:
-                self._begin()
-            records = self._read()
+            if file.values()[:1] != [{"run": self._key}]:
+                self._note.unlink(missing_ok=True)
+                file.begin({"run": self._key})
+            file.append()  # what a killed process was writing goes
+            records = records_of(file.values())
         except BaseException:
-            self._file = None
-            os.close(file)
+            file.close()
             raise
-        os.ftruncate(file, self._end)  # what a killed process was writing
+        self._file = file
         with contextlib.suppress(OSError):
-            note = json_of(self._note.read_bytes())
+            note = value_of(self._note.read_bytes())
             if isinstance(note, dict) and note.get("run") == self._key:
                 self.sent, self.sent_to = note["sent"], note["to"]
         self.last = max([self.sent, *(record.number for record in records[-1:])])
 
-    def _begin(self) -> None:
-        assert self._file is not None
-        self._note.unlink(missing_ok=True)
-        os.ftruncate(self._file, 0)
-        write_all(self._file, (json.dumps({"run": self._key}) + "\n").encode(), 0)
-
-    def _lines(self) -> list[bytes]:
-        """Whole lines, and what stands behind the last newline."""
-        assert self._file is not None
-        size = os.fstat(self._file).st_size
-        return os.pread(self._file, size, 0).split(b"\n")
-
-    def _read(self) -> list[Record]:
-        """The records on disk; a line that is damaged is left out."""
-        lines = self._lines()
-        self._end = sum(len(line) + 1 for line in lines[:-1])
-        found = (json_of(line) for line in lines[1:-1])
-        return [Record(*values) for values in found if isinstance(values, list)]
-
     def _write(self) -> None:
         if self._file is None:
             return
-        data = b"".join(record.line for record in self._unwritten)
         try:
-            write_all(self._file, data, self._end)
+            self._file.append(*(record.row for record in self._unwritten))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._end)
             self._has_trouble(error)
             return
-        self._end += len(data)
         self._unwritten.clear()
         if self.trouble:
             self._tell(f"numbers for MLflow are kept on disk again: {self._path}")
@@ -165,6 +145,11 @@ class Journal:
         self.trouble = str(error.strerror or error)
 
 
+def records_of(values: Iterable[Any]) -> list[Record]:
+    """The records among the values of a journal's lines; a line that is damaged is left out."""
+    return [Record(*value) for value in values if isinstance(value, list)]
+
+
 def carry_over(folder: Path, key: str, keep_sent: bool) -> None:
     """Makes what a run's copied folder has to tell that of the copy, whose key is ``key``.
 
@@ -175,51 +160,18 @@ def carry_over(folder: Path, key: str, keep_sent: bool) -> None:
     were put below it. Raises OSError.
     """
     path, note = folder / JOURNAL, folder / SENT
-    try:
-        _, *lines, _ = path.read_bytes().split(b"\n")
-    except (FileNotFoundError, ValueError):
+    if not (values := read_values(path)):
         return
-    kept = [json.dumps({"run": key}).encode()]
-    for values in filter(None, map(json_of, lines)):
-        if isinstance(values, list) and values[1] != "child":
-            record = Record(*values)
-            if record.kind == "model":
-                record = replace(record, values={**record.values, "name": ""})
-            kept.append(record.line.rstrip())
+    kept: list[Any] = [{"run": key}]
+    for record in records_of(values[1:]):
+        if record.kind == "model":
+            record = replace(record, values={**record.values, "name": ""})
+        if record.kind != "child":
+            kept.append(record.row)
     sent = None
     with contextlib.suppress(OSError):
-        sent = json_of(note.read_bytes())
+        sent = value_of(note.read_bytes())
     note.unlink(missing_ok=True)  # first: it must not speak of the new lines
-    new = path.with_suffix(".new")
-    new.write_bytes(b"\n".join(kept) + b"\n")
-    new.replace(path)
+    replace_file(path, b"".join(map(json_line, kept)))
     if keep_sent and isinstance(sent, dict):
-        note.write_text(json.dumps(sent | {"run": key}) + "\n")
-
-
-def lock(file: int, patience_s: float = LOCK_S) -> None:
-    """Takes the file for this process. Raises OSError where another one keeps it."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise OSError(f"another process has had it for {patience_s:.0f} s") from None
-            time.sleep(0.1)
-
-
-def write_all(file: int, data: bytes, offset: int) -> None:
-    """Raises OSError."""
-    while data:
-        count = os.pwrite(file, data, offset)
-        data, offset = data[count:], offset + count
-
-
-def json_of(text: bytes) -> Any:
-    """What JSON says, None where it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+        replace_file(note, json.dumps(sent | {"run": key}) + "\n")

@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
+from sid_ray.storage.durable import LOCK, HeldError, lock
 from sid_ray.storage.places import database_of
-from sid_ray.tracking.journal import LOCK_S, Record, lock
+from sid_ray.tracking.journal import LOCK_S, Record
 from sid_ray.tracking.mlflow_artifacts import Artifacts
 from sid_ray.tracking.mlflow_sqlite import put_right
 
@@ -310,12 +311,13 @@ def only_opener(uri: str) -> Iterator[None]:
     if database is None:
         yield
         return
-    with Path(f"{database}.lock").open("ab") as file:
+    with Path(f"{database}{LOCK}").open("ab") as file:
         try:
-            lock(file.fileno(), LOCK_S)
-        except OSError as error:
-            if error.errno is None:  # else this file system has no locks
-                raise
+            lock(file.fileno(), patience_s=LOCK_S)
+        except HeldError:
+            raise
+        except OSError:  # this file system has no locks
+            pass
         yield
 
 

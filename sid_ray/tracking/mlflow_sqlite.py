@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from sid_ray.storage.places import database_of
+from sid_ray.storage.schemes import is_path
 
 ARTIFACTS = "mlartifacts"
 PATIENCE_S = 5.0  # for a lock that another process holds
@@ -56,9 +57,9 @@ def artifacts_of(uri: str, runs: str) -> str:
         runs: the folder of all runs: where it is in S3, they are there too.
     """
     database = database_of(uri)
-    return (
-        f"{runs}/{ARTIFACTS}" if database is None or "://" in runs else artifacts_beside(database)
-    )
+    if database is None or not is_path(runs):
+        return f"{runs}/{ARTIFACTS}"
+    return artifacts_beside(database)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
 from sid_ray.objectives.spec import objective_spec, objective_specs
-from sid_ray.storage.errors import is_s3
 from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.types import Objective, Schedule
 from sid_ray.weights.components import Named, find_components, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
@@ -206,7 +206,7 @@ def check_latents(config: DistillConfig, teacher: ModelDescription, components: 
 
 def is_generator_address(source: str) -> bool:
     """Whether it may name a run or a checkpoint: a folder, or s3:// without a weights file."""
-    if is_s3(source):
+    if is_elsewhere(source):
         return not source.partition("#")[0].endswith(FILE_SUFFIXES)
     return expanded(source).is_dir()
 

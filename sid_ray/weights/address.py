@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
+from sid_ray.storage.schemes import scheme_of
 
-REMOTE = ("https", "http", "s3", "hf")
 CHECKSUM = "#sha256="
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source taken apart. ``kind`` is path, builtin, or a scheme of REMOTE."""
+    """A source taken apart. ``kind`` is path, builtin, or a scheme of storage/schemes.py."""
 
     kind: str
     location: str
@@ -29,14 +29,10 @@ def parse_source(text: str) -> Source:
         raise UserError(f"{source_label(text)}: a checksum is #sha256= and 64 hexadecimal digits")
     if location.startswith("builtin:"):
         return Source("builtin", location.removeprefix("builtin:"), checksum or None)
-    scheme, separator, _ = location.partition("://")
-    if not separator:
+    known = scheme_of(location)
+    if known.is_path:
         return Source("path", location, checksum or None)
-    if scheme not in REMOTE:
-        raise UserError(
-            f"no source of kind {scheme}://; known: a path, builtin:NAME, "
-            + ", ".join(f"{kind}://" for kind in REMOTE)
-        )
+    scheme = known.prefix.removesuffix("://")
     if scheme == "s3":
         parts = location.removeprefix("s3://").rstrip("/").split("/")
         if not all(parts) or ".." in parts:

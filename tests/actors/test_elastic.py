@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.local_cluster import LocalCluster, Run
 from benchmarks.recovery import difference
-from sid_ray.checkpoint.manifest import newest_whole, verify
+from tests.support.checkpoints import newest_whole, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES = 5120

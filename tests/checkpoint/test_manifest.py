@@ -6,18 +6,11 @@ import shutil
 import pytest
 import torch
 
-from sid_ray.checkpoint.manifest import (
-    MANIFEST,
-    DamagedCheckpointError,
-    checkpoint_name,
-    find_generator,
-    load_checkpoint,
-    newest_whole,
-    verify,
-    write_checkpoint,
-)
+from sid_ray.checkpoint.find import find_generator
+from sid_ray.checkpoint.manifest import MANIFEST, DamagedCheckpointError, checkpoint_name
 from sid_ray.errors import UserError
 from sid_ray.weights.folder import ModelDescription, load_model
+from tests.support.checkpoints import load_checkpoint, newest_whole, verify, write_checkpoint
 from tests.support.networks import TINY, tiny_network
 from tests.training.test_step import trainee_of
 

@@ -20,7 +20,8 @@ from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.storage import errors
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, file_sha256
 from sid_ray.storage.errors import DeniedStoreError, MissingFileError, UnreachableStoreError
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import set_endpoint
+from sid_ray.storage.store import Store
 from sid_ray.training.assemble import Start, find_start
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import ASSETS

@@ -1,6 +1,7 @@
 """Checkpoints reach storage while training goes on, and the newest whole one is found again."""
 
 import errno
+import os
 import shutil
 import threading
 import time
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from sid_ray.checkpoint import writer as spool_module
-from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files, newest_whole, verify
+from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.storage import errors
 from sid_ray.storage.fence import Fence, lease_name
 from tests.checkpoint.test_manifest import DESCRIPTION
+from tests.support.checkpoints import newest_whole, verify
 from tests.support.networks import tiny_network
 from tests.training.test_step import trainee_of
 
@@ -121,6 +123,22 @@ def test_a_snapshot_does_not_see_later_steps(bench, monkeypatch):
     assert bench.newest() == (64, 64.0)
 
 
+def test_a_checkpoint_waits_until_the_one_before_is_whole_on_local_disk(bench, monkeypatch):
+    """However slow that is: else nobody would finish the one before."""
+    cut(monkeypatch)  # so that none is taken from local disk as it reaches storage
+    real = spool_module.write_snapshot
+
+    def slow(folder, snapshot):
+        time.sleep(0.2)
+        return real(folder, snapshot)
+
+    monkeypatch.setattr(spool_module, "write_snapshot", slow)
+    first = bench.save(64)
+    assert not (bench.local / first / MANIFEST).exists()
+    bench.save(128)
+    assert verify(bench.local / first).images_seen == 64
+
+
 def test_training_goes_on_while_storage_is_cut_and_the_newest_gets_there(bench, monkeypatch):
     restore = cut(monkeypatch)
     for seen in (64, 128, 192):
@@ -201,7 +219,7 @@ def test_other_disks_are_copied_to(bench, monkeypatch):
     def no_link(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(errors.os, "link", no_link)
+    monkeypatch.setattr(os, "link", no_link)
     name = bench.save(64)
     bench.spool.flush()
     shutil.rmtree(bench.local)

@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, list[str], Callable[[Path], None] | None, str]] = {
     "a metric": ("config", ["--evaluation.metrics", "fid"], None, "unknown metric 'fid'"),
     "a run's name": ("config", ["--run", "a/b"], None, "plain folder name"),
     "prompts": ("given", ["--data.name", "prompts"], None, "data.source is empty"),
-    "a runs folder that is a file": ("storage", [], a_file("runs"), "runs"),
+    "a runs folder that is a file": ("folder", [], a_file("runs"), "runs"),
     "another file for MLflow's": (
         "tracking", [], a_file("runs/mlflow.db", b"something else" * 100), "no sqlite database",
     ),

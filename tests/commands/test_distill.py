@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint.find import find_generator
-from sid_ray.checkpoint.manifest import EMA_FOLDER, newest_whole, read_manifest, verify
+from sid_ray.checkpoint.manifest import EMA_FOLDER
 from sid_ray.cli import main
 from sid_ray.run_folder import EVALUATIONS
+from tests.support.checkpoints import newest_whole, read_manifest, verify
 from tests.support.distill_runs import CHECKPOINT_EVERY, IMAGES
 
 pytestmark = pytest.mark.timeout(600)  # alone, there is nothing beside which the runs were made

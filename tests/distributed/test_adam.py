@@ -7,7 +7,6 @@ import torch
 
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.checkpoint.manifest import load_checkpoint, write_checkpoint
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
@@ -23,6 +22,7 @@ from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.sources import resolve_source
 from tests.conftest import relative_error
+from tests.support.checkpoints import load_checkpoint, write_checkpoint
 from tests.support.networks import TINY, tiny_edm2, tiny_network
 from tests.support.trajectories import spawn
 

@@ -13,16 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint import parts
-from sid_ray.checkpoint.manifest import (
-    MANIFEST,
-    DamagedCheckpointError,
-    Manifest,
-    load_checkpoint,
-    newest_whole,
-    read_manifest,
-    verify,
-    write_checkpoint,
-)
+from sid_ray.checkpoint.manifest import MANIFEST, DamagedCheckpointError, Manifest
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.fragments import KINDS, Fragment, ShardedAverage
@@ -31,6 +22,13 @@ from sid_ray.errors import UserError
 from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
 from sid_ray.weights.folder import ModelDescription, load_model, save_model, write_safetensors
 from tests.support import trajectories
+from tests.support.checkpoints import (
+    load_checkpoint,
+    newest_whole,
+    read_manifest,
+    verify,
+    write_checkpoint,
+)
 from tests.support.nodes import three_nodes
 from tests.support.trajectories import CASES, EDM2, outcome, plain_trainee, sharded_trainee, spawn
 

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint.find import newest_listed
-from sid_ray.checkpoint.manifest import newest_whole, read_manifest, verify
 from sid_ray.storage.store import Store
 from sid_ray.weights.folder import ModelDescription, save_model
 from tests.support.canaries import canary, leaks, leaks_below, planted
+from tests.support.checkpoints import newest_whole, read_manifest, verify
 from tests.support.mlflow_server import mlflow_server
 from tests.support.networks import TINY_EDM2, tiny_edm2
 from tests.support.ray_head import RAY, ray_head

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from benchmarks.local_cluster import LocalAutoscaler
-from sid_ray.checkpoint.manifest import newest_whole, verify
+from tests.support.checkpoints import newest_whole, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPOSITORY = Path(__file__).parents[2]

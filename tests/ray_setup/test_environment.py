@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from sid_ray.checkpoint.manifest import newest_whole, read_manifest
 from sid_ray.cli import main
 from sid_ray.console import quiet_output
 from sid_ray.ray_setup import environment
 from sid_ray.ray_setup.environment import ENDINGS, Interrupt, stopping_like_ctrl_c, unheard
+from tests.support.checkpoints import newest_whole, read_manifest
 from tests.support.distill_runs import command
 
 

@@ -24,8 +24,9 @@ from sid_ray.run_folder import (
     write_record,
 )
 from sid_ray.storage import lease as module
-from sid_ray.storage import new_file, waiting
-from sid_ray.storage.errors import UnreachableStoreError
+from sid_ray.storage import s3 as s3_store
+from sid_ray.storage import waiting
+from sid_ray.storage.errors import NotExclusiveError, UnreachableStoreError
 from sid_ray.storage.fence import OLD_LEASE, lease_name, newest_number, read_fence, read_lease
 from sid_ray.storage.lease import LeaseLostError, only_lease
 from sid_ray.storage.store import Store
@@ -166,7 +167,7 @@ def test_of_many_that_start_at_once_one_goes_on(run):
 
 def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3_run, monkeypatch):
     monkeypatch.setattr(module, "SETTLE_S", 0.1)
-    real = new_file.client_of
+    real = s3_store.client_of
 
     class Ignores:
         """Puts whatever is asked."""
@@ -177,9 +178,9 @@ def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3
         def put_object(self, IfNoneMatch, **asked):  # noqa: N803
             return self.client.put_object(**asked)
 
-    monkeypatch.setattr(new_file, "client_of", Ignores)
-    with pytest.raises(new_file.NotExclusiveError):
-        new_file.write_new(s3_run.store, "file", "text")
+    monkeypatch.setattr(s3_store, "client_of", Ignores)
+    with pytest.raises(NotExclusiveError):
+        s3_run.store.write_new("file", "text")
     with only_driver(s3_run) as mine:
         assert read_lease(s3_run.store, mine.lease.number)["token"] == mine.lease.token
     # Another one's file comes between this one's put and its look.
@@ -191,8 +192,8 @@ def test_a_store_without_conditional_puts_is_found_out_and_one_of_two_goes_on(s3
 
 
 def test_a_file_that_must_be_new_is_made_once(run):
-    assert new_file.write_new(run.store, "new", "first")
-    assert not new_file.write_new(run.store, "new", "second")
+    assert run.store.write_new("new", "first")
+    assert not run.store.write_new("new", "second")
     assert run.store.read_text("new") == "first"
 
 

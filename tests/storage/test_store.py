@@ -14,17 +14,21 @@ from sid_ray.storage.errors import (
     MissingFileError,
     UnreachableStoreError,
     retrying,
-    store_error,
 )
-from sid_ray.storage.store import Store, set_endpoint
+from sid_ray.storage.s3 import S3, set_endpoint
+from sid_ray.storage.schemes import SCHEMES
+from sid_ray.storage.store import Store
+from tests.support import toy_store
 
 
-@pytest.fixture(params=["disk", "s3"])
-def store(request, tmp_path):
-    if request.param == "disk":
-        found = Store.at(tmp_path / "store")
-    else:
-        found = Store.at(request.getfixturevalue("bucket") + "/some/prefix")
+@pytest.fixture(params=["disk", "s3", "toy"])
+def store(request, tmp_path, monkeypatch):
+    places = {"disk": str(tmp_path / "store"), "toy": "toy://some/prefix"}
+    monkeypatch.setitem(SCHEMES, "toy://", toy_store.SCHEME)
+    monkeypatch.setenv(toy_store.ROOT, str(tmp_path))
+    if request.param == "s3":
+        places["s3"] = request.getfixturevalue("bucket") + "/some/prefix"
+    found = Store.at(places[request.param])
     found.create()
     return found
 
@@ -71,6 +75,30 @@ def test_a_write_that_fails_leaves_nothing(store):
         raise ZeroDivisionError
     assert store.files() == {}
     assert store.size("a") is None
+
+
+def test_a_file_is_changed_by_many_at_once(store):
+    """Where writes are not conditional, by one after the other."""
+
+    def count_up(times):
+        for _ in range(times):
+            store.change("number", lambda data: str(int(data or b"0") + 1).encode())
+
+    threads = 4 if store.scheme is not toy_store.SCHEME else 1
+    many = [threading.Thread(target=count_up, args=(8,)) for _ in range(threads)]
+    for thread in many:
+        thread.start()
+    for thread in many:
+        thread.join()
+    assert store.read_text("number") == str(8 * threads)
+    store.change("number", bytes)
+    assert store.files() == {"number": len(str(8 * threads))}, "and nothing is left beside it"
+
+
+def test_a_folder_that_is_not_there_is_no_empty_one(store):
+    store.look()
+    with pytest.raises(FileNotFoundError):
+        (Store.at("s3://none-such") if store.scheme.prefix == "s3://" else store / "none").look()
 
 
 def test_a_large_file_in_parts(store, tmp_path):
@@ -125,9 +153,9 @@ def test_a_server_that_is_not_there_is_one_line(bucket, monkeypatch):
 
 def test_no_space_is_told_apart():
     error = OSError("AWS Error UNKNOWN (HTTP status 507) during PutObject operation: Storage full")
-    assert isinstance(store_error("s3://b/x", error), FullStoreError)
+    assert isinstance(S3().error("s3://b/x", error), FullStoreError)
     error = OSError("AWS Error ACCESS_DENIED during PutObject operation: (Request ID: 18EA507F)")
-    assert isinstance(store_error("s3://b/x", error), DeniedStoreError)
+    assert isinstance(S3().error("s3://b/x", error), DeniedStoreError)
 
 
 def test_an_endpoint_must_be_one(monkeypatch):

@@ -13,8 +13,8 @@ from sid_ray.data.left_out import account_lines
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prompts import read_prompts
 from sid_ray.errors import UserError
+from sid_ray.storage.durable import append_line, read_values
 from sid_ray.storage.text_lines import json_lines, lines_in, numbered_lines, read_text, text_of
-from sid_ray.sweep.lines import append_line, whole_lines
 
 # What str.splitlines takes for the end of a line, and is none.
 OTHER_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]
@@ -38,7 +38,7 @@ def test_lines_of_a_sweep_end_where_they_were_written(tmp_path):
     append_line(path, {"why": "a"})
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"why": "b\u2028c"}, ensure_ascii=False) + '\n{"half')
-    assert whole_lines(path) == [{"why": "a"}, {"why": "b\u2028c"}]
+    assert read_values(path) == [{"why": "a"}, {"why": "b\u2028c"}]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -114,7 +114,7 @@ def test_numbers_are_those_of_the_file():
 MESSAGES = {  # lines of what a library or a process said, shown to a person
     "actors/pool", "actors/nodes", "actors/trainer", "actors/scaling", "jobs/client",
     "jobs/cluster", "jobs/submit", "tracking/history", "tracking/mlflow_run", "commands/arguments",
-    "sweep/nodes", "commands/ui", "data/pipeline", "ray_setup/start",
+    "sweep/yaml_lines", "commands/ui", "data/pipeline", "ray_setup/start",
 }  # fmt: skip
 
 

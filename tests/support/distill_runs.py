@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from sid_ray.checkpoint.manifest import newest_whole, read_manifest
+from tests.support.checkpoints import newest_whole, read_manifest
 from tests.support.tracking import wait_for
 
 IMAGES, CHECKPOINT_EVERY = 960, 192

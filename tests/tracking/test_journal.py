@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sid_ray.tracking import journal
-from sid_ray.tracking.journal import JOURNAL, Journal, lock
+from sid_ray.tracking.journal import JOURNAL, Journal
 
 
 def steps(kept: Journal, after: int = 0) -> list[int]:
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "lock", lambda file: lock(file, 0.1))
+    monkeypatch.setattr(journal, "LOCK_S", 0.1)
     first, told = Journal(tmp_path, "key"), []
     second = Journal(tmp_path, "key", told.append)
     assert "another process has had it" in told[0]
