@@ -77,10 +77,12 @@ HOMES = {
         "sid_ray/evaluation/result.py",
     ),
     "tyro": (
-        "sid_ray/cli.py",
-        "sid_ray/commands/arguments.py",
-        "sid_ray/weights/command.py",
+        # Dataclasses of arguments, which say what stands first in tyro's words.
+        "sid_ray/commands/",
+        "sid_ray/data/options.py",
+        "sid_ray/evaluation/options.py",
         "sid_ray/sweep/command.py",
+        "sid_ray/weights/options.py",
     ),
 }
 LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
