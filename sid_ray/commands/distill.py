@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sid_ray.checkpoint.find import find_generator, newest_listed
 from sid_ray.checkpoint.warm_start import check_network, check_newest
+from sid_ray.commands.checks import DISTILL, Patient, enforce
 from sid_ray.commands.result import Result
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
@@ -54,8 +55,7 @@ from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import settle
 from sid_ray.tracking.mlflow_run import shown_uri
-from sid_ray.tracking.mlflow_state import check_tracking
-from sid_ray.training.assemble import Start, bare_source, find_start
+from sid_ray.training.assemble import Start, bare_source
 from sid_ray.weights.components import fingerprint as components_fingerprint
 
 if TYPE_CHECKING:
@@ -97,11 +97,8 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
     stop_like_ctrl_c()
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     config = replace(located(config), output__folder=runs_folder(config.output.folder))
+    start = enforce(Patient(config, config.output.folder), DISTILL)["start"]
     run = RunFolder.of(config)
-    run.check()  # before anything is fetched or built
-    check_tracking(config)
-    start = find_start(config)
-    check_evaluation(config, start)
     with only_driver(run, config.storage.lease_s, driver_is_gone) as run:
         with told_to_user():
             fingerprint = data_fingerprint(config.data)

@@ -341,16 +341,12 @@ def count_kept(out: Path, seeds: Sequence[int]) -> int:
 # The command -------------------------------------------------------------------------------------
 
 
-def run_generate(
-    options: GenerateOptions,
-    seeds: Sequence[int],
-    classes: Sequence[int] | None,
-    prompts: Sequence[str],
-) -> int:
+def generate(options: GenerateOptions) -> int:
     """Makes the pictures, with its progress on the output. Returns the exit code.
 
     Raises UserError: before pictures are made for wrong input, later for a disk that fails.
     """
+    (seeds, classes), prompts = options.numbers(), options.texts()
     console = output_console()
     try:
         with Meter(console, "generating", "images", "opening the generator") as meter:

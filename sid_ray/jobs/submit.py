@@ -12,14 +12,15 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import sid_ray
+from sid_ray.commands.arguments import OfRecipe
+from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.confidential import named_secret, secrets_of
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
-from sid_ray.errors import UserError, did_you_mean
+from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
@@ -28,20 +29,6 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_path
 from sid_ray.tracking.mlflow_run import shown_uri
 
-USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
-                             [--working-dir DIR] [--no-wait] [--section.field VALUE ...]
-
-Checks the run here, sends it to a Ray cluster as `ray job submit` does, and follows it. The same
-command resumes. Exit code 0 when the run finished, 1 when it did not, 2 for wrong input, 130 after
-Ctrl-C, which leaves the job running.
-
-  --cluster FILE      of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan
-  --address URL       of its Jobs API; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
-                      http://127.0.0.1:8265
-  --runtime-env FILE  how nodes get the libraries that their image lacks: runtime_env.yaml
-  --working-dir DIR   what is uploaded; default: this folder. This package goes with it, unless the
-                      folder is a checkout of sid_ray
-  --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
 PLACES = (
     "teacher.source",
@@ -60,38 +47,29 @@ STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stoppe
 Line = tuple[str, str, str]  # state, what was looked at, the finding
 
 
-@dataclass
-class SubmitArgs:
-    """What is asked beside the config."""
+@dataclass(frozen=True)
+class SubmitOptions(OfRecipe):
+    """Checks the run here, sends it to a Ray cluster as `ray job submit` does, and follows it. The
+    same command resumes. Exit code 0 when the run finished, 1 when it did not, 2 for wrong input,
+    130 after Ctrl-C, which leaves the job running.
+    """
 
     cluster: str = ""
+    """File of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan."""
     address: str = ""
+    """URL of its Jobs API; empty for RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.
+    """
     runtime_env: str = ""
+    """File that says how nodes get the libraries that their image lacks: runtime_env.yaml."""
     working_dir: str = "."
-    no_wait: bool = False
+    """What is uploaded. This package goes with it, unless the folder is a checkout of sid_ray."""
+    wait: bool = True
+    """Follow the job until it ends."""
 
-
-def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
-    """The command's own flags, and those of the run. Raises UserError for one without a value."""
-    found, rest, left = SubmitArgs(), list[str](), iter(args)
-    names = {f"--{name.replace('_', '-')}": name for name in vars(found)}
-    for arg in left:
-        flag, equals, value = arg.partition("=")
-        if flag == "--no-wait" and not equals:
-            found.no_wait = True
-        elif flag in names and flag != "--no-wait":
-            text = value if equals else next(left, "")
-            if not text or text.startswith("--"):
-                raise UserError(f"{flag} without a value; sid-ray submit --help says what it takes")
-            setattr(found, names[flag], text)
-        else:
-            close = get_close_matches(flag, names, n=1, cutoff=0.8)
-            if close:
-                raise UserError(f"sid-ray submit has no {flag}.{did_you_mean(close)}")
-            rest.append(arg)
-    if found.cluster and found.address:
-        raise UserError("--cluster and --address: one of them")
-    return found, rest
+    def check(self) -> None:
+        """Raises UserError for what makes no sense."""
+        if self.cluster and self.address:
+            raise UserError("--cluster and --address: one of them")
 
 
 def entry_of(config: DistillConfig, flags: Sequence[str], upload: Upload) -> list[str]:
@@ -234,7 +212,7 @@ def with_package(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def typed(
-    entry: Sequence[str], args: SubmitArgs, runtime_env: Mapping[str, Any], address: str
+    entry: Sequence[str], args: SubmitOptions, runtime_env: Mapping[str, Any], address: str
 ) -> str:
     """The line that sends the same with Ray's own command."""
     line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
@@ -250,7 +228,13 @@ def show(line: Line) -> None:
     print(f"{state:8} {name:9} {text}", flush=True)
 
 
-def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) -> int:
+def submit(config: DistillConfig, options: SubmitOptions, flags: Sequence[str]) -> int:
+    """Looks at the config first. Raises UserError."""
+    enforce(Patient(config, config.output.folder), SUBMIT)
+    return run_submit(config, options, flags)
+
+
+def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str]) -> int:
     """Checks, sends and follows. Returns the exit code.
 
     Raises UserError before anything is sent.
@@ -290,4 +274,4 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
         f"  stop    ray job stop --address {address} {job}",
         flush=True,
     )
-    return 0 if args.no_wait else follow(client, job)
+    return follow(client, job) if args.wait else 0

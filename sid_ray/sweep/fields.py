@@ -72,7 +72,9 @@ def needs() -> dict[str, tuple[str, tuple[str, ...]]]:
 def field_types() -> dict[str, Any]:
     """Every name that a space may speak of, with its type: bool, int, float, str or a Literal."""
     types: dict[str, Any] = {}
-    for section, kind in get_type_hints(DistillConfig).items():
+    hints = get_type_hints(DistillConfig)
+    for section in (each.name for each in dataclasses.fields(DistillConfig)):
+        kind = hints[section]
         if dataclasses.is_dataclass(kind):
             types |= section_types(section, kind)
         else:

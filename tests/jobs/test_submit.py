@@ -21,6 +21,7 @@ from ray._private.runtime_env import packaging
 from ray.runtime_env import RuntimeEnv
 
 from sid_ray.cli import main
+from sid_ray.commands.arguments import of_recipe, with_flags
 from sid_ray.commands.distill import mlflow_pages
 from sid_ray.config.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config.distill_config import replace
@@ -29,12 +30,11 @@ from sid_ray.jobs import client, upload
 from sid_ray.jobs.client import Tail, follow
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
-    SubmitArgs,
+    SubmitOptions,
     check_places,
     entry_of,
     look_at_memory,
     look_at_storage,
-    own_flags,
     runtime_env_of,
     typed,
     with_package,
@@ -255,6 +255,7 @@ def test_secrets_are_refused_whatever_their_file_is_called(tmp_path):
 
 def test_own_flags_are_taken_out_and_the_others_left_as_typed():
     args = [
+        "digits-sid",
         "--images",
         "5",
         "--address=http://h:1",
@@ -263,8 +264,10 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         "r.yaml",
         "--x=1",
     ]
-    asked, rest = own_flags(args)
-    assert asked == SubmitArgs(address="http://h:1", runtime_env="r.yaml", no_wait=True)
+    asked, rest = with_flags(SubmitOptions, args, "sid-ray submit")
+    assert asked == SubmitOptions(
+        "digits-sid", address="http://h:1", runtime_env="r.yaml", wait=False
+    )
     assert rest == ["--images", "5", "--x=1"]
     for wrong, said in (
         (["--adress", "h"], "no --adress. Did you mean --address"),
@@ -273,7 +276,7 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         (["--cluster", "c", "--address", "a"], "one of them"),
     ):
         with pytest.raises(UserError, match=said):
-            own_flags(wrong)
+            of_recipe(SubmitOptions, ["digits-sid", *wrong], "sid-ray submit")
 
 
 @pytest.mark.parametrize(
@@ -293,12 +296,14 @@ def test_a_recipe_has_its_entry_script(name, script):
 
 def test_the_same_can_be_typed_for_ray():
     entry = entry_of(XS, ["--run", "a b"], CHECKOUT)
-    assert typed(entry, SubmitArgs(runtime_env="r.yaml"), {}, "http://h:1") == (
+    assert typed(entry, SubmitOptions("x", runtime_env="r.yaml"), {}, "http://h:1") == (
         "ray job submit --address http://h:1 --working-dir . --runtime-env r.yaml "
         "-- python sida_edm2.py img512-xs-sida --run 'a b'"
     )
     default = runtime_env_of("")
-    assert '--runtime-env-json \'{"env_vars"' in typed(entry, SubmitArgs(), default, "http://h:1")
+    assert '--runtime-env-json \'{"env_vars"' in typed(
+        entry, SubmitOptions("x"), default, "http://h:1"
+    )
 
 
 def test_a_folder_that_is_no_checkout_goes_with_the_package():
@@ -309,7 +314,7 @@ def test_a_folder_that_is_no_checkout_goes_with_the_package():
     package = str(REPOSITORY / "sid_ray")
     assert env == {"pip": ["a"], "py_modules": ["mine", package]}
     assert given["py_modules"] == ["mine"]
-    line = typed(entry, SubmitArgs(runtime_env="r.yaml"), env, "http://h:1")
+    line = typed(entry, SubmitOptions("x", runtime_env="r.yaml"), env, "http://h:1")
     sent = shlex.split(line)
     assert json.loads(sent[sent.index("--runtime-env-json") + 1]) == env
     assert sent[sent.index("--") + 1 :] == entry

@@ -86,7 +86,7 @@ def snapshot(loggers):
     return {what: repr(value) for what, value in found.items()}
 
 
-async def cell(folder, run, images, interrupt):
+def call(folder, run, images, interrupt):
     lines = []
 
     def progress(line):
@@ -117,6 +117,11 @@ async def cell(folder, run, images, interrupt):
     }
 
 
+async def cell(*given):
+    """As in a notebook, where a loop runs."""
+    return call(*given)
+
+
 def main(folder, run, images, interrupt=""):
     own_things(folder)
     counter = Counter.remote()
@@ -124,7 +129,10 @@ def main(folder, run, images, interrupt=""):
     loggers = sorted(logging.root.manager.loggerDict)
     snapshot(loggers)  # what is made when it is first looked at is there then
     before = snapshot(loggers)
-    found = asyncio.run(cell(folder, run, int(images), bool(interrupt)))
+    if interrupt:  # a loop of asyncio.run takes the first Ctrl-C for its own
+        found = call(folder, run, int(images), True)
+    else:
+        found = asyncio.run(cell(folder, run, int(images), False))
     after = snapshot(loggers)
     after["ray"] += f" {ray.get(counter.more.remote())}"
     before["ray"] += " 2"

@@ -44,7 +44,7 @@ def test_the_page_and_its_files(tmp_path, capsys):
     found = Tags((tmp_path / "out" / "page.html").read_text())
     assert found.tags.count("svg") == 4  # lines, fields, curves, importance
     assert "script" not in found.tags and "link" not in found.tags
-    assert all(address.startswith("#") for address in found.loaded)
+    assert all(address.startswith(("#", "data:")) for address in found.loaded)  # all in the page
     rows = list(csv.DictReader((tmp_path / "out" / "page.csv").open()))
     told = json.loads((tmp_path / "out" / "page.json").read_text())
     assert [row["trial"] for row in rows] == [row["trial"] for row in told["trials"]]
