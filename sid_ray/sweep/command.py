@@ -19,13 +19,12 @@ from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, after_event
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.results import read_about, write_about
+from sid_ray.sweep.results import SweepOrder, read_about, write_about
 from sid_ray.sweep.shipped import space_file
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.trials import read_trials
 
 USAGE = """usage: sid-ray sweep SPACE [--recipe NAME] [--trials N] [--name NAME]
                      [--concurrent N] [--section.field VALUE ...]
@@ -70,7 +69,7 @@ def count(given: dict[str, str], flag: str, default: int) -> int:
     return int(text)
 
 
-def order_of(args: Sequence[str]) -> Order:
+def order_of(args: Sequence[str]) -> SweepOrder:
     """Raises UserError in one line for anything that is wrong."""
     given, rest = own_flags(args)
     if not rest or rest[0].startswith("-"):
@@ -93,7 +92,7 @@ def order_of(args: Sequence[str]) -> Order:
     name = given.get("--name", path.stem)
     if set(name) & set('/\\:*?"<>|') or name.startswith("."):
         raise UserError(f"--name {name!r}: it must be a plain folder name")
-    return Order(name, space, text, base, count(given, "--concurrent", 1))
+    return SweepOrder(name, space, text, base, count(given, "--concurrent", 1))
 
 
 def with_trials(text: str, trials: int) -> str:
@@ -162,7 +161,7 @@ def report(args: Sequence[str]) -> int:
     return run_report(parsed.folder, parsed.out)
 
 
-def check_same(order: Order, earlier: dict) -> None:
+def check_same(order: SweepOrder, earlier: dict) -> None:
     """Raises UserError where a sweep of this name is another one."""
     if not earlier:
         return
@@ -181,7 +180,7 @@ def check_same(order: Order, earlier: dict) -> None:
         raise UserError(f"{what} with another config ({'; '.join(changes)}): {again}")
 
 
-def check_trial(order: Order) -> None:
+def check_trial(order: SweepOrder) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
     from sid_ray.commands.distill import check_evaluation
     from sid_ray.storage.s3 import set_endpoint
@@ -196,12 +195,13 @@ def check_trial(order: Order) -> None:
     check_evaluation(config, find_start(config))
 
 
-def run_order(order: Order, earlier: dict) -> int:
+def run_order(order: SweepOrder, earlier: dict) -> int:
     """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
     from sid_ray.commands.distill import shown
     from sid_ray.console import quiet_output
     from sid_ray.sweep.display import SweepDisplay
-    from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.notes import SweepWatch
+    from sid_ray.sweep.parent import after_event
     from sid_ray.sweep.repeats import most_of
     from sid_ray.sweep.runner import run_sweep
     from sid_ray.sweep.searcher import count_of
@@ -223,7 +223,7 @@ def run_order(order: Order, earlier: dict) -> int:
             expected = price.expected + most_of(space) * space.budget.images
             display = SweepDisplay(console, space, folder, expected, trials)
             with display:
-                done = run_sweep(order, Watch(display.tell, display.look))
+                done = run_sweep(order, SweepWatch(display.tell, display.look))
                 display.look()
             state = "finished" if done else "stopped"
         except KeyboardInterrupt:
@@ -248,7 +248,7 @@ def repeats_in(space: Space) -> str:
     return f", then {count} runs of {space.budget.images:,} with other seeds" if count else ""
 
 
-def note_sweep(order: Order, earlier: dict) -> None:
+def note_sweep(order: SweepOrder, earlier: dict) -> None:
     """sweep.json, for the start again and for reports."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     metrics = [{"name": m.name, "direction": m.direction} for m in order.space.metrics]
@@ -265,10 +265,10 @@ def note_sweep(order: Order, earlier: dict) -> None:
     )
 
 
-def end_of(order: Order) -> list[str]:
+def end_of(order: SweepOrder) -> list[str]:
     from sid_ray.sweep.display import table
     from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
-    space, told = order.space, list(Ledger(order.folder).trials().values())
+    space, told = order.space, list(read_trials(order.folder).trials.values())
     repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
     return [*table(space, told), *lines_of(space, repeats)]

@@ -30,7 +30,7 @@ from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.remotes import FILE_SUFFIXES
-from sid_ray.weights.same import unlike
+from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
 
 
@@ -226,8 +226,8 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
     family = family_of(teacher.family)
     if family.noise.kind != config.schedule.kind:
         raise UserError(
-            f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is a "
-            f"{teacher.family} network: it needs {family.noise.kind!r}"
+            f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is "
+            f"{called(teacher.family)}: it needs {family.noise.kind!r}"
         )
     check_network(config, teacher)
     family.noise.check(config.schedule, folder)

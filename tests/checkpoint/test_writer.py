@@ -123,6 +123,22 @@ def test_a_snapshot_does_not_see_later_steps(bench, monkeypatch):
     assert bench.newest() == (64, 64.0)
 
 
+def test_a_checkpoint_waits_until_the_one_before_is_whole_on_local_disk(bench, monkeypatch):
+    """However slow that is: else nobody would finish the one before."""
+    cut(monkeypatch)  # so that none is taken from local disk as it reaches storage
+    real = spool_module.write_snapshot
+
+    def slow(folder, snapshot):
+        time.sleep(0.2)
+        return real(folder, snapshot)
+
+    monkeypatch.setattr(spool_module, "write_snapshot", slow)
+    first = bench.save(64)
+    assert not (bench.local / first / MANIFEST).exists()
+    bench.save(128)
+    assert verify(bench.local / first).images_seen == 64
+
+
 def test_training_goes_on_while_storage_is_cut_and_the_newest_gets_there(bench, monkeypatch):
     restore = cut(monkeypatch)
     for seen in (64, 128, 192):

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint.find import find_generator
-from sid_ray.checkpoint.manifest import newest_whole, verify
 from sid_ray.cli import main
 from sid_ray.commands.compare import find_run, write_comparison
 from sid_ray.evaluation.records import results_in
 from sid_ray.run_folder import EVALUATIONS
 from tests.conftest import REFERENCE, relative_error
+from tests.support.checkpoints import newest_whole, verify
 
 EARLIER = REFERENCE / "run_before_the_map"
 NEWEST = "checkpoint_000000000352_000001-fd74e0"

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 
+from sid_ray.actors.measures import reduce_means
 from sid_ray.denoisers.edm2 import normalize_weights
 from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
@@ -328,6 +329,18 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     assert all(torch.equal(before[name], after[name]) for name in before)
     step(trainee, SiD(EDMSchedule()), StepSettings(plan, 0, 0, 0.05), draws, sums)
     assert float(sums.values["skipped_updates"]) == 2
+    # Of four updates of 8 samples each; those that are skipped are counted, not averaged.
+    assert sums.counts["fake_loss"] == sums.counts["generator_loss"] == 16
+    assert reduce_means(sums)["skipped_updates"] == 2
+
+
+def test_reports_are_means_over_samples_however_these_came():
+    sums = Sums()
+    for values, skipped in (([1.0, 2.0, 6.0], 0.0), ([7.0], 3.0)):
+        loss = torch.tensor(values)
+        sums.add({"loss": loss.sum()}, len(loss))
+        sums.add({"skipped_updates": torch.tensor(skipped)}, 0)
+    assert reduce_means(sums) == {"loss": 4.0, "skipped_updates": 3.0}
 
 
 def test_replaced_gradients_leave_an_update_that_is_finite():
