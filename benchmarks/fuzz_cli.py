@@ -118,7 +118,7 @@ LONG = (
     "sid_ray.sweep.command.run_order",
     "sid_ray.commands.evaluate.make",
     "sid_ray.data.command.prepare",
-    "sid_ray.commands.plan.run_plan",
+    "sid_ray.commands.plan.plan",
 )
 
 

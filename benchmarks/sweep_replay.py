@@ -18,12 +18,10 @@ from pathlib import Path
 from benchmarks.sweep_grid import GRID, HALF_LIFE, HALF_LIVES, read
 from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
-from sid_ray.sweep.arithmetic import Asha
-from sid_ray.sweep.optuna_search import next_point
-from sid_ray.sweep.sampling import random_point
+from sid_ray.sweep.sampling import optuna_point, random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
-from sid_ray.sweep.trials import trials_of
+from tests.support.sweeps import Asha, trials_of
 
 SCORE = "FD-digits-cnn"
 SPACE = """\
@@ -86,7 +84,7 @@ def replay(table: Table, scheduler: str, searcher: str, trials: int, seed: int) 
         told = list(trials_of(events).values())
         name = f"{number:03}"
         point = (
-            next_point(space, base, told, number)
+            optuna_point(space, base, told, number)
             if searcher == "optuna"
             else random_point(space, base, seed, number)
         )

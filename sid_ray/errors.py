@@ -10,6 +10,20 @@ class UserError(Exception):
     """Says what was found, what was expected and what to do next, in one line."""
 
 
+class RunFailedError(UserError):
+    """A run that had begun ended early. What was checkpointed stays, and the same call goes on.
+
+    Attributes:
+        exit_code: of the command: 1 failed, 3 gave up (the same would happen again), 4 lost its
+            lease (another driver may have the run).
+        folder: the run's, a path or s3://.
+    """
+
+    def __init__(self, text: str, exit_code: int = 1, folder: str = ""):
+        super().__init__(text)
+        self.exit_code, self.folder = exit_code, folder
+
+
 def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to ``count`` known names like this one, the most alike first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -34,7 +34,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
         (["generate", "/nowhere"], "/nowhere does not exist"),
         (["generate"], "SOURCE"),
         (["generate", "runs", "--seeds", "5-1"], "--seeds '5-1'"),
-        (["generate", "runs", "--batch", "0"], "--batch 0"),
+        (["generate", "runs", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (["recipes", "nope"], "no recipe 'nope'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_its_fields_are_part_of_a_config(views):
     ]
     assert views["back"] == []
     assert views["flags"] == ["--objective.name", "toy", "--objective.strength", "0.5"]
-    assert views["not a number"].startswith("the config: objective.strength: ")
+    assert views["not a number"].startswith("the config: objective.strength is ")
     assert views["not its field"].startswith("the config: objective.strength: ")
     assert "unknown objective 'tou'" in views["unknown"]
     assert "did you mean toy" in views["unknown"].lower()

@@ -30,7 +30,7 @@ from sid_ray.storage.shared import (
     remove_tokens,
 )
 from sid_ray.storage.store import Store
-from sid_ray.weights.remotes import FILE_SUFFIXES
+from sid_ray.weights.address import FILE_SUFFIXES
 
 OF_A_NETWORK = (*FILE_SUFFIXES, ".json", ".txt", ".model")
 

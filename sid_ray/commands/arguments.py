@@ -1,27 +1,40 @@
-"""From what was typed to values: short flags, tyro's complaints in one line, lists of numbers."""
+"""From what was typed to values: tyro reads, and what is wrong is told in one line.
+
+A command's arguments are a dataclass, in a module that loads nothing heavy: what is wrong is told
+before torch or Ray are there.
+"""
 
 from __future__ import annotations
 
 import bisect
-import contextlib
-import io
+import dataclasses
+import difflib
+import functools
+import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast, overload
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast, get_args, overload
 
 import tyro
 
-from sid_ray.config.distill_config import DistillConfig, known_fields, replace, unknown_field
+# Not public: tyro offers its findings nowhere else but in print. pyproject.toml holds the version,
+# tests/commands/test_arguments.py holds what is used of it.
+from tyro import _errors as findings
+
+from sid_ray.config.distill_config import DistillConfig, replace, unknown_field
+from sid_ray.config.ranges import checked
 from sid_ray.config.registry import OBJECTIVES
-from sid_ray.errors import UserError
-from sid_ray.recipes.registry import guidance_strategy
+from sid_ray.errors import UserError, did_you_mean
+from sid_ray.recipes.registry import GUIDANCE, RECIPES, guidance_strategy, recipe
 
 T = TypeVar("T")
 
 DIGITS = 18  # of a seed, which is a signed number of 64 bits
 MOST_NUMBERS = 1_000_000_000
+HELP = ("-h", "--help")
+NUMBERS = {int: "a whole number", float: "a number"}
 
 ALIASES = {
     "--run": "--output.run",
@@ -33,19 +46,39 @@ ALIASES = {
 }
 
 
-def field_flags() -> set[str]:
-    """Every --section.field of the config, in both spellings."""
-    names = known_fields()
-    return {f"--{spelt}" for name in names for spelt in (name, name.replace("_", "-"))}
+class WithConfig:
+    """Arguments of a command behind which every field of the config is a flag, too."""
+
+    first: ClassVar[str]
+    """What stands first, with an example; PROG is the command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRecipe(WithConfig):
+    """Arguments of such a command that begins with a recipe."""
+
+    first: ClassVar[str] = "a recipe first: PROG RECIPE [--section.field VALUE ...]"
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe; sid-ray recipes lists them."""
+
+
+def flags_of(kind: type) -> list[str]:
+    """The flags of a dataclass' fields, with those of its sections."""
+    found: list[str] = []
+    for each in dataclasses.fields(kind):
+        section = each.default_factory
+        if isinstance(section, type) and dataclasses.is_dataclass(section):
+            found += [f"--{each.name}.{flag[2:]}" for flag in flags_of(section)]
+        elif section is dataclasses.MISSING is not each.default and "Positional" not in str(
+            each.type
+        ):
+            name = each.name.replace("_", "-")
+            found += [f"--{name}", f"--no-{name}"][: 1 + isinstance(each.default, bool)]
+    return found
 
 
 def expand_aliases(args: Sequence[str]) -> list[str]:
-    """Short flags to full ones, and an error for a flag that no field has.
-
-    tyro would refuse it too, with a page; a person needs the nearest name in one line.
-    """
-    known = field_flags() | {"--help", "-h"} | {f"--no-{flag[2:]}" for flag in field_flags()}
-    known |= {re.sub(r"\.(?=[^.]*$)", ".no-", flag) for flag in field_flags()}
+    """Short flags of a config's fields to full ones."""
     expanded: list[str] = []
     rest = iter(args)
     for arg in rest:
@@ -56,8 +89,6 @@ def expand_aliases(args: Sequence[str]) -> list[str]:
         flag = ALIASES.get(flag, flag)
         if flag.startswith("--eval."):
             flag = f"--evaluation.{flag.removeprefix('--eval.')}"
-        if flag.startswith("--") and flag not in known:
-            raise unknown_field(flag[2:].replace("-", "_"))
         expanded.append(flag + equals + value)
     return expanded
 
@@ -76,19 +107,42 @@ def guidance_flags(text: str) -> list[str]:
 
 
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """Arguments by tyro; its complaint as one UserError line instead of a page."""
-    page = io.StringIO()
+    """Arguments as a dataclass. Raises UserError for what is wrong, SystemExit after help."""
+    return parsed(kind, args, prog, default=default)[0]
+
+
+def parsed(
+    kind: type[T],
+    args: Sequence[str],
+    prog: str,
+    default: T | None = None,
+    with_rest: bool = False,
+    own: type | None = None,
+    add_help: bool = True,
+) -> tuple[T, list[str]]:
+    """The same, and ``with_rest`` what is none of the dataclass' arguments, in its order.
+
+    Args:
+        own: the dataclass that has taken its arguments before: its flags are known, too.
+    """
+
+    def refuse(finding: findings.ParseErrorEvent) -> NoReturn:
+        raise UserError(refusal(finding, kind, own, prog, args))
+
     if isinstance(default, DistillConfig):
         default = cast(T, of_objective(default, args))
-    try:
-        with contextlib.redirect_stderr(page):
-            if default is None:
-                return tyro.cli(kind, args=list(args), prog=prog)
-            return tyro.cli(kind, args=list(args), prog=prog, default=default)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(f"{complaint(page.getvalue())}; {prog} --help lists them all") from None
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    call = functools.partial(tyro.cli, kind, args=list(args), prog=prog, add_help=add_help, **given)
+    rest: list[str] = []
+    with findings.on_parse_error(refuse):
+        if with_rest:
+            values, rest = call(return_unknown_args=True)
+        else:
+            values = call()
+    if kind is not DistillConfig:  # whose check() comes later, beside more
+        checked(values, lambda name: f"--{name.replace('_', '-')}")
+        getattr(values, "check", lambda: None)()
+    return values, rest
 
 
 def of_objective(default: DistillConfig, args: Sequence[str]) -> DistillConfig:
@@ -109,13 +163,127 @@ def of_objective(default: DistillConfig, args: Sequence[str]) -> DistillConfig:
     return replace(default, objective__name=name)
 
 
-def complaint(page: str) -> str:
-    """The one sentence of tyro's framed page of error and help."""
-    lines = [line.strip(" │|+-─╭╮╰╯") for line in page.splitlines()]
-    text = " ".join(line for line in lines[1:] if line)
-    text = re.split(r"Argument helptext|For full help|\(required\)", text)[0]
-    text = text.removeprefix("Error parsing ").strip(" .:")
-    return text or lines[0] or "arguments not understood"
+def refusal(finding: Any, kind: type, own: type | None, prog: str, args: Sequence[str]) -> str:
+    """What tyro found wrong, as one line."""
+    if isinstance(finding, findings.UnrecognizedArgs):
+        return unknown(finding.tokens[0], kind, own, prog)
+    lists = f"; {prog} --help lists them all"
+    argument: Any = getattr(finding, "argument", None)
+    if isinstance(finding, findings.MissingArgs):
+        argument = finding.missing_arguments[0].arg
+    flag = shown(argument)
+    if isinstance(finding, findings.MissingArgs | findings.BadValue):
+        if argument.is_positional() and issubclass(kind, WithConfig):
+            return f"name {kind.first.replace('PROG', prog)}"
+        return f"{flag} {'is missing' if argument.is_positional() else 'without a value'}{lists}"
+    if isinstance(finding, findings.InvalidChoice):
+        choices = ", ".join(finding.choices)
+        return f"{flag} {finding.value!r:.60}: expected one of {choices}{lists}"
+    wanted = number_wanted(argument.field.type) if argument is not None else ""
+    if wanted:
+        value = value_of(flag, args)
+        return f"{flag} {value!r:.60}: expected {wanted}{lists}"
+    return f"{flag}: {getattr(finding, 'message', None) or 'not understood'}{lists}"
+
+
+def number_wanted(kind: Any) -> str:
+    """'a whole number' for a type that holds one, alone or beside None; '' for no number."""
+    if kind in NUMBERS:
+        return NUMBERS[kind]
+    return next(filter(None, map(number_wanted, get_args(kind))), "")
+
+
+def value_of(flag: str, args: Sequence[str]) -> str:
+    """What was typed for a flag, the last time."""
+    found = ""
+    for arg, following in zip(args, (*args[1:], ""), strict=True):
+        name, equals, value = arg.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found
+
+
+def shown(argument: Any) -> str:
+    """An argument as it is typed."""
+    if argument is None:
+        return "the arguments"
+    lowered = argument.lowered
+    return str(lowered.metavar if argument.is_positional() else lowered.name_or_flags[0])
+
+
+def unknown(token: str, kind: type, own: type | None, prog: str) -> str:
+    """What is said about a word that no argument is."""
+    if not token.startswith("--"):
+        return (
+            f"{token!r:.200} is not expected there: a value stands behind its flag, and a switch "
+            f"takes none; {prog} --help lists them all"
+        )
+    flag = token.partition("=")[0]
+    near = nearest_flags(flag, flags_of(own or kind))
+    if kind is DistillConfig and not near:
+        return str(unknown_field(flag[2:].replace("-", "_")))
+    return f"{prog} has no {flag}.{did_you_mean(near)} {prog} --help lists them all"
+
+
+def nearest_flags(flag: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+
+
+def with_flags(kind: type[T], args: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """A command's own arguments, and the flags of the config that stand among them.
+
+    Raises UserError for what is wrong, SystemExit after help.
+    """
+    needed = dataclasses.fields(kind)[0].default is dataclasses.MISSING  # type: ignore[arg-type]
+    if (args[:1] and args[0] in HELP) or (needed and not args):
+        show_help(kind, prog)
+    flag = bool(args) and args[0].startswith("-")
+    if needed and flag and args[0].partition("=")[0] not in flags_of(kind):
+        raise UserError(f"name {kind.first.replace('PROG', prog)}")  # type: ignore[attr-defined]
+    given = ["", *args] if flag and not needed else args
+    return parsed(kind, given, prog, with_rest=True, add_help=False)
+
+
+def configured(
+    flags: Sequence[str], prog: str, default: DistillConfig, own: type | None = None
+) -> DistillConfig:
+    """A config as flags change it. ``own`` is the dataclass of the command's own arguments.
+
+    Raises UserError for what is wrong, SystemExit after help.
+    """
+    return parsed(DistillConfig, expand_aliases(flags), prog, default=default, own=own)[0]
+
+
+def of_recipe(kind: type[T], args: Sequence[str], prog: str) -> tuple[T, DistillConfig, list[str]]:
+    """A command's own arguments, the recipe's config as flags change it, and those flags.
+
+    Raises UserError for what is wrong, SystemExit after help.
+    """
+    options, flags = with_flags(kind, args, prog)
+    name: str = options.recipe  # type: ignore[attr-defined]
+    default = recipe(name) if name else DistillConfig()
+    return options, configured(flags, f"{prog} {name}".strip(), default, kind), flags
+
+
+def show_help(kind: type, prog: str) -> None:
+    """Prints a command's own arguments and how to see those of a config. Raises SystemExit."""
+    from sid_ray.metrics.spec import metric_specs
+    from sid_ray.objectives.spec import objective_specs
+
+    shortcuts = ", ".join(f"{short} = {full}" for short, full in ALIASES.items())
+    objectives = ", ".join(f"{each.name} ({each.label})" for each in objective_specs())
+    metrics = ", ".join(f"{each.name} ({each.title})" for each in metric_specs())
+    description = (
+        f"{inspect.cleandoc(kind.__doc__ or '')}\n\n"
+        "Every field of the config is a flag, too, --section.field VALUE: sid-ray distill RECIPE "
+        "--help explains them with the recipe's values.\n\n"
+        f"Recipes: digits-sid and {len(RECIPES) - 1} more; sid-ray recipes lists them.\n\n"
+        f"Short forms: {shortcuts}, --eval.X = --evaluation.X.\n\n"
+        "--guidance STRATEGY:KAPPA sets kappa1 to kappa4; strategies: "
+        f"{', '.join(GUIDANCE)}.\n\n"
+        f"Objectives: {objectives}.\n\nMetrics: {metrics}."
+    )
+    tyro.cli(kind, args=["--help"], prog=prog, description=description)
 
 
 class Numbers(Sequence[int]):
@@ -196,15 +364,3 @@ def is_address(path: Path) -> bool:
 def typed_prompts(text: str) -> list[str]:
     """Texts between |, without the empty ones."""
     return [part.strip() for part in text.split("|") if part.strip()]
-
-
-def one_of(args: Sequence[str], group: str, names: Sequence[str], usage: str) -> str:
-    """The command of a group that is meant; empty after its usage was asked for and printed."""
-    first = args[0] if args else ""
-    if first in ("-h", "--help"):
-        print(usage)
-        return ""
-    if first not in names:
-        found = f"no command {group} {first!r}" if first else f"{group} needs a command"
-        raise UserError(f"{found}: {' or '.join(names)} is expected")
-    return first

@@ -15,8 +15,11 @@ from html import escape
 from itertools import chain, pairwise
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
 
+from tyro.conf import Positional, arg
+
+from sid_ray.commands.arguments import is_address, number_list, typed_prompts
 from sid_ray.commands.page import whole_page
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.console import duration
@@ -26,6 +29,7 @@ from sid_ray.objectives.spec import objective_spec
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.storage.durable import moved_into_place
 from sid_ray.storage.errors import StoreError
+from sid_ray.storage.places import check_file
 from sid_ray.storage.store import Store
 from sid_ray.tracking.history import History, Point, read_history
 
@@ -39,6 +43,38 @@ AT_ONCE = 64  # pictures
 MOST_SEEDS = 256  # pictures of a run on a page
 IDLE_S = 60.0  # a longer gap between two reports is an interruption, not work
 NOT_SETTINGS = ("recipe", "output.", "data.source")  # where and what it is called, not what it is
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Writes a page with runs side by side: scores, cost, settings, pictures of the same seeds."""
+
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN")]
+    """Folders of runs: paths or s3://."""
+    out: Path = Path("compare.html")
+    """The page; nothing else belongs to it."""
+    seeds: str = "0-15"
+    """Seeds of the pictures."""
+    prompt: str = ""
+    """Text for text-to-image generators; | stands between several."""
+
+    def check(self) -> None:
+        """Raises UserError for what makes no sense, before anything is opened."""
+        if not self.runs:
+            raise UserError("name the runs to compare: sid-ray compare RUN [RUN ...]")
+        if is_address(self.out):
+            raise UserError(
+                f"--out {self.out}: the page is a file on this machine's disk; name one"
+            )
+        check_file(self.out, "--out")
+        number_list(self.seeds, "seeds", MOST_SEEDS)
+
+
+def compare(options: CompareOptions) -> int:
+    seeds = number_list(options.seeds, "seeds", MOST_SEEDS)
+    write_comparison(options.runs, options.out, seeds, typed_prompts(options.prompt))
+    print(f"{len(options.runs)} runs in {options.out}")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,17 @@ from rich.table import Table
 
 from sid_ray.checkpoint.find import find_generator, newest_listed
 from sid_ray.checkpoint.warm_start import check_network, check_newest
+from sid_ray.commands.checks import DISTILL, Patient, enforce
+from sid_ray.commands.result import Result
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
 from sid_ray.denoisers.registry import family_of
-from sid_ray.errors import UserError
+from sid_ray.errors import RunFailedError, UserError
 from sid_ray.evaluation.records import merge_results
 from sid_ray.metrics.names import plain_scores, shown_score
 from sid_ray.ray_setup.environment import stop_like_ctrl_c
-from sid_ray.recipes.registry import recipe
+from sid_ray.recipes.registry import RECIPES, recipe
 from sid_ray.run_folder import (
     EVALUATIONS,
     GRID,
@@ -53,8 +55,7 @@ from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import settle
 from sid_ray.tracking.mlflow_run import shown_uri
-from sid_ray.tracking.mlflow_state import check_tracking
-from sid_ray.training.assemble import Start, bare_source, find_start
+from sid_ray.training.assemble import Start, bare_source
 from sid_ray.weights.components import fingerprint as components_fingerprint
 
 if TYPE_CHECKING:
@@ -67,22 +68,37 @@ MEASURED = ("teacher", "teacher_one_step", "generator")  # the rows of a report
 
 
 def run_distillation(config: DistillConfig, began_from: str = "") -> int:
-    """Distils, or goes on with a run of the same name. Returns the exit code.
+    """``distil`` as a command. Returns the exit code.
+
+    Raises UserError before anything starts when the run cannot be this one.
+    """
+    try:
+        distil(config, began_from)
+    except RunFailedError as error:  # told already
+        return error.exit_code
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def distil(config: DistillConfig, began_from: str = "") -> Result:
+    """Distils, or goes on with a run of the same name; tells a person on the standard output.
+
+    For a process that does nothing else: its signals, its environment and its file descriptors are
+    the run's (``sid_ray.distill`` is for others).
 
     Args:
         began_from: address of another run's checkpoint, whose state this one begins with.
 
-    Raises UserError before anything starts when the run cannot be this one.
+    Raises UserError before anything starts when the run cannot be this one; afterwards
+    RunFailedError and KeyboardInterrupt, which have been told then.
     """
     began = time.monotonic()
     stop_like_ctrl_c()
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     config = replace(located(config), output__folder=runs_folder(config.output.folder))
+    start = enforce(Patient(config, config.output.folder), DISTILL)["start"]
     run = RunFolder.of(config)
-    run.check()  # before anything is fetched or built
-    check_tracking(config)
-    start = find_start(config)
-    check_evaluation(config, start)
     with only_driver(run, config.storage.lease_s, driver_is_gone) as run:
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
@@ -110,7 +126,7 @@ def run_distillation(config: DistillConfig, began_from: str = "") -> int:
                 return distil_with(config, start, run, record, console, began)
             except LeaseLostError as error:
                 console.print(f"stopped: {error}", markup=False)
-                return LOST
+                raise RunFailedError(f"stopped: {error}", LOST, str(run.store)) from error
 
 
 def driver_is_gone(lease: Mapping[str, Any]) -> bool:
@@ -138,8 +154,8 @@ def distil_with(
     record: RunRecord,
     console: Console,
     began: float,
-) -> int:
-    """The run itself; its libraries' output goes to the log. Returns the exit code."""
+) -> Result:
+    """The run itself; its libraries' output goes to the log."""
     from sid_ray.actors import trainer
 
     with Display(console, config.training.images) as display:
@@ -147,27 +163,39 @@ def distil_with(
             outcome = trainer.train(config, start, run, record, display)
         except KeyboardInterrupt:
             console.print(f"stopped; {state_of(run)}", markup=False)
-            return STOPPED
+            raise
         except (trainer.TrainingFailedError, StoreError) as error:
+            left = f"{state_of(run)}; full log: {shown(run.local / LOG)}"
             console.print(f"failed: {error}", markup=False)
-            console.print(f"{state_of(run)}; full log: {shown(run.local / LOG)}", markup=False)
-            return GAVE_UP if isinstance(error, trainer.GaveUpError) else FAILED
+            console.print(left, markup=False)
+            code = GAVE_UP if isinstance(error, trainer.GaveUpError) else FAILED
+            raise RunFailedError(f"failed: {error}; {left}", code, str(run.store)) from error
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
         report = measure(config, start.teacher, run, outcome, display)
     run.check_lease()
     show_table(console, report)
     total_s = time.monotonic() - began
-    write_summary(config, run, outcome, report, total_s)
+    summary = write_summary(config, run, outcome, report, total_s)
     model = give_away(console, config, run, outcome, report)
     upload(console, run)
-    track_report(console, config, run, report, outcome.images_seen, model)
+    tracker_run_id = track_report(console, config, run, report, outcome.images_seen, model)
     console.print(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
     show_next(console, config, start, run, report, model)
-    return 0
+    return Result(
+        folder=str(run.store),
+        images_seen=outcome.images_seen,
+        summary=summary,
+        scores=plain_scores(report.rows[-1].scores) if report.rows else {},
+        weights=str(model.folder) if model else "",
+        best_images_seen=model.images_seen if model else outcome.images_seen,
+        best_scores=dict(model.scores or {}) if model else {},
+        mlflow_run_id=tracker_run_id,
+        mlflow_uri=shown_uri(tracking_uri(config)),
+    )
 
 
 def shown(path: Path) -> str:
@@ -236,8 +264,8 @@ def show_table(console: Console, report: Report) -> None:
 
 def write_summary(
     config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report, total_s: float
-) -> None:
-    """summary.json: the end of the run for programs."""
+) -> dict[str, Any]:
+    """summary.json: the end of the run for programs; what it holds."""
     rows = report.rows
     firsts: list[float | None] = [round(row.scores[report.primary], 4) for row in rows]
     summary = {
@@ -258,6 +286,7 @@ def write_summary(
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def give_away(
@@ -294,8 +323,10 @@ def track_report(
     report: Report,
     images_seen: int,
     model: Model | None,
-) -> None:
+) -> str:
     """Puts the final report, the model, and what was left of the run, into its MLflow record.
+
+    Returns the id of its MLflow run, empty where it has none yet.
 
     A store that fails costs a warning; the next start of the run sends what is left.
     """
@@ -309,10 +340,12 @@ def track_report(
     }
     names = (GRID, SUMMARY, EVALUATIONS) if report.rows else (EVALUATIONS,)
     files = [run.local / name for name in names if (run.local / name).is_file()]
+    known = ""
     try:
         record = read_record(run.store)
         if record is None:
-            return
+            return ""
+        known = record.tracker_run_id or ""
         target = tracking_target(config, record)
         run_id, left = send_report(
             target,
@@ -322,12 +355,14 @@ def track_report(
             images_seen,
             model=model if config.output.log_model else None,
         )
-        if run_id and run_id != record.tracker_run_id:
+        if run_id and run_id != known:
+            known = run_id
             note_record(run, dataclasses.replace(record, tracker_run_id=run_id))
     except (OSError, UserError) as error:  # the report itself is on disk already
         left = str(error)
     if left:
         console.print(f"warning: the report is not in MLflow: {left}", markup=False)
+    return known
 
 
 def program(name: str) -> str:
@@ -362,7 +397,9 @@ def show_next(
     elsewhere = config.output.folder != str(Path("runs").absolute())
     where = f" --output.folder {shlex.quote(config.output.folder)}" if elsewhere else ""
     images = 2 * config.training.images
-    changed = "".join(f" {shlex.quote(flag)}" for flag in flags(recipe(config.recipe), config))
+    named = config.recipe in RECIPES  # else it is a caller's own, and no command has it
+    base = recipe(config.recipe) if named else config
+    changed = "".join(f" {shlex.quote(flag)}" for flag in flags(base, config))
     sheet = {"contact sheet": shown(run.local / GRID)} if report.rows else {}
     if model is not None:
         scores = model.scores or {}
@@ -372,7 +409,9 @@ def show_next(
     reads_text = family_of(start.description.family).reads_text
     text = ' --prompt "red heart | cat face"' if reads_text else ""
     again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"
-    if is_job_copy(Path.cwd()):
+    if not named:
+        again = "call sid_ray.distill again, with"
+    elif is_job_copy(Path.cwd()):
         again = "submit the job again, with"
     commands = sheet | {
         "generate": f"{on_server}{us} generate {source} --seeds 0-63{text} --out samples",

@@ -10,62 +10,47 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
+from tyro.conf import Positional, arg
 
+from sid_ray.commands.arguments import OfRecipe
+from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Finding, Patient, examine
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
-from sid_ray.ray_setup.start import check_open_files, ray_folder, small_shared_memory
+from sid_ray.run_folder import runs_folder
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.places import check_folder, expanded, in_words, one_line
+from sid_ray.storage.places import check_folder, expanded
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.schemes import is_path
 from sid_ray.storage.shared import Token, answer, not_shared
 from sid_ray.storage.store import Store, probe
 
-USAGE = """usage: sid-ray doctor [RECIPE] [--deep] [--section.field VALUE ...]
-
-Checks versions, the machine, storage, and with a RECIPE its teacher, its data against their
-manifest, and memory and disk against the plan. A remote teacher is fetched, as the run would.
-Exit code 0 when nothing fails, 1 otherwise.
-
-  --deep    read every sample of a prepared data set, not only its files' sizes and footers"""
-
-OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red", SKIPPED: "dim"}
-SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "s3fs", "mlflow")
+SHOWN = ("torch", "ray", "deepspeed", "pyarrow", "huggingface_hub", "mlflow")
 GIB = 1 << 30
 SPARE_GIB = 1.0
 MAX_LINES = 10  # findings of one check
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The answer of one check."""
+class DoctorOptions(OfRecipe):
+    """Checks versions, the machine, storage, and with a RECIPE its teacher, its data against their
+    manifest, and memory and disk against the plan. A remote teacher is fetched, as the run would.
+    Exit code 0 when nothing fails, 1 otherwise.
+    """
 
-    state: str
-    text: str
-
-
-@dataclass
-class Patient:
-    """What is examined; later checks use what earlier ones found."""
-
-    config: DistillConfig | None
-    runs: str  # the folder of all runs
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")] = ""
+    """Name of a recipe; without one this machine is looked at."""
     deep: bool = False
-    found: dict[str, Any] = field(default_factory=dict)
-
-
-Check = Callable[[Patient], Iterator[Finding]]
+    """Read every sample of a prepared data set, not only its files' sizes and footers."""
 
 
 def check_versions(patient: Patient) -> Iterator[Finding]:
@@ -122,21 +107,6 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def check_temporary(patient: Patient) -> Iterator[Finding]:
-    """Where a Ray of this machine keeps its sockets, logs and shared memory."""
-    if joins_cluster():
-        yield Finding(SKIPPED, "RAY_ADDRESS is set: the cluster has temporary folders of its own")
-        return
-    check_open_files()
-    folder, why = ray_folder()
-    if why:
-        yield Finding(WARNING, f"{why}: Ray's own files go to {folder}/ray")
-    else:
-        yield Finding(OK, f"{folder}/ray: for Ray's own files")
-    if trouble := small_shared_memory():
-        yield Finding(WARNING, trouble)
-
-
 def check_cache(patient: Patient) -> Iterator[Finding]:
     """Where what is fetched, and what was evaluated, is kept on this machine."""
     folder = cache_folder()
@@ -150,6 +120,9 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
 
     if not joins_cluster():
         yield Finding(SKIPPED, "RAY_ADDRESS names none: the run starts a Ray of its own here")
+        return
+    if not patient.found.get("cluster", True):
+        yield Finding(SKIPPED, "not looked at: RAY_ADDRESS comes first")
         return
     token = Token.new(Store.at(patient.runs))
     written = not token.write()
@@ -396,37 +369,6 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
         yield Finding(OK, f"checkpoints of {size:.2f} GiB: enough space on this machine")
 
 
-GENERAL: dict[str, Check] = {
-    "versions": check_versions,
-    "machine": check_machine,
-    "temporary": check_temporary,
-    "cache": check_cache,
-    "storage": check_storage,
-    "tracking": check_tracking_store,
-    "cluster": check_cluster,
-}
-OF_A_RECIPE: dict[str, Check] = {
-    "teacher": check_teacher_fits,
-    "scores": check_scores,
-    "data": check_data_set,
-    "memory": check_memory,
-    "disk": check_disk,
-}
-
-
-def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
-    """Every check's findings as they come; no check raises."""
-    checks = GENERAL | (OF_A_RECIPE if patient.config is not None else {})
-    for name, check in checks.items():
-        try:
-            for finding in check(patient):
-                yield name, finding
-        except UserError as error:
-            yield name, Finding(FAILED, one_line(str(error)))
-        except OSError as error:
-            yield name, Finding(FAILED, in_words(error))
-
-
 def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:
     """Prints every finding; 0 when none failed, else 1."""
     console = Console(highlight=False, soft_wrap=True)
@@ -439,6 +381,9 @@ def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:
     return int(failed > 0)
 
 
-def own_flags(args: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --deep is among the arguments, and the others."""
-    return "--deep" in args, [arg for arg in args if arg != "--deep"]
+def doctor(config: DistillConfig, options: DoctorOptions, flags: Sequence[str] = ()) -> int:
+    """Looks at a recipe's run, or without one at this machine. Raises UserError."""
+    set_endpoint(config.storage.endpoint_url, config.storage.region)
+    return run_doctor(
+        config if options.recipe else None, runs_folder(config.output.folder), options.deep
+    )

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,14 @@ from torch import Tensor
 from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
+from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
 from sid_ray.evaluation.samplers import (
     Inputs,
+    Sampler,
     generator_sampler,
     sample_in_batches,
     seeded_latents,
@@ -78,15 +81,16 @@ def choose_classes(seeds: Sequence[int], classes: Sequence[int] | None, label_di
 
 
 def conditions(
-    text_folder: Path | None,
+    load_text: Callable[[], Any],
     description: ModelDescription,
     classes: Sequence[int] | None,
     prompts: Sequence[str],
 ) -> Conditions:
     """From seeds to their classes or prompts, as the network reads them.
 
-    Classes and prompts are dealt out by the seed's number. Raises UserError where the network reads
-    the other kind or none, and for classes that it lacks.
+    Classes and prompts are dealt out by the seed's number; ``load_text`` brings the text encoder
+    where one is needed. Raises UserError where the network reads the other kind or none, and for
+    classes that it lacks.
     """
     family = family_of(description.family)
     label_dim = family.label_dim(description.network)
@@ -95,7 +99,7 @@ def conditions(
             raise UserError("--labels: this generator reads text, no classes; use --prompt")
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
-        text = family.load_text(text_folder)
+        text = load_text()
         return lambda seeds: Condition(text=text.embed([prompts[s % len(prompts)] for s in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -111,12 +115,71 @@ def conditions(
     )
 
 
-class Painter:
-    """Makes the pictures of seeds with one generator, up to ``batch`` at once.
+class OneStepNetwork:
+    """A generator, opened where it is: up to ``batch`` images at once on ``device``.
 
-    ``named`` are diffusers folders with the VAE that turns latents into images and with the text
-    encoder; empty for the network's own, or its teacher's. Raises UserError for a source without a
-    generator, and where one of these is missing or does not fit.
+    Its parts are loaded when they are first needed. ``named`` are diffusers folders with the VAE
+    that turns latents into images and with the text encoder; empty for the network's own, or its
+    teacher's. Raises UserError for a source without a generator, and where one of these is missing
+    or does not fit.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        batch: int,
+        named: Named = OWN,
+        device: torch.device | str = "cpu",
+    ):
+        self.folder = find_network(str(source))
+        self.description = describe(self.folder)
+        if self.description.one_step is None:
+            raise UserError(
+                f"{source} is not a one-step generator: its model.json has no one_step; "
+                "sid-ray evaluate scores teachers"
+            )
+        self.batch, self.device = batch, torch.device(device)
+        self.components = find_components(self.description, self.folder, named)
+        self.family = family_of(self.description.family)
+        self.shape = self.family.shape(self.description.network)
+        self.label_dim = self.family.label_dim(self.description.network)
+
+    @cached_property
+    def text(self) -> Any:
+        """Its text encoder."""
+        return self.family.load_text(self.components.text)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return codec_of(self.description, self.components.vae, self.device)
+
+    @cached_property
+    def sampler(self) -> tuple[Sampler, int]:
+        """What makes images of noise, and in how many steps."""
+        net, _ = load_model(self.folder)
+        schedule, num_steps = generation_of(self.description)
+        return generator_sampler(net.to(self.device), schedule, num_steps), num_steps
+
+    def conditions(self, classes: Sequence[int] | None, prompts: Sequence[str]) -> Conditions:
+        """Of seeds, by what they are dealt out of."""
+        return conditions(lambda: self.text, self.description, classes, prompts)
+
+    @torch.no_grad()
+    def paint(self, seeds: Sequence[int], cond: Condition) -> Tensor:
+        """Of up to ``batch`` seeds: uint8 [N, C, H, W], each a function of its seed and condition
+        alone.
+        """
+        sampler, num_steps = self.sampler
+        latents = seeded_latents(seeds, self.shape)
+        inputs = Inputs(latents, cond, seeded_noises(seeds, self.shape, num_steps))
+        made = sample_in_batches(sampler, inputs.to(self.device), self.batch, pad=True)
+        return self.codec.decode_uint8(made)
+
+
+class Painter(OneStepNetwork):
+    """Makes the pictures of seeds, with classes or prompts that are dealt out to them.
+
+    Raises UserError where these do not fit, before the network is loaded.
     """
 
     def __init__(
@@ -127,36 +190,18 @@ class Painter:
         batch: int,
         named: Named = OWN,
     ):
-        self.folder = find_network(str(source))
-        self.description = describe(self.folder)
-        if self.description.one_step is None:
-            raise UserError(
-                f"{source} is not a one-step generator: its model.json has no one_step; "
-                "sid-ray evaluate scores teachers"
-            )
-        self.classes, self.prompts, self.batch = classes, prompts, batch
-        self.components = find_components(self.description, self.folder, named)
-        self._conditions = conditions(self.components.text, self.description, classes, prompts)
-        self.codec = codec_of(self.description, self.components.vae)
-        net, _ = load_model(self.folder)
-        schedule, self.num_steps = generation_of(self.description)
-        self.shape = family_of(self.description.family).shape(self.description.network)
-        self._sampler = generator_sampler(net, schedule, self.num_steps)
+        super().__init__(source, batch, named)
+        self.classes, self.prompts = classes, prompts
+        self._conditions = self.conditions(classes, prompts)
+        _ = self.codec, self.sampler  # what is missing is found before a folder is touched
 
     @property
     def name(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
-    @torch.no_grad()
     def images(self, seeds: Sequence[int]) -> Tensor:
         """Of up to ``batch`` seeds: uint8 [N, C, H, W], each a function of its seed alone."""
-        inputs = Inputs(
-            seeded_latents(seeds, self.shape),
-            self._conditions(seeds),
-            seeded_noises(seeds, self.shape, self.num_steps),
-        )
-        made = sample_in_batches(self._sampler, inputs, self.batch, pad=True)
-        return self.codec.decode_uint8(made)
+        return self.paint(seeds, self._conditions(seeds))
 
     def made_of(self) -> dict[str, Any]:
         """All that the pictures depend on beside their seeds. Raises UserError."""
@@ -296,16 +341,12 @@ def count_kept(out: Path, seeds: Sequence[int]) -> int:
 # The command -------------------------------------------------------------------------------------
 
 
-def run_generate(
-    options: GenerateOptions,
-    seeds: Sequence[int],
-    classes: Sequence[int] | None,
-    prompts: Sequence[str],
-) -> int:
+def generate(options: GenerateOptions) -> int:
     """Makes the pictures, with its progress on the output. Returns the exit code.
 
     Raises UserError: before pictures are made for wrong input, later for a disk that fails.
     """
+    (seeds, classes), prompts = options.numbers(), options.texts()
     console = output_console()
     try:
         with Meter(console, "generating", "images", "opening the generator") as meter:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Interval
+from tyro.conf import Positional, arg
+
+from sid_ray.commands.arguments import is_address, number_list, typed_prompts, without_repeats
+from sid_ray.data.options import MAX_CLASSES
 from sid_ray.errors import UserError
-
-MOST_AT_ONCE = 4096  # images; every batch is filled up to its size
+from sid_ray.storage.places import check_folder
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class GenerateOptions:
     The files come as they are made; the same command goes on where it was interrupted.
     """
 
-    source: str
+    source: Annotated[str, Positional, arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or a generator's weights: a path, https://,
     s3:// or hf://OWNER/REPO/PATH."""
     seeds: str = "0-63"
@@ -32,7 +38,7 @@ class GenerateOptions:
     out: Path = Path("samples")
     """Folder for the pictures. Those that the same generator has made there by the same settings
     are kept."""
-    batch: int = 64
+    batch: Annotated[int, Interval(ge=1, le=4096)] = 64
     """Images made at once."""
     vae: str = ""
     """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
@@ -45,7 +51,22 @@ class GenerateOptions:
 
     def check(self) -> None:
         """Raises UserError for what makes no sense, before anything is opened."""
-        if not 1 <= self.batch <= MOST_AT_ONCE:
-            raise UserError(f"--batch {self.batch}: expected 1 to {MOST_AT_ONCE:,}")
         if self.prompt and self.prompts is not None:
             raise UserError("--prompt and --prompts both name texts: give one of them")
+        if is_address(self.out):
+            raise UserError(f"--out {self.out}: pictures go to a folder on this machine's disk")
+        check_folder(self.out, "--out")
+        self.numbers()
+
+    def numbers(self) -> tuple[Sequence[int], Sequence[int] | None]:
+        """Seeds, and classes where some are named. Raises UserError."""
+        classes = number_list(self.labels, "labels", MAX_CLASSES) if self.labels else None
+        return without_repeats(number_list(self.seeds, "seeds")), classes
+
+    def texts(self) -> Sequence[str]:
+        """Prompts, typed or read. Raises UserError."""
+        if self.prompts is None:
+            return typed_prompts(self.prompt)
+        from sid_ray.data.prompts import read_prompts
+
+        return read_prompts(str(self.prompts))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sid_ray.commands.checks import PLAN, Patient, enforce
+from sid_ray.commands.plan_options import PlanOptions
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.errors import UserError, did_you_mean
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.fit import (
     NONE,
-    RESERVE_GIB,
     Machine,
     Planner,
     Row,
@@ -40,58 +38,14 @@ from sid_ray.recipes.known_networks import teacher_of, text_bytes
 
 MIB = 1 << 20
 WIDTH = 116
-USAGE = f"""usage: sid-ray plan RECIPE [--gpus N] [--gpu-memory GIB] [--section.field VALUE ...]
-
-Memory on each GPU at every ZeRO stage, the largest micro-batch, checkpoints, and which stage to
-take. Starts nothing, fetches nothing that is published. Exit code 2 for a run that cannot fit.
-
-  --gpus N            GPUs; default: the recipe's workers
-  --gpu-memory GIB    of each, in GiB; default 80
-  --reserve GIB       of it no tensor's: CUDA, NCCL, workspaces, fragments; default {RESERVE_GIB:g}
-  --disk-rate GIB     GiB a second that all workers together write to disk; default 1
-  --upload-rate GIB   GiB a second to where the run's folder is; default 0.5"""
 
 
-@dataclass
-class PlanArgs:
-    """What is asked beside the config."""
-
-    gpus: float = 0
-    gpu_memory: float = 80
-    reserve: float = RESERVE_GIB
-    disk_rate: float = 1.0
-    upload_rate: float = 0.5
-
-
-def own_flags(args: Sequence[str]) -> tuple[PlanArgs, list[str]]:
-    """The plan's own flags, and what is left for the config. Raises UserError for no number."""
-    found, rest, left = PlanArgs(), list[str](), iter(args)
-    names = {f"--{name.replace('_', '-')}": name for name in vars(found)}
-    for arg in left:
-        flag, equals, value = arg.partition("=")
-        if flag not in names:
-            close = get_close_matches(flag, names, n=1, cutoff=0.8)
-            if close:
-                raise UserError(f"sid-ray plan has no {flag}.{did_you_mean(close)}")
-            rest.append(arg)
-            continue
-        text = value if equals else next(left, "")
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        whole = flag != "--gpus" or number == int(number) >= 1
-        if not (0 <= number < 1e9 and whole and (number or flag == "--reserve")):
-            raise UserError(f"{flag} {text or 'without a value'}: expected a number above 0")
-        setattr(found, names[flag], number)
-    return found, rest
-
-
-def run_plan(config: DistillConfig, asked: PlanArgs) -> int:
+def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -> int:
     """Prints the plan. Raises UserError for a run that cannot fit."""
-    gpus = int(asked.gpus) or config.resources.num_workers
+    gpus = asked.gpus or config.resources.num_workers
     config = replace(config, resources__num_workers=gpus, resources__use_gpu=True)
-    config.group_plan(gpus)
+    least = min(gpus, config.resources.min_workers)
+    enforce(Patient(replace(config, resources__min_workers=least), config.output.folder), PLAN)
     machine = Machine.of(gpus, asked.gpu_memory, asked.reserve)
     planner = Planner(teacher_of(config), text_bytes(config))
     rows = check_any_fits(planner, config, machine)
@@ -209,7 +163,7 @@ def used_peak(planner: Planner, row: Row, machine: Machine) -> Moment:
     return planner.peak(row.config, machine, 0 if row.fits else row.largest)
 
 
-def notes(planner: Planner, best: Row, machine: Machine, asked: PlanArgs) -> list[str]:
+def notes(planner: Planner, best: Row, machine: Machine, asked: PlanOptions) -> list[str]:
     """What to take, checkpoints, and what is assumed."""
     config = best.config
     micro = micro_batch_of(config) if best.fits else best.largest

@@ -11,7 +11,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
+from tyro.conf import Positional, arg
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
@@ -22,6 +27,22 @@ from sid_ray.tracking.mlflow_sqlite import put_right
 from sid_ray.tracking.mlflow_state import advice
 
 READY_S = 120.0
+
+
+@dataclass(frozen=True)
+class UiOptions:
+    """Opens MLflow's pages on a folder of runs."""
+
+    folder: Annotated[str, Positional, arg(metavar="FOLDER")] = "runs"
+    """The folder of all runs, a path or s3://."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Whoever reaches it may change what is stored."""
+    port: Annotated[int, Interval(ge=1, le=65535)] = 5000
+    """Port to listen on."""
+
+
+def ui(options: UiOptions) -> int:
+    return run_ui(options.folder, options.host, options.port)
 
 
 def store_of(folder: str) -> str:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Annotated, Any, ClassVar
 
 from sid_ray.config.confidential import holds_credentials
 from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
+from sid_ray.config.ranges import RULES, checked, of_json
 from sid_ray.config.registry import METRICS, OBJECTIVES
 from sid_ray.config.sections import (
     DataConfig,
@@ -41,7 +39,7 @@ from sid_ray.storage.schemes import is_path
 class DistillConfig:
     """Everything a run is made of."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RULES
 
     recipe: str = ""
     """Name of the recipe this started from."""
@@ -71,29 +69,11 @@ class DistillConfig:
 
     def check(self) -> DistillConfig:
         """Itself, when every value makes sense. Raises UserError for the first that does not."""
+        checked(self)
         for name, value in flatten(self).items():
-            if isinstance(value, str) and holds_credentials(value):
-                raise UserError(
-                    f"{name} holds a password or a signature, and would be stored in run.json, "
-                    "checkpoints and MLflow: name it without, and give credentials in the "
-                    "environment (AWS_*, HF_TOKEN, MLFLOW_TRACKING_USERNAME and _PASSWORD, or all "
-                    "of MLFLOW_TRACKING_URI)"
-                )
             if isinstance(value, str):
                 check_text(name, value)
-            elif not isinstance(value, bool):
-                check_number(name, value)
         OBJECTIVES.get(self.objective.name)
-        for name in POSITIVE:
-            value = flatten(self)[name]
-            if not value > 0:
-                raise UserError(f"{name} is {value}; it must be above 0")
-        for name in SHARES:
-            value = flatten(self)[name]
-            if not 0 <= value < 1:
-                raise UserError(f"{name} is {value}; it must be in [0, 1)")
-        if not self.teacher.dropout < 1:
-            raise UserError(f"teacher.dropout is {self.teacher.dropout}; it must be below 1")
         if not self.teacher.source:
             raise UserError("teacher.source is empty; name a folder or builtin:NAME")
         check_run_name(self.run_name)
@@ -148,14 +128,7 @@ class DistillConfig:
     @classmethod
     def from_json(cls, text: str, source: str = "the config") -> DistillConfig:
         """The inverse of to_json. Raises UserError that names the first wrong field."""
-        try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "its text"
-            raise UserError(
-                f"{source}: {where}: {first['msg'].lower()} (found {first.get('input')!r:.60})"
-            ) from None
+        return of_json(cls, text, source, unknown_field)
 
     def identity(self) -> dict[str, Any]:
         """The dotted fields that decide the numbers; a resumed run must not change them."""
@@ -178,100 +151,21 @@ PLACES = (
     "evaluation.clip_weights",
     "evaluation.vae",
 )
-POSITIVE = (
-    "training.fake_score_lr",
-    "training.generator_lr",
-    "training.epsilon",
-    "schedule.sigma_min",
-    "schedule.init_sigma",
-    "schedule.p_std",
-    "schedule.rho",
-    "schedule.t_max",
-    "resources.data_cache_gib",
-)
-SHARES = (
-    "training.fake_score_beta1",
-    "training.generator_beta1",
-    "training.beta2",
-    "objective.text_dropout",
-)
-MINIMUM = {
-    "objective.augment": 0,
-    "objective.num_steps": 1,
-    "objective.adversarial_weight": 0,
-    "objective.discriminator_weight": 0,
-    "objective.generator_start": 0,
-    "objective.adversarial_start": 0,
-    "data.window": 1,
-    "training.images": 1,
-    "training.clip_value": 0,
-    "training.batch_size": 1,
-    "training.group_size": 1,
-    "training.ema_half_life": 0,
-    "training.ema_rampup": 0,
-    "resources.num_workers": 1,
-    "resources.min_workers": 1,
-    "resources.resize_check_s": 1,
-    "resources.micro_batch": 0,
-    "resources.threads": 1,
-    "resources.max_failures": 0,
-    "evaluation.every": 0,
-    "evaluation.num_images": 65,
-    "evaluation.teacher_steps": 1,
-    "evaluation.batch_size": 1,
-    "health.reports": 1,
-    "health.skipped_share": 0,
-    "health.nonfinite_share": 0,
-    "health.loss_growth": 0,
-    "health.loss_warning": 0,
-    "health.saturation": 0,
-    "health.sample_std_low": 0,
-    "health.sample_spread_low": 0,
-    "health.discriminator_accuracy": 0,
-    "output.checkpoint_every": 1,
-    "output.keep_checkpoints": 1,
-    "output.report_every": 1,
-    "storage.lease_s": 10,
-}
-
-
-MOST = 10**15  # of a whole number that has no smaller maximum: beyond it tensors overflow
-MAXIMUM = {
-    "objective.augment": 1,
-    "objective.num_steps": 1000,
-    "schedule.t_max": 1,
-    "training.seed": 2**63 - 1,
-    "training.batch_size": 10**7,
-    "resources.num_workers": 10**6,
-    "resources.threads": 4096,
-    "evaluation.batch_size": 4096,
-    "evaluation.teacher_steps": 10_000,
-}
-LONGEST_TEXT, LONGEST_NAME = 4096, 200  # a path's; a folder's, in bytes of UTF-8
+LONGEST_NAME = 200  # a folder's, in bytes of UTF-8
 RESERVED = ("mlflow.db", "mlruns", "mlartifacts")  # lie beside the runs
 
 
-def check_number(name: str, value: float) -> None:
-    """Raises UserError for a number that a field cannot have."""
-    if not math.isfinite(value):
-        raise UserError(f"{name} is {value}; it must be a finite number")
-    minimum, maximum = MINIMUM.get(name), MAXIMUM.get(name)
-    if maximum is None and isinstance(value, int):
-        maximum = MOST
-    if minimum is not None and value < minimum:
-        raise UserError(f"{name} is {value}; it must be at least {minimum}")
-    if maximum is not None and abs(value) > maximum:
-        raise UserError(f"{name} is {value}; it must be at most {maximum}")
-
-
 def check_text(name: str, value: str) -> None:
-    """Raises UserError for a text that no name or address is."""
+    """Raises UserError for a text that no name or address is, or that may not be stored."""
+    if holds_credentials(value):
+        raise UserError(
+            f"{name} holds a password or a signature, and would be stored in run.json, "
+            "checkpoints and MLflow: name it without, and give credentials in the environment "
+            "(AWS_*, HF_TOKEN, MLFLOW_TRACKING_USERNAME and _PASSWORD, or all of "
+            "MLFLOW_TRACKING_URI)"
+        )
     if any(ord(letter) < 32 or letter == "\x7f" for letter in value):
         raise UserError(f"{name} is {value!a:.100}; it holds a line break or a control character")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise UserError(f"{name} is {value!a:.100}; it is not UTF-8, and would be stored as text")
-    if len(value) > LONGEST_TEXT:
-        raise UserError(f"{name} has {len(value):,} characters; at most {LONGEST_TEXT:,} are taken")
 
 
 def check_run_name(name: str) -> None:

@@ -1,38 +1,54 @@
-"""The sections of a config: every field, its default and, as its docstring, its ``--help``.
+"""The sections of a config: every field, its range, its default and, as its docstring, its
+``--help``.
 
 distill_config.py puts them together and says which of them are a run's identity. Every interval is
-in images seen, never in steps.
+in images seen, never in steps. A range stands in the field's type, where pydantic reads it; every
+number is finite, whatever its range.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval, Lt, MaxLen
+
+from sid_ray.config.ranges import RULES
+
+MOST = 10**15  # of a whole number that has no smaller maximum: beyond it tensors overflow
+Whole = Annotated[int, Interval(ge=-MOST, le=MOST)]
+Count = Annotated[int, Interval(ge=1, le=MOST)]
+CountOrNone = Annotated[int, Interval(ge=0, le=MOST)]
+Seed = Annotated[int, Interval(ge=-(2**63 - 1), le=2**63 - 1)]  # torch's, of 64 bits
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Text = Annotated[str, MaxLen(4096)]  # the longest path of Linux
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The pretrained network to distil."""
 
-    source: str = ""
+    source: Text = ""
     """Network to distil: a weights file or folder (path, https://, s3://, hf://OWNER/REPO/PATH), or
     builtin:NAME for one that ships.
     """
-    text_encoder: str = ""
+    text_encoder: Text = ""
     """Diffusers folder (path, hf://OWNER/REPO, s3://) with the text_encoder and tokenizer of a
     teacher that reads text and has none beside it, like a SiD-LSG file; empty for its own. It may
     move between two starts of a run; its content must be the same.
     """
-    vae: str = ""
+    vae: Text = ""
     """Diffusers folder with the vae of a teacher of latents that has none beside it; empty for its
     own.
     """
-    initial_generator: str = ""
+    initial_generator: Text = ""
     """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
     or one of our checkpoints. The fake score starts from the teacher all the same.
     """
-    dropout: float = -1.0
+    dropout: Annotated[float, Lt(1)] = -1.0
     """Dropout of fake score and generator while they are trained; below 0 for the teacher file's
     own.
     """
@@ -42,9 +58,9 @@ class TeacherConfig:
 class ObjectiveConfig:
     """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = RULES
 
-    name: str = "sid"
+    name: Text = "sid"
     """Objective: sid (data-free), sida (adversarial, needs real images), lsg (sid with guidance, on
     a text-to-image teacher), vsd (variational score distillation, a baseline), or one of an
     installed package, whose own fields then stand here too.
@@ -68,19 +84,19 @@ class ObjectiveConfig:
     """Dropout in the generator while it is trained, as published."""
     logvar: bool = False
     """Weight both losses by the fake score's log-variance head (EDM2)."""
-    augment: float = 0.0
+    augment: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Probability of each transform of EDM's augmentation pipe in the fake-score phase."""
-    num_steps: int = 1
+    num_steps: Annotated[int, Interval(ge=1, le=1_000)] = 1
     """Evaluations of the generator an image. Above 1, a random one of them is trained in each
     iteration; those before it run without gradient (compat official: all are trained, as one).
     """
-    adversarial_weight: float = 0.01
+    adversarial_weight: NotNegative = 0.01
     """sida: factor of the generator's adversarial loss (published: lsg_gan)."""
-    discriminator_weight: float = 1.0
+    discriminator_weight: NotNegative = 1.0
     """sida: factor of the discriminator's loss (published: lsd; 1 for EDM, 100 for EDM2)."""
-    generator_start: int = 0
+    generator_start: CountOrNone = 0
     """sida: the generator stays as it is until this many images are seen (published: 100,000)."""
-    adversarial_start: int = 0
+    adversarial_start: CountOrNone = 0
     """sida: after this many images the generator's loss is half SiD's, half adversarial
     (published: 200,000).
     """
@@ -92,7 +108,7 @@ class ObjectiveConfig:
     """Guidance scale of the fake score in that loss's second factor (published: as kappa2)."""
     kappa4: float = 1.0
     """Guidance scale of the teacher in the generator's loss."""
-    text_dropout: float = 0.1
+    text_dropout: Share = 0.1
     """Share of prompts replaced by the empty one in the fake-score phase, where the fake score is
     guided.
     """
@@ -102,23 +118,23 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
-    kind: str = "edm"
+    kind: Text = "edm"
     """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), or what
     its family says.
     """
     p_mean: float = -1.2
     """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
-    p_std: float = 1.2
+    p_std: Positive = 1.2
     """edm: standard deviation of ln(sigma) in the fake-score phase; 1.0 for EDM2 at 512 pixels."""
-    sigma_min: float = 0.002
+    sigma_min: Positive = 0.002
     """edm: lowest noise level of the rho grid."""
     sigma_max: float = 80.0
     """edm: highest noise level of the rho grid."""
-    rho: float = 7.0
+    rho: Positive = 7.0
     """edm: curvature of the rho grid."""
-    t_max: float = 0.8
+    t_max: Annotated[float, Interval(gt=0, le=1)] = 0.8
     """edm: part of the rho grid, from its clean end, that the generator phase draws from."""
-    init_sigma: float = 2.5
+    init_sigma: Positive = 2.5
     """edm: noise level at which the generator reads its noise."""
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     """vp: the teacher's, as in its scheduler_config.json; so are the next four."""
@@ -126,15 +142,15 @@ class ScheduleConfig:
     """vp: first beta."""
     beta_end: float = 0.012
     """vp: last beta."""
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Whole = 1000
     """vp: number of betas."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """vp: what the teacher's network predicts."""
-    timestep_min: int = 20
+    timestep_min: Whole = 20
     """vp: both phases draw timesteps from here ..."""
-    timestep_max: int = 980
+    timestep_max: Whole = 980
     """vp: ... to below here."""
-    init_timestep: int = 625
+    init_timestep: Whole = 625
     """vp: timestep at which the generator reads its noise."""
 
 
@@ -153,11 +169,11 @@ class DataConfig:
     prompt a line, or a prepared set of them; prepared is any prepared set; the others give labels
     to data-free runs, or are prepared sets of that shape.
     """
-    source: str = ""
+    source: Text = ""
     """Where the set lies: a text file, or what sid-ray data prepare has made (a path or
     s3://BUCKET/PREFIX). It may move between two starts of a run; its samples must be the same.
     """
-    window: int = 4
+    window: Count = 4
     """Row groups of a prepared set whose samples are shuffled together."""
     xflip: bool = False
     """Twice as many images: each one mirrored too. For prepared sets of images."""
@@ -167,29 +183,29 @@ class DataConfig:
 class TrainingConfig:
     """Optimisation."""
 
-    images: int = 100_000_000
+    images: Count = 100_000_000
     """Length of the run in images. May be raised later: the run goes on."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Interval(ge=1, le=10_000_000)] = 256
     """Images an iteration, over all workers."""
-    group_size: int = 16
+    group_size: Count = 16
     """Images a logical group (published: batch-gpu). Workers take whole groups."""
-    fake_score_lr: float = 1e-5
+    fake_score_lr: Positive = 1e-5
     """Adam's learning rate of the fake score."""
-    generator_lr: float = 1e-5
+    generator_lr: Positive = 1e-5
     """Adam's learning rate of the generator."""
-    fake_score_beta1: float = 0.0
+    fake_score_beta1: Share = 0.0
     """Adam's beta1 of the fake score."""
-    generator_beta1: float = 0.0
+    generator_beta1: Share = 0.0
     """Adam's beta1 of the generator."""
-    beta2: float = 0.999
+    beta2: Share = 0.999
     """Adam's beta2, both networks."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Adam's epsilon, both networks."""
-    ema_half_life: int = 500_000
+    ema_half_life: CountOrNone = 500_000
     """Half-life of the generator's weight average, in images; 0 for none."""
-    ema_rampup: float = 0.05
+    ema_rampup: NotNegative = 0.05
     """The half-life is at most this share of the images seen."""
-    clip_value: float = 0.0
+    clip_value: NotNegative = 0.0
     """The fake score's gradients are clipped to +- this, element by element; 0 for not
     (published: 1 for SiDA on EDM).
     """
@@ -199,7 +215,7 @@ class TrainingConfig:
     """
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every random number of the run."""
 
 
@@ -207,9 +223,9 @@ class TrainingConfig:
 class ResourcesConfig:
     """Where the run computes. Changes speed, never numbers."""
 
-    num_workers: int = 1
+    num_workers: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
     """Ray Train workers; at most batch_size / group_size."""
-    min_workers: int = 1
+    min_workers: Count = 1
     """On a cluster that was joined, the run goes on with as few workers when nodes go, and grows
     back to num_workers when they come. On a Ray of its own it always has num_workers.
     """
@@ -217,7 +233,7 @@ class ResourcesConfig:
     """sid_ray: no step is lost when nodes come or go by plan; ray: Ray Train's own elasticity,
     which starts again from the last checkpoint.
     """
-    resize_check_s: float = 10.0
+    resize_check_s: Annotated[float, Ge(1)] = 10.0
     """Seconds between two looks for nodes that have come."""
     use_gpu: bool = False
     """One GPU a worker instead of one CPU."""
@@ -249,11 +265,11 @@ class ResourcesConfig:
     CUDA graphs. Compiled code stays on each node's disk for later starts. Rounding differs; not
     measured on GPUs; not with ZeRO stage 3.
     """
-    micro_batch: int = 0
+    micro_batch: CountOrNone = 0
     """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
     group_size.
     """
-    threads: int = 1
+    threads: Annotated[int, Interval(ge=1, le=4_096)] = 1
     """CPU threads a worker."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Order in memory of images within EDM and EDM2 networks: which kernels a convolution takes.
@@ -261,9 +277,9 @@ class ResourcesConfig:
     """
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
-    data_cache_gib: float = 4.0
+    data_cache_gib: Positive = 4.0
     """Memory of a worker for what it has read of a prepared set, and reads ahead."""
-    max_failures: int = 3
+    max_failures: CountOrNone = 3
     """Worker failures in a row, without a new checkpoint between, after which the run gives up."""
 
     def stage_of(self, role: str) -> int:
@@ -276,42 +292,42 @@ class ResourcesConfig:
 class EvaluationConfig:
     """Scores while training, by an actor of its own. Never changes the training."""
 
-    metrics: str = "fd"
+    metrics: Text = "fd"
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
     (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
     installed package. The best weights are kept by the first.
     """
-    feature_space: str = "digits-cnn"
+    feature_space: Text = "digits-cnn"
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
     the Frechet distance is the FID) or dinov2; empty for no scores.
     """
-    feature_weights: str = ""
+    feature_weights: Text = ""
     """inception: NVIDIA's inception-2015-12-05.pt, with #sha256=HEX behind it; dinov2: a folder in
     Transformers' layout.
     """
-    clip_weights: str = ""
+    clip_weights: Text = ""
     """clip: a CLIP network's folder in Transformers' layout."""
-    reference: str = ""
+    reference: Text = ""
     """Real images to compare with: a prepared data set, or statistics (NVIDIA's .npz or .pkl; for
     fd alone). Empty for the run's own images; digits-cnn and emoji-cnn know their data sets.
     """
-    vae: str = ""
+    vae: Text = ""
     """Diffusers folder whose vae turns latents into images; empty for teacher.vae, or the teacher's
     own folder.
     """
-    teacher_steps: int = 18
+    teacher_steps: Annotated[int, Interval(ge=1, le=10_000)] = 18
     """Steps of the teacher in the final report: Heun for EDM and EDM2 (two evaluations a step, one
     in the last), DDIM for Stable Diffusion.
     """
     teacher_guidance: float = 1.0
     """Guidance scale of the teacher in the final report, where it reads text."""
-    every: int = 1_000_000
+    every: CountOrNone = 1_000_000
     """Images between two evaluations of the averaged generator; 0 for none."""
-    num_images: int = 2048
+    num_images: Annotated[int, Interval(ge=65, le=MOST)] = 2048
     """Generated images an evaluation: published FIDs are of 50,000."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Interval(ge=1, le=4_096)] = 64
     """Images made at once by an evaluation."""
-    resources: str = ""
+    resources: Text = ""
     """Ray resources that an evaluation while training takes, like GPU=1 or CPU=4,evaluator=1 (a
     resource of one's own keeps it on nodes that offer it). Empty: on the driver's machine, beside.
     """
@@ -328,29 +344,29 @@ class HealthConfig:
     Beyond a threshold the run goes back to its last good checkpoint once, then stops and says why.
     """
 
-    reports: int = 3
+    reports: Count = 3
     """Reports in a row that must be beyond a threshold of losses, samples or discriminator."""
-    skipped_share: float = 0.5
+    skipped_share: NotNegative = 0.5
     """Share of updates skipped because they were not finite. Half: one of the two networks does not
     learn any more.
     """
-    nonfinite_share: float = 0.5
+    nonfinite_share: NotNegative = 0.5
     """Share of samples whose image or score is not finite."""
     nonfinite_metrics: bool = True
     """Stop at a loss or another measured number that is not finite: at once, or where updates were
     skipped for it, after several reports in a row.
     """
-    loss_growth: float = 100.0
+    loss_growth: NotNegative = 100.0
     """Size of a loss, in multiples of the median of its own size in the last 100 reports."""
-    loss_warning: float = 10.0
+    loss_warning: NotNegative = 10.0
     """The same, for a warning that does not stop the run."""
-    saturation: float = 0.98
+    saturation: NotNegative = 0.98
     """Share of the values of generated pictures at or beyond -1 and 1."""
-    sample_std_low: float = 0.02
+    sample_std_low: NotNegative = 0.02
     """Standard deviation over the values of a generated image below which images are flat."""
-    sample_spread_low: float = 0.01
+    sample_spread_low: NotNegative = 0.01
     """Standard deviation between generated images below which they are all the same."""
-    discriminator_accuracy: float = 0.995
+    discriminator_accuracy: NotNegative = 0.995
     """sida: share of logits on the right side, of real and of generated images, from which on a
     warning says that the discriminator has won. It does not stop the run.
     """
@@ -362,11 +378,11 @@ class StorageConfig:
     here: they come from each node's environment, ~/.aws or role.
     """
 
-    endpoint_url: str = ""
+    endpoint_url: Text = ""
     """http(s)://HOST:PORT of an S3-compatible server; empty for AWS_ENDPOINT_URL, else Amazon's."""
-    region: str = ""
+    region: Text = ""
     """Region of the buckets; empty for AWS_REGION."""
-    lease_s: float = 90.0
+    lease_s: Annotated[float, Ge(10)] = 90.0
     """Seconds for which a driver keeps a run without being heard of in the run's folder. 20 s
     before they are over (a third of them, if that is less) it stops; after them another driver may
     take the run."""
@@ -376,28 +392,28 @@ class StorageConfig:
 class OutputConfig:
     """What is written, and how often."""
 
-    folder: str = "runs"
+    folder: Text = "runs"
     """Folder of all runs, a path or s3://BUCKET/PREFIX; a run is a folder in it."""
-    run: str = ""
+    run: Text = ""
     """Name of the run; empty for the recipe's name. The same name resumes."""
-    checkpoint_every: int = 1_000_000
+    checkpoint_every: Count = 1_000_000
     """Images between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints to keep."""
-    local_folder: str = ""
+    local_folder: Text = ""
     """Folder on each node's own disk to which checkpoints are written first, and from which they
     are read again when it is still there; empty for the temporary folder (TMPDIR), or the run's
     own folder where all is one machine.
     """
-    report_every: int = 10_000
+    report_every: Count = 10_000
     """Images between two progress reports and metrics."""
-    tracking_uri: str = ""
+    tracking_uri: Text = ""
     """MLflow store; empty for MLFLOW_TRACKING_URI, else sqlite in the folder of all runs (in runs
     where that folder is in S3).
     """
-    experiment: str = "sid_ray"
+    experiment: Text = "sid_ray"
     """MLflow experiment."""
     log_model: bool = True
     """At the end, put the generator and its model card among the MLflow run's artifacts."""
-    register_model: str = ""
+    register_model: Text = ""
     """Name of the registered model in MLflow that gets a version of it; empty for none."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from sid_ray.denoisers.registry import convention_of
 from sid_ray.errors import UserError
@@ -27,9 +29,11 @@ class PrepareOptions:
     options alone, not on workers or machines.
     """
 
-    source: str
-    """A path, s3://, or a name of OFFLINE."""
-    destination: str
+    source: Annotated[str, Positional, arg(metavar="SRC")]
+    """A folder, zip or tar of images or latents, tar shards, Parquet with images, dataset.json with
+    labels, a .txt with a prompt a line, digits, emoji or fashion-mnist[:FOLDER]; a path or s3://.
+    """
+    destination: Annotated[str, Positional, arg(metavar="DST")]
     """A new or empty folder, or s3://BUCKET/PREFIX."""
     kind: Literal["auto", "images", "latents", "labels", "prompts"] = "auto"
     """What the source holds, where its contents do not tell."""
@@ -105,7 +109,7 @@ class PrepareOptions:
 class ShowOptions:
     """Shows what a prepared data set holds."""
 
-    place: str
+    place: Annotated[str, Positional, arg(metavar="DST")]
     """Its folder, or s3://BUCKET/PREFIX."""
     out: Path | None = None
     """Draw samples on this PNG, with labels and captions."""

@@ -6,6 +6,9 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from sid_ray.errors import UserError
 from sid_ray.storage.places import check_file
@@ -29,7 +32,7 @@ class EvaluateOptions:
     them.
     """
 
-    source: str
+    source: Annotated[str, Positional, arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or any network: a path, https://, s3://,
     hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
     metrics: str = ""

@@ -29,11 +29,10 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_elsewhere, is_path, scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of, solver_of
-from sid_ray.weights.address import parse_source, source_label
+from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
 from sid_ray.weights.components import files_sha256, weights_sha256
 from sid_ray.weights.description import WEIGHTS, ModelDescription, holds_network
 from sid_ray.weights.networks import describe
-from sid_ray.weights.remotes import FILE_SUFFIXES
 from sid_ray.weights.sources import resolve_source
 
 

@@ -1,7 +1,8 @@
 """`sid-ray submit`: checks a run here, sends it to a cluster as a Ray job, and follows it.
 
 What is sent is what `ray job submit --working-dir DIR ... -- python SCRIPT RECIPE FLAGS` sends, and
-that line is printed.
+that line is printed. A folder that is no checkout goes with this package beside it, as one of Ray's
+py_modules: the cluster runs the version that has checked the run.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import sid_ray
+from sid_ray.commands.arguments import OfRecipe
+from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.confidential import named_secret, secrets_of
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
-from sid_ray.errors import UserError, did_you_mean
+from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
@@ -26,19 +29,6 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_path
 from sid_ray.tracking.mlflow_run import shown_uri
 
-USAGE = """usage: sid-ray submit RECIPE [--cluster FILE | --address URL] [--runtime-env FILE]
-                             [--working-dir DIR] [--no-wait] [--section.field VALUE ...]
-
-Checks the run here, sends it to a Ray cluster as `ray job submit` does, and follows it. The same
-command resumes. Exit code 0 when the run finished, 1 when it did not, 2 for wrong input, 130 after
-Ctrl-C, which leaves the job running.
-
-  --cluster FILE      of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan
-  --address URL       of its Jobs API; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
-                      http://127.0.0.1:8265
-  --runtime-env FILE  how nodes get this package where their image lacks it: runtime_env.yaml
-  --working-dir DIR   what is uploaded: a checkout of sid_ray; default: this folder
-  --no-wait           do not follow the job"""
 LOCAL = "http://127.0.0.1:8265"
 PLACES = (
     "teacher.source",
@@ -51,47 +41,41 @@ PLACES = (
     "evaluation.clip_weights",
     "evaluation.vae",
 )
+PACKAGE_FILE = "sid_ray/cli.py"  # in an upload that brings the package itself
 OK, WARNING = "ok", "warning"
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # Ray gives a job that is stopped 3 s to save
 Line = tuple[str, str, str]  # state, what was looked at, the finding
 
 
-@dataclass
-class SubmitArgs:
-    """What is asked beside the config."""
+@dataclass(frozen=True)
+class SubmitOptions(OfRecipe):
+    """Checks the run here, sends it to a Ray cluster as `ray job submit` does, and follows it. The
+    same command resumes. Exit code 0 when the run finished, 1 when it did not, 2 for wrong input,
+    130 after Ctrl-C, which leaves the job running.
+    """
 
     cluster: str = ""
+    """File of `ray up`, or a KubeRay RayCluster: its GPUs are held against the plan."""
     address: str = ""
+    """URL of its Jobs API; empty for RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.
+    """
     runtime_env: str = ""
+    """File that says how nodes get the libraries that their image lacks: runtime_env.yaml."""
     working_dir: str = "."
-    no_wait: bool = False
+    """What is uploaded. This package goes with it, unless the folder is a checkout of sid_ray."""
+    wait: bool = True
+    """Follow the job until it ends."""
+
+    def check(self) -> None:
+        """Raises UserError for what makes no sense."""
+        if self.cluster and self.address:
+            raise UserError("--cluster and --address: one of them")
 
 
-def own_flags(args: Sequence[str]) -> tuple[SubmitArgs, list[str]]:
-    """The command's own flags, and those of the run. Raises UserError for one without a value."""
-    found, rest, left = SubmitArgs(), list[str](), iter(args)
-    names = {f"--{name.replace('_', '-')}": name for name in vars(found)}
-    for arg in left:
-        flag, equals, value = arg.partition("=")
-        if flag == "--no-wait" and not equals:
-            found.no_wait = True
-        elif flag in names and flag != "--no-wait":
-            text = value if equals else next(left, "")
-            if not text or text.startswith("--"):
-                raise UserError(f"{flag} without a value; sid-ray submit --help says what it takes")
-            setattr(found, names[flag], text)
-        else:
-            close = get_close_matches(flag, names, n=1, cutoff=0.8)
-            if close:
-                raise UserError(f"sid-ray submit has no {flag}.{did_you_mean(close)}")
-            rest.append(arg)
-    if found.cluster and found.address:
-        raise UserError("--cluster and --address: one of them")
-    return found, rest
-
-
-def entry_of(config: DistillConfig, flags: Sequence[str]) -> list[str]:
-    """The job's command: the recipe's own entry script."""
+def entry_of(config: DistillConfig, flags: Sequence[str], upload: Upload) -> list[str]:
+    """The job's command: the recipe's own entry script where the upload is a checkout."""
+    if PACKAGE_FILE not in upload.files:
+        return ["python", "-m", "sid_ray.cli", "distill", config.recipe, *flags]
     return ["python", recipe_entry(config.recipe).script, config.recipe, *flags]
 
 
@@ -121,11 +105,11 @@ def runtime_env_of(path: str) -> dict[str, Any]:
 
 def check_entry(entry: Sequence[str], upload: Upload, secrets: Mapping[str, str]) -> None:
     """Raises UserError where the command cannot run from the upload, or tells a secret."""
-    for name in (entry[1], "sid_ray/cli.py"):
-        if name not in upload.files:
-            raise UserError(
-                f"--working-dir {upload.folder} has no {name} to upload: give a checkout of sid_ray"
-            )
+    if PACKAGE_FILE in upload.files and entry[1] not in upload.files:
+        raise UserError(
+            f"--working-dir {upload.folder} has sid_ray, but no {entry[1]} to upload: give a whole "
+            "checkout of sid_ray, or a folder without"
+        )
     text = " ".join(entry)
     for variable, value in secrets.items():
         if value in text:
@@ -221,13 +205,21 @@ def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         yield WARNING, "workers", text
 
 
-def typed(entry: Sequence[str], args: SubmitArgs, address: str) -> str:
+def with_package(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """The same where this package goes along: Ray unpacks it and puts it on the import path."""
+    package = str(Path(sid_ray.__file__).parent)
+    return {**runtime_env, "py_modules": [*(runtime_env.get("py_modules") or ()), package]}
+
+
+def typed(
+    entry: Sequence[str], args: SubmitOptions, runtime_env: Mapping[str, Any], address: str
+) -> str:
     """The line that sends the same with Ray's own command."""
     line = ["ray", "job", "submit", "--address", address, "--working-dir", args.working_dir]
-    if args.runtime_env:
+    if args.runtime_env and entry[1] != "-m":  # else the package is added to the file's
         line += ["--runtime-env", args.runtime_env]
     else:
-        line += ["--runtime-env-json", json.dumps(runtime_env_of(""))]
+        line += ["--runtime-env-json", json.dumps(runtime_env)]
     return f"{shlex.join(line)} -- {shlex.join(entry)}"
 
 
@@ -236,21 +228,32 @@ def show(line: Line) -> None:
     print(f"{state:8} {name:9} {text}", flush=True)
 
 
-def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) -> int:
+def submit(config: DistillConfig, options: SubmitOptions, flags: Sequence[str]) -> int:
+    """Looks at the config first. Raises UserError."""
+    enforce(Patient(config, config.output.folder), SUBMIT)
+    return run_submit(config, options, flags)
+
+
+def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str]) -> int:
     """Checks, sends and follows. Returns the exit code.
 
     Raises UserError before anything is sent.
     """
     secrets = secrets_of(os.environ)
     runtime_env = runtime_env_of(args.runtime_env)
-    entry = entry_of(config, flags)
     upload = upload_of(expanded(args.working_dir), runtime_env.get("excludes") or ())
-    check_size(upload)
+    entry = entry_of(config, flags, upload)
+    uploads = [upload]
+    if PACKAGE_FILE not in upload.files:
+        runtime_env = with_package(runtime_env)
+        uploads.append(upload_of(Path(sid_ray.__file__).parent))
     check_entry(entry, upload, secrets)
-    check_no_secrets(upload, secrets)
+    for each in uploads:
+        check_size(each)
+        check_no_secrets(each, secrets)
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
-    show((OK, "upload", f"{upload}, no secret found"))
+    show((OK, "upload", f"{' and sid_ray: '.join(map(str, uploads))}, no secret found"))
     for line in look_at_teacher(config, upload):
         show(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
@@ -264,12 +267,11 @@ def run_submit(config: DistillConfig, args: SubmitArgs, flags: Sequence[str]) ->
     for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
         show(line)
     address = shown_uri(client.get_address())
-    print(typed(entry, args, address), flush=True)
-    runtime_env["working_dir"] = str(upload.folder)
-    job = send(client, shlex.join(entry), runtime_env)
+    print(typed(entry, args, runtime_env, address), flush=True)
+    job = send(client, shlex.join(entry), {**runtime_env, "working_dir": str(upload.folder)})
     print(
         f"job {job}\n  follow  ray job logs --follow --address {address} {job}\n"
         f"  stop    ray job stop --address {address} {job}",
         flush=True,
     )
-    return 0 if args.no_wait else follow(client, job)
+    return follow(client, job) if args.wait else 0

@@ -13,6 +13,7 @@ from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, nee
 from sid_ray.errors import UserError
 from sid_ray.planning.memory import (
     GIB,
+    RESERVE_GIB,
     TEACHER,
     TRAINED,
     Layout,
@@ -27,7 +28,6 @@ from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of, trace
 from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 
-RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
 LIVE = 1_000_000_000  # DeepSpeed's default of both keys below
 LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # The order in which stages are recommended. 0 and 1 send least, and 1, for half as much again, is

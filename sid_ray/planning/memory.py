@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 GIB = 1 << 30
+RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
 WORD = 4  # weights, gradients, masters and moments are float32 whatever training.precision is
 FLAT = 500_000_000  # elements that stage 0 copies side by side to add them up over ranks
 # Buffers beside the gradients' own: the bucket that gradients are reduced in, and its copy on the

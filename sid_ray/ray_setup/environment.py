@@ -90,6 +90,26 @@ def stopping_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+def end_with_parent() -> None:
+    """Interrupts the thread that calls this, the main one, when stdin ends.
+
+    Also in a process that a shell has put into the background (``... &`` in a script), where SIGINT
+    is ignored and Python therefore leaves it alone.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    main_thread = threading.get_ident()
+
+    def wait() -> None:
+        # Not sys.stdin: a thread that holds its lock makes Python abort when it ends.
+        while os.read(0, 1):
+            pass
+        # A real signal to that thread: _thread.interrupt_main would not wake it from a wait.
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
 @contextmanager
 def unheard() -> Iterator[None]:
     """Processes that are started within never hear SIGHUP and SIGUSR1, whoever is told of them.

@@ -49,6 +49,7 @@ class S3(Scheme):
     has_folders = False
     keeps_checksums = True
     endpoint = ENDPOINT
+    takes_artifacts = True
 
     def filesystem(self, url: str) -> Any:
         """With the environment's settings."""

@@ -36,6 +36,7 @@ class Scheme:
             slashes is only a name, and a file appears when it is closed.
         keeps_checksums: what was stored comes back as it was; files are known whole by their sizes.
         endpoint: the variable of the environment that names its server; empty for none.
+        takes_artifacts: MLflow can keep a run's artifacts there.
     """
 
     prefix = ""
@@ -46,6 +47,7 @@ class Scheme:
     has_folders = True
     keeps_checksums = False
     endpoint = ""
+    takes_artifacts = False
 
     def address(self, text: str) -> str:
         """What a person wrote, in one spelling, without a slash at its end. Raises UserError."""

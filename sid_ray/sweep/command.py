@@ -7,92 +7,70 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import tyro
+from annotated_types import Interval
+from tyro.conf import Positional, arg
 
-from sid_ray.commands.arguments import expand_aliases, parse
+from sid_ray.commands.arguments import WithConfig, configured, expand_aliases
+from sid_ray.commands.checks import SWEEP, Patient, enforce
 from sid_ray.config.distill_config import DistillConfig, differences, known_fields, located
 from sid_ray.errors import UserError
-from sid_ray.ray_setup.start import check_ray
 from sid_ray.recipes.registry import check_supplied, recipe
 from sid_ray.run_folder import LOG, only_process, runs_folder
 from sid_ray.storage.places import check_file, check_folder
 from sid_ray.sweep.arithmetic import cost
-from sid_ray.sweep.ledger import Ledger, after_event
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.results import read_about, write_about
+from sid_ray.sweep.results import SweepOrder, read_about, write_about
+from sid_ray.sweep.shipped import space_file
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
 from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.trials import read_trials
 
-USAGE = """usage: sid-ray sweep SPACE.yaml [--recipe NAME] [--trials N] [--name NAME]
-                     [--concurrent N] [--section.field VALUE ...]
-
-       sid-ray sweep report FOLDER [--out report.html]
-
-Runs the trials of a search space (tune_spaces/*.yaml), each an ordinary run; the same command goes
-on with a sweep that was stopped.
-
---recipe NAME       what the trials start from; default: the space's own
---trials N          points to try; default: the space's own
---name NAME         of the sweep and the beginning of its runs' names; default: the space's
---concurrent N      trials at once, each on its share of the CPUs or GPUs; default: 1
---section.field     for all trials, as of sid-ray distill; what the space sets may not be given"""
-OWN = ("--recipe", "--trials", "--name", "--concurrent")
 STOPPED = 130
 
 
-def own_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The sweep's own flags with their values, and all other arguments."""
-    found, rest = dict[str, str](), list[str]()
-    left = iter(args)
-    for arg in left:
-        flag, equals, value = arg.partition("=")
-        if flag not in OWN:
-            rest.append(arg)
-            continue
-        value = value if equals else next(left, "")
-        if not value or value.startswith("--"):
-            raise UserError(f"{flag} needs a value; sid-ray sweep --help")
-        found[flag] = value
-    return found, rest
+@dataclass(frozen=True)
+class SweepOptions(WithConfig):
+    """Runs the trials of a search space, each an ordinary run; the same command goes on with a
+    sweep that was stopped. Flags of the config are for all trials; what the space sets may not be
+    given.
+    """
+
+    first: ClassVar[str] = "a search space first: PROG digits-sida, or a file"
+
+    space: Annotated[str, Positional, arg(metavar="SPACE")]
+    """The search space: a file, or the name of one that ships, like digits-sida."""
+    recipe: str = ""
+    """What the trials start from; empty for the space's own."""
+    trials: Annotated[int, Interval(ge=0)] = 0
+    """Points to try; 0 for the space's own number."""
+    name: str = ""
+    """Of the sweep and the beginning of its runs' names; empty for the space's."""
+    concurrent: Annotated[int, Interval(ge=1)] = 1
+    """Trials at once, each on its share of the CPUs or GPUs."""
 
 
-def count(given: dict[str, str], flag: str, default: int) -> int:
-    """A flag's whole number of at least 1."""
-    text = given.get(flag)
-    if text is None:
-        return default
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise UserError(f"{flag} {text!r}: expected a whole number of at least 1")
-    return int(text)
-
-
-def order_of(args: Sequence[str]) -> Order:
+def order_of(asked: SweepOptions, flags: Sequence[str]) -> SweepOrder:
     """Raises UserError in one line for anything that is wrong."""
-    given, rest = own_flags(args)
-    if not rest or rest[0].startswith("-"):
-        raise UserError("name a search space first: sid-ray sweep tune_spaces/digits-sida.yaml")
-    path = Path(rest[0])
+    path = space_file(asked.space)
     text = read_text(path)
-    if "--trials" in given:
-        text = with_trials(text, count(given, "--trials", 1))
+    if asked.trials:
+        text = with_trials(text, asked.trials)
     space = parse_space(text, str(path))
-    named = given.get("--recipe", space.recipe)
+    named = asked.recipe or space.recipe
     if not named:
         raise UserError(f"{path}: names no recipe; give --recipe NAME")
     base = recipe(named)
-    flags = expand_aliases(rest[1:])
-    check_flags(space, flags)
-    base = parse(DistillConfig, flags, f"sid-ray sweep {path}", default=base)
+    check_flags(space, expand_aliases(flags))
+    base = configured(flags, f"sid-ray sweep {path}", base, SweepOptions)
     base = fixed_to(base.check(), runs_folder(base.output.folder))
     check_supplied(base)
     check_space(space, base)
-    name = given.get("--name", path.stem)
+    name = asked.name or path.stem
     if set(name) & set('/\\:*?"<>|') or name.startswith("."):
         raise UserError(f"--name {name!r}: it must be a plain folder name")
-    return Order(name, space, text, base, count(given, "--concurrent", 1))
+    return SweepOrder(name, space, text, base, asked.concurrent)
 
 
 def with_trials(text: str, trials: int) -> str:
@@ -110,8 +88,8 @@ def fixed_to(base: DistillConfig, folder: str) -> DistillConfig:
 def check_flags(space: Space, flags: Sequence[str]) -> None:
     """Raises UserError for a flag whose field the sweep sets itself."""
     names = {name.replace("_", "-"): name for name in known_fields()}
-    for arg in flags:
-        flag = arg.partition("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".")
+    for typed in flags:
+        flag = typed.partition("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".")
         name = names.get(flag.removeprefix("no-"), "")
         if name in space.names or name in space.fixed:
             line = space.lines.get(name, 0)
@@ -121,14 +99,9 @@ def check_flags(space: Space, flags: Sequence[str]) -> None:
             raise UserError(f"--{flag}: a sweep sets it; use {instead[name.split('.')[1]]}")
 
 
-def run_command(args: Sequence[str]) -> int:
+def sweep(options: SweepOptions, flags: Sequence[str]) -> int:
     """The command. Returns the exit code; raises UserError before anything starts."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if args[0] == "report":
-        return report(args[1:])
-    order = order_of(args)
+    order = order_of(options, flags)
     check_folder(order.folder, "output.folder")
     earlier = read_about(order.folder)
     check_same(order, earlier)
@@ -136,32 +109,32 @@ def run_command(args: Sequence[str]) -> int:
         for line in end_of(order):
             print(line)
         return 0
-    check_ray()
     check_trial(order)
     with only_process(order.folder, order.name):
         return run_order(order, earlier)
 
 
-@dataclass
-class ReportArgs:
+@dataclass(frozen=True)
+class ReportOptions:
     """Writes a page on a sweep: trials, the best of them, plots; CSV and JSON beside it."""
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[str, Positional, arg(metavar="FOLDER")]
     """The sweep's folder, like runs/digits-sida."""
     out: Path = Path("report.html")
     """The page."""
 
+    def check(self) -> None:
+        """Raises UserError where the page cannot be written."""
+        check_file(self.out, "--out")
 
-def report(args: Sequence[str]) -> int:
-    """sid-ray sweep report FOLDER [--out report.html]"""
-    parsed = parse(ReportArgs, args, "sid-ray sweep report")
-    check_file(parsed.out, "--out")
+
+def report(options: ReportOptions) -> int:
     from sid_ray.sweep.report import run_report
 
-    return run_report(parsed.folder, parsed.out)
+    return run_report(options.folder, options.out)
 
 
-def check_same(order: Order, earlier: dict) -> None:
+def check_same(order: SweepOrder, earlier: dict) -> None:
     """Raises UserError where a sweep of this name is another one."""
     if not earlier:
         return
@@ -180,27 +153,23 @@ def check_same(order: Order, earlier: dict) -> None:
         raise UserError(f"{what} with another config ({'; '.join(changes)}): {again}")
 
 
-def check_trial(order: Order) -> None:
+def check_trial(order: SweepOrder) -> None:
     """Raises UserError where a trial's networks, data or statistics are not there."""
-    from sid_ray.commands.distill import check_evaluation
     from sid_ray.storage.s3 import set_endpoint
     from sid_ray.sweep.searcher import spec_of
-    from sid_ray.tracking.mlflow_state import check_tracking
-    from sid_ray.training.assemble import find_start
 
     set_endpoint(order.base.storage.endpoint_url, order.base.storage.region)
-    point = spec_of(order, []).point
-    config = config_of(order.space, order.base, point)
-    check_tracking(config)
-    check_evaluation(config, find_start(config))
+    config = config_of(order.space, order.base, spec_of(order, []).point)
+    enforce(Patient(config, config.output.folder), SWEEP)
 
 
-def run_order(order: Order, earlier: dict) -> int:
+def run_order(order: SweepOrder, earlier: dict) -> int:
     """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
     from sid_ray.commands.distill import shown
     from sid_ray.console import quiet_output
     from sid_ray.sweep.display import SweepDisplay
-    from sid_ray.sweep.notes import Watch
+    from sid_ray.sweep.notes import SweepWatch
+    from sid_ray.sweep.parent import after_event
     from sid_ray.sweep.repeats import most_of
     from sid_ray.sweep.runner import run_sweep
     from sid_ray.sweep.searcher import count_of
@@ -222,7 +191,7 @@ def run_order(order: Order, earlier: dict) -> int:
             expected = price.expected + most_of(space) * space.budget.images
             display = SweepDisplay(console, space, folder, expected, trials)
             with display:
-                done = run_sweep(order, Watch(display.tell, display.look))
+                done = run_sweep(order, SweepWatch(display.tell, display.look))
                 display.look()
             state = "finished" if done else "stopped"
         except KeyboardInterrupt:
@@ -247,7 +216,7 @@ def repeats_in(space: Space) -> str:
     return f", then {count} runs of {space.budget.images:,} with other seeds" if count else ""
 
 
-def note_sweep(order: Order, earlier: dict) -> None:
+def note_sweep(order: SweepOrder, earlier: dict) -> None:
     """sweep.json, for the start again and for reports."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     metrics = [{"name": m.name, "direction": m.direction} for m in order.space.metrics]
@@ -264,10 +233,10 @@ def note_sweep(order: Order, earlier: dict) -> None:
     )
 
 
-def end_of(order: Order) -> list[str]:
+def end_of(order: SweepOrder) -> list[str]:
     from sid_ray.sweep.display import table
     from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
-    space, told = order.space, list(Ledger(order.folder).trials().values())
+    space, told = order.space, list(read_trials(order.folder).trials.values())
     repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
     return [*table(space, told), *lines_of(space, repeats)]

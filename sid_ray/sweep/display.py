@@ -1,17 +1,43 @@
-"""A sweep's progress, and the table at its end."""
+"""Values, points and scores as they are shown; a sweep's progress, and the table at its end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sid_ray.console import Display, duration
+from sid_ray.metrics.names import shown_score
 from sid_ray.sweep.pareto import best_of, front_of, ranked
 from sid_ray.sweep.repeats import read_repeats, spent_in
-from sid_ray.sweep.space import Space
+from sid_ray.sweep.space import Metric, Space, Value
 from sid_ray.sweep.trials import RUNNING, TrialRecord, read_trials, spent_of, states_of
-from sid_ray.sweep.words import shown_point, shown_scores
+
+
+def shown(values: Iterable[Any]) -> str:
+    """Values of a point or a score, as short as they can be told apart."""
+    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def shown_scores(metrics: Sequence[Metric], scores: Mapping[str, float]) -> str:
+    """'FID 9.81, CLIP 0.301', of the metrics that there are."""
+    there = [metric.name for metric in metrics if metric.name in scores]
+    return ", ".join(f"{name} {shown_score(name, scores[name])}" for name in there)
+
+
+def shown_point(point: Mapping[str, Value]) -> str:
+    """'alpha 1.08, group_size 16'."""
+    names = short_names(list(point))
+    return ", ".join(f"{names[name]} {shown([value])}" for name, value in point.items())
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each field's name, all of it where two would look alike."""
+    leaves = [name.rpartition(".")[2] for name in names]
+    return {
+        n: leaf if leaves.count(leaf) == 1 else n for n, leaf in zip(names, leaves, strict=True)
+    }
 
 
 class SweepDisplay(Display):

@@ -8,16 +8,15 @@ share of the forest's variance that it causes alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sid_ray.metrics.names import larger_is_better
-from sid_ray.sweep.analysis import reached
-from sid_ray.sweep.optuna_search import distribution
 from sid_ray.sweep.results import Sweep
+from sid_ray.sweep.sampling import distribution
 from sid_ray.sweep.space import Choice, Domain, Range, Value
-from sid_ray.sweep.trials import Point
+from sid_ray.sweep.trials import Point, TrialRecord
 
 LEAST = 8  # trials with a score; fewer say nothing about several fields
 SEED = 0  # of the forest
@@ -47,76 +46,90 @@ class Importance:
 def importance_of(sweep: Sweep) -> Importance:
     """Of every field for the first score, among trials of the same images seen."""
     images, scored = reached(sweep, LEAST)
-    points = [trial.first_point for trial, _ in scored]
-    values = [value for _, value in scored]
+    points, values = [trial.first_point for trial, _ in scored], [value for _, value in scored]
+    trouble = ""
     if len(scored) < LEAST:
-        return Importance(
-            {},
-            {},
-            images,
-            len(scored),
-            trouble=f"importance needs {LEAST} trials with a score at equal images, there are "
-            f"{len(scored)}: run more of them (--trials)",
+        trouble = (
+            f"importance needs {LEAST} trials with a score at equal images, there are "
+            f"{len(scored)}: run more of them (--trials)"
         )
-    if len(set(values)) == 1:
-        return Importance(
-            {}, {}, images, len(scored), trouble=f"all {len(scored)} trials have the same score"
-        )
-    logarithm = is_distance(sweep.metric.name) and min(values) > 0
+    elif len(set(values)) == 1:
+        trouble = f"all {len(scored)} trials have the same score"
+    if trouble:
+        return Importance({}, {}, images, len(scored), trouble=trouble)
+    logarithm = not larger_is_better(sweep.metric.name) and min(values) > 0
     targets = [math.log(value) for value in values] if logarithm else values
     domains = domains_of(sweep)
     always = [name for name in domains if all(name in point for point in points)]
-    shares = explained(points, targets, {name: domains[name] for name in always})
     conditional: dict[str, tuple[float, int]] = {}
     for name in (name for name in domains if name not in always):
-        have = [place for place, point in enumerate(points) if name in point]
-        some = [targets[place] for place in have]
-        if len(have) >= LEAST and len(set(some)) > 1:
-            asked = {other: domains[other] for other in (*always, name)}
-            share = explained([points[place] for place in have], some, asked)[name]
-            conditional[name] = (share, len(have))
+        have = [
+            (point, value) for point, value in zip(points, targets, strict=True) if name in point
+        ]
+        if len(have) >= LEAST and len({value for _, value in have}) > 1:
+            conditional[name] = explained(domains, [*always, name], have)[name], len(have)
+    shares = explained(domains, always, list(zip(points, targets, strict=True)))
     return Importance(shares, conditional, images, len(scored), logarithm)
 
 
-def is_distance(name: str) -> bool:
-    return not larger_is_better(name)
-
-
 def explained(
-    points: Sequence[Point], values: Sequence[float], domains: dict[str, Domain]
+    domains: dict[str, Domain], names: Sequence[str], scored: Sequence[tuple[Point, float]]
 ) -> dict[str, float]:
     """Each field's share, largest first. A field of one value has none."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = dict.fromkeys(domains, 0.0)
-    varied = {n: d for n, d in domains.items() if len({point[n] for point in points}) > 1}
-    if not varied:
-        return found
-    study = study_of(points, values, varied)
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=SEED)
-    shares = optuna.importance.get_param_importances(
-        study, evaluator=evaluator, params=list(varied)
-    )
-    found |= {name: float(share) for name, share in shares.items()}
+    varied = [name for name in names if len({point[name] for point, _ in scored}) > 1]
+    shares = {}
+    if varied:
+        study = study_of({name: domains[name] for name in varied}, scored)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=SEED)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+    found = {name: float(shares.get(name, 0.0)) for name in names}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
-def study_of(points: Sequence[Point], values: Sequence[float], domains: dict[str, Domain]) -> Any:
-    """Optuna's study of these trials, as if it had drawn them."""
+def study_of(
+    domains: Mapping[str, Domain],
+    scored: Iterable[tuple[Point, float]],
+    direction: Literal["minimize", "maximize"] = "minimize",
+) -> Any:
+    """Optuna's study of these points, as if it had drawn what they have of these fields."""
     import optuna
 
-    distributions = {name: distribution(domain) for name, domain in domains.items()}
-    study = optuna.create_study(direction="minimize")
-    for point, value in zip(points, values, strict=True):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction=direction)
+    for point, value in scored:
+        there = {name: domain for name, domain in domains.items() if name in point}
         study.add_trial(
             optuna.trial.create_trial(
-                params={name: point[name] for name in domains},
-                distributions=distributions,
+                params={name: point[name] for name in there},
+                distributions={name: distribution(domain) for name, domain in there.items()},
                 value=value,
             )
         )
     return study
+
+
+def reached(
+    sweep: Sweep, least: int, share: float = 0.5
+) -> tuple[int, list[tuple[TrialRecord, float]]]:
+    """The most images at which enough trials have a score, and these scores.
+
+    Enough are ``least``, and ``share`` of those with any score; where it is nowhere enough, the
+    images at which there are most.
+
+    Where trials are stopped at rungs, newest scores are of different ages; these are not. (0, [])
+    for none. Of trials that took another one's weights only the first leg counts.
+    """
+    name = sweep.metric.name
+    at: dict[int, list[tuple[TrialRecord, float]]] = {}
+    for trial in sweep.trials.values():
+        for images, value in trial.scored(name, trial.runs[0]):
+            at.setdefault(images, []).append((trial, value))
+    scored = {trial.name for there in at.values() for trial, _ in there}
+    enough = max(least, share * len(scored))
+    best = max(at, key=lambda n: (min(len(at[n]), enough), n), default=0)
+    return best, at.get(best, [])
 
 
 def domains_of(sweep: Sweep) -> dict[str, Domain]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.storage.durable import append_line
+from sid_ray.sweep.parent import after_event
 from sid_ray.sweep.space import Value
 from sid_ray.sweep.trials import RUNNING, TRIALS, End, TrialRecord, read_trials
 
@@ -80,13 +81,3 @@ class Ledger:
     def _append(self, **event: Any) -> None:
         append_line(self.path, event)
         after_event(self.folder)
-
-
-def after_event(folder: Path) -> str:
-    """Called in the sweep's driver after each line of the ledger, and at its end; never raises.
-
-    Tells MLflow's run of the sweep. Returns '' or a line for the user.
-    """
-    from sid_ray.sweep import parent
-
-    return parent.after_event(folder)

@@ -10,16 +10,16 @@ from typing import Any
 from ray import tune
 
 from sid_ray.storage.text_lines import lines_in
+from sid_ray.sweep.display import shown_scores
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import STOPS
 from sid_ray.sweep.trainable import ENDED, IMAGES, RUN, SECONDS, WHY, Spec
 from sid_ray.sweep.trials import End
-from sid_ray.sweep.words import shown_scores
 
 
 @dataclass
-class Watch:
+class SweepWatch:
     """What lives only as long as one driver.
 
     Not in the callback, which Ray Tune pickles.
@@ -38,12 +38,12 @@ class Watch:
         self.show()
 
 
-WATCHES: dict[str, Watch] = {}
+WATCHES: dict[str, SweepWatch] = {}
 
 
-def watch_of(folder: str) -> Watch:
+def watch_of(folder: str) -> SweepWatch:
     """That of the sweep in a folder, in this driver."""
-    return WATCHES.setdefault(folder, Watch())
+    return WATCHES.setdefault(folder, SweepWatch())
 
 
 def note_segment(folder: str, space: Space, trial: Any, result: Mapping[str, Any]) -> None:

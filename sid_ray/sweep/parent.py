@@ -21,13 +21,13 @@ from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.run_folder import RunRecord, read_record, tracking_uri
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.store import Store
+from sid_ray.sweep.display import shown
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.repeats import means_of
 from sid_ray.sweep.report import command_of, csv_of, write_report
 from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import Choice, Parameter
 from sid_ray.sweep.trials import RUNNING, STATES
-from sid_ray.sweep.words import shown
 from sid_ray.tracking.copies import here_and_now, is_copy, named, own_record, store_is_beside
 from sid_ray.tracking.mlflow_run import Target, one_line
 from sid_ray.tracking.mlflow_sqlite import artifacts_of

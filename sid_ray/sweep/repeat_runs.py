@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sid_ray.config.distill_config import replace
 from sid_ray.sweep.arithmetic import whole
-from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import Repeat, add_repeat, ended_as
+from sid_ray.sweep.results import SweepOrder
 from sid_ray.sweep.segment import Trial, TrialFailedError
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trainable import workers_for
@@ -27,7 +27,7 @@ class Runner:
         tell: takes a line for each. show: called every second.
     """
 
-    order: Order
+    order: SweepOrder
     address: str
     workers: int
     environment: Mapping[str, str]

@@ -24,12 +24,12 @@ from sid_ray.metrics.names import shown_score
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.arithmetic import decision_points
+from sid_ray.sweep.display import short_names, shown, shown_point
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.repeats import fair, table_of
 from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trials import Point
-from sid_ray.sweep.words import short_names, shown, shown_point
 
 
 def own_values(sweep: Sweep) -> dict[str, Any]:
@@ -241,9 +241,8 @@ def parts_of(sweep: Sweep, importance: Importance) -> list[tuple[str, str]]:
     lines = report_plots.parallel_coordinates(sweep)
     if lines:
         lines = (
-            "<p>A line is a trial: orange the best, dark the better ones, dashed those without a "
-            f"score. Last axis: {escape(sweep.metric.name)}, "
-            f"{report_plots.better(sweep.metric)}.</p>{lines}"
+            f"<p>A line is a trial, the darker the better its {escape(sweep.metric.name)} "
+            f"({report_plots.better(sweep.metric)}). Trials without a score have none.</p>{lines}"
         )
     notes = "".join(f"<li>{escape(note)}</li>" for note in sweep.notes)
     return [

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sid_ray.sweep.analysis import ancestry
 from sid_ray.sweep.importance import Importance
 from sid_ray.sweep.report_plots import (
     BEST,
@@ -22,7 +21,7 @@ from sid_ray.sweep.report_plots import (
 )
 from sid_ray.sweep.results import Sweep
 from sid_ray.sweep.space import Metric
-from sid_ray.sweep.trials import Leg
+from sid_ray.sweep.trials import Leg, TrialRecord
 
 MAX_ROWS = 40  # of the lineage: more could not be read
 
@@ -147,3 +146,26 @@ def lineage(sweep: Sweep) -> str:
     axes.grid(axis="y", visible=False)
     images_axis(axes)
     return svg(figure)
+
+
+def ancestry(sweep: Sweep, trial: TrialRecord) -> list[tuple[str, int, int]]:
+    """Whose training is in a trial's weights: (trial, from images, to images), the first one first.
+
+    Follows exploits back; a donor is taken as it was when its weights were.
+    """
+    found: list[tuple[str, int, int]] = []
+    name, end, legs = trial.name, trial.images_seen, trial.legs
+    most = sum(len(each.exploits) for each in sweep.trials.values())  # a damaged file may turn back
+    while len(legs) > 1 and len(found) < most:
+        last = legs[-1]
+        found.append((name, last.began_at, end))
+        name, end = last.from_trial, last.began_at
+        legs = legs_until(sweep.trials.get(name), last.from_run)
+    return [(name, 0, end), *found[::-1]]
+
+
+def legs_until(trial: TrialRecord | None, run: str) -> list[Leg]:
+    """The legs of a trial up to its run of this name; the first where it has none such."""
+    if trial is None:
+        return []
+    return trial.legs[: trial.runs.index(run) + 1 if run in trial.runs else 1]

@@ -1,27 +1,26 @@
 """Pictures of a sweep's points as SVG: a figure a function, empty where nothing is to be shown.
 
-Everywhere the best trial is orange and a trial that gave up is dashed or a cross.
+The best trial is orange and a trial that gave up is a cross.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sid_ray.commands.compare import COLOURS, is_logarithmic
 from sid_ray.metrics.names import EVAL
-from sid_ray.sweep.importance import domains_of
+from sid_ray.sweep.display import short_names, shown
+from sid_ray.sweep.importance import domains_of, study_of
 from sid_ray.sweep.results import Sweep
-from sid_ray.sweep.space import Choice, Domain, Metric, Range, Value
+from sid_ray.sweep.space import Choice, Domain, Metric, Value
 from sid_ray.sweep.trials import TrialRecord
-from sid_ray.sweep.words import short_names, shown
 
 BLUE, BEST, GREY = COLOURS[0], COLOURS[1], "#9ca3af"
-ABSENT = -0.14  # height at which a line passes a field that its trial does not have
 COLUMNS = 3
-LABEL = {"facecolor": "white", "alpha": 0.7, "pad": 0.4, "edgecolor": "none"}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -30,9 +29,9 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Any, **options: Any) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None}, **options)
     found = text.getvalue()
     return f"<figure>{found[found.index('<svg') :]}</figure>"
 
@@ -78,80 +77,31 @@ def newest(sweep: Sweep, metric: Metric) -> list[tuple[TrialRecord, float]]:
     return sorted(found, key=lambda pair: (pair[0] is best, metric.sign * pair[1]))
 
 
-def without_score(sweep: Sweep) -> list[TrialRecord]:
-    return [t for t in sweep.trials.values() if t.last(sweep.metric.name) is None]
-
-
-# Parallel coordinates -----------------------------------------------------------------------------
-
-
-def height_of(domain: Domain, value: Value | None) -> float:
-    """Where on an axis from 0 to 1 a value stands."""
-    if value is None:
-        return ABSENT
-    if isinstance(domain, Choice):
-        return (domain.values.index(value) + 0.5) / len(domain.values)
-    low, high, at = domain.low, domain.high, float(value)
-    if domain.log:
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return (at - low) / (high - low) if high > low else 0.5
-
-
-def ends_of(domain: Domain) -> list[tuple[float, str]]:
-    """(height, text) of an axis' marks."""
-    if isinstance(domain, Choice):
-        return [(height_of(domain, value), shown([value])) for value in domain.values]
-    middle = math.sqrt(domain.low * domain.high) if domain.log else (domain.low + domain.high) / 2
-    return [(height_of(domain, v), f"{v:.3g}") for v in (domain.low, middle, domain.high)]
-
-
 def parallel_coordinates(sweep: Sweep) -> str:
-    """A line a trial through all of its fields to its newest score."""
-    from matplotlib import colormaps
+    """Optuna's: a line a trial through all of its fields, as dark as its newest score is good."""
+    from matplotlib import pyplot
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-    metric, domains, best = sweep.metric, domains_of(sweep), sweep.best
-    scored = newest(sweep, metric)
+    metric, domains = sweep.metric, domains_of(sweep)
+    scored = [(trial.point, value) for trial, value in newest(sweep, metric)]
     if not scored or not domains:
         return ""
-    values = [value for _, value in scored]
-    log = logarithmic(metric, values)
-    score = Range(min(values), max(values), log)
-    all_axes = [*domains.values(), score]
-    figure = new_figure(max(6.0, 1.5 * len(all_axes)), 3.9)
-    axes = figure.subplots()
-    for trial in without_score(sweep):
-        heights = [height_of(d, trial.point.get(n)) for n, d in domains.items()]
-        axes.plot(range(len(heights)), heights, "--", color=GREY, linewidth=0.9)
-    for place, (trial, value) in enumerate(scored):
-        heights = [height_of(d, trial.point.get(n)) for n, d in domains.items()]
-        is_best = trial is best
-        good = 1 - place / max(1, len(scored) - 1)
-        colour = BEST if is_best else colormaps["viridis"](0.95 * good)
-        axes.plot(
-            range(len(all_axes)),
-            [*heights, height_of(score, value)],
-            color=colour,
-            linewidth=2.4 if is_best else 1.1,
-            alpha=1.0 if is_best else 0.75,
-        )
     names = short_names(list(domains))
-    draw_axes(axes, all_axes, [*(names[name] for name in domains), metric.name])
-    absent = any(name not in trial.point for trial in sweep.trials.values() for name in domains)
-    axes.set_ylim((ABSENT if absent else 0) - 0.05, 1.1)
-    if absent:
-        axes.text(-0.08, ABSENT, "not used", fontsize=7, ha="right", va="center", color="#4b5563")
-    return svg(figure)
-
-
-def draw_axes(axes: Any, domains: Sequence[Domain], names: Sequence[str]) -> None:
-    for place, (domain, name) in enumerate(zip(domains, names, strict=True)):
-        axes.plot([place, place], [0, 1], color="#6b7280", linewidth=0.8)
-        for height, text in ends_of(domain):
-            axes.text(place + 0.04, height, text, fontsize=7, va="center", bbox=LABEL)
-        log = isinstance(domain, Range) and domain.log
-        axes.text(place, 1.07, name + (" (log)" if log else ""), fontsize=7.5, ha="center")
-    axes.set_xlim(-0.35, len(domains) - 0.55)
-    axes.axis("off")
+    study = study_of(
+        {names[name]: domain for name, domain in domains.items()},
+        [({names[n]: v for n, v in point.items()}, value) for point, value in scored],
+        "minimize" if metric.direction == "min" else "maximize",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        figure = plot_parallel_coordinate(study, target_name=metric.name).figure
+    try:
+        figure.axes[0].set_title("")
+        figure.set_size_inches(max(6.0, 1.5 * (len(domains) + 1)), 3.9)
+        return svg(figure, bbox_inches="tight")
+    finally:
+        pyplot.close(figure)
 
 
 # Score against each field -------------------------------------------------------------------------
@@ -180,7 +130,11 @@ def against_fields(sweep: Sweep, own: Mapping[str, Value]) -> str:
                 linewidths=0,
             )
         score_axis(axes, metric, [value for _, value in scored])
-        none = [t.point[name] for t in without_score(sweep) if name in t.point]
+        none = [
+            trial.point[name]
+            for trial in sweep.trials.values()
+            if trial.last(metric.name) is None and name in trial.point
+        ]
         axes.plot(
             [position(domain, v) for v in none], [0.97] * len(none), "x", color=GREY, markersize=5,
             transform=axes.get_xaxis_transform(),

@@ -1,4 +1,4 @@
-"""A sweep's folder as a whole: sweep.json, the space in it, and its trials.
+"""What a sweep was asked to be, and its folder as a whole: sweep.json, the space, the trials.
 
 sweep.json: name, text of the space, recipe, metrics, when the sweep was started, its state. What is
 in trials.jsonl is told in trials.py. Reading starts and changes nothing.
@@ -16,6 +16,7 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import larger_is_better
 from sid_ray.recipes.registry import recipe
+from sid_ray.run_folder import own_folder
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.schemes import is_path
 from sid_ray.sweep import pareto
@@ -26,6 +27,30 @@ from sid_ray.sweep.trials import Point, TrialRecord, read_trials, spent_of, stat
 
 SWEEP = "sweep.json"
 TASK = "task.json"  # of trainable.SweepTask: the config that all trials began with
+
+
+@dataclass(frozen=True)
+class SweepOrder:
+    """A sweep, checked.
+
+    Args:
+        name: its folder, and the beginning of its runs' names.
+        space: with as many trials as were asked for; text: of its file.
+        base: the recipe with what holds for all trials. output.folder is runs_folder's.
+        concurrent: trials at once; each gets its share of the cluster's CPUs or GPUs.
+    """
+
+    name: str
+    space: Space
+    text: str
+    base: DistillConfig
+    concurrent: int
+
+    @property
+    def folder(self) -> Path:
+        """Of the sweep: beside its runs, or for runs in S3 in the folder ``runs`` here."""
+        runs = self.base.output.folder
+        return (Path(runs) if is_path(runs) else own_folder()) / self.name
 
 
 @dataclass(frozen=True)

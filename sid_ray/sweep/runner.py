@@ -19,22 +19,21 @@ from sid_ray.ray_setup.start import with_ray
 from sid_ray.run_folder import RunFolder
 from sid_ray.storage.store import Store
 from sid_ray.sweep.arithmetic import may_begin
-from sid_ray.sweep.asha import LastingAsha
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.notes import WATCHES, Notes, Watch
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.population import OwnPb2, OwnPbt
+from sid_ray.sweep.notes import WATCHES, Notes, SweepWatch
 from sid_ray.sweep.repeat_runs import Runner
 from sid_ray.sweep.repeats import read_repeats, repeats_of
+from sid_ray.sweep.results import SweepOrder
+from sid_ray.sweep.schedulers import LastingAsha, Pbt
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.stop import in_order
-from sid_ray.sweep.trainable import FOLDER, IMAGES, SPEC, SweepTask, TrialTrainable
+from sid_ray.sweep.trainable import FOLDER, SPEC, SweepTask, TrialTrainable
 from sid_ray.sweep.trials import RUNNING, spent_of
 
 STATE = "tune"  # Ray Tune's notes in the sweep's folder
-DECISIONS = "decisions.jsonl"  # what ASHA answered: asha.py
+DECISIONS = "decisions.jsonl"  # what ASHA answered
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its frame of settings ignores verbose=0
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -45,15 +44,15 @@ A_LITTLE = 0.001  # of a node's own resource: keeps trials on the driver's node,
 RETRIES = 3  # of a trial whose actor died
 
 
-def run_sweep(order: Order, watch: Watch | None = None) -> bool:
+def run_sweep(order: SweepOrder, watch: SweepWatch | None = None) -> bool:
     """Runs all trials, or goes on with them; how each ended is in the ledger.
 
     Returns whether it came to its end: False after Ctrl-C. Raises UserError where the cluster
     cannot hold it.
     """
     folder, base = order.folder, order.base
-    watch = WATCHES[str(folder)] = watch or Watch()
-    start_ray(base)
+    watch = WATCHES[str(folder)] = watch or SweepWatch()
+    start_ray_for_sweep(base)
     try:
         token = check_shared(Store.at(base.output.folder), base.output.folder, "--output.folder")
         if token is not None:
@@ -77,7 +76,7 @@ def run_sweep(order: Order, watch: Watch | None = None) -> bool:
         ray.shutdown()
 
 
-def start_ray(base: DistillConfig) -> None:
+def start_ray_for_sweep(base: DistillConfig) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this sweep alone."""
     set_ray_environment()
     for name, value in TUNE_ENVIRONMENT.items():
@@ -114,14 +113,14 @@ def own_node() -> str:
     return next(name for name in names if "internal" not in name)
 
 
-def tuner_of(order: Order) -> tune.Tuner:
+def tuner_of(order: SweepOrder) -> tune.Tuner:
     """An experiment of the trials that have not come to their end.
 
     Always a new one. Tuner.restore (2.60) brings back an empty scheduler, trials with the settings
     of the first start, and not what was begun in the last second; the ledger has it all.
     """
     space, base, folder = order.space, order.base, order.folder
-    together = space.scheduler in ("pbt", "pb2")
+    together = space.scheduler == "pbt"
     # No CPU: Ray's autoscaling coordinator promises trials all CPUs of a node, free or not. A
     # population's trials all exist from the start: there the places limit how many run at once.
     taken = int(1e4 / order.concurrent) / 1e4 if together else A_LITTLE
@@ -152,8 +151,8 @@ def dirname_of(trial: object) -> str:
     return str(trial.trial_id)  # type: ignore[attr-defined]
 
 
-def population_of(order: Order) -> dict:
-    """All trials of a population that have not come to their end: its schedulers refuse searchers.
+def population_of(order: SweepOrder) -> dict:
+    """All trials of a population that have not come to their end: they exist together.
 
     They are in the ledger afterwards.
     """
@@ -165,7 +164,7 @@ def population_of(order: Order) -> dict:
     return {SPEC: tune.grid_search([one._asdict() for one in left]), FOLDER: str(order.folder)}
 
 
-def anything_left(order: Order) -> bool:
+def anything_left(order: SweepOrder) -> bool:
     """Whether a trial has not come to its end, or one more is to begin."""
     space, told = order.space, Ledger(order.folder).trials().values()
     if any(again(space, trial) for trial in told):
@@ -176,15 +175,13 @@ def anything_left(order: Order) -> bool:
 def scheduler_of(space: Space, base: DistillConfig, folder: Path) -> TrialScheduler:
     """Ray's scheduler, which judges by the first metric."""
     if space.scheduler == "pbt":
-        return OwnPbt(str(folder), space, base)
-    if space.scheduler == "pb2":
-        return OwnPb2(str(folder), space, base)
+        return Pbt(str(folder), space, base)
     if space.scheduler == "asha":
-        return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS, IMAGES)
+        return LastingAsha(space.budget, space.metrics[0], folder / DECISIONS)
     return FIFOScheduler()
 
 
-def repeat_with_seeds(order: Order, watch: Watch) -> bool:
+def repeat_with_seeds(order: SweepOrder, watch: SweepWatch) -> bool:
     """Best trial and recipe with each of the space's seeds. Returns whether it came to the end."""
     folder, told = order.folder, Ledger(order.folder).trials().values()
     found = repeats_of(order.name, order.space, order.base, told, read_repeats(folder))

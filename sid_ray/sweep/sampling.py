@@ -1,25 +1,26 @@
-"""Points of a search space: drawn here, by Optuna, or by Ray Tune's own distributions.
+"""Points of a search space: at random, of a grid, or Optuna's.
 
-A point drawn here is a function of (seed, number), so that a sweep which goes on draws what it
-would have drawn. Ray and Optuna are imported where they are asked for.
+A point is a function of (seed, number) and, where Optuna proposes it, of the ledger: its study is
+made anew for each point from what the trials before it scored. So nothing is pickled, and a sweep
+whose driver was killed draws what it would have drawn.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
+from sid_ray.sweep.arithmetic import worst
 from sid_ray.sweep.space import (
     Choice,
     Domain,
     Parameter,
-    Range,
     Space,
     Value,
     chosen,
@@ -27,6 +28,9 @@ from sid_ray.sweep.space import (
     known_values,
     walk,
 )
+from sid_ray.sweep.trials import RUNNING, TrialRecord
+
+LEAST_AT_RANDOM, MOST_AT_RANDOM = 4, 10  # trials before TPE has something to go by
 
 
 def draw(domain: Domain, generator: random.Random) -> Value:
@@ -72,94 +76,6 @@ def grid_points(space: Space, base: DistillConfig) -> list[dict[str, Value]]:
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class DefineByRun:
-    """The space as Optuna's define-by-run function: only what is active is suggested.
-
-    An object, because Ray pickles it with its searcher. Parameters have their keys as names.
-    """
-
-    space: Space
-    base: DistillConfig
-
-    def __call__(self, trial: Any) -> None:
-        self.point(trial)
-
-    def point(self, trial: Any) -> dict[str, Value]:
-        """The point out of an Optuna trial, or of a FixedTrial."""
-        return walk(self.space, self.base, lambda parameter: suggest(trial, parameter))
-
-
-def suggest(trial: Any, parameter: Parameter) -> Value:
-    """One value from anything with Optuna's suggest methods."""
-    key, domain = parameter.key, parameter.domain
-    if isinstance(domain, Choice):
-        return trial.suggest_categorical(key, list(domain.values))
-    step = domain.step or None
-    if domain.integer:
-        low, high = round(domain.low), round(domain.high)
-        return trial.suggest_int(key, low, high, step=round(step or 1), log=domain.log)
-    return trial.suggest_float(key, domain.low, domain.high, step=step, log=domain.log)
-
-
-def point_of(space: Space, base: DistillConfig, drawn: Mapping[str, Any]) -> dict[str, Value]:
-    """The point behind what a searcher drew, key -> value; what is not active is left out.
-
-    Values are clamped to their ranges: Ray's PBT multiplies without looking at them.
-    """
-    return walk(space, base, lambda p: p.domain.clamped(drawn[p.key]))
-
-
-def ray_domain(domain: Domain) -> Any:
-    """The same distribution of Ray Tune, both ends included as ours are."""
-    from ray import tune
-
-    if isinstance(domain, Choice):
-        return tune.grid_search(list(domain.values)) if domain.grid else tune.choice(domain.values)
-    low, high, step = domain.low, domain.high, domain.step
-    if domain.integer:
-        low, high = round(low), round(high)
-        if step:
-            return tune.qrandint(low, high, round(step))
-        return (tune.lograndint if domain.log else tune.randint)(low, high + 1)
-    if step:
-        return tune.quniform(low, high, step)
-    return (tune.loguniform if domain.log else tune.uniform)(low, high)
-
-
-def ray_space(space: Space) -> dict[str, Any]:
-    """Tune's param_space: every key, active or not; point_of() leaves out what is not."""
-    return {parameter.key: ray_domain(parameter.domain) for parameter in space.parameters}
-
-
-def mutations(space: Space) -> dict[str, Any]:
-    """PBT's hyperparam_mutations: choices in their order, of which Ray takes a neighbour."""
-    return {
-        parameter.key: list(parameter.domain.values)
-        if isinstance(parameter.domain, Choice)
-        else ray_domain(parameter.domain)
-        for parameter in space.parameters
-    }
-
-
-def bounds(space: Space) -> dict[str, list[float]]:
-    """PB2's hyperparam_bounds. Its model is linear: a loguniform field is its exponent of 10."""
-    found = {}
-    for parameter in space.parameters:
-        domain = parameter.domain
-        if not isinstance(domain, Range):
-            raise UserError(f"{parameter.name} is a choice, which scheduler pb2 cannot vary")
-        ends = (domain.low, domain.high)
-        found[parameter.key] = [math.log10(end) for end in ends] if domain.log else list(ends)
-    return found
-
-
-def from_bounds(space: Space, drawn: Mapping[str, float]) -> dict[str, float]:
-    """The inverse for values that PB2 drew."""
-    logs = {p.key for p in space.parameters if isinstance(p.domain, Range) and p.domain.log}
-    return {key: 10.0**value if key in logs else value for key, value in drawn.items()}
-
-
 def keyed(space: Space, base: DistillConfig, point: Mapping[str, Value]) -> dict[str, Value]:
     """A point by the keys of its parameters, as a searcher is told of it."""
     found: dict[str, Value] = {}
@@ -191,3 +107,94 @@ def recipe_point(space: Space, base: DistillConfig) -> dict[str, Value]:
     except UserError:
         return {}
     return point
+
+
+# Optuna -------------------------------------------------------------------------------------------
+
+
+def optuna_point(
+    space: Space, base: DistillConfig, told: Sequence[TrialRecord], number: int
+) -> dict[str, Value]:
+    """The point of the trial with this number. The first is the recipe's own, where it can be."""
+    import optuna
+
+    if number == 0 and (own := recipe_point(space, base)):
+        return own
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    at_random = min(MOST_AT_RANDOM, max(LEAST_AT_RANDOM, space.trials // 3))
+    sampler = optuna.samplers.TPESampler(
+        seed=random.Random(f"{space.seeds[0]}/{number}").getrandbits(32),
+        n_startup_trials=at_random,
+        constant_liar=True,  # running trials repel: several at once are not to be alike
+    )
+    study = optuna.create_study(
+        directions=["minimize" if m.direction == "min" else "maximize" for m in space.metrics],
+        sampler=sampler,
+    )
+    for trial in told:
+        if trial.state not in ("failed", "lost"):
+            study.add_trial(as_optuna(space, base, trial))
+    trial = study.ask()
+    return walk(space, base, functools.partial(suggest, trial))
+
+
+def suggest(trial: Any, parameter: Parameter) -> Value:
+    """One value from anything with Optuna's suggest methods."""
+    key, domain = parameter.key, parameter.domain
+    if isinstance(domain, Choice):
+        return trial.suggest_categorical(key, list(domain.values))
+    step = domain.step or None
+    if domain.integer:
+        low, high = round(domain.low), round(domain.high)
+        return trial.suggest_int(key, low, high, step=round(step or 1), log=domain.log)
+    return trial.suggest_float(key, domain.low, domain.high, step=step, log=domain.log)
+
+
+def as_optuna(space: Space, base: DistillConfig, trial: TrialRecord) -> Any:
+    """A trial as Optuna's.
+
+    One that was stopped at a rung is a pruned one, which TPE ranks by how far it came, then by its
+    score there: scores at different images do not compare. With several metrics Optuna has no
+    pruning, and the last scores count.
+    """
+    import optuna
+
+    states = optuna.trial.TrialState
+    params = keyed(space, base, trial.first_point)
+    domains = {p.key: distribution(p.domain) for p in space.parameters if p.key in params}
+    state, values, between = states.RUNNING, None, {}
+    scores = trial.scores
+    if trial.state != RUNNING and len(space.metrics) > 1:
+        state = states.COMPLETE
+        values = [scores.get(metric.name, worst(metric)) for metric in space.metrics]
+    elif trial.state != RUNNING:
+        metric = space.metrics[0]
+        if trial.state != "diverged":
+            between = dict(trial.scored(metric.name))
+        state = states.PRUNED
+        if trial.state == "finished":
+            state, values = states.COMPLETE, [scores.get(metric.name, worst(metric))]
+    return optuna.trial.create_trial(
+        state=state,
+        params=params,
+        distributions=domains,
+        values=values,
+        intermediate_values=between,
+    )
+
+
+def distribution(domain: Domain) -> Any:
+    """What suggest() asks Optuna for."""
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    step = domain.step or None
+    if domain.integer:
+        low, high = round(domain.low), round(domain.high)
+        return IntDistribution(low, high, log=domain.log, step=round(step or 1))
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=step)

@@ -11,9 +11,8 @@ from ray.tune.search import Searcher
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.sweep.arithmetic import may_begin
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.optuna_search import next_point
-from sid_ray.sweep.order import Order
-from sid_ray.sweep.sampling import grid_points, random_point
+from sid_ray.sweep.results import SweepOrder
+from sid_ray.sweep.sampling import grid_points, optuna_point, random_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trainable import FOLDER, SPEC, Spec
 from sid_ray.sweep.trials import RUNNING, TrialRecord, spent_of
@@ -26,7 +25,7 @@ class LedgerSearch(Searcher):
     under the same names, so that their runs go on.
     """
 
-    def __init__(self, order: Order):
+    def __init__(self, order: SweepOrder):
         super().__init__()
         self.order, self.folder = order, order.folder
         told = Ledger(self.folder).trials().values()
@@ -73,7 +72,7 @@ def again(space: Space, trial: TrialRecord) -> Spec | None:
     if trial.state not in (RUNNING, "failed", "lost"):
         return None
     leg = trial.legs[-1]
-    reported = leg.images_seen if space.scheduler in ("pbt", "pb2") else 0
+    reported = leg.images_seen if space.scheduler == "pbt" else 0
     return Spec(trial.name, leg.run, leg.point, leg.from_run, leg.began_at, reported)
 
 
@@ -82,7 +81,7 @@ def count_of(space: Space, base: DistillConfig) -> int:
     return len(grid_points(space, base)) if space.searcher == "grid" else space.trials
 
 
-def spec_of(order: Order, told: list[TrialRecord]) -> Spec:
+def spec_of(order: SweepOrder, told: list[TrialRecord]) -> Spec:
     """The trial after those that were told: of the first number that none of them has."""
     space, base, names = order.space, order.base, {trial.name for trial in told}
     number = next(n for n in itertools.count() if name_of(n) not in names)
@@ -90,7 +89,7 @@ def spec_of(order: Order, told: list[TrialRecord]) -> Spec:
     if space.searcher == "grid":
         point = grid_points(space, base)[number]
     elif space.searcher == "optuna":
-        point = next_point(space, base, told, number)
+        point = optuna_point(space, base, told, number)
     else:
         point = random_point(space, base, space.seeds[0], number)
     return Spec(name_of(number), f"{order.name}-{name_of(number)}", point)

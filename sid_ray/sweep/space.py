@@ -1,6 +1,6 @@
 """A search space: which fields of a config vary, over what, on what condition, and for how long.
 
-space_file.py reads one from YAML, space_check.py holds it against a recipe, samplers.py draws from
+space_file.py reads one from YAML, space_check.py holds it against a recipe, sampling.py draws from
 it. Nothing here knows of Ray: a point is a mapping of dotted fields to values.
 """
 
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import PydanticCustomError
 
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
-from sid_ray.errors import UserError
 from sid_ray.recipes.registry import guidance_strategy
 
 Value = bool | int | float | str
-Scheduler = Literal["none", "asha", "pbt", "pb2"]
+Scheduler = Literal["none", "asha", "pbt"]
 Searcher = Literal["random", "optuna", "grid"]
 
 # Not fields of a config but short for four of them: recipes.guidance_strategy.
@@ -71,7 +74,7 @@ Domain = Range | Choice
 
 
 @dataclass(frozen=True)
-class Condition:
+class FieldCondition:
     """Holds where a field has one of some values."""
 
     name: str
@@ -92,11 +95,33 @@ class Parameter:
     key: str
     name: str
     domain: Domain
-    when: tuple[Condition, ...] = ()
+    when: tuple[FieldCondition, ...] = ()
     line: int = 0
 
 
-@dataclass(frozen=True)
+def said(text: str) -> PydanticCustomError:
+    """What is wrong with a value, behind its name: space_file.py makes the line of it."""
+    return PydanticCustomError("said", "{text}", {"text": text})
+
+
+def whole_number(least: int) -> BeforeValidator:
+    """A whole number of at least so much."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or value < least:
+            raise said(f" is {value!r}; expected a whole number of at least {least:,}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def above_one(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 1:
+        raise said(f" is {value!r}; expected a number above 1")
+    return value
+
+
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
 class Metric:
     """A score by its name, and which way is better."""
 
@@ -109,23 +134,34 @@ class Metric:
         return -1.0 if self.direction == "min" else 1.0
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long trials may be; all in images seen.
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
+class SweepBudget:
+    """How long trials may be; all in images seen. Pydantic checks it, in a file and elsewhere.
 
     Args:
         images: of a trial that is never stopped.
-        grace: asha: no trial is judged before it has seen so many. pbt, pb2: none is changed.
+        grace: asha: no trial is judged before it has seen so many. pbt: none is changed.
         reduction: asha: of the trials at a rung, one in so many goes on.
-        interval: pbt, pb2: between two looks at the population.
+        interval: pbt: between two looks at the population.
         total: of all trials together, after which no new one begins; 0 for no limit.
     """
 
-    images: int
-    grace: int = 0
-    reduction: float = 2.0
-    interval: int = 0
-    total: int = 0
+    images: Annotated[int, whole_number(1)]
+    grace: Annotated[int, whole_number(0)] = 0
+    reduction: Annotated[float, BeforeValidator(above_one)] = 2.0
+    interval: Annotated[int, whole_number(0)] = 0
+    total: Annotated[int, whole_number(0)] = 0
+
+    @field_validator("grace", "interval", "total")
+    @classmethod
+    def fits_a_trial(cls, value: int, info: ValidationInfo) -> int:
+        images = info.data.get("images")  # None where it is wrong itself
+        if info.field_name == "total":
+            if images and 0 < value < images:
+                raise said(f" is {value:,}, less than one trial's {images:,} images")
+        elif images and value >= images:
+            raise said(f" is {value:,}; it must be below budget.images ({images:,})")
+        return value
 
 
 @dataclass(frozen=True)
@@ -138,7 +174,7 @@ class Space:
 
     source: str
     metrics: tuple[Metric, ...]
-    budget: Budget
+    budget: SweepBudget
     parameters: tuple[Parameter, ...]
     fixed: Mapping[str, Value] = field(default_factory=dict)
     scheduler: Scheduler = "none"
@@ -152,11 +188,6 @@ class Space:
     def names(self) -> tuple[str, ...]:
         """The fields that vary, each once, in the order of the file."""
         return tuple(dict.fromkeys(parameter.name for parameter in self.parameters))
-
-    def error(self, name: str, text: str) -> UserError:
-        """The error at a field or top-level name of the file."""
-        line = self.lines.get(name, 0)
-        return UserError(f"{self.source}{f':{line}' if line else ''}: {text}")
 
 
 def known_values(space: Space, base: DistillConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from sid_ray.config.distill_config import DistillConfig, asked_metrics
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import measured_by, score_of, space_of
-from sid_ray.sweep.limits import needs
+from sid_ray.sweep.fields import needs
 from sid_ray.sweep.space import (
     KAPPAS,
     SCALE,
@@ -23,91 +23,77 @@ from sid_ray.sweep.space import (
     known_values,
 )
 
+Wrong = Iterator[tuple[str | int, str]]  # (field, name at the top, or line), what is wrong there
+
 
 def check_space(space: Space, base: DistillConfig) -> Space:
     """Itself, when it can be run on a recipe. Raises UserError in one line."""
-    check_searcher(space)
-    check_budget(space)
-    check_population(space)
-    check_guidance(space, base)
-    check_effects(space, base)
-    check_conditions(space, base)
-    check_scores(space, base)
-    check_corners(space, base)
+    for check in (searcher, scheduler, guidance, effects, conditions, scores, pairs):
+        for place, text in check(space, base):
+            line = place if isinstance(place, int) else space.lines.get(place, 0)
+            raise UserError(f"{space.source}{f':{line}' if line else ''}: {text}")
     return space
 
 
-def check_searcher(space: Space) -> None:
+def searcher(space: Space, base: DistillConfig) -> Wrong:
     """A grid has values only, and all of them are tried."""
+    grid = space.searcher == "grid"
     for parameter in space.parameters:
-        if space.searcher == "grid" and isinstance(parameter.domain, Range):
-            raise space.error(
-                parameter.name, f"{parameter.name}: searcher grid needs choice or grid, not a range"
-            )
-        grid = isinstance(parameter.domain, Choice) and parameter.domain.grid
-        if space.searcher != "grid" and grid:
-            raise space.error(
-                parameter.name, f"{parameter.name}: grid needs searcher: grid; or write choice"
-            )
-    if space.searcher == "grid" and space.trials:
-        raise space.error("trials", "trials: searcher grid tries every point; leave trials out")
-    if space.searcher != "grid" and not space.trials:
-        raise space.error("searcher", "trials: is missing; say how many points are tried")
+        name, domain = parameter.name, parameter.domain
+        if grid and isinstance(domain, Range):
+            yield name, f"{name}: searcher grid needs choice or grid, not a range"
+        if not grid and isinstance(domain, Choice) and domain.grid:
+            yield name, f"{name}: grid needs searcher: grid; or write choice"
+    if grid and space.trials:
+        yield "trials", "trials: searcher grid tries every point; leave trials out"
+    if not grid and not space.trials:
+        yield "searcher", "trials: is missing; say how many points are tried"
 
 
-def check_budget(space: Space) -> None:
+def scheduler(space: Space, base: DistillConfig) -> Wrong:
     """Each scheduler has what it needs, and nothing that it would not look at."""
     budget, name = space.budget, space.scheduler
     if name == "asha" and not budget.grace:
-        raise space.error("budget", "budget.grace: is missing; scheduler asha first judges there")
-    if name in ("pbt", "pb2") and not budget.interval:
-        raise space.error("budget", f"budget.interval: is missing; scheduler {name} needs it")
-    if name in ("none", "asha") and budget.interval:
-        raise space.error("budget", f"budget.interval: scheduler {name} has none; leave it out")
+        yield "budget", "budget.grace: is missing; scheduler asha first judges there"
+    if name != "pbt" and budget.interval:
+        yield "budget", f"budget.interval: scheduler {name} has none; leave it out"
     if name == "none" and budget.grace:
-        raise space.error("budget", "budget.grace: scheduler none never stops a trial")
+        yield "budget", "budget.grace: scheduler none never stops a trial"
+    if name == "pbt":
+        yield from population(space)
 
 
-def check_population(space: Space) -> None:
-    """What Ray's population based schedulers can change while trials run."""
-    name = space.scheduler
-    if name not in ("pbt", "pb2"):
-        return
+def population(space: Space) -> Wrong:
+    """What population based training can change while trials run."""
+    budget, whole = space.budget, space.trials * space.budget.images
+    if not budget.interval:
+        yield "budget", "budget.interval: is missing; scheduler pbt needs it"
     if space.searcher != "random":
-        raise space.error("searcher", f"searcher {space.searcher}: scheduler {name} needs random")
+        yield "searcher", f"searcher {space.searcher}: scheduler pbt needs random"
     if len(space.seeds) > 1:
-        raise space.error(
-            "seeds",
-            f"seeds: {name} changes settings on the way, none are left to repeat; name one seed",
-        )
-    whole = space.trials * space.budget.images
-    if space.budget.total and space.budget.total < whole:
-        raise space.error(
-            "budget", f"budget.total: a population sees {whole:,} images as a whole; leave it out"
-        )
+        text = "pbt changes settings on the way, none are left to repeat; name one seed"
+        yield "seeds", f"seeds: {text}"
+    if 0 < budget.total < whole:
+        text = f"a population sees {whole:,} images as a whole; leave it out"
+        yield "budget", f"budget.total: {text}"
     if space.trials < 4:
-        raise space.error("trials", f"trials: {name} is a population; at least 4 are needed")
+        yield "trials", "trials: pbt is a population; at least 4 are needed"
     for parameter in space.parameters:
-        field, domain = parameter.name, parameter.domain
-        if parameter.when or parameter.key != field or field in (STRATEGY, SCALE):
-            raise space.error(field, f"{field}: scheduler {name} varies every field in every trial")
-        if field.startswith("teacher.") or field == "objective.name":
-            raise space.error(field, f"{field}: {name} cannot change it while a trial runs")
-        if name == "pb2" and (not isinstance(domain, Range) or domain.integer or domain.step):
-            raise space.error(field, f"{field}: scheduler pb2 needs uniform or loguniform numbers")
+        name = parameter.name
+        if parameter.when or parameter.key != name or name in (STRATEGY, SCALE):
+            yield name, f"{name}: scheduler pbt varies every field in every trial"
+        if name.startswith("teacher.") or name == "objective.name":
+            yield name, f"{name}: pbt cannot change it while a trial runs"
 
 
-def check_guidance(space: Space, base: DistillConfig) -> None:
+def guidance(space: Space, base: DistillConfig) -> Wrong:
     """guidance.* sets all four scales, and needs both of its parts."""
     named = {*space.names, *space.fixed}
-    if not named & {STRATEGY, SCALE}:
-        return
-    first = STRATEGY if STRATEGY in named else SCALE
-    if STRATEGY not in named:
-        raise space.error(first, f"{SCALE} without {STRATEGY}: name a strategy")
+    if SCALE in named and STRATEGY not in named:
+        yield SCALE, f"{SCALE} without {STRATEGY}: name a strategy"
     for kappa in KAPPAS:
-        if kappa in named:
-            raise space.error(kappa, f"{kappa}: {STRATEGY} sets it already; leave one out")
+        if STRATEGY in named and kappa in named:
+            yield kappa, f"{kappa}: {STRATEGY} sets it already; leave one out"
 
 
 def possible(space: Space, base: DistillConfig, name: str) -> tuple[Value, ...]:
@@ -117,71 +103,51 @@ def possible(space: Space, base: DistillConfig, name: str) -> tuple[Value, ...]:
         return ()
     found = [v for d in domains if isinstance(d, Choice) for v in d.values]
     always = any(p.name == name and not p.when for p in space.parameters)
-    if not always:
-        own = known_values(space, base).get(name)
-        found += [] if own is None else [own]
-    return tuple(found)
+    own = None if always else known_values(space, base).get(name)
+    return tuple(found if own is None else [*found, own])
 
 
-def check_effects(space: Space, base: DistillConfig) -> None:
-    """Raises UserError for a field that does nothing in any trial."""
+def effects(space: Space, base: DistillConfig) -> Wrong:
+    """No field does nothing in every trial."""
     needed = needs()
     for name in space.names:
-        if name not in needed:
-            continue
-        other, values = needed[name]
+        other, values = needed.get(name, ("", ()))
         there = possible(space, base, other)
-        if not set(there) & set(values):
-            found = ", ".join(map(str, there))
-            raise space.error(
-                name, f"{name} has no effect: {other} is {found}; it needs {' or '.join(values)}"
-            )
+        if other and not set(there) & set(values):
+            found, wanted = ", ".join(map(str, there)), " or ".join(values)
+            yield name, f"{name} has no effect: {other} is {found}; it needs {wanted}"
 
 
-def check_conditions(space: Space, base: DistillConfig) -> None:
-    """Raises UserError for a condition that holds in no trial."""
+def conditions(space: Space, base: DistillConfig) -> Wrong:
+    """Each holds in some trial."""
     for parameter in space.parameters:
         for condition in parameter.when:
             there = possible(space, base, condition.name)
             if not set(there) & set(condition.values):
-                wanted = " or ".join(map(str, condition.values))
+                when = f"when {condition.name} is {' or '.join(map(str, condition.values))}"
                 found = ", ".join(map(str, there)) or "not set"
-                raise UserError(
-                    f"{space.source}:{parameter.line}: {parameter.name}: when {condition.name} is "
-                    f"{wanted} never holds: it is {found}"
-                )
+                yield parameter.line, f"{parameter.name}: {when} never holds: it is {found}"
 
 
-def check_scores(space: Space, base: DistillConfig) -> None:
-    """Raises UserError where trials would not have a score."""
+def scores(space: Space, base: DistillConfig) -> Wrong:
+    """Every trial has each of them."""
     known = known_values(space, base)
-    if not known["evaluation.every"] or not known["evaluation.feature_space"]:
-        raise space.error(
-            "metric",
-            f"metric: trials of {base.recipe or 'this config'} have no scores: put "
-            "evaluation.feature_space and evaluation.every under fields",
-        )
     measured, network = known["evaluation.metrics"], known["evaluation.feature_space"]
-    for metric in space.metrics:
-        spec = measured_by(metric.name)
-        if spec is None:
-            continue
-        if spec.name not in asked_metrics(measured):
-            raise space.error(
-                "metric",
-                f"metric {metric.name}: evaluation.metrics is {measured}; put "
-                f"evaluation.metrics: {measured},{spec.name} under fields",
-            )
-        if score_of(metric.name).of_space and space_of(metric.name).lower() != network:
-            raise space.error(
-                "metric",
-                f"metric {metric.name} is measured in {space_of(metric.name)}, but "
-                f"evaluation.feature_space is {network}",
-            )
+    if not known["evaluation.every"] or not network:
+        text = f"trials of {base.recipe or 'this config'} have no scores: put"
+        yield "metric", f"metric: {text} evaluation.feature_space and evaluation.every under fields"
+    for name in (metric.name for metric in space.metrics):
+        spec = measured_by(name)
+        if spec and spec.name not in asked_metrics(measured):
+            text = f"put evaluation.metrics: {measured},{spec.name} under fields"
+            yield "metric", f"metric {name}: evaluation.metrics is {measured}; {text}"
+        if spec and score_of(name).of_space and space_of(name).lower() != network:
+            text = f"is measured in {space_of(name)}, but evaluation.feature_space is {network}"
+            yield "metric", f"metric {name} {text}"
 
 
-def check_corners(space: Space, base: DistillConfig) -> None:
-    """Raises UserError for a combination of two fields' ends or choices that no run could have."""
+def pairs(space: Space, base: DistillConfig) -> Wrong:
+    """No combination of two fields' ends or choices is one that no run could have."""
     seen = set()
     for corner in corners(space):
         point = chosen(space, base, corner)
@@ -192,7 +158,7 @@ def check_corners(space: Space, base: DistillConfig) -> None:
             config_of(space, base, point)
         except UserError as error:
             shown = ", ".join(f"{name}: {value}" for name, value in point.items())
-            raise space.error(named_in(space, str(error)), f"{error} (with {shown})") from None
+            yield named_in(space, str(error)), f"{error} (with {shown})"
 
 
 def ends(parameter: Parameter) -> tuple[Value, ...]:

@@ -24,7 +24,7 @@ from sid_ray.sweep.segment import (
     TrialFailedError,
     TrialStoppedError,
 )
-from sid_ray.sweep.space import Budget, Space, Value, config_of
+from sid_ray.sweep.space import Space, SweepBudget, Value, config_of
 from sid_ray.sweep.space_file import parse_space
 
 IMAGES, RUN, SECONDS = "images_seen", "run", "segment_seconds"
@@ -100,7 +100,7 @@ class TrialTrainable(tune.Trainable):
         except UserError as error:  # a combination that only the config can judge
             trial, self.refused = base, str(error)
         trial = replace(trial, output__run=spec.run)
-        if self.space.scheduler in ("pbt", "pb2"):
+        if self.space.scheduler == "pbt":
             trial = keeping_for_others(trial, self.space.budget)
         address = ray.get_runtime_context().gcs_address
         began_from = donor_of(trial, spec) if spec.from_run else ""
@@ -137,11 +137,11 @@ class TrialTrainable(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """What Tune must know; the state itself is the run's."""
-        return {IMAGES: self.reported}
+        return {RUN: self.trial.name, IMAGES: self.reported}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Its own, or the donor's after an exploit: both have seen as many images."""
-        if checkpoint:
+        """That of its run; after an exploit the spec says what is reported of the new one."""
+        if checkpoint and checkpoint[RUN] == self.trial.name:
             self.reported = checkpoint[IMAGES]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -173,7 +173,7 @@ def workers_for(plan: GroupPlan, most: int) -> int:
     return max(1, min(most, plan.num_groups))
 
 
-def keeping_for_others(config: DistillConfig, budget: Budget) -> DistillConfig:
+def keeping_for_others(config: DistillConfig, budget: SweepBudget) -> DistillConfig:
     """With as many checkpoints kept as come in two intervals: another trial may begin from one."""
     output = config.output
     each = -(-budget.interval // output.checkpoint_every) + 1

@@ -8,34 +8,12 @@ stops as after Ctrl-C. Exit codes are those of the command.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
-
-
-def end_with_parent() -> None:
-    """Interrupts the thread that calls this, the main one, when stdin ends.
-
-    Also in a process that a shell has put into the background (``... &`` in a script), where SIGINT
-    is ignored and Python therefore leaves it alone.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    main_thread = threading.get_ident()
-
-    def wait() -> None:
-        # Not sys.stdin: a thread that holds its lock makes Python abort when it ends.
-        while os.read(0, 1):
-            pass
-        # A real signal to that thread: _thread.interrupt_main would not wake it from a wait.
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    threading.Thread(target=wait, daemon=True, name="parent").start()
+from sid_ray.ray_setup.environment import end_with_parent
 
 
 def main(path: str, began_from: str = "") -> int:

@@ -3,7 +3,7 @@
 A line an event, only appended:
   begin    trial, run, point; a second one where a trial that had ended is taken up again
   segment  trial, images_seen, scores, seconds, and run (the newest leg's where it is not told)
-  exploit  trial, from_trial, from_run, images_seen, run, point (pbt, pb2: weights of another trial)
+  exploit  trial, from_trial, from_run, images_seen, run, point (pbt: weights of another trial)
   end      trial, state (finished, stopped, diverged, failed, lost), why, images_seen
 
 What cannot be read is left out and named in ``Told.notes``: a driver that was killed may leave
@@ -200,14 +200,6 @@ def told_by(data: bytes) -> Told:
         if why
     ]
     return Told(trials, len(lines), tuple(notes))
-
-
-def trials_of(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
-    """The trials behind events, by their names, in the order in which they began."""
-    trials: dict[str, TrialRecord] = {}
-    for event in events:
-        take_in(trials, event)
-    return trials
 
 
 def take_in(trials: dict[str, TrialRecord], event: Any) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from sid_ray.storage.places import database_of
-from sid_ray.storage.schemes import is_path
+from sid_ray.storage.schemes import scheme_of
 
 ARTIFACTS = "mlartifacts"
 PATIENCE_S = 5.0  # for a lock that another process holds
@@ -57,7 +57,7 @@ def artifacts_of(uri: str, runs: str) -> str:
         runs: the folder of all runs: where it is in S3, they are there too.
     """
     database = database_of(uri)
-    if database is None or not is_path(runs):
+    if database is None or scheme_of(runs).takes_artifacts:
         return f"{runs}/{ARTIFACTS}"
     return artifacts_beside(database)
 

@@ -25,12 +25,12 @@ from sid_ray.objectives.spec import objective_spec, objective_specs
 from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.types import Objective, Schedule
+from sid_ray.weights.address import FILE_SUFFIXES
 from sid_ray.weights.components import Named, find_components, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
-from sid_ray.weights.remotes import FILE_SUFFIXES
-from sid_ray.weights.same import unlike
+from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
 
 
@@ -226,8 +226,8 @@ def check_teacher(config: DistillConfig, teacher: ModelDescription, folder: Path
     family = family_of(teacher.family)
     if family.noise.kind != config.schedule.kind:
         raise UserError(
-            f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is a "
-            f"{teacher.family} network: it needs {family.noise.kind!r}"
+            f"schedule.kind is {config.schedule.kind!r}, but teacher {config.teacher.source} is "
+            f"{called(teacher.family)}: it needs {family.noise.kind!r}"
         )
     check_network(config, teacher)
     family.noise.check(config.schedule, folder)
@@ -346,6 +346,8 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
     for part in ("text_encoder", "vae"):
         if named := getattr(config.teacher, part):
             notes[part] = named
+    if commit := teacher.notes.get("commit"):  # of the hub: the address may name a branch
+        notes["teacher_commit"] = commit
     one_step = family_of(teacher.family).noise.one_step(config.schedule)
     if config.objective.num_steps > 1:
         one_step["num_steps"] = config.objective.num_steps

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from sid_ray.errors import UserError
 from sid_ray.storage.schemes import scheme_of
 
 CHECKSUM = "#sha256="
+FILE_SUFFIXES = (".pkl", ".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,37 @@ def parse_source(text: str) -> Source:
         if not all(parts) or ".." in parts:
             raise UserError(f"{source_label(text)}: expected s3://BUCKET/KEY")
     return Source(scheme, location, checksum or None)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """hf://owner/repo[/path][@revision], taken apart; ``path`` may be a folder, or empty."""
+
+    repo: str
+    path: str
+    revision: str
+
+    @classmethod
+    def parse(cls, location: str) -> HubFile:
+        """Raises UserError where owner or repository is missing."""
+        body, _, revision = location.removeprefix("hf://").partition("@")
+        parts = body.rstrip("/").split("/")
+        if len(parts) < 2 or not all(parts) or ".." in parts:
+            raise UserError(f"{location}: expected hf://owner/repo[/path][@revision]")
+        return cls("/".join(parts[:2]), "/".join(parts[2:]), revision or "main")
+
+    def is_file(self) -> bool:
+        """By its name: nothing is asked."""
+        return PurePosixPath(self.path).suffix in FILE_SUFFIXES
+
+
+def commit_of(path: Path) -> str:
+    """The commit that a path in the hub's cache is of; empty for other paths."""
+    parts = path.parts
+    if "snapshots" not in parts[:-1]:
+        return ""
+    at = parts.index("snapshots")
+    return parts[at + 1] if parts[at - 1].startswith("models--") else ""
 
 
 def source_label(text: str) -> str:

@@ -1,24 +1,25 @@
-"""Fetches remote weights once.
+"""Files of https:// and s3:// on this machine's disk, fetched once.
 
     CACHE/weights/KEY/NAME           the file, whole: moved here when its last byte is checked
-    CACHE/weights/KEY/NAME.json      where it came from, its etag, size and sha256
-    CACHE/weights/KEY/NAME.part      what has arrived of it; .part.json says of which version
+    CACHE/weights/KEY/NAME.json      where it came from, its version there, size and sha256
+    CACHE/weights/KEY/NAME.V.part    what has arrived of version V
     CACHE/weights/KEY/NAME.lock      held by the one process that fetches
 
-CACHE is SID_RAY_CACHE, else sid_ray in XDG_CACHE_HOME, else ~/.cache/sid_ray. A broken download
-goes on where it broke, in the same call and in a later one.
+A broken download goes on where it broke, in the same call and in a later one. What comes from the
+Hugging Face hub lies in that library's cache instead (hub.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,17 +30,20 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.cache import cache_folder, file_sha256
+from sid_ray.storage.durable import locked, replace_file
+from sid_ray.storage.errors import StoreError, UnreachableStoreError
 from sid_ray.weights.address import Source, check_sha256
-from sid_ray.weights.remotes import DeniedError, MissingError, Opened, Remote, UnreachableError
+from sid_ray.weights.remotes import Remote
 
 ATTEMPTS, PAUSE_S = 4, 0.2
+NOTE_S = 2.0  # until a person is told that another process has the lock
 SPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Record:
-    """The sidecar of a cached file."""
+    """The sidecar of a cached file; ``etag`` is the version of ``Remote``."""
 
     source: str
     etag: str | None
@@ -53,24 +57,47 @@ def entry(source: Source) -> Path:
     return cache_folder() / "weights" / key / (Path(urlsplit(source.location).path).name or "file")
 
 
-def fetch_file(remote: Remote, source: Source, label: str) -> Path:
-    """Fetches one file into its place in the cache. Raises UserError."""
-    return fetch_to(entry(source), remote, source, label)
-
-
-def fetch_to(path: Path, remote: Remote, source: Source, label: str) -> Path:
-    """Fetches one file to ``path``, once however many processes ask. Raises UserError."""
+def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: str) -> Path:
+    """A remote file at ``path``: fetched once however many processes ask, and again where it has
+    changed. Raises UserError.
+    """
     with failures_named(label), only_fetcher(path):
         record = read_record(path)
         if record is not None and source.sha256 == record.sha256:
-            return checked(path, record, source, label)  # a file of that name cannot change
-        try:
-            return Download(path, remote, source, label, record).run()
-        except UnreachableError as error:
-            if record is None:
-                raise
-            print(f"{label} was not asked for news ({error}); the copy is used", file=sys.stderr)
-            return checked(path, record, source, label)
+            return path  # a file of that checksum cannot change
+        failures = 0
+        while True:
+            before = arrived(path)
+            try:
+                return fetch_once(path, look, source, label, record)
+            except UnreachableStoreError as error:
+                failures = 1 if arrived(path) > before else failures + 1
+                if failures >= ATTEMPTS or (record is not None and not arrived(path)):
+                    if record is None:
+                        raise
+                    print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
+                    return checked(path, record, source, label)
+                time.sleep(PAUSE_S * 2**failures)
+
+
+@contextlib.contextmanager
+def only_fetcher(path: Path) -> Iterator[None]:
+    """Holds the file's lock; whoever waits for it is told."""
+    text = f"waiting for the process that fetches {path.name}"
+    note = threading.Timer(NOTE_S, print, [text], {"file": sys.stderr})
+    note.daemon = True
+    note.start()
+    try:
+        with locked(path):
+            note.cancel()
+            yield
+    finally:
+        note.cancel()
+
+
+def arrived(path: Path) -> int:
+    """Bytes of a file that have come, of whichever version."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
 def checked(path: Path, record: Record, source: Source, label: str) -> Path:
@@ -85,17 +112,12 @@ def failures_named(label: str) -> Iterator[None]:
     """What went wrong with a source as one line of UserError."""
     try:
         yield
-    except MissingError:
-        raise UserError(f"nothing at {label}: not found; check the name") from None
-    except DeniedError as error:
+    except UnreachableStoreError as error:
         raise UserError(
-            f"no access to {label} ({error}): check HF_TOKEN, the AWS variables or the link"
+            f"{error}; what has arrived is kept and the same command goes on from there"
         ) from None
-    except UnreachableError as error:
-        raise UserError(
-            f"{label} cannot be reached ({error}): check the network; "
-            "what has arrived is kept and the same command goes on from there"
-        ) from None
+    except StoreError as error:
+        raise UserError(error.strerror or str(error)) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(label, "more") from None
@@ -112,19 +134,6 @@ def no_space(label: str, needed: str) -> UserError:
     )
 
 
-@contextlib.contextmanager
-def only_fetcher(path: Path) -> Iterator[None]:
-    """Holds the file's lock; the kernel drops it with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for the process that fetches {path.name}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def read_record(path: Path) -> Record | None:
     """The sidecar of a file that is there and has its size; None for anything else."""
     try:
@@ -134,100 +143,58 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def write_json(path: Path, values: object) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(values, indent=2) + "\n")
-    new.replace(path)
+def fetch_once(
+    path: Path, look: Callable[[], Remote], source: Source, label: str, record: Record | None
+) -> Path:
+    """Asks what the file is now, and fetches what is missing of it; the caller holds its lock.
+
+    Raises UnreachableStoreError where the connection breaks, StoreError, OSError, UserError.
+    """
+    remote = look()
+    if record is not None and remote.version == record.etag is not None:
+        return checked(path, record, source, label)
+    version = hashlib.sha256(str(remote.version).encode()).hexdigest()[:12]
+    part = path.with_name(f"{path.name}.{version}.part")
+    start = part.stat().st_size if part.is_file() and remote.version else 0
+    if start > (remote.size or 0) or (start and not remote.has_parts()):
+        start = 0
+    needed = (remote.size or 0) - start + SPARE_BYTES
+    if needed > shutil.disk_usage(path.parent).free:
+        raise no_space(label, f"{needed / 2**30:.2f} GiB")
+    size = receive(remote, part, start, label)
+    if remote.size is not None and size != remote.size:
+        raise UnreachableStoreError(
+            f"{label} broke off at {size} of {remote.size} bytes: check the network"
+        )
+    if source.sha256 is None and look().version != remote.version:
+        raise UnreachableStoreError(f"{label} changed while it was fetched: try again")
+    new = Record(label, remote.version, size, file_sha256(part))
+    try:
+        checked(path, new, source, label)
+    except UserError:
+        part.unlink()
+        raise
+    sidecar = path.with_name(path.name + ".json")
+    sidecar.unlink(missing_ok=True)  # never a record beside another file
+    part.replace(path)
+    replace_file(sidecar, json.dumps(asdict(new), indent=2) + "\n")
+    for old in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        old.unlink()
+    return path
 
 
-class Download:
-    """One file on its way into the cache; the caller holds its lock."""
-
-    def __init__(
-        self, path: Path, remote: Remote, source: Source, label: str, record: Record | None
-    ):
-        self.path, self.remote, self.source, self.label = path, remote, source, label
-        self.record = record
-        self.part = path.with_name(path.name + ".part")
-        self.version = path.with_name(path.name + ".part.json")
-        self.digest = hashlib.sha256()
-
-    def run(self) -> Path:
-        """Raises MissingError, DeniedError, UnreachableError, OSError, UserError."""
-        failures = 0
-        while True:
-            before = self.arrived()
-            try:
-                return self.attempt()
-            except UnreachableError:
-                failures = 1 if self.arrived() > before else failures + 1
-                if failures >= ATTEMPTS or (self.record and not self.arrived()):
-                    raise
-                time.sleep(PAUSE_S * 2**failures)
-
-    def arrived(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
-
-    def attempt(self) -> Path:
-        """One connection. Raises UnreachableError where it breaks."""
-        etag = self.part_etag()
-        known = self.record.etag if self.record else None
-        start = self.arrived() if etag else 0
-        opened = self.remote.open(start, etag, None if start else known)
-        if opened.unchanged and self.record is not None:
-            return checked(self.path, self.record, self.source, self.label)
-        self.check_space(opened)
-        write_json(self.version, {"etag": opened.etag})
-        size = self.receive(opened)
-        if opened.size is not None and size != opened.size:
-            raise UnreachableError(f"it broke off at {size} of {opened.size} bytes")
-        return self.keep(opened, size)
-
-    def part_etag(self) -> str | None:
-        try:
-            etag = json.loads(self.version.read_text())["etag"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return etag if isinstance(etag, str) else None
-
-    def check_space(self, opened: Opened) -> None:
-        needed = (opened.size or 0) - opened.start + SPARE_BYTES
-        if needed > shutil.disk_usage(self.part.parent).free:
-            raise no_space(self.label, f"{needed / 2**30:.2f} GiB")
-
-    def receive(self, opened: Opened) -> int:
-        """Writes what arrives; returns the size of the part. The checksum runs along."""
-        self.digest = hashlib.sha256()
-        if opened.start:
-            with self.part.open("rb") as file:
-                self.digest = hashlib.file_digest(file, "sha256")
-        with self.part.open("ab" if opened.start else "wb") as file, progress(self.label) as show:
-            show(opened.start, opened.size)
-            for chunk in opened.chunks:
-                file.write(chunk)
-                self.digest.update(chunk)
-                show(file.tell(), opened.size)
-                if opened.size is not None and file.tell() > opened.size:
-                    break
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def keep(self, opened: Opened, size: int) -> Path:
-        """Moves the whole file to its place. Raises UserError for another one than asked for."""
-        found = self.digest.hexdigest()
-        try:
-            if self.source.sha256 is not None:
-                check_sha256(found, self.source.sha256, self.label)
-        except UserError:
-            self.part.unlink()
-            raise
-        sidecar = self.path.with_name(self.path.name + ".json")
-        sidecar.unlink(missing_ok=True)  # never a record beside another file
-        self.part.replace(self.path)
-        write_json(sidecar, asdict(Record(self.label, opened.etag, size, found)))
-        self.version.unlink(missing_ok=True)
-        return self.path
+def receive(remote: Remote, part: Path, start: int, label: str) -> int:
+    """Writes what arrives, of a file that tells its size no more than that; the part's size."""
+    with part.open("ab" if start else "wb") as file, progress(label) as show:
+        show(start, remote.size)
+        for chunk in remote.chunks(start):
+            file.write(chunk)
+            show(file.tell(), remote.size)
+            if remote.size is not None and file.tell() > remote.size:
+                break
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 @contextlib.contextmanager

@@ -25,9 +25,25 @@ from sid_ray.weights.description import (
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.networks import fitted, read
+from sid_ray.weights.options import ConvertOptions, InspectOptions
 from sid_ray.weights.sources import resolve_source
 
 MAX_LISTED = 60
+
+
+def show(options: InspectOptions) -> int:
+    """``sid-ray weights inspect``. Raises UserError."""
+    for line in inspect(options.source, options.part):
+        print(line)
+    return 0
+
+
+def write(options: ConvertOptions) -> int:
+    """``sid-ray weights convert``. Raises UserError."""
+    asked = options
+    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force)
+    print(f"{options.destination}: {done}")
+    return 0
 
 
 def inspect(source: str, part: str | None = None) -> Iterator[str]:

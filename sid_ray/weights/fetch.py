@@ -7,158 +7,85 @@ folder's configurations and safetensors.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.denoisers.registry import pipeline_parts
 from sid_ray.errors import UserError
-from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.errors import MissingFileError, UnreachableStoreError
+from sid_ray.storage.store import Store
 from sid_ray.weights import description
-from sid_ray.weights.address import Source, check_sha256
-from sid_ray.weights.cache import checked, entry, failures_named, fetch_file, fetch_to, read_record
-from sid_ray.weights.remotes import (
-    LOOPBACK,
-    HttpRemote,
-    HubFile,
-    Remote,
-    S3Remote,
-    UnreachableError,
-    hf_offline,
-    hf_token,
-    s3_failures,
-    s3_filesystem,
-)
+from sid_ray.weights.address import Source
+from sid_ray.weights.cache import entry, failures_named, fetch_file, read_record
+from sid_ray.weights.hub import fetch_from_hub
+from sid_ray.weights.remotes import Remote, look_at_web, look_in_store
 
 OWN_FILES = ("model.json", "model.safetensors")
 SETTINGS = (".json", ".txt", ".model")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".ema.")
-MAX_LISTING = 16 << 20
-COMMIT_DIGITS = 40
 
 
 def fetch(source: Source, label: str, parts: Sequence[str] = ()) -> Path:
     """The local path of a remote source, up to date where the server can be asked.
 
     Of a diffusers folder these ``parts`` are fetched, all that a network needs where none are
-    named. Raises UserError in one line: not found, no
-    access, no space left, unreachable, another file than its checksum says.
+    named. Raises UserError in one line: not found, no access, no space left, unreachable, another
+    file than its checksum says.
     """
     if source.kind == "hf":
-        return _fetch_hub(source, label, parts)
-    if source.kind == "s3":
-        return _fetch_s3(source, label, parts)
+        return fetch_from_hub(source, label, lambda found: chosen(found, label, parts))
+    if source.kind not in ("http", "https"):
+        return fetch_from_store(source, label, parts)
     host = urlsplit(source.location).hostname or ""
     if source.kind == "http" and host not in LOOPBACK and source.sha256 is None:
         raise UserError(f"{label}: a plain connection needs a checksum; add #sha256=... or https")
-    return fetch_file(HttpRemote(source.location), source, label)
+    return fetch_file(entry(source), lambda: look_at_web(source.location), source, label)
 
 
-def _fetch_hub(source: Source, label: str, parts: Sequence[str]) -> Path:
-    hub = HubFile.parse(source.location)
-    known = hub.in_hub_cache(named_by(parts))
-    if known is not None and (hf_offline() or len(hub.revision) == COMMIT_DIGITS):
-        if source.sha256 is not None:
-            check_sha256(file_sha256(known), source.sha256, label)
-        return known
-    # HF_ENDPOINT is part of the location: a mirror may hold other files.
-    located = Source("hf", hub.url(), source.sha256)
-    if hf_offline():
-        path = entry(located)
-        if (record := read_record(path)) is not None:
-            return checked(path, record, located, label)
-        if has_network(path, parts):
-            return path
-        raise UserError(f"{label} is not in the cache and HF_HUB_OFFLINE is set; unset it once")
-    if hub.is_file():
-        return fetch_file(HttpRemote(hub.url(), hf_token()), located, label)
-    return fetch_folder(
-        located,
-        label,
-        lambda: hub_listing(hub),
-        lambda name: HttpRemote(hub.url(name), hf_token()),
-        parts,
-    )
-
-
-def hub_listing(hub: HubFile) -> list[str]:
-    """Files of a repository's folder, relative to it. Raises as Remote.open does."""
-    opened = HttpRemote(hub.listing_url(), hf_token()).open(0, None, None)
-    text = b""
-    for chunk in opened.chunks:
-        text += chunk
-        if len(text) > MAX_LISTING:
-            raise UserError("the server's list of files is larger than any repository's")
-    try:
-        rows = json.loads(text)
-        paths = [row["path"] for row in rows if row["type"] == "file"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError("the server's list of files is not one; check HF_ENDPOINT") from None
-    prefix = hub.path + "/" if hub.path else ""
-    return [str(path).removeprefix(prefix) for path in paths if str(path).startswith(prefix)]
-
-
-def _fetch_s3(source: Source, label: str, parts: Sequence[str]) -> Path:
-    """An object, or every file of a network under a prefix."""
-    prefix = source.location.removeprefix("s3://").rstrip("/")
-    located = Source("s3", source.location.rstrip("/"), source.sha256)
-    with failures_named(label):
-        filesystem = s3_filesystem()
-    return fetch_folder(
-        located,
-        label,
-        lambda: s3_listing(filesystem, prefix),
-        lambda name: S3Remote(filesystem, f"{prefix}/{name}" if name else prefix),
-        parts,
-    )
-
-
-def s3_listing(filesystem: Any, prefix: str) -> list[str] | None:
-    """Keys under a prefix, relative to it; None where there is an object of that very name."""
-    with s3_failures():
-        try:
-            if filesystem.info(prefix).get("type") != "directory":
-                return None
-        except FileNotFoundError:
-            return []
-        return [str(path).removeprefix(prefix + "/") for path in filesystem.find(prefix)]
-
-
-def fetch_folder(
-    source: Source,
-    label: str,
-    listing: Callable[[], list[str] | None],
-    remote: Callable[[str], Remote],
-    parts: Sequence[str] = (),
-) -> Path:
-    """Fetches the files of a network that ``listing`` names; the one file itself if it is None.
+def fetch_from_store(source: Source, label: str, parts: Sequence[str]) -> Path:
+    """A file of a store, or every file of a network in a folder (S3: under a prefix).
 
     Raises UserError. Where the server cannot be asked, an earlier copy is used.
     """
-    folder = entry(source)
-    with failures_named(label):
-        try:
-            found = listing()
-        except UnreachableError as error:
-            if read_record(folder) is None and not has_network(folder, parts):
-                raise
-            print(f"{label} was not asked for news ({error}); the copy is used", file=sys.stderr)
-            return folder
-    if found is None:
-        return fetch_file(remote(""), source, label)
-    if source.sha256 is not None:
-        raise UserError(f"{label} is not one file; a checksum needs one")
+    store = Store.at(source.location)
+    place = entry(Source(source.kind, store.url))
+    found: list[str] = []
+    if source.sha256 is None:
+        with failures_named(label):
+            try:
+                found = list(store.files())
+            except UnreachableStoreError as error:
+                if read_record(place) is None and not has_network(place, parts):
+                    raise
+                print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
+                return place
+    if not found:
+
+        def look() -> Remote:
+            try:
+                return look_in_store(store)
+            except MissingFileError as error:
+                raise UserError(f"no network at {label}: {error.strerror or error}") from None
+
+        return fetch_file(place, look, source, label)
+    for name in chosen(found, label, parts):
+        at = store / name
+        file = Source(source.kind, at.url)
+        fetch_file(place / name, partial(look_in_store, at), file, f"{label.rstrip('/')}/{name}")
+    return place
+
+
+def chosen(found: list[str], label: str, parts: Sequence[str]) -> list[str]:
+    """``network_files``. Raises UserError where there are none."""
     names = network_files(found, parts)
     if not names:
         needed = " or ".join(named_by(parts))
         raise UserError(f"no network at {label}: neither a file nor a folder with {needed}")
-    for name in names:
-        file = Source(source.kind, f"{source.location}/{name}")
-        fetch_to(folder / name, remote(name), file, f"{label.rstrip('/')}/{name}")
-    return folder
+    return names
 
 
 def named_by(parts: Sequence[str]) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from sid_ray.tensor_files.tensors import (
     read_safetensors,
     take_all,
 )
+from sid_ray.weights.address import commit_of
 from sid_ray.weights.description import (
     DESCRIPTION,
     WEIGHTS,
@@ -87,7 +88,7 @@ class LoadedWeights:
         does, or where the class is unknown.
         """
         if self.description is not None:
-            return self.description
+            return replace(self.description, notes=dict(self.notes))
         if self.class_name:
             family, network = from_official(self.class_name, self.arguments)
             return ModelDescription(family, network, notes=dict(self.notes))
@@ -133,12 +134,15 @@ def read_weights(
         raise UserError(f"no part {part!r}; known: {', '.join(PARTS)}")
     try:
         if path.is_dir():
-            return _read_folder(path, label, numbers)
-        return _read_file(path, part, label, numbers)
+            found = _read_folder(path, label, numbers)
+        else:
+            found = _read_file(path, part, label, numbers)
     except RefusedError as error:
         raise RefusedError(
             f"{label} was not loaded: {error}. Fetch it again, or do not trust where it came from"
         ) from None
+    commit = commit_of(path)
+    return replace(found, notes={**found.notes, "commit": commit}) if commit else found
 
 
 def _read_folder(path: Path, label: str, numbers: bool) -> LoadedWeights:

@@ -1,285 +1,136 @@
-"""Files behind https://, hf:// and s3://, read from any byte on.
+"""One file behind https:// (through fsspec) or in a store (S3), as it is now.
 
-A Remote opens one file; what it raises is MissingError, DeniedError, UnreachableError (to try
-again) or UserError. Credentials come from the environment and go to the host they are for, only.
+What goes wrong is one of storage's errors, in one line that names the file without its secrets.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
-import os
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from functools import cache
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
-from sid_ray.errors import UserError
+from sid_ray.storage.errors import (
+    DeniedStoreError,
+    MissingFileError,
+    StoreError,
+    UnreachableStoreError,
+)
+from sid_ray.storage.places import one_line
+from sid_ray.storage.store import Store, named
+from sid_ray.weights.address import source_label
 
-CHUNK = 1 << 20
-S3_CHUNK = 8 << 20
-TIMEOUT_S = 60
-FILE_SUFFIXES = (".pkl", ".pt", ".pth", ".bin", ".safetensors", ".ckpt")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class MissingError(Exception):
-    """There is no such file."""
-
-
-class DeniedError(Exception):
-    """The file is not for this user."""
-
-
-class UnreachableError(Exception):
-    """The server did not answer, or stopped in the middle."""
-
-
-@dataclass
-class Opened:
-    """A file being read from byte ``start``; ``size`` and ``etag`` are of the whole file.
-
-    ``unchanged`` says that the file is the one whose etag was asked with; then there are no bytes.
-    """
-
-    start: int
-    size: int | None
-    etag: str | None
-    chunks: Iterator[bytes]
-    unchanged: bool = False
-
-
-class Remote(Protocol):
-    """One remote file."""
-
-    def open(self, start: int, etag: str | None, known: str | None) -> Opened:
-        """Opens from ``start`` if the file still has ``etag``, else from 0.
-
-        ``known`` is the etag of a whole local copy: if it is the file's, nothing is sent.
-        """
-        ...
-
-
-class SafeRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http(s) only, and leaves the token behind at another host."""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None:
-            old, new = urlsplit(req.full_url), urlsplit(newurl)
-            if new.scheme not in ("https", old.scheme):
-                raise DeniedError(f"the server leads from {old.scheme} to {new.scheme[:10]!a}")
-            if (old.scheme, old.netloc) != (new.scheme, new.netloc):
-                request.headers.pop("Authorization", None)
-        return request
-
-
-class HttpRemote:
-    """A file behind http(s).
-
-    ``token`` is sent as a bearer to the url's own host, and so are a user name and a password that
-    stand in the url.
-    """
-
-    def __init__(self, url: str, token: str | None = None):
-        parts = urlsplit(url)
-        user, _, host = parts.netloc.rpartition("@")
-        self.url = urlunsplit(parts._replace(netloc=host))
-        self.authorization = f"Bearer {token}" if token else None
-        if user:
-            pair = base64.b64encode(unquote(user).encode()).decode()
-            self.authorization = f"Basic {pair}"
-        self.opener = urllib.request.build_opener(SafeRedirect)
-
-    def request(self, start: int, etag: str | None, known: str | None) -> urllib.request.Request:
-        headers = {"User-Agent": "sid_ray", "Accept-Encoding": "identity"}
-        if self.authorization:
-            headers["Authorization"] = self.authorization
-        if start and etag:
-            headers |= {"Range": f"bytes={start}-", "If-Range": etag}
-        elif known:
-            headers["If-None-Match"] = known
-        return urllib.request.Request(self.url, headers=headers)
-
-    def open(self, start: int, etag: str | None, known: str | None) -> Opened:
-        start = start if etag and not etag.startswith("W/") else 0
-        try:
-            response = self.opener.open(self.request(start, etag, known), timeout=TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 304:
-                    return Opened(0, None, known, iter(()), unchanged=True)
-                if error.code == 416 and start:  # the file became shorter: all of it
-                    return self.open(0, None, None)
-                raise http_failure(error.code) from None
-        except http.client.InvalidURL:  # its text holds the url
-            raise UserError("the address is not one") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise UnreachableError(str(reason) or type(reason).__name__) from None
-        length = response.headers.get("Content-Length", "")
-        size = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-        resumed = response.status == 206
-        if resumed:
-            span = response.headers.get("Content-Range", "")
-            match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", span)
-            if match is None or int(match[1]) != start:
-                response.close()
-                raise UnreachableError("the server resumed at another place than asked")
-            size = int(match[2])
-        return Opened(
-            start if resumed else 0, size, response.headers.get("ETag"), _http_chunks(response)
-        )
-
-
-def http_failure(code: int) -> Exception:
-    if code in (404, 410):
-        return MissingError(f"HTTP {code}")
-    if code in (401, 403):
-        return DeniedError(f"HTTP {code}")
-    if code >= 500 or code in (408, 425, 429):
-        return UnreachableError(f"HTTP {code}")
-    return UserError(f"the server answered HTTP {code}")
-
-
-def _http_chunks(response: Any) -> Iterator[bytes]:
-    with response:
-        try:
-            while chunk := response.read(CHUNK):
-                yield chunk
-        except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(str(error) or type(error).__name__) from None
-
-
-class S3Remote:
-    """An object of S3, through s3fs: AWS_ENDPOINT_URL and the usual variables are honoured."""
-
-    def __init__(self, filesystem: Any, path: str):
-        self.filesystem, self.path = filesystem, path
-
-    def open(self, start: int, etag: str | None, known: str | None) -> Opened:
-        with s3_failures():
-            info = self.filesystem.info(self.path)
-        if info.get("type") == "directory":
-            raise MissingError("it is a prefix")
-        size, found = int(info["size"]), str(info.get("ETag") or "") or None
-        if known is not None and known == found:
-            return Opened(0, size, found, iter(()), unchanged=True)
-        start = start if etag is not None and etag == found and start <= size else 0
-        return Opened(start, size, found, self._chunks(start, size))
-
-    def _chunks(self, start: int, size: int) -> Iterator[bytes]:
-        while start < size:
-            with s3_failures():
-                chunk = self.filesystem.cat_file(
-                    self.path, start=start, end=min(start + S3_CHUNK, size)
-                )
-            if not chunk:
-                raise UnreachableError("the object ended before its size")
-            start += len(chunk)
-            yield chunk
-
-
-@contextlib.contextmanager
-def s3_failures() -> Iterator[None]:
-    """s3fs' and botocore's errors as those of this file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise MissingError("no such object") from None
-    except PermissionError as error:
-        raise DeniedError(type(error).__name__) from None
-    except Exception as error:  # botocore has no common root with OSError
-        name = type(error).__name__
-        if "Credential" in name or "Token" in name:
-            raise DeniedError("no AWS credentials were found") from None
-        if isinstance(error, OSError) or "Connection" in name or "Timeout" in name:
-            raise UnreachableError(f"{name}: the S3 server did not answer") from None
-        raise
-
-
-def s3_filesystem() -> Any:
-    """s3fs with the environment's settings."""
-    import s3fs
-
-    # Listings are not kept: another process may have written since.
-    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+CHUNK = 16 << 20  # bytes of one request
+TIMEOUT_S = 60  # without a byte
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """hf://owner/repo[/path][@revision], taken apart; ``path`` may be a folder, or empty."""
+class Remote:
+    """A file elsewhere.
 
-    repo: str
-    path: str
-    revision: str
+    Args:
+        size: in bytes, None where the server does not say.
+        version: another one says that the file has changed; None where the server does not say.
+        has_parts: asks whether ``chunks`` can begin in the middle.
+        chunks: its bytes, from this one on. Raises StoreError.
+    """
 
-    @classmethod
-    def parse(cls, location: str) -> HubFile:
-        """Raises UserError where owner or repository is missing."""
-        body, _, revision = location.removeprefix("hf://").partition("@")
-        parts = body.rstrip("/").split("/")
-        if len(parts) < 2 or not all(parts) or ".." in parts:
-            raise UserError(f"{location}: expected hf://owner/repo[/path][@revision]")
-        return cls("/".join(parts[:2]), "/".join(parts[2:]), revision or "main")
-
-    def is_file(self) -> bool:
-        """By its name: nothing is asked."""
-        return Path(self.path).suffix in FILE_SUFFIXES
-
-    def url(self, name: str = "") -> str:
-        """Where the file is, or the file ``name`` of the folder."""
-        path = "/".join(part for part in (self.path, name) if part)
-        return f"{hf_endpoint()}/{self.repo}/resolve/{self._revision()}/{quote(path)}".rstrip("/")
-
-    def listing_url(self) -> str:
-        """Where the hub lists the folder's files."""
-        base = f"{hf_endpoint()}/api/models/{self.repo}/tree/{self._revision()}"
-        return f"{base}/{quote(self.path)}".rstrip("/") + "?recursive=true"
-
-    def _revision(self) -> str:
-        return quote(self.revision, safe="")
-
-    def in_hub_cache(self, named_by: tuple[str, ...]) -> Path | None:
-        """The file in the Hugging Face libraries' own cache, if they have fetched it; the folder
-        where one of the files ``named_by`` is in it.
-        """
-        hub = Path(os.environ.get("HF_HUB_CACHE") or hf_home() / "hub")
-        folder = hub / ("models--" + self.repo.replace("/", "--"))
-        commit = self.revision
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            commit = (folder / "refs" / self.revision).read_text().strip()
-        path = folder / "snapshots" / commit / self.path
-        if path.is_file() or any((path / name).is_file() for name in named_by):
-            return path
-        return None
+    size: int | None
+    version: str | None
+    has_parts: Callable[[], bool]
+    chunks: Callable[[int], Iterator[bytes]]
 
 
-def hf_endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+def look_in_store(store: Store) -> Remote:
+    """The file at a store's own address. Raises StoreError."""
+    with store.open("") as file, named(store.url):
+        size, told = file.size(), file.metadata() or {}
+
+    def chunks(start: int) -> Iterator[bytes]:
+        with store.open("") as file, named(store.url):
+            file.seek(start)
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    version = told.get("ETag", b"").decode() or None
+    return Remote(size, version, lambda: True, chunks)
 
 
-def hf_home() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    return Path(os.environ.get("HF_HOME") or default).expanduser()
+def look_at_web(url: str) -> Remote:
+    """The file behind an http(s) address. Raises StoreError."""
+    filesystem, label = web_filesystem(), source_label(url)
+    with web_failures(label):
+        info = filesystem.info(url)
+    size, version = info["size"], info.get("ETag") or info.get("Last-Modified")
+
+    def open_parts() -> Any:
+        return filesystem.open(url, block_size=CHUNK, size=size, cache_type="none")
+
+    @cache
+    def has_parts() -> bool:
+        if not size or not info.get("partial", True) or (version or "").startswith("W/"):
+            return False
+        with web_failures(label), open_parts() as file, contextlib.suppress(ValueError):
+            file.seek(size - 1)
+            return len(file.read(1)) == 1
+        return False  # ValueError: the whole file was sent
+
+    def chunks(start: int) -> Iterator[bytes]:
+        opened = open_parts if has_parts() else lambda: filesystem.open(url, block_size=0)
+        with web_failures(label), opened() as file:
+            file.seek(start)
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    return Remote(size, version, has_parts, chunks)
 
 
-def hf_token() -> str | None:
-    """HF_TOKEN, else what `hf auth login` left. Never shown."""
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        return token
+def web_filesystem() -> Any:
+    """fsspec's, with the environment's proxies. An address is sent as it was written."""
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    async def check_redirect(session: Any, context: Any, params: Any) -> None:
+        target = urljoin(str(params.url), params.response.headers.get("Location", ""))
+        old, new = params.url.scheme, urlsplit(target).scheme
+        if new not in ("https", old):
+            raise DeniedStoreError(f"the server leads from {old} to {new[:10]!a}")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(check_redirect)
+    timeout = aiohttp.ClientTimeout(total=None, connect=TIMEOUT_S, sock_read=TIMEOUT_S)
+    options = {"trace_configs": [trace], "timeout": timeout, "trust_env": True}
+    return HTTPFileSystem(encoded=True, client_kwargs=options, skip_instance_cache=True)
+
+
+@contextlib.contextmanager
+def web_failures(label: str) -> Iterator[None]:
+    """fsspec's and aiohttp's errors as StoreErrors; their own texts may hold a signed address."""
     try:
-        return (hf_home() / "token").read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
+        yield
+    except Exception as error:
+        raise web_error(label, error) from None
 
 
-def hf_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+def web_error(label: str, error: Exception) -> Exception:
+    from aiohttp import ClientError
+
+    # fsspec says "not found" of whatever failed; its cause tells.
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    status = 404 if cause is None else getattr(cause, "status", 0)
+    if isinstance(cause, StoreError):
+        return type(cause)(f"no access to {label}: {cause}: check the link")
+    if status in (404, 410):
+        return MissingFileError(f"nothing at {label}: not found (HTTP {status}); check the name")
+    if status in (401, 403):
+        return DeniedStoreError(f"no access to {label} (HTTP {status}): check the link")
+    if status and status < 500 and status not in (408, 425, 429):
+        return StoreError(f"{label}: the server answered HTTP {status}: check the link")
+    if isinstance(cause, ValueError):
+        return StoreError(f"{label}: the address is not one, or the server leads to none")
+    if not isinstance(cause, ClientError | OSError | TimeoutError):
+        return error
+    reason = f"HTTP {status}" if status else one_line(str(cause))[:160] or type(cause).__name__
+    return UnreachableStoreError(f"{label} cannot be reached ({reason}): check the network")

@@ -19,6 +19,7 @@ from sid_ray.errors import UserError, nearest
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import (
+    FILE_SUFFIXES,
     Source,
     check_sha256,
     parse_source,
@@ -65,7 +66,6 @@ def resolve_component(source: str, *parts: str) -> Path:
         folder = _builtin(parsed.location)
     else:
         from sid_ray.weights.fetch import fetch
-        from sid_ray.weights.remotes import FILE_SUFFIXES
 
         if parsed.location.endswith(FILE_SUFFIXES):
             what = FOLDER_NEEDED.format(parts[0])

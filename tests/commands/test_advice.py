@@ -16,28 +16,18 @@ import pytest
 
 import sid_ray
 from sid_ray import cli
-from sid_ray.commands import doctor, plan
-from sid_ray.commands.arguments import ALIASES
+from sid_ray.commands.arguments import ALIASES, WithConfig, flags_of
 from sid_ray.config.distill_config import DistillConfig, flatten
-from sid_ray.jobs import submit
-from sid_ray.sweep import command as sweep
 
 PACKAGE = Path(sid_ray.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])(?!\w|-|\.?\{|\.[A-Z]|\.$)")
-COMMAND = re.compile(r"sid-ray (weights convert|weights inspect|data prepare|data show|[a-z]+)\b")
+COMMAND = re.compile(
+    r"sid-ray (weights convert|weights inspect|data prepare|data show|sweep report|[a-z]+)\b"
+)
 SECTIONS = "|".join(
     field.name for field in dataclasses.fields(DistillConfig) if field.name != "recipe"
 )
 FIELD = re.compile(rf"(?<![\w./-])({SECTIONS})\.([a-z][a-z0-9_]+)\b(?!\()")
-
-
-def of_dataclass(chosen: type) -> set[str]:
-    """Flags of a dataclass' fields: a switch has its opposite, too."""
-    found = set()
-    for field in dataclasses.fields(chosen):
-        name = field.name.replace("_", "-")
-        found |= {name, f"no-{name}"} if field.default in (True, False) else {name}
-    return found
 
 
 def of_config() -> set[str]:
@@ -49,31 +39,16 @@ def of_config() -> set[str]:
     return found
 
 
-def of_text(text: str) -> set[str]:
-    return set(FLAG.findall(text))
-
-
 CONFIG = of_config()
-COMMANDS = {
-    "distill": CONFIG,
-    "submit": CONFIG | of_text(submit.USAGE),
-    "sweep": CONFIG | of_text(sweep.USAGE),
-    "plan": CONFIG | of_text(plan.USAGE),
-    "doctor": CONFIG | of_text(doctor.USAGE),
-    "generate": of_dataclass(cli.GenerateArgs),
-    "evaluate": of_dataclass(cli.EvaluateArgs),
-    "compare": of_dataclass(cli.CompareArgs),
-    "ui": of_dataclass(cli.UiArgs),
-    "recipes": {"help"},
-    "weights inspect": of_dataclass(cli.InspectArgs),
-    "weights convert": of_dataclass(cli.ConvertArgs),
-    "data prepare": of_dataclass(cli.PrepareArgs),
-    "data show": of_dataclass(cli.ShowArgs),
-}
+COMMANDS = {}
+for each in cli.LIST:
+    options = cli.loaded(each.options)
+    own = {"help", *(flag[2:] for flag in flags_of(options))}
+    COMMANDS[each.name] = own | (CONFIG if issubclass(options, WithConfig) else set())
 RUNS = ("distill", "submit", "sweep", "plan", "doctor")
 OWNERS: dict[str, tuple[str, ...]] = {
     "jobs/": ("submit",),
-    "sweep/": ("sweep",),
+    "sweep/": ("sweep", "sweep report"),
     "commands/plan": ("plan",),
     "planning/fit": RUNS,
     "commands/generate": ("generate",),
@@ -103,6 +78,7 @@ OTHERS_FLAGS = (
     "runtime-env-json",
     "version",
     "workers",
+    "section.field",  # stands for any of the config's
 )  # in parts of a command line
 
 

@@ -5,7 +5,8 @@ from collections import namedtuple
 import pytest
 
 from sid_ray.commands import doctor
-from sid_ray.commands.doctor import FAILED, OK, SKIPPED, WARNING, Patient, examine, run_doctor
+from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Patient, examine
+from sid_ray.commands.doctor import run_doctor
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.ray_setup import start
@@ -134,24 +135,24 @@ def test_more_workers_than_processors(tmp_path):
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(10, 10, 1000))
     found = failures(findings(tmp_path, recipe("digits-sid")))
-    assert list(found) == ["temporary", "disk"]
+    assert list(found) == ["ray", "disk"]
     assert "set output.folder to another disk" in found["disk"]
 
 
 def test_a_temporary_folder_that_is_too_long(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / (60 * "a")))
-    ((state, text),) = findings(tmp_path)["temporary"]
+    ((state, text),) = findings(tmp_path)["ray"]
     assert state == WARNING and "sockets" in text and text.endswith("go to /tmp/ray")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / (60 * "a")))
-    assert "set RAY_TMPDIR to a short folder" in failures(findings(tmp_path))["temporary"]
+    assert "set RAY_TMPDIR to a short folder" in failures(findings(tmp_path))["ray"]
 
 
 def test_shared_memory_that_is_small(tmp_path, monkeypatch):
     monkeypatch.setattr(start, "SPARE_SHARED_MIB", 1 << 40)
-    assert any("--shm-size" in text for _, text in findings(tmp_path)["temporary"])
+    assert any("--shm-size" in text for _, text in findings(tmp_path)["ray"])
     monkeypatch.setattr(start, "SHARED_MEMORY", "/nowhere")
-    assert any("/nowhere is missing" in text for _, text in findings(tmp_path)["temporary"])
+    assert any("/nowhere is missing" in text for _, text in findings(tmp_path)["ray"])
 
 
 def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
@@ -165,8 +166,8 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
 def test_a_cluster_that_is_gone(tmp_path, monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     told = failures(findings(tmp_path))
-    assert list(told) == ["cluster"] and address in told["cluster"]
-    assert told["cluster"].isprintable()
+    assert list(told) == ["ray"] and address in told["ray"]
+    assert told["ray"].isprintable()
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from sid_ray.checkpoint.find import find_generator
-from sid_ray.checkpoint.manifest import newest_whole, verify
 from sid_ray.cli import main
 from sid_ray.commands.compare import find_run, write_comparison
 from sid_ray.evaluation.records import results_in
 from sid_ray.run_folder import EVALUATIONS
 from tests.conftest import REFERENCE, relative_error
+from tests.support.checkpoints import newest_whole, verify
 
 EARLIER = REFERENCE / "run_before_the_map"
 NEWEST = "checkpoint_000000000352_000001-fd74e0"
@@ -66,7 +66,7 @@ def test_pictures_are_made_from_it(tmp_path, monkeypatch):
 
 
 def test_its_scores_are_listed(tmp_path):
-    found = results_in((copied_to(tmp_path) / EVALUATIONS).read_text())
+    found = results_in((copied_to(tmp_path) / EVALUATIONS).read_bytes())
     assert {result["images_seen"] for result in found} == {0, 128, 256}
     best = min(found, key=lambda result: result["scores"]["FD-digits-cnn"])
     assert (best["images_seen"], best["num_images"]) == (256, 96)
@@ -122,7 +122,7 @@ def test_it_goes_on_as_the_earlier_code_did(resumed):
 
 @pytest.mark.timeout(600)
 def test_its_scores_and_curves_go_on_too(resumed, tmp_path):
-    found = results_in((resumed / EVALUATIONS).read_text())
+    found = results_in((resumed / EVALUATIONS).read_bytes())
     assert {result["images_seen"] for result in found} == {0, 128, 256, 384, IMAGES}
     # Its MLflow store is lost: what the run's journal holds went to the new one.
     history = find_run(str(resumed)).history

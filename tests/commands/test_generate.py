@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sid_ray
 from sid_ray.commands.arguments import number_list, without_repeats
 from sid_ray.commands.generate import Painter, claimed, generate_pictures
 from sid_ray.config.distill_config import replace
@@ -123,6 +124,21 @@ def text_generator(tmp_path):
     )
     save_model(tmp_path / "net", net.state_dict(), generator_description(config, described))
     return tmp_path / "net"
+
+
+def test_the_generator_of_python_reads_text(text_generator, tmp_path):
+    generator = sid_ray.load_generator(text_generator, batch=2)
+    assert generator.reads_text and not generator.classes
+    cat, hat = generator([1, 1], prompts=["a cat", "a hat"])
+    assert not torch.equal(cat, hat)
+    assert torch.equal(generator([1], prompts="a cat")[0], cat)
+    with pytest.raises(UserError, match="reads text: give prompts"):
+        generator([1])
+    with pytest.raises(UserError, match="reads text, no classes"):
+        generator([1], labels=1, prompts="a cat")
+    moved = (tmp_path / "parts").rename(tmp_path / "moved")
+    named = sid_ray.load_generator(text_generator, batch=2, text_encoder=moved, vae=moved)
+    assert torch.equal(named([1], prompts="a cat")[0], cat)
 
 
 def test_a_generator_finds_the_text_encoder_and_vae_of_its_run(text_generator, tmp_path):

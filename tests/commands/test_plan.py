@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from sid_ray.cli import main
-from sid_ray.commands.plan import WIDTH, own_flags
+from sid_ray.commands.arguments import with_flags
+from sid_ray.commands.plan import WIDTH
+from sid_ray.commands.plan_options import PlanOptions
 from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.planning import fit
@@ -165,8 +167,8 @@ def test_the_command_refuses_what_cannot_fit(capsys, planner):
     ("args", "words"),
     [
         (["nope"], "no recipe 'nope'"),
-        (["digits-sid", "--gpus", "0"], "--gpus 0: expected"),
-        (["digits-sid", "--gpus", "1.5"], "--gpus 1.5: expected"),
+        (["digits-sid", "--gpus", "-1"], "--gpus is -1; it must be at least 0"),
+        (["digits-sid", "--gpus", "1.5"], "--gpus '1.5': expected a whole number"),
         (["digits-sid", "--gpu-memory"], "--gpu-memory without a value"),
         (["digits-sid", "--gpu-memroy", "8"], "Did you mean --gpu-memory"),
         (["digits-sid", "--gpus", "5"], "5 workers for 4 groups"),
@@ -181,7 +183,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(capsys, args, words):
 
 
 def test_own_flags_are_taken_out():
-    given, rest = own_flags(["--gpus", "8", "--seed", "1", "--disk-rate=2.5", "--reserve", "0"])
+    args = ["digits-sid", "--gpus", "8", "--seed", "1", "--disk-rate=2.5", "--reserve", "0"]
+    given, rest = with_flags(PlanOptions, args, "sid-ray plan")
     assert (given.gpus, given.disk_rate, given.reserve) == (8, 2.5, 0)
     assert rest == ["--seed", "1"]
 

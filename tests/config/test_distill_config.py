@@ -42,7 +42,7 @@ def test_every_field_has_a_default_and_an_explanation():
     [
         ({"training__batch_size": 100}, "not a multiple of group size"),
         ({"training__generator_lr": 0.0}, "training.generator_lr is 0.0; it must be above 0"),
-        ({"training__beta2": 1.0}, r"training.beta2 is 1.0; it must be in \[0, 1\)"),
+        ({"training__beta2": 1.0}, "training.beta2 is 1.0; it must be below 1$"),
         ({"training__images": 0}, "training.images is 0; it must be at least 1"),
         ({"resources__num_workers": 9}, "use 1 to 4 workers"),
         ({"teacher__source": ""}, "teacher.source is empty"),
@@ -50,6 +50,7 @@ def test_every_field_has_a_default_and_an_explanation():
         ({"output__run": ".hidden"}, "must be a plain folder name"),
         ({"training__generator_lr": float("nan")}, "must be a finite number"),
         ({"teacher__dropout": 1.0}, "teacher.dropout is 1.0; it must be below 1"),
+        ({"training__images": "many"}, "training.images is 'many'; it must be a whole number"),
         ({"teacher__dropout": float("nan")}, "teacher.dropout is nan; it must be a finite number"),
     ],
 )
@@ -62,8 +63,13 @@ def test_nonsense_is_refused_by_name(change, words):
     ("text", "words"),
     [
         ('{"trainnig": {}}', "trainnig"),
-        ('{"training": {"seed": "x"}}', "training.seed"),
-        ('{"resources": {"zero_stage": 7}}', "resources.zero_stage"),
+        ('{"training": {"seed": "x"}}', "training.seed is 'x'; it must be a whole number"),
+        ('{"training": {"images": 0}}', "training.images is 0; it must be at least 1"),
+        ('{"training": {"epsilon": NaN}}', "training.epsilon is nan; it must be a finite number"),
+        ('{"training": 3}', "training is 3; it must be a section with fields"),
+        ('{"training": {"bach_size": 3}}', "Did you mean training.batch_size"),
+        ('{"resources": {"use_gpu": "y!"}}', "resources.use_gpu is 'y!'; it must be true or false"),
+        ('{"resources": {"zero_stage": 7}}', "resources.zero_stage is 7; it must be 0, 1, 2 or 3"),
         ("{", "its text"),
     ],
 )
@@ -139,3 +145,12 @@ def test_compile_is_refused_where_it_cannot_work(fields, text):
     with pytest.raises(UserError, match=text):
         replace(DIGITS, **({"resources__compile": "default"} | resources)).check()
     assert replace(DIGITS, resources__compile="default").check()
+
+
+def test_every_number_is_finite_and_no_whole_number_overflows():
+    for name, value in flatten(DIGITS).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        wrong = 10**19 if isinstance(value, int) else float("inf")
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            replace(DIGITS, **{name.replace(".", "__"): wrong}).check()

@@ -5,7 +5,9 @@ No Ray is started here: tests/jobs/test_jobs.py (`make slow`) sends real jobs.
 
 import asyncio
 import base64
+import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from ray._private.runtime_env import packaging
 from ray.runtime_env import RuntimeEnv
 
 from sid_ray.cli import main
+from sid_ray.commands.arguments import of_recipe, with_flags
 from sid_ray.commands.distill import mlflow_pages
 from sid_ray.config.confidential import holds_credentials, named_secret, secrets_of
 from sid_ray.config.distill_config import replace
@@ -27,14 +30,14 @@ from sid_ray.jobs import client, upload
 from sid_ray.jobs.client import Tail, follow
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
-    SubmitArgs,
+    SubmitOptions,
     check_places,
     entry_of,
     look_at_memory,
     look_at_storage,
-    own_flags,
     runtime_env_of,
     typed,
+    with_package,
 )
 from sid_ray.jobs.upload import (
     SECRET_FILES,
@@ -52,6 +55,7 @@ from tests.support.canaries import canary, leaks
 
 REPOSITORY = Path(__file__).parents[2]
 XS = recipe("img512-xs-sida")
+CHECKOUT = Upload(REPOSITORY, {"sid_ray/cli.py": 1})
 
 
 @pytest.mark.parametrize(
@@ -251,6 +255,7 @@ def test_secrets_are_refused_whatever_their_file_is_called(tmp_path):
 
 def test_own_flags_are_taken_out_and_the_others_left_as_typed():
     args = [
+        "digits-sid",
         "--images",
         "5",
         "--address=http://h:1",
@@ -259,8 +264,10 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         "r.yaml",
         "--x=1",
     ]
-    asked, rest = own_flags(args)
-    assert asked == SubmitArgs(address="http://h:1", runtime_env="r.yaml", no_wait=True)
+    asked, rest = with_flags(SubmitOptions, args, "sid-ray submit")
+    assert asked == SubmitOptions(
+        "digits-sid", address="http://h:1", runtime_env="r.yaml", wait=False
+    )
     assert rest == ["--images", "5", "--x=1"]
     for wrong, said in (
         (["--adress", "h"], "no --adress. Did you mean --address"),
@@ -269,7 +276,7 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         (["--cluster", "c", "--address", "a"], "one of them"),
     ):
         with pytest.raises(UserError, match=said):
-            own_flags(wrong)
+            of_recipe(SubmitOptions, ["digits-sid", *wrong], "sid-ray submit")
 
 
 @pytest.mark.parametrize(
@@ -282,17 +289,38 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
     ],
 )
 def test_a_recipe_has_its_entry_script(name, script):
-    assert entry_of(recipe(name), ["--seed", "3"]) == ["python", script, name, "--seed", "3"]
+    flags = ["--seed", "3"]
+    assert entry_of(recipe(name), flags, CHECKOUT) == ["python", script, name, *flags]
     assert (REPOSITORY / script).is_file()
 
 
 def test_the_same_can_be_typed_for_ray():
-    entry = entry_of(XS, ["--run", "a b"])
-    assert typed(entry, SubmitArgs(runtime_env="r.yaml"), "http://h:1") == (
+    entry = entry_of(XS, ["--run", "a b"], CHECKOUT)
+    assert typed(entry, SubmitOptions("x", runtime_env="r.yaml"), {}, "http://h:1") == (
         "ray job submit --address http://h:1 --working-dir . --runtime-env r.yaml "
         "-- python sida_edm2.py img512-xs-sida --run 'a b'"
     )
-    assert '--runtime-env-json \'{"env_vars"' in typed(entry, SubmitArgs(), "http://h:1")
+    default = runtime_env_of("")
+    assert '--runtime-env-json \'{"env_vars"' in typed(
+        entry, SubmitOptions("x"), default, "http://h:1"
+    )
+
+
+def test_a_folder_that_is_no_checkout_goes_with_the_package():
+    entry = entry_of(XS, ["--seed", "3"], Upload(Path("/x"), {"prompts.txt": 3}))
+    assert entry == ["python", "-m", "sid_ray.cli", "distill", "img512-xs-sida", "--seed", "3"]
+    given = {"pip": ["a"], "py_modules": ["mine"]}
+    env = with_package(given)
+    package = str(REPOSITORY / "sid_ray")
+    assert env == {"pip": ["a"], "py_modules": ["mine", package]}
+    assert given["py_modules"] == ["mine"]
+    line = typed(entry, SubmitOptions("x", runtime_env="r.yaml"), env, "http://h:1")
+    sent = shlex.split(line)
+    assert json.loads(sent[sent.index("--runtime-env-json") + 1]) == env
+    assert sent[sent.index("--") + 1 :] == entry
+    assert {"cli.py", "assets/digits-teacher/model.json", "tune_spaces/edm-sid.yaml"} <= set(
+        upload_of(Path(package)).files
+    )
 
 
 def test_a_runtime_env_is_ray_s_and_holds_no_secret(tmp_path, monkeypatch):
@@ -498,11 +526,14 @@ def test_ctrl_c_leaves_the_job(capsys, monkeypatch):
         (["img512-xs-sidda"], "no recipe"),
         (["img512-xs-sida", "--seed", "x"], "training.seed"),
         (["img512-xs-sida"], "output.folder 'runs' is relative"),
-        (["img512-xs-sida", "--output.folder", "/r", "--working-dir", "tests"], "a checkout of"),
+        (["img512-xs-sida", "--output.folder", "/r", "--working-dir", "PART"], "a whole checkout"),
         (["img512-xs-sida", "--output.folder", "/r/a-long-token"], "a flag holds the value of HF"),
     ],
 )
-def test_wrong_input_is_refused_before_anything_is_sent(flags, said, capsys, monkeypatch):
+def test_wrong_input_is_refused_before_anything_is_sent(flags, said, capsys, monkeypatch, tmp_path):
+    (tmp_path / "sid_ray").mkdir()
+    (tmp_path / "sid_ray" / "cli.py").touch()
+    flags = [str(tmp_path) if flag == "PART" else flag for flag in flags]
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("HF_TOKEN", "a-long-token")
     monkeypatch.setattr("sid_ray.jobs.submit.connect", lambda *_: pytest.fail("was sent"))

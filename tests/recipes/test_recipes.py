@@ -17,8 +17,7 @@ from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import RECIPES, guidance_strategy, recipe, recipe_entry
 from sid_ray.recipes.table import recipe_table
-from sid_ray.weights.address import parse_source
-from sid_ray.weights.remotes import HubFile
+from sid_ray.weights.address import HubFile, parse_source
 
 ROOT = Path(__file__).parents[2]
 EDM_NAMES = ("cifar10-", "img64-", "ffhq64-", "afhqv2-")

@@ -14,8 +14,7 @@ import click
 import ray
 from ray.scripts.scripts import start as ray_start
 
-from sid_ray.cli import expand_aliases
-from sid_ray.commands.arguments import parse
+from sid_ray.commands.arguments import expand_aliases, parse
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.recipes.registry import check_supplied, recipe
 

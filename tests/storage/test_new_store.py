@@ -27,10 +27,12 @@ from sid_ray.run_folder import (
     only_driver,
     read_record,
     runs_folder,
+    tracking_uri,
 )
 from sid_ray.storage import lease, waiting
 from sid_ray.storage.schemes import SCHEMES, is_elsewhere, register, scheme_of
 from sid_ray.storage.store import Store, probe
+from sid_ray.tracking.mlflow_sqlite import artifacts_of
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import load_model
 from tests.checkpoint.test_remote_s3 import S3Bench
@@ -87,6 +89,8 @@ def test_a_runs_folder_in_it(toy, tmp_path, monkeypatch):
         for _ in range(2):
             add_result(mine.store, {"images_seen": 64, "scores": {"FD": 1.0}})
         (mine.local / "log.txt").write_text("said")
+    beside = artifacts_of(tracking_uri(config), config.output.folder)
+    assert beside.startswith("/"), "MLflow does not know the store"
     assert (toy / "team/runs/digits-sid/log.txt").read_text() == "said"
     assert read_record(run.store).tracker_run_id == "abc"
     assert len(results_in(run.store.read(EVALUATIONS))) == 1

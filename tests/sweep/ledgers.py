@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sid_ray.recipes.registry import recipe
-from sid_ray.sweep.arithmetic import Asha, decision_points
+from sid_ray.sweep.arithmetic import decision_points
 from sid_ray.sweep.repeats import add_repeat, repeats_of
 from sid_ray.sweep.sampling import random_point
 from sid_ray.sweep.space import Space
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.trials import TRIALS, Leg, Segment, TrialRecord, read_trials
+from tests.support.sweeps import Asha
 
 SID = """\
 recipe: digits-sid

@@ -12,12 +12,12 @@ from ray.util import placement_group_table
 
 from sid_ray.checkpoint.find import newest_listed
 from sid_ray.storage.store import Store
-from sid_ray.sweep.arithmetic import Asha
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.results import read_about
 from sid_ray.sweep.space_file import parse_space
 from sid_ray.sweep.stop import running
 from tests.support.distill_runs import hear_ctrl_c, wait_for
+from tests.support.sweeps import Asha
 from tests.sweep.ledgers import events
 
 SCORE = "FD-digits-cnn"

@@ -1,10 +1,12 @@
 """Search spaces for tests."""
 
+from pathlib import Path
+
 from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
-from sid_ray.sweep.order import Order
+from sid_ray.sweep.results import SweepOrder
 from sid_ray.sweep.space import Space
-from sid_ray.sweep.space_file import parse_space
+from sid_ray.sweep.space_file import parse_space, read_text
 
 HEAD = """\
 metric: FD-digits-cnn
@@ -19,7 +21,12 @@ def space_of(fields: str, head: str = HEAD) -> Space:
     return parse_space(head + fields, "space.yaml")
 
 
-def order_in(folder, space: Space, text: str = "") -> Order:
+def order_in(folder, space: Space, text: str = "") -> SweepOrder:
     """A sweep called s over a space, in a folder of runs."""
     base = replace(recipe("digits-sida"), output__folder=str(folder))
-    return Order("s", space, text, base, 1)
+    return SweepOrder("s", space, text, base, 1)
+
+
+def read_space(path: Path) -> Space:
+    """The space of a file."""
+    return parse_space(read_text(path), str(path))

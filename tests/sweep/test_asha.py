@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.sweep.arithmetic import Asha
-from sid_ray.sweep.asha import LastingAsha
-from sid_ray.sweep.space import Budget, Metric
+from sid_ray.sweep.schedulers import LastingAsha
+from sid_ray.sweep.space import Metric, SweepBudget
+from tests.support.sweeps import Asha
 
-BUDGET, FID = Budget(900, 100, 3.0), Metric("FID", "min")
+BUDGET, FID = SweepBudget(900, 100, 3.0), Metric("FID", "min")
 POINTS = (100, 300, 900)
 
 
@@ -22,7 +22,9 @@ def tune_trial(name):
 
 
 def decided(scheduler, name, images_seen, score):
-    return scheduler.on_trial_result(None, tune_trial(name), {"images": images_seen, "FID": score})
+    return scheduler.on_trial_result(
+        None, tune_trial(name), {"images_seen": images_seen, "FID": score}
+    )
 
 
 def added(scheduler, names):
@@ -39,7 +41,7 @@ def test_a_killed_driver_changes_no_decision(tmp_path_factory, scores, data):
     reports = [
         (name, at, float(score)) for at in POINTS for name, score in zip(names, scores, strict=True)
     ]
-    begun = LastingAsha(BUDGET, FID, ledger, "images")
+    begun = LastingAsha(BUDGET, FID, ledger)
     saved = pickle.dumps(begun)  # what tuner.pkl holds
     scheduler, whole, stopped = added(begun, names), Asha(BUDGET, FID), set()
     told: list = []
@@ -62,7 +64,7 @@ def test_a_killed_driver_changes_no_decision(tmp_path_factory, scores, data):
 
 def test_without_the_ledger_rays_own_would_let_the_next_go_on(tmp_path):
     ledger = tmp_path / "scores.jsonl"
-    first = LastingAsha(BUDGET, FID, ledger, "images")
+    first = LastingAsha(BUDGET, FID, ledger)
     saved = pickle.dumps(first)
     assert decided(added(first, ["a"]), "a", 100, 5.0) == "CONTINUE"
     again = added(pickle.loads(saved), ["a", "b"])

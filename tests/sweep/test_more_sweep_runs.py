@@ -1,4 +1,4 @@
-"""More real sweeps on the digits: two trials at once with two scores, other seeds, PB2, and S3.
+"""More real sweeps on the digits: two trials at once with two scores, other seeds, and S3.
 
 `make slow`.
 """
@@ -19,7 +19,6 @@ from sid_ray.sweep.results import read_about
 from tests.support.s3_server import s3_server
 from tests.sweep.real import (
     ASHA,
-    PBT,
     SCORE,
     Sweep,
     alive,
@@ -97,23 +96,6 @@ def beats(one, other):
         return [-trial.scores[SCORE], trial.scores["IS-digits-cnn"]]
 
     return dominates(rewards(one), rewards(other))
-
-
-def test_pb2_proposes_within_the_space(tmp_path, started):
-    sweep = Sweep(tmp_path, PBT.replace("scheduler: pbt", "scheduler: pb2")).start()
-    started.append(sweep)
-    trials = sweep.finish()
-    print(sweep.printed.read_text())
-    assert_accounted_for(sweep, trials)
-    taken = [trial for trial in trials.values() if len(trial.legs) > 1]
-    assert len(taken) == 1
-    first = {name: trial.segments[0].scores[SCORE] for name, trial in trials.items()}
-    assert taken[0].name == max(first, key=first.get)
-    proposed = taken[0].point["training.generator_lr"]
-    assert 2e-5 <= proposed <= 5e-3
-    assert proposed not in [
-        trial.legs[0].point["training.generator_lr"] for trial in trials.values()
-    ]
 
 
 def test_a_sweep_with_its_runs_in_s3_goes_on(tmp_path, started, monkeypatch):

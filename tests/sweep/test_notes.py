@@ -7,7 +7,7 @@ import pytest
 from sid_ray.config.distill_config import replace
 from sid_ray.sweep.arithmetic import WORST
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.notes import WATCHES, Notes, Watch
+from sid_ray.sweep.notes import WATCHES, Notes, SweepWatch
 from sid_ray.sweep.runner import account, anything_left
 from sid_ray.sweep.trainable import Spec
 from tests.sweep.spaces import order_in, space_of
@@ -32,7 +32,7 @@ def result(images, ended="", why="", done=False):
 def told(tmp_path):
     """What a person was told, and the callback that tells it."""
     lines = []
-    WATCHES[str(tmp_path)] = Watch(lines.append)
+    WATCHES[str(tmp_path)] = SweepWatch(lines.append)
     notes = Notes(str(tmp_path), SPACE)
     notes.on_trial_start(0, [], tune_trial())
     return lines, notes

@@ -3,8 +3,7 @@
 import statistics
 
 from sid_ray.recipes.registry import recipe
-from sid_ray.sweep.optuna_search import next_point
-from sid_ray.sweep.sampling import random_point
+from sid_ray.sweep.sampling import optuna_point, random_point
 from tests.sweep.ledgers import record
 from tests.sweep.spaces import space_of
 
@@ -23,17 +22,17 @@ def scored(number, point, score, state="finished", at=900, name="FD-digits-cnn")
 
 def test_a_point_is_a_function_of_the_ledger():
     space = space_of(FIELDS)
-    told = [scored(0, next_point(space, BASE, [], 0), 5.0)]
+    told = [scored(0, optuna_point(space, BASE, [], 0), 5.0)]
     for number in range(1, 8):
-        point = next_point(space, BASE, told, number)
-        assert point == next_point(space, BASE, told, number)
+        point = optuna_point(space, BASE, told, number)
+        assert point == optuna_point(space, BASE, told, number)
         assert ("objective.adversarial_weight" in point) == point["objective.logvar"]
         state = ["finished", "stopped", "diverged", "running", "failed"][number % 5]
         told.append(scored(number, point, float(number), state))
 
 
 def test_the_first_point_is_the_recipes():
-    point = next_point(space_of(FIELDS), BASE, [], 0)
+    point = optuna_point(space_of(FIELDS), BASE, [], 0)
     assert point["objective.alpha"] == BASE.objective.alpha
     assert point["training.generator_lr"] == BASE.training.generator_lr
 
@@ -47,7 +46,7 @@ def test_proposals_come_nearer_than_draws():
     space = space_of(FIELDS)
     told = []
     for number in range(24):
-        point = next_point(space, BASE, told, number)
+        point = optuna_point(space, BASE, told, number)
         value = miss(point)
         state, at = ("finished", 900) if value < 0.3 else ("stopped", 100)
         told.append(scored(number, point, value, state, at))
@@ -63,7 +62,7 @@ def test_several_metrics():
     )
     told = []
     for number in range(10):
-        point = next_point(space, BASE, told, number)
+        point = optuna_point(space, BASE, told, number)
         alpha = point["objective.alpha"]
         state = "diverged" if number == 3 else "finished"
         told.append(record(str(number), {"FID": alpha, "CLIP": alpha}, state, 900, point))

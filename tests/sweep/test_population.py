@@ -1,26 +1,32 @@
-"""PBT and PB2 without Ray running: who takes whose state, what the ledger says, what is loaded."""
+"""PBT without Ray running: who takes whose state, what the ledger says, what is loaded."""
 
 import itertools
+import random
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers import pbt as ray_pbt
 
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest, checkpoint_name
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.population import OwnPb2, OwnPbt
+from sid_ray.sweep.notes import Notes
 from sid_ray.sweep.runner import population_of
+from sid_ray.sweep.schedulers import FACTORS, Pbt, explored, quantiles
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trainable import Spec, SweepTask, TrialTrainable, keeping_for_others
 from tests.sweep.ledgers import events
 from tests.sweep.spaces import order_in, space_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found")  # of PB2's model
 SCORE = "FD-digits-cnn"
 TEXT = """\
 metric: FD-digits-cnn
 budget: {images: 640, interval: 128}
-scheduler: %s
+scheduler: pbt
 trials: 4
 fields:
   objective.alpha: {uniform: [0.6, 1.4]}
@@ -31,17 +37,9 @@ fields:
 class FakeTrial:
     def __init__(self, config):
         self.trial_id, self.config, self.status = config["spec"]["trial"], config, "PENDING"
-        self.checkpoint = SimpleNamespace(of=self.trial_id)
-        self.temporary_state = SimpleNamespace(saving_to=None)
-        checkpoints = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
-        self.run_metadata = SimpleNamespace(checkpoint_manager=checkpoints)
-        self.evaluated_params, self.last_result, self.experiment_tag = {}, {}, ""
 
     def is_finished(self):
         return self.status == "TERMINATED"
-
-    def set_experiment_tag(self, tag):
-        pass
 
     def set_config(self, config):
         self.config = config
@@ -50,10 +48,9 @@ class FakeTrial:
 class Controller:
     """Ray's, as far as a synchronous population needs it."""
 
-    search_alg = None
-
     def __init__(self, order, scheduler):
         self.scheduler = scheduler
+        self.notes = Notes(str(order.folder), order.space)
         grid = population_of(order)["spec"]["grid_search"]
         self.trials = [FakeTrial({"spec": spec, "folder": str(order.folder)}) for spec in grid]
         for trial in self.trials:
@@ -65,12 +62,6 @@ class Controller:
     def get_live_trials(self):
         return [trial for trial in self.trials if not trial.is_finished()]
 
-    def pause_trial(self, trial, should_checkpoint):
-        trial.status = TuneTrial.PAUSED
-
-    def _schedule_trial_save(self, trial, result):
-        return trial.checkpoint
-
     def step(self, seen, score):
         """Runs the trial that the scheduler chooses to ``seen`` images; None where it waits."""
         trial = self.scheduler.choose_trial_to_run(self)
@@ -78,23 +69,23 @@ class Controller:
             return None
         trial.status = "RUNNING"
         told = {"run": Spec.of(trial).run, "segment_seconds": 1.0, "ended": "", SCORE: score(trial)}
-        trial.last_result = {**told, "images_seen": seen}
-        decision = self.scheduler.on_trial_result(self, trial, trial.last_result)
+        result = {**told, "images_seen": seen}
+        decision = self.scheduler.on_trial_result(self, trial, result)
+        self.notes.on_trial_result(0, self.trials, trial, result)
         if decision == "PAUSE":
             trial.status = TuneTrial.PAUSED
+        self.scheduler.choose_trial_to_run(self)  # Ray asks at every turn
         return trial
 
 
-@pytest.fixture(params=["pbt", "pb2"])
-def order(request, tmp_path):
+@pytest.fixture
+def order(tmp_path):
     (tmp_path / "s").mkdir()
-    text = TEXT % request.param
-    return order_in(tmp_path, space_of("", text), text)
+    return order_in(tmp_path, space_of("", TEXT), TEXT)
 
 
 def controller_of(order):
-    kind = OwnPbt if order.space.scheduler == "pbt" else OwnPb2
-    return Controller(order, kind(str(order.folder), order.space, order.base))
+    return Controller(order, Pbt(str(order.folder), order.space, order.base))
 
 
 def number(trial):
@@ -120,8 +111,7 @@ def test_the_worst_takes_over_the_bests_state_with_a_point_of_its_own(order):
         config_of(order.space, order.base, leg.point)
         assert 0.6 <= leg.point["objective.alpha"] <= 1.4
         assert 1e-5 <= leg.point["training.generator_lr"] <= 1e-3
-    if order.space.scheduler == "pbt":  # PB2's model begins with nothing to go by
-        assert worst.point != best.point
+    assert worst.point != best.point
     for trial in controller.trials:
         assert Spec.of(trial).trial == trial.trial_id
         assert Spec.of(trial).run == told[trial.trial_id].run
@@ -174,7 +164,8 @@ def test_an_exploit_survives_its_actor_and_its_driver(order, tmp_path, monkeypat
     donors = checkpoint_in(tmp_path / "s-000", 128)
     checkpoint_in(tmp_path / "s-000", 192)  # the donor has gone on
     spec = Spec("003", "s-003-leg2", point, "s-000", 128, 128)
-    for pointer in ({"images_seen": 128}, None):  # the donor's; lost with the driver
+    own = {"run": "s-003", "images_seen": 96}  # of the leg before
+    for pointer in (own, None):  # None: lost with the driver
         taker = trainable_of(order, spec)
         taker.load_checkpoint(pointer)
         assert (taker.trial.began_from, taker.trial.images_seen) == (donors, 128)
@@ -208,6 +199,23 @@ def test_a_population_taken_up_again_meets_once_at_a_place(order):
     assert len(Ledger(order.folder).trials()["003"].legs) == 4
 
 
+def test_after_a_killed_driver_those_behind_come_up_first(order):
+    """Two had told of 256 images when the driver died, two had not: equal ages are compared."""
+    controller = controller_of(order)
+    for _ in range(4):
+        controller.step(128, number)
+    for _ in range(2):
+        controller.step(256, number)
+    taken_up = controller_of(order)
+    seen = [
+        taken_up.step({128: 256, 256: 384}[Spec.of(t).reported], number) for t in taken_up.trials
+    ]
+    assert [trial.trial_id for trial in seen] == ["000", "001", "002", "003"]
+    assert [taken_up.step(384, number).trial_id for _ in range(2)] == ["002", "003"]
+    exploits = [event for event in events(order.folder) if event["event"] == "exploit"]
+    assert [event["images_seen"] for event in exploits] == [128, 384]
+
+
 def test_a_donor_keeps_its_checkpoints_for_two_intervals(order):
     base = keeping_for_others(order.base, order.space.budget)
     assert base.output.keep_checkpoints >= order.base.output.keep_checkpoints
@@ -218,3 +226,59 @@ def test_a_donor_keeps_its_checkpoints_for_two_intervals(order):
         order.space.budget,
     )
     assert often.output.keep_checkpoints == 2 * (128 // 32 + 1)
+
+
+# What is drawn ------------------------------------------------------------------------------------
+
+FEW = settings(deadline=None, max_examples=50)
+scores = st.lists(st.integers(0, 30) | st.just(float("nan")), min_size=1, max_size=12)
+
+
+@FEW
+@given(scores, st.sampled_from([0.1, 0.25, 0.4, 0.5]))
+def test_quantiles_are_rays(values, share):
+    names = [f"t{number}" for number in range(len(values))]
+    rewards = {name: -float(value) for name, value in zip(names, values, strict=True)}
+    scheduler = PopulationBasedTraining(
+        metric="FID", mode="min", hyperparam_mutations={"alpha": [1, 2]}, quantile_fraction=share
+    )
+    for name, reward in rewards.items():
+        trial = FakeTrial({"spec": {"trial": name}})
+        scheduler._trial_state[trial] = SimpleNamespace(last_score=reward)
+    theirs = [[trial.trial_id for trial in part] for part in scheduler._quantiles()]
+    assert list(quantiles(rewards, share)) == theirs
+
+
+MUTABLE = """
+  objective.alpha: {uniform: [0.5, 1.5]}
+  training.ema_half_life: {loguniform: [100, 9000]}
+  training.group_size: {choice: [8, 16, 32]}
+"""
+
+
+@FEW
+@given(st.integers(0, 2**32), st.floats(0.7, 1.2), st.integers(200, 7000), st.sampled_from([8, 32]))
+def test_a_change_is_rays_where_nothing_leaves_its_range(seed, alpha, half_life, group):
+    space = space_of(MUTABLE)
+    point = {
+        "objective.alpha": alpha, "training.ema_half_life": half_life, "training.group_size": group
+    }  # fmt: skip
+    ours = explored(space, point, random.Random(seed), resample=0.0)
+    mutations = {**dict.fromkeys(point, tune.uniform(0, 1)), "training.group_size": [8, 16, 32]}
+    random.seed(seed)
+    theirs, _ = ray_pbt._explore(point, mutations, 0.0, FACTORS, None)
+    assert ours == theirs
+
+
+@FEW
+@given(st.integers(0, 2**32), st.floats(0.5, 1.5))
+def test_a_change_stays_in_its_range(seed, alpha):
+    space = space_of(MUTABLE)
+    point = {
+        "objective.alpha": alpha, "training.ema_half_life": 9000, "training.group_size": 16
+    }  # fmt: skip
+    found = explored(space, point, random.Random(seed))
+    assert list(found) == list(point)
+    for parameter in space.parameters:
+        assert parameter.domain.holds(found[parameter.name])
+    assert isinstance(found["training.ema_half_life"], int)

@@ -7,7 +7,6 @@ import pytest
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import repeat_runs
 from sid_ray.sweep.ledger import Ledger
-from sid_ray.sweep.order import Order
 from sid_ray.sweep.repeats import (
     REPEATS,
     Repeat,
@@ -18,6 +17,7 @@ from sid_ray.sweep.repeats import (
     read_repeats,
     repeats_of,
 )
+from sid_ray.sweep.results import SweepOrder
 from sid_ray.sweep.segment import TrialDivergedError, TrialStoppedError
 from sid_ray.sweep.space_file import parse_space
 
@@ -129,8 +129,8 @@ def runner(tmp_path, monkeypatch):
     monkeypatch.setattr(repeat_runs, "Trial", FakeTrial)
     FakeTrial.ran = []
     base = BASE.from_json(BASE.to_json())
-    order = Order("s", SPACE, TEXT, base, 1)
-    monkeypatch.setattr(Order, "folder", tmp_path)
+    order = SweepOrder("s", SPACE, TEXT, base, 1)
+    monkeypatch.setattr(SweepOrder, "folder", tmp_path)
     said = []
     return repeat_runs.Runner(order, "127.0.0.1:1", 8, {}, said.append), said
 

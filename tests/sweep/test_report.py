@@ -13,11 +13,11 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
+from sid_ray.sweep.display import short_names
 from sid_ray.sweep.importance import Importance
 from sid_ray.sweep.report import command_of, json_of, page, run_report, trials_table
 from sid_ray.sweep.results import read_sweep
-from sid_ray.sweep.space import Choice, Range, config_of
-from sid_ray.sweep.words import short_names
+from sid_ray.sweep.space import config_of
 from tests.sweep.ledgers import PBT, Ledger, asha_ledger, lsg_ledger, pbt_ledger, with_seeds
 
 SHARES = Importance({"objective.alpha": 0.7, "training.generator_lr": 0.3}, {"x": (0.2, 9)}, 100, 9)
@@ -44,7 +44,7 @@ def test_the_page_and_its_files(tmp_path, capsys):
     found = Tags((tmp_path / "out" / "page.html").read_text())
     assert found.tags.count("svg") == 4  # lines, fields, curves, importance
     assert "script" not in found.tags and "link" not in found.tags
-    assert all(address.startswith("#") for address in found.loaded)
+    assert all(address.startswith(("#", "data:")) for address in found.loaded)  # all in the page
     rows = list(csv.DictReader((tmp_path / "out" / "page.csv").open()))
     told = json.loads((tmp_path / "out" / "page.json").read_text())
     assert [row["trial"] for row in rows] == [row["trial"] for row in told["trials"]]
@@ -112,11 +112,14 @@ def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
     assert "svg" not in found.tags and "b" not in found.tags and "said" not in found.tags
 
 
-def test_heights_of_values():
-    assert report_plots.height_of(Range(1e-4, 1e-2, log=True), 1e-3) == pytest.approx(0.5)
-    assert report_plots.height_of(Range(0.0, 4.0), 1.0) == 0.25
-    assert report_plots.height_of(Choice((8, 16)), 16) == 0.75
-    assert report_plots.height_of(Range(0.0, 4.0), None) == report_plots.ABSENT
+def test_every_trial_with_a_score_is_a_line_through_its_fields(tmp_path):
+    sweep = read_sweep(lsg_ledger(tmp_path / "made").folder)
+    drawn = report_plots.parallel_coordinates(sweep)
+    assert all(name in drawn for name in short_names(sweep.fields).values())
+    assert "FID" in drawn
+
+
+def test_fields_have_short_names():
     names = short_names(["a.x", "b.x", "a.y"])
     assert names == {"a.x": "a.x", "b.x": "b.x", "a.y": "y"}
 

@@ -6,8 +6,8 @@ import optuna
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.sweep.analysis import ancestry, reached
-from sid_ray.sweep.importance import LEAST, domains_of, importance_of
+from sid_ray.sweep.importance import LEAST, domains_of, importance_of, reached
+from sid_ray.sweep.report_curves import ancestry
 from sid_ray.sweep.results import Sweep, read_about, read_sweep, write_about
 from sid_ray.sweep.space import Choice, Metric, Range
 from tests.sweep.ledgers import asha_ledger, events, lsg_ledger, pbt_ledger, record

@@ -1,7 +1,6 @@
 """Points of a space: whoever draws them, they are within it and make a config, or are refused."""
 
-import math
-import pickle
+import functools
 import random
 from collections import Counter
 
@@ -9,26 +8,19 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.variant_generator import generate_variants
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.sampling import (
-    DefineByRun,
-    bounds,
     draw,
-    from_bounds,
     grid_points,
     keyed,
-    mutations,
-    point_of,
     random_point,
-    ray_space,
     recipe_point,
+    suggest,
 )
-from sid_ray.sweep.space import Choice, Range, Space, config_of, walk
+from sid_ray.sweep.space import Range, Space, config_of, walk
 from tests.sweep.spaces import HEAD, space_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -70,12 +62,10 @@ def test_points_of_all_searchers_are_in_the_space(fields, base):
     space = space_of(fields)
     for number in range(15):
         within(space, base, random_point(space, base, 7, number))
-        _, drawn = next(iter(generate_variants(ray_space(space), random_state=number)))
-        within(space, base, point_of(space, base, drawn))
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
     for _ in range(6):
         trial = study.ask()
-        point = DefineByRun(space, base).point(trial)
+        point = walk(space, base, functools.partial(suggest, trial))
         within(space, base, point)
         assert trial.params == keyed(space, base, point)  # nothing but what is active
         study.tell(trial, len(point))
@@ -184,64 +174,8 @@ def test_a_grid_has_every_point_once():
         grid_points(space_of("  objective.alpha: {uniform: [0, 1]}"), DIGITS)
 
 
-def test_rays_searcher_takes_the_space_and_survives_a_pickle(tmp_path):
-    """Optuna 5 under Ray's searcher, define-by-run, gone on with from its saved state."""
-    space = space_of(CONDITIONS)
-    search = OptunaSearch(DefineByRun(space, DIGITS), metric="FID", mode="min", seed=1)
-    for number in range(6):
-        drawn = search.suggest(str(number))
-        within(space, DIGITS, point_of(space, DIGITS, drawn))
-        search.on_trial_complete(str(number), {"FID": float(number)})
-    search.save(str(tmp_path / "search.pkl"))
-    again = OptunaSearch(DefineByRun(space, DIGITS), metric="FID", mode="min", seed=1)
-    again.restore(str(tmp_path / "search.pkl"))
-    assert [trial.value for trial in again._ot_study.trials] == [float(n) for n in range(6)]
-    assert again.suggest("6") == search.suggest("6")
-    assert pickle.loads(pickle.dumps(DefineByRun(space, DIGITS))) == DefineByRun(space, DIGITS)
-
-
-def test_two_metrics_make_a_front():
-    space = space_of(GUIDED)
-    search = OptunaSearch(
-        DefineByRun(space, EMOJI), metric=["FID", "CLIP"], mode=["min", "max"], seed=1
-    )
-    for number, (fid, clip) in enumerate([(1, 1), (2, 3), (3, 2)]):
-        search.suggest(str(number))
-        search.on_trial_complete(str(number), {"FID": fid, "CLIP": clip})
-    assert [trial.values for trial in search._ot_study.best_trials] == [[1, 1], [2, 3]]
-
-
 def test_the_recipes_own_point_goes_first():
     space = space_of("  objective.alpha: {uniform: [0.5, 1.5]}\n  objective.name: {choice: [sida]}")
     point = recipe_point(space, DIGITS)
     assert point == {"objective.alpha": 1.0, "objective.name": "sida"}
-    search = OptunaSearch(
-        DefineByRun(space, DIGITS),
-        metric="FID",
-        mode="min",
-        points_to_evaluate=[keyed(space, DIGITS, point)],
-    )
-    assert search.suggest("0") == point
     assert recipe_point(space_of("  objective.alpha: {uniform: [2, 3]}"), DIGITS) == {}
-
-
-def test_what_a_population_is_given():
-    space = space_of(
-        "  objective.alpha: {uniform: [0.5, 1.5]}\n"
-        "  training.generator_lr: {loguniform: [1e-5, 1e-3]}\n"
-    )
-    found = bounds(space)
-    assert found["objective.alpha"] == [0.5, 1.5]
-    assert found["training.generator_lr"] == pytest.approx([-5, -3])
-    back = from_bounds(space, {"objective.alpha": 1.2, "training.generator_lr": -4.0})
-    assert back == pytest.approx({"objective.alpha": 1.2, "training.generator_lr": 1e-4})
-    # Ray's PBT multiplies beyond the range; the trial gets what the range allows.
-    assert point_of(space, DIGITS, {"objective.alpha": 1.8, "training.generator_lr": 1e-9}) == {
-        "objective.alpha": 1.5, "training.generator_lr": 1e-5
-    }  # fmt: skip
-    choice = space_of("  training.group_size: {choice: [8, 16]}")
-    assert mutations(choice) == {"training.group_size": [8, 16]}
-    with pytest.raises(UserError, match="is a choice"):
-        bounds(choice)
-    assert isinstance(choice.parameters[0].domain, Choice)
-    assert math.isclose(back["training.generator_lr"], 1e-4)

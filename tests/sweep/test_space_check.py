@@ -79,13 +79,11 @@ def test_a_scheduler_has_what_it_needs(more, scheduler):
     assert str(raised.value).startswith("space.yaml:" + WRONG_SCHEDULES[more, scheduler])
 
 
-POPULATION = BUDGET % (", interval: 1000", "pb2")
+POPULATION = BUDGET % (", interval: 1000", "pbt")
 WRONG_POPULATIONS = {
-    "  objective.alpha: {choice: [1.0, 1.2]}": "6: objective.alpha: scheduler pb2 needs uniform",
-    "  objective.alpha: {quniform: [1, 2, 0.5]}": "6: objective.alpha: scheduler pb2 needs",
     "  objective.alpha: {uniform: [1, 2], when: {objective.name: sid}}": "6: objective.alpha: "
-    "scheduler pb2 varies every field in every trial",
-    SIDA: "6: objective.name: pb2 cannot change it while a trial runs",
+    "scheduler pbt varies every field in every trial",
+    SIDA: "6: objective.name: pbt cannot change it while a trial runs",
 }
 
 
@@ -97,7 +95,7 @@ def test_a_population_varies_what_it_can(fields):
 
 
 def test_a_population_has_no_settings_to_repeat():
-    with pytest.raises(UserError, match=r"space.yaml:3: seeds: pb2 changes settings on the way"):
+    with pytest.raises(UserError, match=r"space.yaml:3: seeds: pbt changes settings on the way"):
         check_space(
             space_of(ALPHA, POPULATION.replace("trials", "seeds: [0, 1]\ntrials")),
             recipe("digits-sid"),

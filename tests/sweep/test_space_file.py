@@ -5,9 +5,9 @@ import re
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.sweep.space import Budget, Choice, Condition, Metric, Range
-from sid_ray.sweep.space_file import parse_space, read_space
-from tests.sweep.spaces import HEAD, space_of
+from sid_ray.sweep.space import Choice, FieldCondition, Metric, Range, SweepBudget
+from sid_ray.sweep.space_file import parse_space
+from tests.sweep.spaces import HEAD, read_space, space_of
 
 
 def test_a_whole_space_is_read():
@@ -35,7 +35,7 @@ fields:
     assert space.metrics == (
         Metric("FID", "min"), Metric("CLIP-L14", "max"), Metric("seconds", "min")
     )  # fmt: skip
-    assert space.budget == Budget(30_000, 1_000, 3.0, 0, 90_000)
+    assert space.budget == SweepBudget(30_000, 1_000, 3.0, 0, 90_000)
     assert (space.scheduler, space.searcher, space.trials) == ("asha", "optuna", 16)
     assert space.seeds == (3, 4)
     domains = {parameter.key: parameter.domain for parameter in space.parameters}
@@ -46,7 +46,7 @@ fields:
         "training.ema_half_life": Range(1000, 5000, step=500, integer=True),
         "objective.adversarial_weight": Range(0.001, 0.1, log=True),
     }
-    assert space.parameters[-1].when == (Condition("objective.name", ("sida",)),)
+    assert space.parameters[-1].when == (FieldCondition("objective.name", ("sida",)),)
     assert space.fixed == {"objective.logvar": False, "evaluation.every": 5000}
     assert space.lines["objective.logvar"] == 15
 
@@ -81,7 +81,7 @@ WRONG_FIELDS = {
     "  objective.alpha: {uniform: [true, 1]}": "5: objective.alpha is True; expected a number",
     "  objective.alpha: {uniform: [.nan, 1]}": "5: objective.alpha is '.nan'; expected a number",
     "  objective.alpha: {loguniform: [0, 1]}": "5: objective.alpha: loguniform from 0; it must",
-    "  objective.alpha: {quniform: [0, 1, 0]}": "5: objective.alpha: step 0 must be above 0",
+    "  objective.alpha: {quniform: [0, 1, 0]}": "5: objective.alpha: quniform step 0 must be",
     "  objective.alpha: {choice: []}": "5: objective.alpha: choice is empty",
     "  objective.alpha: {choice: [1, 1.0]}": "5: objective.alpha: choice has a value twice",
     "  objective.alpha: {uniform: [0, 1], choice: [1]}": "5: objective.alpha: expected one of",
@@ -115,6 +115,10 @@ WRONG_FIELDS = {
     "  objective.alpha: {uniform: [0, 1]}\n"
     "  schedule.t_max: {uniform: [0.5, 1], when: {objective.alpha: 1}}": "6: schedule.t_max: when "
     "objective.alpha has a value, but that varies over a range",
+    "  objective.alpha: {uniform: [0, 1], whn: 3}": "5: objective.alpha has no "
+    "'whn'. Did you mean when?",
+    "  objective.alpha: {uniform: [0, 1], when: {objective.name: []}}": "5: objective.name is emp",
+    "  objective.alpha: [[1]]": "5: objective.alpha: expected one of uniform",
     "  &a objective.alpha: {choice: [[1, 2], 3]}": "5: objective.alpha: choice: expected one value",
     "  ? [1, 2]\n  : 3": "5: no field '?'",
 }  # fmt: skip
@@ -133,8 +137,8 @@ FIELD = "fields:\n  objective.alpha: {uniform: [0, 1]}\n"
 WRONG_HEADS = {
     "metrc: FID\n": "1: a search space has no 'metrc'. Did you mean metric?",
     "metric: goodness\nbudget: {images: 5}\n": "1: metric goodness: say which way is better",
-    "metric: {direction: min}\nbudget: {images: 5}\n": "1: metric: name: is missing",
-    "metric: [FID, FID]\nbudget: {images: 5}\n": "1: metric: expected one or more scores, each",
+    "metric: {direction: min}\nbudget: {images: 5}\n": "1: metric.name: is missing",
+    "metric: [FID, FID]\nbudget: {images: 5}\n": "1: metric has a value twice",
     "metric: 5\nbudget: {images: 5}\n": "1: metric: expected a score's name, like FID, found 5",
     "metric: FID\nbudget: {image: 5}\n": "2: budget has no 'image'. Did you mean images?",
     "metric: FID\nbudget: {grace: 5}\n": "2: budget.images: is missing",
@@ -148,7 +152,10 @@ WRONG_HEADS = {
     "metric: FID\nbudget: {images: 9}\nsearcher: bayes\n": "3: searcher: no 'bayes'. There are: "
     "random, optuna, grid",
     "metric: FID\nbudget: {images: 9}\ntrials: 0\n": "3: trials is 0; expected a whole number of",
-    "metric: FID\nbudget: {images: 9}\nseeds: [1, 1]\n": "3: seeds: expected one or more seeds",
+    "metric: FID\nbudget: {images: 9}\nseeds: [1, 1]\n": "3: seeds has a value twice",
+    "metric: []\nbudget: {images: 9}\n": "1: metric is empty; give at least one value",
+    "metric: FID\nbudget: {images: 9}\nscheduler: pb2\n": "3: scheduler: no 'pb2'. Did you mean",
+    "recipe: 5\nmetric: FID\nbudget: {images: 9}\n": "1: recipe is 5; expected a text",
     "metric: FID\n": " budget: is missing",
     "metric: FID\nbudget: {images: 9\n": "3: not YAML",
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sid_ray.cli import main
+from sid_ray.commands.arguments import with_flags
 from sid_ray.console import Console
 from sid_ray.ray_setup.environment import ENDINGS
 from sid_ray.sweep import command, runner
@@ -52,7 +53,7 @@ WRONG = [
     ([], "usage: sid-ray sweep"),
     (["--trials", "4"], "name a search space first"),
     (["SPACE", "--trials", "none"], "--trials 'none': expected a whole number"),
-    (["SPACE", "--trials"], "--trials needs a value"),
+    (["SPACE", "--trials"], "--trials without a value"),
     (["SPACE", "--name", "a/b"], "--name 'a/b': it must be a plain folder name"),
     (["SPACE", "--recipe", "digits-sidda"], "Did you mean digits-sida"),
     (["SPACE", "--alpha", "1"], "small.yaml:6 sets objective.alpha; change it there"),
@@ -134,10 +135,11 @@ def test_a_sweep_stopped_goes_on_and_ends(capfd, tmp_path, space, monkeypatch):
 
 
 def test_what_was_asked_for(tmp_path, space):
-    order = command.order_of(
-        [space, "--trials", "9", "--name=other", "--concurrent", "2", "--recipe", "digits-sid",
-         "--resources.threads", "2", "--output.folder", str(tmp_path)]
-    )  # fmt: skip
+    args = [
+        space, "--trials", "9", "--name=other", "--concurrent", "2", "--recipe", "digits-sid",
+        "--resources.threads", "2", "--output.folder", str(tmp_path),
+    ]  # fmt: skip
+    order = command.order_of(*with_flags(command.SweepOptions, args, "sid-ray sweep"))
     assert (order.name, order.space.trials, order.concurrent) == ("other", 9, 2)
     assert (order.base.recipe, order.base.resources.threads) == ("digits-sid", 2)
     assert order.folder == tmp_path / "other"
@@ -235,12 +237,12 @@ def test_one_that_does_not_end_is_not_waited_for_for_ever(tmp_path):
 def test_the_entry_script_is_the_command():
     script = Path(__file__).parents[2] / "tune_sid.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--trials", "0"],
+        [sys.executable, str(script), "--trials", "-1"],
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--trials '0'" in done.stderr
+    assert "--trials is -1" in done.stderr
 
 
 def test_events_are_json_lines(tmp_path):

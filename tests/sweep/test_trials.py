@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from sid_ray.sweep.results import read_sweep
 from sid_ray.sweep.space import Metric
-from sid_ray.sweep.trials import TRIALS, read_trials, told_by, trials_of
+from sid_ray.sweep.trials import TRIALS, read_trials, told_by
+from tests.support.sweeps import trials_of
 from tests.sweep.ledgers import PBT, Ledger, asha_ledger, pbt_ledger
 
 FD = "FD-digits-cnn"

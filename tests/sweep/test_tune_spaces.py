@@ -9,7 +9,7 @@ from sid_ray.sweep.arithmetic import cost, decision_points
 from sid_ray.sweep.sampling import grid_points, keyed, random_point, recipe_point
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.space_check import check_space
-from sid_ray.sweep.space_file import read_space
+from tests.sweep.spaces import read_space
 
 FOLDER = Path(__file__).parents[2] / "tune_spaces"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

@@ -175,7 +175,9 @@ def test_an_initial_generator_of_another_network_is_named(teacher, generator, wo
 def test_a_generators_description_brings_its_generation_back(teacher, num_steps):
     changes = {"schedule__init_sigma": 3.0, "schedule__init_timestep": 700}
     config = config_of(teacher, objective__num_steps=num_steps, **changes)
-    described = generator_description(config, teacher)
+    described = generator_description(
+        config, dataclasses.replace(teacher, notes={"commit": "12ab"})
+    )
     text = ModelDescription.from_json(described.to_json(), "model.json")
     schedule, steps = generation_of(text)
     assert steps == num_steps
@@ -185,6 +187,7 @@ def test_a_generators_description_brings_its_generation_back(teacher, num_steps)
         assert schedule == DiscreteVPSchedule(init_timestep=700)
     assert ("num_steps" in text.one_step) == (num_steps > 1)
     assert text.notes["teacher"] == "somewhere"
+    assert text.notes["teacher_commit"] == "12ab"
 
 
 @pytest.mark.parametrize("one_step", [{}, {"num_steps": 2}, {"timestep": 625, "beta": 1}])

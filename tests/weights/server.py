@@ -1,11 +1,10 @@
-"""A loopback file server that answers ranges, and misbehaves on request; and a made-up S3."""
+"""A loopback file server that answers ranges, and misbehaves on request."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,8 +17,8 @@ class FileServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.status: dict[str, int] = {}
@@ -47,14 +46,18 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-        self.server.sent += len(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.wfile.flush()
+            self.server.sent += len(body)
         self.close_connection = True
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         server, path = self.server, self.path.partition("?")[0]
-        server.requests.append((self.path, dict(self.headers)))
+        server.requests.append((f"{self.command} {self.path}", dict(self.headers)))
         if path in server.redirects:
             return self.answer(302, {"Location": server.redirects[path]})
         if path in server.status:
@@ -65,29 +68,29 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, {})
         return self.send_file(server.files[path])
 
-    def send_file(self, data: bytes) -> None:
+    def send_file(self, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """The file, or the part of it that is asked for, unless ``cuts`` breaks the connection."""
         etag = '"' + hashlib.sha256(data).hexdigest()[:16] + '"'
-        headers = {"ETag": etag} if self.server.etags else {}
-        if self.headers.get("If-None-Match") == etag:
-            return self.answer(304, headers)
-        start, code = 0, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if wanted and self.server.ranges and self.headers.get("If-Range") == etag:
-            start, code = int(wanted[1]), 206
-            if start >= len(data):
+        headers = dict(headers or ({"ETag": etag} if self.server.etags else {}))
+        code, begin, end = 200, 0, len(data)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted and self.server.ranges:
+            code, begin = 206, int(wanted[1])
+            end = min(int(wanted[2]) + 1 if wanted[2] else end, end)
+            if begin >= len(data):
                 return self.answer(416, headers)
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        headers["Content-Length"] = str(len(data) - start)
-        body = data[start:]
-        return self.answer(
-            code, headers, body[: self.server.cuts.pop(0)] if self.server.cuts else body
-        )
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        body = data[begin:end]
+        headers["Content-Length"] = str(len(body))
+        if self.command == "GET" and self.server.cuts and len(body) > 1:
+            body = body[: self.server.cuts.pop(0)]
+        return self.answer(code, headers, body)
 
 
 @contextmanager
-def serving() -> Iterator[FileServer]:
+def serving(kind=FileServer):
     """A server on a free port of the loopback."""
-    server = FileServer()
+    server = kind()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -96,38 +99,3 @@ def serving() -> Iterator[FileServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-class NoCredentialsError(Exception):
-    """Named as botocore's."""
-
-
-class MadeUpS3:
-    """As much of s3fs as is used, over a dict of objects."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.failures: list[Exception] = []
-        self.reads: list[tuple[int, int]] = []
-
-    def fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-
-    def info(self, path: str) -> dict:
-        self.fail()
-        if path in self.objects:
-            data = self.objects[path]
-            etag = '"' + hashlib.md5(data).hexdigest() + '"'
-            return {"type": "file", "size": len(data), "ETag": etag}
-        if any(name.startswith(path + "/") for name in self.objects):
-            return {"type": "directory", "size": 0}
-        raise FileNotFoundError(path)
-
-    def find(self, path: str) -> list[str]:
-        return sorted(name for name in self.objects if name.startswith(path + "/"))
-
-    def cat_file(self, path: str, start: int, end: int) -> bytes:
-        self.fail()
-        self.reads.append((start, end))
-        return self.objects[path][start:end]

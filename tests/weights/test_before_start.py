@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from sid_ray.actors import trainer
 from sid_ray.cli import main
-from sid_ray.commands.doctor import FAILED, Patient, check_teacher_fits, examine
+from sid_ray.commands.checks import FAILED, Patient, examine
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
@@ -84,9 +84,7 @@ def answers(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
         )
         with pytest.raises(SystemExit):
             main(["doctor", *args])
-        monkeypatch.setattr("sid_ray.commands.doctor.GENERAL", {})
-        monkeypatch.setattr("sid_ray.commands.doctor.OF_A_RECIPE", {"teacher": check_teacher_fits})
-        findings = [finding for _, finding in examine(held[0])]
+        findings = [finding for _, finding in examine(held[0], ["teacher"])]
         said = "\n".join(finding.text for finding in findings if finding.state == FAILED)
         capsys.readouterr()
         try:

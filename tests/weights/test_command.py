@@ -166,4 +166,4 @@ def test_wrong_arguments_are_one_line(args, capsys):
 
 
 def test_help(capsys):
-    assert run(capsys, "--help")[1].startswith("usage: sid-ray weights inspect")
+    assert "sid-ray weights inspect SRC" in run(capsys, "--help")[1]
