@@ -29,7 +29,7 @@ from sid_ray.data.decode import Decoded, gather, stored_bytes
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.order import Order
 from sid_ray.data.prepared import Reading, open_prepared
-from sid_ray.data.reader import Reader
+from sid_ray.data.reader import StreamReader
 from sid_ray.data.row_groups import RowGroups
 from sid_ray.diffusion.rng import FAKE_SCORE
 from sid_ray.groups import GroupPlan
@@ -111,7 +111,7 @@ def read(store: Store, columns: tuple[str, ...], batch: int, decoded: bool = Tru
     put = partial(gather, columns=columns, manifest=manifest, where=rows.where)
     with_gather = (lambda tables, at: put(tables, at)) if decoded else bytes_alone
     end = manifest.count // batch * batch
-    reader = Reader(rows, order, columns, with_gather, plan, until=end)
+    reader = StreamReader(rows, order, columns, with_gather, plan, until=end)
     for images_seen in range(0, end, batch):
         reader.samples(images_seen, np.arange(images_seen, images_seen + batch))
     reader.close()

@@ -140,7 +140,7 @@ def outcome(args: list[str]) -> str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            cli.run(args)
+            cli.run_command(args)
     except UserError as error:
         return "" if "\n" not in str(error) else f"several lines: {error}"
     except SystemExit:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sid_ray.metrics.lite0 import SIZE, load_lite0, resized
+from sid_ray.metrics.lite0 import SIZE, load_lite0, resized_images
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255
 NORMALISATIONS = {
@@ -45,7 +45,7 @@ def top_square(image: Tensor) -> Tensor:
     """The largest square at the top, in the middle of the width: [1, 3, SIZE, SIZE]."""
     side = min(image.shape[1:])
     left = (image.shape[2] - side) // 2
-    return resized(image[None, :, :side, left : left + side], SIZE)
+    return resized_images(image[None, :, :side, left : left + side], SIZE)
 
 
 def crops(image: Tensor, random: np.random.Generator) -> Iterator[Tensor]:
@@ -58,7 +58,7 @@ def crops(image: Tensor, random: np.random.Generator) -> Iterator[Tensor]:
         high, wide = int(math.sqrt(area / shape)), int(math.sqrt(area * shape))
         if high <= height and wide <= width:
             top, left = random.integers(height - high + 1), random.integers(width - wide + 1)
-            yield resized(image[None, :, top : top + high, left : left + wide], SIZE)
+            yield resized_images(image[None, :, top : top + high, left : left + wide], SIZE)
             made += 1
 
 

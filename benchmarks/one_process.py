@@ -12,7 +12,7 @@ from torch import nn
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
-from sid_ray.evaluation.judge import Judge, blocks
+from sid_ray.evaluation.judge import Judge, seed_blocks
 from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.training.assemble import (
     adam_of,
@@ -74,7 +74,7 @@ class OneProcess:
         """Frechet distance of the averaged generator, or of a further average."""
         average = self.trainee.generator_ema if half_life is None else self.averages[half_life]
         sampler = self.sampler_of(average)
-        looks = [self.judge.look(sampler, seeds) for seeds in blocks(self.judge.seeds)]
+        looks = [self.judge.look(sampler, seeds) for seeds in seed_blocks(self.judge.seeds)]
         return self.judge.scores(looks)[self.judge.primary]
 
 

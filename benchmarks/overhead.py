@@ -24,7 +24,7 @@ import torch
 from benchmarks.one_process import plain_trainee
 from sid_ray.actors import beside, trainer
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.worker import Loop, build
+from sid_ray.actors.worker import Loop, build_worker
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.distributed.fragments import whole_tensors
 from sid_ray.recipes.registry import recipe
@@ -38,7 +38,7 @@ def compare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Ray Train's entry point: iterations in turn; rank 0's seconds of both."""
     values = dict(settings)
     rounds = values.pop("rounds")
-    worker = build(WorkerSettings(**values))
+    worker = build_worker(WorkerSettings(**values))
     assert worker.heartbeat is not None
     worker.heartbeat.start()
     teacher, _ = load_model(Path(worker.settings.teacher_folder))

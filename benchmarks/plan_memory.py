@@ -46,10 +46,10 @@ from sid_ray.planning.memory import (
 )
 from sid_ray.planning.trace_memory import (
     LiveBytes,
-    run_phase,
     sizes_of,
     spec_network,
     trace,
+    trace_phase,
     trained_alone,
 )
 from sid_ray.recipes.known_networks import teacher_of
@@ -219,7 +219,7 @@ def measured(config: DistillConfig, description: ModelDescription, phase: str, i
 
     def run(images: int) -> None:
         with weights_ready(other):
-            run_phase(config, description, nets, phase, images)
+            trace_phase(config, description, nets, phase, images)
 
     with trained_alone(trained):
         run(1)  # caches of schedules are filled

@@ -42,7 +42,7 @@ from benchmarks.scaling_model import (
 from sid_ray.distributed import deepspeed_role
 from sid_ray.groups import GroupPlan
 from sid_ray.planning import memory
-from sid_ray.planning.fit import Machine, Planner
+from sid_ray.planning.fit import Gpus, Planner
 from sid_ray.planning.trace_memory import spec_network
 from tests.support.trajectories import spawn
 
@@ -93,7 +93,7 @@ class Comparison:
         self.work = {stage: work_of(found[stage], passes) for stage in STAGES}
 
     def peak(self, stage: int, workers: int) -> int:
-        config, machine = config_of(stage), Machine(workers, 1 << 60, 0)
+        config, machine = config_of(stage), Gpus(workers, 1 << 60, 0)
         return self.planner.peak(config, machine).total
 
     def alone(self, found: Found) -> list[str]:
@@ -151,7 +151,7 @@ class Comparison:
 
     def planned_sent(self, stage: int, workers: int, plan: GroupPlan) -> int:
         """What `sid-ray plan` says of the same."""
-        layout = self.planner.layout(config_of(stage), Machine(workers, 1 << 60, 0))
+        layout = self.planner.layout(config_of(stage), Gpus(workers, 1 << 60, 0))
         return memory.sent_bytes(self.planner.network, layout, plan.passes_a_rank)
 
     def summary(self) -> str:

@@ -29,9 +29,9 @@ from benchmarks.scaling_model import (
 )
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
-from sid_ray.planning.fit import Machine, Planner, recommended, stage_variants
+from sid_ray.planning.fit import Gpus, Planner, recommended, stage_variants
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, WORD
-from sid_ray.planning.trace_memory import FusedAttention, run_phase, spec_network, trained_alone
+from sid_ray.planning.trace_memory import FusedAttention, spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import network_of
@@ -94,10 +94,10 @@ def counted_pass(config: DistillConfig, nets: Sequence[Any], phase: str) -> Pass
     with trained_alone(nets[1] if phase == FAKE_SCORE else nets[2]):
         for images in (1, 2):
             with Moved() as traffic, FusedAttention():
-                run_phase(config, description, nets, phase, images)
+                trace_phase(config, description, nets, phase, images)
             moved.append(traffic.bytes)
         with FlopCounterMode(display=False) as counter, FusedAttention():
-            run_phase(config, description, nets, phase, 1)
+            trace_phase(config, description, nets, phase, 1)
         flop = counter.get_total_flops()
     return Pass(flop, 2 * moved[0] - moved[1])
 
@@ -147,8 +147,8 @@ class Model:
             average=AVERAGE_WORDS * each,
         )
 
-    def machine(self, gpus: int) -> Machine:
-        return Machine.of(gpus, self.rates.gpu_gib)
+    def machine(self, gpus: int) -> Gpus:
+        return Gpus.of(gpus, self.rates.gpu_gib)
 
     def chosen(self, gpus: int) -> str:
         """The stage that `sid-ray plan` recommends."""

@@ -31,7 +31,7 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import run_phase, spec_network, trained_alone
+from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
@@ -278,7 +278,7 @@ def flops(config: DistillConfig) -> tuple[int, float]:
     total = 0
     for phase, trained in ((FAKE_SCORE, nets[1]), (GENERATOR, nets[2])):
         with trained_alone(trained), FlopCounterMode(display=False) as counter:
-            run_phase(config, description, nets, phase, 1)
+            trace_phase(config, description, nets, phase, 1)
         total += counter.get_total_flops()
     return total, total / forward_flops(config)
 

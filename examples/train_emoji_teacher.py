@@ -42,7 +42,7 @@ from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
     generator_sampler,
-    inputs_of,
+    inputs_of_seeds,
     sample_in_batches,
     seeded_uniform,
 )
@@ -243,7 +243,7 @@ def measure(args: Args) -> list[tuple[str, float, float]]:
     source = open_source(DataConfig(name="emoji"), SHAPE, text.embed)
     space, seeds = load_feature_space("emoji-cnn"), range(args.measured_images)
     chosen = source.index(seeded_uniform(seeds))
-    inputs, classes = inputs_of(source, seeds, chosen), source.labels(chosen)
+    inputs, classes = inputs_of_seeds(source, seeds, chosen), source.labels(chosen)
     images = {"real images with these captions": load_emoji().images[chosen]}
     for steps, scale in MEASURED:
         start, guided = time.process_time(), Guided(net, scale, text.null())

@@ -72,7 +72,7 @@ def distill(
         RunFailedError: a UserError, for a run that began and failed; the same call goes on.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
-    config = configured(config_or_recipe, overrides)
+    config = config_from(config_or_recipe, overrides)
     check_supplied(config.check())
     config = replace(config, output__folder=runs_folder(config.output.folder))
     if progress is not True:
@@ -90,7 +90,7 @@ def recipe(name: str, /, **overrides: Any) -> DistillConfig:
 
     Raises UserError for an unknown name, with the nearest ones.
     """
-    return configured(name, overrides)
+    return config_from(name, overrides)
 
 
 def recipe_names() -> list[str]:
@@ -115,7 +115,7 @@ def load_generator(
 # What is replaced in a config ---------------------------------------------------------------------
 
 
-def configured(
+def config_from(
     config_or_recipe: DistillConfig | str, overrides: Mapping[str, Any]
 ) -> DistillConfig:
     """The config with fields replaced. Raises UserError for a field or a value that is wrong."""

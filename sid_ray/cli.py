@@ -161,7 +161,7 @@ LIST = (
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {each.name: each for each in LIST}
 
 
-def usage(group: str = "") -> str:
+def usage_of_commands(group: str = "") -> str:
     """All commands, or those of a group of them."""
     shown = [each for each in LIST if each.name.startswith(group)]
     lines = [f"  sid-ray {each.typed:51}  {each.does}" for each in shown]
@@ -169,7 +169,7 @@ def usage(group: str = "") -> str:
     return "\n".join([title, "", *lines, "", "Each command has --help."])
 
 
-def chosen(args: Sequence[str]) -> tuple[str, Sequence[str]]:
+def chosen_command(args: Sequence[str]) -> tuple[str, Sequence[str]]:
     """A command's name, of one word or two, and what stands behind it. Raises UserError."""
     for count in (2, 1):
         name = " ".join(args[:count])
@@ -185,10 +185,10 @@ def chosen(args: Sequence[str]) -> tuple[str, Sequence[str]]:
     raise UserError(f"no command {args[0]!r}.{hint}")
 
 
-def run(args: Sequence[str]) -> int:
+def run_command(args: Sequence[str]) -> int:
     """Dispatches to a subcommand; returns its exit code."""
     if not args or args[0] in HELP:
-        print(usage())
+        print(usage_of_commands())
         return 0
     if args[0] == "--version":
         print(__version__)
@@ -196,9 +196,9 @@ def run(args: Sequence[str]) -> int:
     if args[1:2] and args[1] in HELP and args[0] not in COMMANDS:
         group = f"{args[0]} "
         if any(name.startswith(group) for name in COMMANDS):
-            print(usage(group))
+            print(usage_of_commands(group))
             return 0
-    name, rest = chosen(args)
+    name, rest = chosen_command(args)
     try:
         return COMMANDS[name](rest)
     except OSError as error:
@@ -214,18 +214,18 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     outlet = cast(TextIO, Outlet(sys.stdout, os.devnull, closed_terminal_only=True))
     with stopping_like_ctrl_c(), contextlib.redirect_stdout(outlet):
-        sys.exit(code_of(sys.argv[1:] if args is None else args))
+        sys.exit(exit_code_of(sys.argv[1:] if args is None else args))
 
 
-def code_of(args: Sequence[str]) -> int:
+def exit_code_of(args: Sequence[str]) -> int:
     """A command's exit code. What is a person's to mend is told in one line; a bug is not."""
     try:
         try:
-            return run(args)
+            return run_command(args)
         finally:
             sys.stdout.flush()  # a reader that is gone shows here, not when Python ends
     except UserError as error:
-        return told(str(error), 2)
+        return told_on_stderr(str(error), 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -233,12 +233,12 @@ def code_of(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        return told(f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
+        return told_on_stderr(f"{in_words(error)} ({TRACEBACK}=1 shows where)", 1)
     except MemoryError as error:
-        return told(f"not enough memory ({str(error) or type(error).__name__:.200})", 1)
+        return told_on_stderr(f"not enough memory ({str(error) or type(error).__name__:.200})", 1)
 
 
-def told(text: str, code: int) -> int:
+def told_on_stderr(text: str, code: int) -> int:
     """The code, after one line on stderr; with SID_RAY_TRACEBACK set, the traceback before it."""
     with contextlib.suppress(OSError):  # a terminal that is gone
         if os.environ.get(TRACEBACK):

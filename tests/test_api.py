@@ -144,7 +144,7 @@ def test_recipes_and_configs_are_taken_and_nothing_else():
     with pytest.raises(sid_ray.UserError, match="expected a DistillConfig or a recipe's name"):
         sid_ray.distill({"recipe": "digits-sid"})
     own = dataclasses.replace(DIGITS, recipe="mine")
-    assert api.configured(own, {"seed": 3}) == replace(own, training__seed=3)
+    assert api.config_from(own, {"seed": 3}) == replace(own, training__seed=3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

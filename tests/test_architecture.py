@@ -213,3 +213,22 @@ def test_the_command_starts_without_heavy_libraries():
     loaded = set(done.stdout.split())
     heavy = {"torch", "ray", "mlflow", "deepspeed", "sklearn", "pyarrow", "huggingface_hub"}
     assert not loaded & heavy
+
+
+NAMED_TWICE = {
+    "main": "what `python -m` and the console script call",
+    "recipe": "the door's is the registry's, with overrides",
+}
+
+
+def test_a_name_means_one_thing():
+    """Classes and functions at the top of a module: one meaning across the package."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                homes.setdefault(node.name, []).append(name_of(path))
+    twice = {name: found for name, found in homes.items() if len(found) > 1}
+    assert twice.keys() == NAMED_TWICE.keys(), {
+        name: found for name, found in twice.items() if name not in NAMED_TWICE
+    }

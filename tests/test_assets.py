@@ -19,7 +19,7 @@ from sid_ray.diffusion.solvers import ddim, heun
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import (
     generator_sampler,
-    inputs_of,
+    inputs_of_seeds,
     sample_in_batches,
     seeded_inputs,
     seeded_uniform,
@@ -73,7 +73,7 @@ def test_the_text_to_image_teacher_is_as_good_as_its_card_says():
     source = open_source(DataConfig(name="emoji"), (3, 16, 16), text.embed)
     space, seeds = load_feature_space("emoji-cnn"), range(2048)
     chosen = source.index(seeded_uniform(seeds))
-    inputs, classes = inputs_of(source, seeds, chosen), source.labels(chosen)
+    inputs, classes = inputs_of_seeds(source, seeds, chosen), source.labels(chosen)
     one = sample_in_batches(generator_sampler(teacher, schedule), inputs)
     distance, hits = card_row(folder, "one evaluation, from timestep 625")
     assert space.frechet_distance(one) == pytest.approx(distance, rel=2e-3)

@@ -26,7 +26,7 @@ FIRST_SCORE_S = 60.0  # for which MLflow's first numbers of a run wait
 FIRST_STEP_S = 60.0  # for which MLflow itself waits: while workers start, the CPUs are theirs
 
 
-def here() -> NodeAffinitySchedulingStrategy:
+def this_node() -> NodeAffinitySchedulingStrategy:
     """The driver's own node: what lives as long as the driver must not go with a worker's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
@@ -61,7 +61,7 @@ def tracking_target(config: DistillConfig, record: RunRecord) -> Target:
 def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any:
     """``began``: when this driver was started, in seconds since the epoch."""
     new = record.tracker_run_id is None and config.evaluation.every
-    return Tracker.options(scheduling_strategy=here()).remote(  # type: ignore[attr-defined]
+    return Tracker.options(scheduling_strategy=this_node()).remote(  # type: ignore[attr-defined]
         tracking_target(config, record),
         str(RunFolder.of(config).local),
         config.training.batch_size,
@@ -95,7 +95,7 @@ def start_evaluator(
             f"evaluation.resources asks for {name}={asked[name]:g}, here are "
             f"{there.get(name, 0):g}: ask for less, or leave it empty"
         )
-    options: dict[str, Any] = {"scheduling_strategy": here()}
+    options: dict[str, Any] = {"scheduling_strategy": this_node()}
     waiting = str(run.local / WAITING)
     if asked:
         options = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0)}

@@ -64,7 +64,7 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
-class Networks:
+class BuiltNetworks:
     """The three roles, and what the teacher is."""
 
     trainee: Trainee
@@ -96,7 +96,7 @@ def teacher_here(config: DistillConfig, folder: str) -> str:
 
 def build_networks(
     config: DistillConfig, settings: WorkerSettings, world_size: int, device: torch.device
-) -> Networks:
+) -> BuiltNetworks:
     """Teacher, fake score and generator on this rank, all with the teacher's weights."""
     if device.type == "cpu":
         keep_freed_memory()
@@ -142,7 +142,7 @@ def build_networks(
     else:
         freeze(teacher)  # after the roles, which are copies of it
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
-    return Networks(trainee, roles, description)
+    return BuiltNetworks(trainee, roles, description)
 
 
 def rebuilt(teacher: nn.Module, description: ModelDescription) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.registry import family_of
-from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.storage.cache import file_sha256
@@ -53,7 +53,7 @@ class Examiner:
         """Looks at the weights of a file."""
         began = time.monotonic()
         load_weights(self.net, weights)
-        looks = [self.judge.look(self.sampler, seeds) for seeds in blocks(self.judge.seeds)]
+        looks = [self.judge.look(self.sampler, seeds) for seeds in seed_blocks(self.judge.seeds)]
         result = {
             "images_seen": images_seen,
             "weights_sha256": file_sha256(weights),

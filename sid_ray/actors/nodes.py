@@ -38,7 +38,7 @@ class NodeFacts:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def look(resources: dict[str, float], reach: Reach) -> NodeFacts:
+def look_at_node(resources: dict[str, float], reach: Reach) -> NodeFacts:
     """Runs on the node that it describes. ``reach`` does what a worker will have to do there."""
     trouble, token = "", None
     try:
@@ -65,7 +65,7 @@ def look_at_cluster(reach: Reach) -> list[NodeFacts]:
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         answers = [
-            look.options(
+            look_at_node.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(node["Resources"], reach)
             for node in nodes

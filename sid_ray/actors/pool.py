@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 import torch
 
-from sid_ray.data.pipeline import quieten, silent_errors, start_ray
+from sid_ray.data.pipeline import quieten, silent_errors, start_ray_for_data
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError
 from sid_ray.evaluation.blocks import Job
@@ -87,9 +87,9 @@ def found_looks(
     """``looks_on_ray`` with them."""
     try:
         gpus = max(1, actors or torch.cuda.device_count()) if use_gpu else 0
-        own = start_ray(actors, gpus)
+        own = start_ray_for_data(actors, gpus)
     except (OSError, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise StoppedError(f"Ray: {first_line(error)}") from error
+        raise StoppedError(f"Ray: {cause_of(error)}") from error
     try:
         if use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("--use-gpu: Ray has no GPU here")
@@ -115,13 +115,13 @@ def found_looks(
                 raise UserError(trouble)
             yield range(int(row["start"][0]), int(row["stop"][0])), pickle.loads(row["look"][0])
     except ray.exceptions.RayError as error:
-        raise StoppedError(f"Ray: {first_line(error)}") from error
+        raise StoppedError(f"Ray: {cause_of(error)}") from error
     finally:
         if own:
             ray.shutdown()
 
 
-def first_line(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """What a Ray error says last, which is its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[-1] if lines else type(error).__name__:.300}"

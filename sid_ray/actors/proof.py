@@ -61,7 +61,7 @@ class Sight:
     contents: Mapping[str, Content] = field(default_factory=dict)
 
 
-def here() -> tuple[str, str]:
+def this_host() -> tuple[str, str]:
     """(Ray's id of this node, what its host is called)."""
     return ray.get_runtime_context().get_node_id(), host_name(ray.util.get_node_ip_address())
 
@@ -73,17 +73,17 @@ def contents(config: DistillConfig, teacher: str, generator: str = "") -> dict[s
     """
     found, data, given = {}, config.data, config.teacher
     if data.source and is_path(data.source):
-        found[f"data.source {data.source}"] = looked_at(lambda: data_digest(config))
+        found[f"data.source {data.source}"] = network_looked_at(lambda: data_digest(config))
     networks = {"teacher.source": (given.source, teacher)}
     networks["teacher.initial_generator"] = given.initial_generator, generator
     for name, (source, path) in networks.items():
         if path and is_path(source):
-            digest = looked_at(lambda path=path: network_digest(Path(path)))
+            digest = network_looked_at(lambda path=path: network_digest(Path(path)))
             found[f"{name} {source}"] = digest
     return found
 
 
-def looked_at(look: Any) -> Content:
+def network_looked_at(look: Any) -> Content:
     try:
         return Content(look())
     except (UserError, OSError) as error:
@@ -121,7 +121,7 @@ def prove(config: DistillConfig, settings: WorkerSettings, group: Any = None) ->
 
 def prove_new(config: DistillConfig, settings: WorkerSettings, group: Any) -> None:
     """``prove`` on a joined cluster. Nothing is asked where no node is new."""
-    node, host = here()
+    node, host = this_host()
     driver: Seat = settings.seat
     rank, ranks = world()
     proven = ray.get(settings.tracker.proven.remote()) if rank == 0 else set()
@@ -177,7 +177,7 @@ def differing(what: str, driver: Content, sights: Sequence[Sight]) -> list[str]:
 
 def driver_seat(run: Store) -> Seat:
     """The driver's, with its token in the run's folder."""
-    node, host = here()
+    node, host = this_host()
     remove_tokens(run)
     token = Token.new(run)
     return Seat(node, host, token, token.write())

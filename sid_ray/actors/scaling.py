@@ -140,7 +140,7 @@ class Budget(Failures):
     def make_decision(self, training_failed_error: Any) -> Any:
         failures = getattr(training_failed_error, "worker_failures", None) or {}
         paused = [error for error in failures.values() if isinstance(error, PausedError)]
-        reason = str(paused[0]) if paused else first_line(training_failed_error, failures)
+        reason = str(paused[0]) if paused else failure_in_words(training_failed_error, failures)
         told = self.tracker.stopped.remote(reason, bool(paused), time.time())
         if paused:
             return FailureDecision.RETRY
@@ -154,7 +154,7 @@ class Budget(Failures):
         return super().make_decision(training_failed_error)
 
 
-def first_line(error: BaseException, failures: dict) -> str:
+def failure_in_words(error: BaseException, failures: dict) -> str:
     """What failed, in a few words: a person reads it above the progress line."""
     deaths = {rank: e for rank, e in failures.items() if hasattr(e, "health_check_failure")}
     if deaths:  # what the others say is that they lost their peer

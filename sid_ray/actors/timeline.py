@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 PHASES = ("detect", "reserve", "start processes", "build", "load", "first step")
 
 
-def count(workers: int) -> str:
+def count_of_workers(workers: int) -> str:
     return f"{workers} worker{'s' * (workers != 1)}"
 
 
@@ -33,10 +33,9 @@ class Interruption:
     def __str__(self) -> str:
         phases = ", ".join(f"{name} {value:.1f}" for name, value in self.phases.items())
         if not self.workers_before:
-            return (
-                f"first step of {count(self.workers_after)} after {self.seconds:.1f} s ({phases})"
-            )
-        workers = f"{count(self.workers_after)} after {self.workers_before}"
+            workers = count_of_workers(self.workers_after)
+            return f"first step of {workers} after {self.seconds:.1f} s ({phases})"
+        workers = f"{count_of_workers(self.workers_after)} after {self.workers_before}"
         lost = "no step lost" if not self.steps_lost else f"{self.steps_lost} steps lost"
         return f"{self.reason}; {workers}, {lost}, {self.seconds:.1f} s ({phases})"
 

@@ -65,7 +65,7 @@ LOST = "LOST"  # the status of a run that another driver may take over
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How a training ended."""
 
     images_seen: int
@@ -135,7 +135,7 @@ def check_resources(config: DistillConfig, show: Display) -> None:
         raise UserError(f"{found}: lower --resources.num-workers")
 
 
-def check_memory(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
+def with_workers_that_fit(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
     """The config with as many min_workers as the GPUs' memory asks for.
 
     Raises UserError where the run does not fit on its workers, with the nearest that does.
@@ -317,9 +317,9 @@ def reason_of(error: BaseException) -> str:
     return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"[:500]
 
 
-def train(
+def run_training(
     config: DistillConfig, start: Start, run: RunFolder, record: RunRecord, show: Display
-) -> Outcome:
+) -> TrainingOutcome:
     """Runs the training to its end, on Ray.
 
     Raises UserError when the cluster cannot hold the workers, TrainingFailedError with the
@@ -333,14 +333,14 @@ def train(
         if newest == there[0]:
             show.update("", {}, [f"already complete: {newest}"])
             trouble = score_leftovers(config, start, run, record, show)
-            return Outcome(before, run.store / newest, 0, 0.0, 0.0, trouble)
+            return TrainingOutcome(before, run.store / newest, 0, 0.0, 0.0, trouble)
         show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
     show.update("starting Ray", {}, [])
     try:
         start_ray(config)
         check_resources(config, show)
-        config = check_memory(config, start, show)
+        config = with_workers_that_fit(config, start, show)
         note_ray(run)
         record = note_record(run, record)
         clock = Clock(began)
@@ -358,7 +358,7 @@ def train(
         raise TrainingFailedError(f"no whole checkpoint in {run.store}; see {run.local / LOG}")
     last, seen = run.store / there[0], there[1].images_seen
     times = clock.train_seconds, clock.startup_seconds
-    return Outcome(seen, last, seen - before, *times, trouble, interruptions)
+    return TrainingOutcome(seen, last, seen - before, *times, trouble, interruptions)
 
 
 def score_leftovers(

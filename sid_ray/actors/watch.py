@@ -25,7 +25,7 @@ AT_ONCE = 32
 NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 
 
-def answers(node: Mapping[str, Any], timeout_s: float = CONNECT_TIMEOUT_S) -> bool:
+def node_answers(node: Mapping[str, Any], timeout_s: float = CONNECT_TIMEOUT_S) -> bool:
     address = node["NodeManagerAddress"], node["NodeManagerPort"]
     try:
         with socket.create_connection(address, timeout=timeout_s):
@@ -38,7 +38,7 @@ def answering(nodes: Iterable[Mapping[str, Any]], timeout_s: float = CONNECT_TIM
     """Nodes, of those that Ray takes for alive, whose raylet takes a connection."""
     alive = [node for node in nodes if node["Alive"]]
     with ThreadPoolExecutor(min(AT_ONCE, len(alive) or 1)) as pool:
-        found = pool.map(lambda node: answers(node, timeout_s), alive)
+        found = pool.map(lambda node: node_answers(node, timeout_s), alive)
         return {node["NodeID"] for node, there in zip(alive, found, strict=True) if there}
 
 

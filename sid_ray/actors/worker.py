@@ -259,7 +259,7 @@ def crossed(every: int, before: int, after: int) -> bool:
     return every > 0 and after // every > before // every
 
 
-def build(settings: WorkerSettings) -> Worker:
+def build_worker(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
     set_endpoint(config.storage.endpoint_url, config.storage.region)
@@ -374,7 +374,7 @@ class Loop:
             raise damage or DamagedDataError("")
 
 
-def train(worker: Worker) -> None:
+def train_worker(worker: Worker) -> None:
     """Steps until the run has seen its images."""
     loop = Loop(worker)
     try:
@@ -394,7 +394,7 @@ def train_loop(settings: Mapping[str, Any]) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     tracker = settings["tracker"]
     try:
-        worker = build(WorkerSettings(**settings))
+        worker = build_worker(WorkerSettings(**settings))
     except NotSharedError as error:
         # Raised on every rank alike. Not passed on: Ray would start again, to the same end.
         ray.get(tracker.refuse.remote(str(error)))
@@ -439,7 +439,7 @@ def train_with_second_chance(worker: Worker) -> None:
     fault_at = -1
     while True:
         try:
-            return train(worker)
+            return train_worker(worker)
         except DivergedError as error:
             found = worker.newest(error.good_until)
             if found is None or error.good_until <= fault_at:

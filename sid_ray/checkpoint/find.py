@@ -133,7 +133,7 @@ def find_generator(source: str | Path) -> Path:
     RUN/best is the run's best so far by its score. Raises UserError when there is none, or when its
     store fails.
     """
-    if best := best_of(str(source)):
+    if best := best_network_of(str(source)):
         return resolve_source(best)
     place = Store.at(source)
     if place.is_local:
@@ -187,7 +187,7 @@ def generator_in(place: Store, source: str) -> Path | None:
     return None
 
 
-def best_of(source: str) -> str:
+def best_network_of(source: str) -> str:
     """The address of the network behind RUN/best; empty where the source is not that.
 
     Raises UserError where the run has none.

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.registry import family_of
-from sid_ray.metrics.names import bare, in_order, is_score, larger_is_better, space_of
+from sid_ray.metrics.names import bare, is_score, larger_is_better, scores_in_order, space_of
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.description import WEIGHTS, ModelDescription
@@ -35,7 +35,7 @@ def model_card(
         f"# {config.run_name}",
         what_it_is(config, family, description),
         "## How it was made\n\n" + bullets(making(config, images_seen)),
-        "## How to use it\n\n" + usage(config, family),
+        "## How to use it\n\n" + usage_text(config, family),
         "## How good it is\n\n" + quality(config, scores),
         "## Licence and file\n\n"
         "The teacher's licence applies to the weights. "
@@ -100,7 +100,7 @@ def bullets(values: Mapping[str, str]) -> str:
     return "\n".join(f"* {name}: {value}" for name, value in values.items())
 
 
-def usage(config: DistillConfig, family: Family) -> str:
+def usage_text(config: DistillConfig, family: Family) -> str:
     prompt = ' --prompt "..."' if family.reads_text else ""
     needed = {"--text-encoder": config.teacher.text_encoder, "--vae": config.teacher.vae}
     named = "".join(
@@ -121,7 +121,7 @@ def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:
         return "No scores were taken."
     rows = [
         f"| {bare(name)} | {scores[name]:.4g} | {space_of(name) or '-'} | {direction(name)} |"
-        for name in in_order(scores)
+        for name in scores_in_order(scores)
     ]
     count = config.evaluation.num_images
     return "\n".join(

@@ -61,13 +61,13 @@ Where = Callable[[str], Path]  # a file's path, by its name in the checkpoint
 def whole_table(where: Where, role: str) -> dict[str, list[Row]]:
     """The table of a checkpoint of schema 1, whose roles are one file of whole tensors each."""
     name = f"{role}.safetensors"
-    with opened(where(name)) as file:
+    with opened_part(where(name)) as file:
         masters = [key for key in file.keys() if key.endswith(f"/{MASTER}")]  # noqa: SIM118
         sizes = {key: prod(file.get_slice(key).get_shape()) for key in masters}
     return {name: [(key.removesuffix(f"/{MASTER}"), 0, size) for key, size in sizes.items()]}
 
 
-def opened(path: Path) -> Any:
+def opened_part(path: Path) -> Any:
     """An open safetensors file. Raises DamagedCheckpointError, which names it."""
     try:
         return safe_open(path, framework="pt")
@@ -117,7 +117,7 @@ class Parts:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
-            self._files[name] = opened(self.where(name))
+            self._files[name] = opened_part(self.where(name))
         return self._files[name]
 
 
@@ -126,7 +126,7 @@ def load_average(average: nn.Module, path: Path) -> None:
     if not isinstance(average, ShardedAverage):
         load_weights(average, path)
         return
-    with opened(path) as file:
+    with opened_part(path) as file:
         for held in average.held():
             name, offset, length = held.fragment
             found = list(file.get_slice(name).get_shape())

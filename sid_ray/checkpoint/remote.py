@@ -33,7 +33,7 @@ class LocalFileLostError(Exception):
     """What was to be uploaded is not on local disk any more."""
 
 
-class Storage:
+class RunStorage:
     """The run's folder, on whatever all nodes see: a disk, or S3. ``fence``: what of it counts."""
 
     def __init__(self, place: Store | Path, fence: Fence = OPEN):

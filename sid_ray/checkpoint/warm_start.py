@@ -40,7 +40,7 @@ def donor_of(address: str) -> Manifest:
         raise UserError(f"cannot begin from {address}: {error}") from None
 
 
-def check_network(run: Store, name: str, teacher: str, network: ModelDescription) -> None:
+def check_donor_network(run: Store, name: str, teacher: str, network: ModelDescription) -> None:
     """Raises UserError where a checkpoint is of another network than the run's teacher.
 
     ``teacher`` is its source, ``network`` what that holds now. StoreError where storage fails.
@@ -62,7 +62,7 @@ def check_newest(run: Store, teacher: str, network: ModelDescription) -> None:
     """check_network for what a run would go on from, if there is anything. Raises the same."""
     newest = newest_listed(run)
     if newest is not None:
-        check_network(run, newest[0], teacher, network)
+        check_donor_network(run, newest[0], teacher, network)
 
 
 def began_at(address: str) -> int:

@@ -32,7 +32,7 @@ import torch
 import torch.distributed
 
 from sid_ray.checkpoint.manifest import MANIFEST, Manifest, joined_manifest
-from sid_ray.checkpoint.remote import Storage, Tell, remove
+from sid_ray.checkpoint.remote import RunStorage, Tell, remove
 from sid_ray.checkpoint.snapshot import Part, Snapshot, write_snapshot
 from sid_ray.distributed.fragments import gathered, world
 from sid_ray.storage.durable import replace_file
@@ -97,7 +97,7 @@ class Spool:
         group: Any = None,
         fence: Fence = OPEN,
     ):
-        self.local, self.storage, self._keep = local, Storage(storage, fence), keep
+        self.local, self.storage, self._keep = local, RunStorage(storage, fence), keep
         self.fence = fence
         self.tell, self._on_stored, self.group = tell, on_stored, group
         self.saved = -1  # images_seen of the newest checkpoint on its way or there

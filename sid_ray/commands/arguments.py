@@ -166,12 +166,12 @@ def of_objective(default: DistillConfig, args: Sequence[str]) -> DistillConfig:
 def refusal(finding: Any, kind: type, own: type | None, prog: str, args: Sequence[str]) -> str:
     """What tyro found wrong, as one line."""
     if isinstance(finding, findings.UnrecognizedArgs):
-        return unknown(finding.tokens[0], kind, own, prog)
+        return unknown_flag(finding.tokens[0], kind, own, prog)
     lists = f"; {prog} --help lists them all"
     argument: Any = getattr(finding, "argument", None)
     if isinstance(finding, findings.MissingArgs):
         argument = finding.missing_arguments[0].arg
-    flag = shown(argument)
+    flag = shown_flag(argument)
     if isinstance(finding, findings.MissingArgs | findings.BadValue):
         if argument.is_positional() and issubclass(kind, WithConfig):
             return f"name {kind.first.replace('PROG', prog)}"
@@ -203,7 +203,7 @@ def value_of(flag: str, args: Sequence[str]) -> str:
     return found
 
 
-def shown(argument: Any) -> str:
+def shown_flag(argument: Any) -> str:
     """An argument as it is typed."""
     if argument is None:
         return "the arguments"
@@ -211,7 +211,7 @@ def shown(argument: Any) -> str:
     return str(lowered.metavar if argument.is_positional() else lowered.name_or_flags[0])
 
 
-def unknown(token: str, kind: type, own: type | None, prog: str) -> str:
+def unknown_flag(token: str, kind: type, own: type | None, prog: str) -> str:
     """What is said about a word that no argument is."""
     if not token.startswith("--"):
         return (

@@ -25,7 +25,7 @@ DISTILL, SUBMIT, SWEEP, PLAN, DOCTOR = "distill", "submit", "sweep", "plan", "do
 
 
 @dataclass(frozen=True)
-class Finding:
+class Answer:
     """An answer of a check."""
 
     state: str
@@ -103,46 +103,46 @@ CHECKS = (
 )  # fmt: skip
 
 
-def check_config(patient: Patient) -> Iterator[Finding]:
+def check_config(patient: Patient) -> Iterator[Answer]:
     """Every field, and fields against each other."""
     assert patient.config is not None
     patient.config.check()
-    yield Finding(OK, f"{patient.config.recipe}: every field is in its range")
+    yield Answer(OK, f"{patient.config.recipe}: every field is in its range")
 
 
-def check_given(patient: Patient) -> Iterator[Finding]:
+def check_given(patient: Patient) -> Iterator[Answer]:
     """What a person has to give, as no recipe can hold it."""
     assert patient.config is not None
     check_supplied(patient.config)
     yield from ()
 
 
-def check_own_ray(patient: Patient) -> Iterator[Finding]:
+def check_own_ray(patient: Patient) -> Iterator[Answer]:
     """Where a Ray of this machine keeps its sockets and logs; of a cluster whether it is there."""
     if joins_cluster():
         patient.found["cluster"] = False
         check_ray()
         patient.found["cluster"] = True
-        yield Finding(SKIPPED, "RAY_ADDRESS is set: the cluster has temporary folders of its own")
+        yield Answer(SKIPPED, "RAY_ADDRESS is set: the cluster has temporary folders of its own")
         return
     folder, why = ray_folder()
     check_ray(lambda text: None)
     if why:
-        yield Finding(
+        yield Answer(
             WARNING,
             f"{why}: Ray's own files go to {folder}/ray",
         )
     else:
-        yield Finding(OK, f"{folder}/ray: for Ray's own files")
+        yield Answer(OK, f"{folder}/ray: for Ray's own files")
     if trouble := small_shared_memory():
-        yield Finding(WARNING, trouble)
+        yield Answer(WARNING, trouble)
 
 
-def check_run_folder(patient: Patient) -> Iterator[Finding]:
+def check_run_folder(patient: Patient) -> Iterator[Answer]:
     """Where the run is kept, and its log. Leaves nothing behind that was not there."""
     assert patient.config is not None
     RunFolder.of(replace(patient.config, output__folder=patient.runs)).check()
-    yield Finding(OK, f"run {patient.config.run_name!r} can be kept there")
+    yield Answer(OK, f"run {patient.config.run_name!r} can be kept there")
 
 
 def checks_of(place: str) -> Iterator[Check]:
@@ -150,7 +150,7 @@ def checks_of(place: str) -> Iterator[Check]:
     return (check for check in CHECKS if place in check.places)
 
 
-def look(check: Check, patient: Patient) -> Iterator[Finding]:
+def look_through(check: Check, patient: Patient) -> Iterator[Answer]:
     yield from pkgutil.resolve_name(f"sid_ray.{check.look}")(patient)
 
 
@@ -163,7 +163,7 @@ def enforce(patient: Patient, place: str, quick: bool = False) -> dict[str, Any]
         if quick and not check.quick:
             continue
         try:
-            for finding in look(check, patient):
+            for finding in look_through(check, patient):
                 if finding.state == FAILED:
                     raise UserError(finding.text)
         except OSError as error:
@@ -171,21 +171,21 @@ def enforce(patient: Patient, place: str, quick: bool = False) -> dict[str, Any]
     return patient.found
 
 
-def examine(patient: Patient, names: Sequence[str] = ()) -> Iterator[tuple[str, Finding]]:
+def examine(patient: Patient, names: Sequence[str] = ()) -> Iterator[tuple[str, Answer]]:
     """Every finding of doctor's checks, or of some of them, as they come; no check raises."""
     wrong = ""
     for check in checks_of(DOCTOR):
         if (names and check.name not in names) or (check.of_recipe and patient.config is None):
             continue
         if check.of_recipe and wrong:
-            yield check.name, Finding(SKIPPED, f"not looked at: the {wrong} comes first")
+            yield check.name, Answer(SKIPPED, f"not looked at: the {wrong} comes first")
             continue
         try:
-            for finding in look(check, patient):
+            for finding in look_through(check, patient):
                 yield check.name, finding
         except UserError as error:
-            yield check.name, Finding(FAILED, one_line(str(error)))
+            yield check.name, Answer(FAILED, one_line(str(error)))
             if check.quick and check.of_recipe:
                 wrong = "config"
         except OSError as error:
-            yield check.name, Finding(FAILED, in_words(error))
+            yield check.name, Answer(FAILED, in_words(error))

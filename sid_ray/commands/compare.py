@@ -24,7 +24,7 @@ from sid_ray.commands.page import whole_page
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.console import duration
 from sid_ray.errors import UserError
-from sid_ray.metrics.names import EVAL, bare, in_order, is_better, is_score, larger_is_better
+from sid_ray.metrics.names import EVAL, bare, is_better, is_score, larger_is_better, scores_in_order
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
 from sid_ray.storage.durable import moved_into_place
@@ -130,7 +130,7 @@ def worker_seconds(history: History) -> float:
     return sum((b.at - a.at) * b.value for a, b in pairwise(reports) if 0 <= b.at - a.at <= IDLE_S)
 
 
-def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
+def pictures_of_run(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> list[bytes]:
     """A PNG a seed of the newest checkpoint. Raises UserError."""
     from sid_ray.commands.generate import Painter
     from sid_ray.evaluation.pictures import to_picture
@@ -145,13 +145,13 @@ def pictures_of(run: Compared, seeds: Sequence[int], prompts: Sequence[str]) -> 
     return pictures
 
 
-def scores_of(runs: Sequence[Compared]) -> list[str]:
+def score_names_of(runs: Sequence[Compared]) -> list[str]:
     """Every score, eval/NAME, that a run has: Frechet distances first."""
     names = {name for run in runs for name in run.history}
-    return in_order(name for name in names if name.startswith(EVAL) and is_score(name))
+    return scores_in_order(name for name in names if name.startswith(EVAL) and is_score(name))
 
 
-def best_of(metric: str, points: Sequence[Point]) -> Point | None:
+def best_value(metric: str, points: Sequence[Point]) -> Point | None:
     """The best value of a score, in its direction; None where none is a number."""
     best: Point | None = None
     for point in points:
@@ -179,7 +179,7 @@ def curve(runs: Sequence[Compared], metric: str, title: str, over_time: bool = F
         points = run.history[metric]
         at = [p.at - points[0].at if over_time else p.images_seen for p in points]
         axes.plot(at, [p.value for p in points], color=colour, label=run.name, linewidth=1.6)
-        best = best_of(metric, points) if metric.startswith(EVAL) else None
+        best = best_value(metric, points) if metric.startswith(EVAL) else None
         if best:
             when = best.at - points[0].at if over_time else best.images_seen
             axes.plot([when], [best.value], "o", color=colour, markersize=5)
@@ -212,20 +212,20 @@ def coloured(runs: Sequence[Compared]) -> list[tuple[Compared, str]]:
     return [(run, COLOURS[index % len(COLOURS)]) for index, run in enumerate(runs)]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def shown_name(run: Compared, colour: str) -> str:
+def shown_run(run: Compared, colour: str) -> str:
     return f'<span class="mark" style="background:{colour}"></span>{escape(run.name)}'
 
 
 def results_table(runs: Sequence[Compared]) -> str:
     """What each run reached, in the first score that there is, and what it took."""
-    score = next(iter(scores_of(runs)), "")
+    score = next(iter(score_names_of(runs)), "")
     name = escape(bare(score)) or "score"
     head = ("run", "objective", "images seen", f"best {name}", "at images", f"last {name}",
             "time at work", "worker-hours", "images/s", "interruptions")  # fmt: skip
@@ -233,10 +233,10 @@ def results_table(runs: Sequence[Compared]) -> str:
     for run, colour in coloured(runs):
         speeds = sorted(point.value for point in run.history.get("images_per_s", []))
         points = run.history.get(score, [])
-        best = best_of(score, points)
+        best = best_value(score, points)
         rows.append(
             [
-                shown_name(run, colour),
+                shown_run(run, colour),
                 escape(objective_spec(run.config.objective.name).label),
                 f"{run.images_seen:,}",
                 f"<b>{best.value:.3f}</b>" if best else "-",
@@ -248,7 +248,7 @@ def results_table(runs: Sequence[Compared]) -> str:
                 str(len(run.summary.get("interruptions", ()))) if run.summary else "running",
             ]
         )
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def differences_table(runs: Sequence[Compared]) -> str:
@@ -261,12 +261,12 @@ def differences_table(runs: Sequence[Compared]) -> str:
     ]
     if not names:
         return "<p>None: the same settings.</p>"
-    head = ["", *(shown_name(run, colour) for run, colour in coloured(runs))]
+    head = ["", *(shown_run(run, colour) for run, colour in coloured(runs))]
     rows = [
         [f"<code>{escape(name)}</code>", *(escape(str(each.get(name, "-"))) for each in flat)]
         for name in names
     ]
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def pictures_table(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
@@ -277,8 +277,8 @@ def pictures_table(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
             f'<img alt="seed {seed}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for seed, png in zip(seeds, run.pictures, strict=False)
         ]
-        rows.append([shown_name(run, colour), *(images or [escape(run.trouble)])])
-    return table(["", *(str(seed) for seed in seeds)], rows)
+        rows.append([shown_run(run, colour), *(images or [escape(run.trouble)])])
+    return html_table(["", *(str(seed) for seed in seeds)], rows)
 
 
 STYLE = """\
@@ -302,9 +302,9 @@ def title_of(score: str) -> str:
     return f"{bare(score)} of the averaged generator ({better} is better)"
 
 
-def page(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
+def compare_page(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
     """The whole page, pictures and curves in it."""
-    scores = scores_of(runs)
+    scores = score_names_of(runs)
     drawn = [curve(runs, score, title_of(score)) for score in scores]
     for score in scores[:1]:
         drawn.insert(1, curve(runs, score, f"{bare(score)} over time", over_time=True))
@@ -334,7 +334,7 @@ def write_comparison(
     for place, run in zip(places, found, strict=True):
         tell(f"{place}: making {len(seeds)} pictures")
         try:
-            pictures = pictures_of(run, seeds, prompts)
+            pictures = pictures_of_run(run, seeds, prompts)
             run = Compared(**vars(run) | {"pictures": pictures})
         except UserError as error:
             tell(f"{place}: no pictures: {error}")
@@ -342,4 +342,4 @@ def write_comparison(
         runs.append(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with moved_into_place(out) as temporary:
-        temporary.write_text(page(runs, seeds), encoding="utf-8")
+        temporary.write_text(compare_page(runs, seeds), encoding="utf-8")

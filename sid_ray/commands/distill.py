@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray.checkpoint.find import find_generator, newest_listed
-from sid_ray.checkpoint.warm_start import check_network, check_newest
+from sid_ray.checkpoint.warm_start import check_donor_network, check_newest
 from sid_ray.commands.checks import DISTILL, Patient, enforce
 from sid_ray.commands.result import Result
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
@@ -53,14 +53,14 @@ from sid_ray.storage.errors import StoreError
 from sid_ray.storage.lease import LeaseLostError
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.store import Store
-from sid_ray.tracking.copies import settle
+from sid_ray.tracking.copies import settle_record
 from sid_ray.tracking.mlflow_run import shown_uri
 from sid_ray.training.assemble import Start, bare_source
-from sid_ray.weights.components import fingerprint as components_fingerprint
+from sid_ray.weights.components import fingerprint_of_text as components_fingerprint
 
 if TYPE_CHECKING:
-    from sid_ray.actors.trainer import Outcome
-    from sid_ray.evaluation.final_report import Report
+    from sid_ray.actors.trainer import TrainingOutcome
+    from sid_ray.evaluation.final_report import FinalReport
     from sid_ray.tracking.sender import Model
 
 STOPPED, FAILED, GAVE_UP, LOST = 130, 1, 3, 4
@@ -99,7 +99,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
     config = replace(located(config), output__folder=runs_folder(config.output.folder))
     start = enforce(Patient(config, config.output.folder), DISTILL)["start"]
     run = RunFolder.of(config)
-    with only_driver(run, config.storage.lease_s, driver_is_gone) as run:
+    with only_driver(run, config.storage.lease_s, lease_is_dead) as run:
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
             record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
@@ -109,8 +109,8 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
             check_newest(run.store, config.teacher.source, start.description)
             if began_from:
                 donor, _, name = began_from.rpartition("/")
-                check_network(Store.at(donor), name, config.teacher.source, start.description)
-            record, copied = settle(record, run, config)
+                check_donor_network(Store.at(donor), name, config.teacher.source, start.description)
+            record, copied = settle_record(record, run, config)
         record = dataclasses.replace(
             record, config=config.stored(), data=fingerprint, text_encoder=text_encoder
         )
@@ -118,7 +118,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
         with quiet_output(log) as console:
             console.print(
                 f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
-                f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown(log)}"
+                f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown_path(log)}"
             )
             if copied:
                 console.print(copied, markup=False)
@@ -129,7 +129,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
                 raise RunFailedError(f"stopped: {error}", LOST, str(run.store)) from error
 
 
-def driver_is_gone(lease: Mapping[str, Any]) -> bool:
+def lease_is_dead(lease: Mapping[str, Any]) -> bool:
     """Whether Ray knows that the driver which has a lease is dead."""
     from sid_ray.actors import liveness
 
@@ -160,12 +160,12 @@ def distil_with(
 
     with Display(console, config.training.images) as display:
         try:
-            outcome = trainer.train(config, start, run, record, display)
+            outcome = trainer.run_training(config, start, run, record, display)
         except KeyboardInterrupt:
-            console.print(f"stopped; {state_of(run)}", markup=False)
+            console.print(f"stopped; {state_of_stopped(run)}", markup=False)
             raise
         except (trainer.TrainingFailedError, StoreError) as error:
-            left = f"{state_of(run)}; full log: {shown(run.local / LOG)}"
+            left = f"{state_of_stopped(run)}; full log: {shown_path(run.local / LOG)}"
             console.print(f"failed: {error}", markup=False)
             console.print(left, markup=False)
             code = GAVE_UP if isinstance(error, trainer.GaveUpError) else FAILED
@@ -198,17 +198,17 @@ def distil_with(
     )
 
 
-def shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """A path as a person at this folder would write it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def shown_run(run: RunFolder) -> str:
     """A run's address as a person at this folder would write it."""
-    return shown(run.store.folder) if run.store.is_local else run.store.url
+    return shown_path(run.store.folder) if run.store.is_local else run.store.url
 
 
-def state_of(run: RunFolder) -> str:
+def state_of_stopped(run: RunFolder) -> str:
     """What is left of a run that stopped."""
     try:
         there = newest_listed(run.store)
@@ -221,21 +221,21 @@ def state_of(run: RunFolder) -> str:
 
 
 def measure(
-    config: DistillConfig, teacher: Path, run: RunFolder, outcome: Outcome, display: Display
-) -> Report:
+    config: DistillConfig, teacher: Path, run: RunFolder, outcome: TrainingOutcome, display: Display
+) -> FinalReport:
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
     import torch
 
-    from sid_ray.evaluation.final_report import Report, final_report
+    from sid_ray.evaluation.final_report import FinalReport, final_report
 
     if not config.evaluation.final_report:
-        return Report()
+        return FinalReport()
 
     try:
         generator = find_generator(outcome.checkpoint.url)
     except UserError as error:  # its storage is away: the training is done all the same
         display.update("", {}, [f"warning: no final report: {error}"])
-        return Report()
+        return FinalReport()
     # Two threads on two cores were no faster here than one, and far slower beside other work.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     return final_report(
@@ -247,7 +247,7 @@ def measure(
     )
 
 
-def show_table(console: Console, report: Report) -> None:
+def show_table(console: Console, report: FinalReport) -> None:
     if not report.rows:
         return
     names = list(plain_scores(report.rows[0].scores))
@@ -263,7 +263,11 @@ def show_table(console: Console, report: Report) -> None:
 
 
 def write_summary(
-    config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report, total_s: float
+    config: DistillConfig,
+    run: RunFolder,
+    outcome: TrainingOutcome,
+    report: FinalReport,
+    total_s: float,
 ) -> dict[str, Any]:
     """summary.json: the end of the run for programs; what it holds."""
     rows = report.rows
@@ -290,7 +294,11 @@ def write_summary(
 
 
 def give_away(
-    console: Console, config: DistillConfig, run: RunFolder, outcome: Outcome, report: Report
+    console: Console,
+    config: DistillConfig,
+    run: RunFolder,
+    outcome: TrainingOutcome,
+    report: FinalReport,
 ) -> Model | None:
     """The run's model folder with its card; storage or a disk that fails costs a warning."""
     from sid_ray.commands.release import release
@@ -299,7 +307,7 @@ def give_away(
     try:
         return release(config, run, outcome.checkpoint.url, outcome.images_seen, scores)
     except (OSError, UserError) as error:
-        console.print(f"warning: no model folder in {shown(run.local)}: {error}", markup=False)
+        console.print(f"warning: no model folder in {shown_path(run.local)}: {error}", markup=False)
         return None
 
 
@@ -311,7 +319,7 @@ def upload(console: Console, run: RunFolder) -> None:
             merge_results(Store.at(run.local), run.store)
     except StoreError as error:
         console.print(
-            f"warning: the report is not in {run.store} but in {shown(run.local)}: {error}",
+            f"warning: the report is not in {run.store} but in {shown_path(run.local)}: {error}",
             markup=False,
         )
 
@@ -320,7 +328,7 @@ def track_report(
     console: Console,
     config: DistillConfig,
     run: RunFolder,
-    report: Report,
+    report: FinalReport,
     images_seen: int,
     model: Model | None,
 ) -> str:
@@ -371,7 +379,7 @@ def program(name: str) -> str:
     on_path = shutil.which(name)
     if on_path and Path(on_path).resolve() == beside.resolve():
         return name
-    return shlex.quote(shown(beside))
+    return shlex.quote(shown_path(beside))
 
 
 def mlflow_pages(uri: str) -> str:
@@ -386,7 +394,7 @@ def show_next(
     config: DistillConfig,
     start: Start,
     run: RunFolder,
-    report: Report,
+    report: FinalReport,
     model: Model | None,
 ) -> None:
     """The commands to go on with, ready to paste."""
@@ -400,12 +408,12 @@ def show_next(
     named = config.recipe in RECIPES  # else it is a caller's own, and no command has it
     base = recipe(config.recipe) if named else config
     changed = "".join(f" {shlex.quote(flag)}" for flag in flags(base, config))
-    sheet = {"contact sheet": shown(run.local / GRID)} if report.rows else {}
+    sheet = {"contact sheet": shown_path(run.local / GRID)} if report.rows else {}
     if model is not None:
         scores = model.scores or {}
         first = next(iter(scores), "")
         score = f"{first} {shown_score(first, scores[first])}, " if first else ""
-        sheet["best weights"] = f"{shown(model.folder)} ({score}{model.images_seen:,} images)"
+        sheet["best weights"] = f"{shown_path(model.folder)} ({score}{model.images_seen:,} images)"
     reads_text = family_of(start.description.family).reads_text
     text = ' --prompt "red heart | cat face"' if reads_text else ""
     again = f"{us} distill {config.recipe} --run {config.run_name}{where}{changed}"

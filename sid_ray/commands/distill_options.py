@@ -17,7 +17,7 @@ class DistillOptions(OfRecipe):
     """
 
 
-def distill(config: DistillConfig, options: DistillOptions, flags: Sequence[str]) -> int:
+def distill_command(config: DistillConfig, options: DistillOptions, flags: Sequence[str]) -> int:
     """What can be told in a moment is, before anything heavy is loaded."""
     enforce(Patient(config, config.output.folder), DISTILL, quick=True)
     from sid_ray.commands.distill import run_distillation

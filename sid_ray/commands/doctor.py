@@ -22,7 +22,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from sid_ray.commands.arguments import OfRecipe
-from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Finding, Patient, examine
+from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Answer, Patient, examine
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import runs_folder
@@ -53,7 +53,7 @@ class DoctorOptions(OfRecipe):
     """Read every sample of a prepared data set, not only its files' sizes and footers."""
 
 
-def check_versions(patient: Patient) -> Iterator[Finding]:
+def check_versions(patient: Patient) -> Iterator[Answer]:
     """Installed libraries against what this version of sid_ray asks for."""
     from packaging.requirements import Requirement
 
@@ -68,17 +68,17 @@ def check_versions(patient: Patient) -> Iterator[Finding]:
             has = ""
         if not has or not wanted.specifier.contains(has, prereleases=True):
             wrong = True
-            yield Finding(
+            yield Answer(
                 FAILED,
                 f"{wanted.name} {has or 'is missing'}, needed {wanted.specifier}: "
                 f"pip install '{wanted.name}{wanted.specifier}'",
             )
     if not wrong:
         listed = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-        yield Finding(OK, f"Python {platform.python_version()}, {listed}")
+        yield Answer(OK, f"Python {platform.python_version()}, {listed}")
 
 
-def check_machine(patient: Patient) -> Iterator[Finding]:
+def check_machine(patient: Patient) -> Iterator[Answer]:
     """Processors, memory and GPUs of this machine against what the run asks for."""
     import torch
 
@@ -87,42 +87,42 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
     gpus = torch.cuda.device_count()
     shown = f"{cores} CPUs, {memory:.0f} GiB memory, "
     shown += f"{gpus} GPUs ({torch.cuda.get_device_name(0)})" if gpus else "no GPU"
-    yield Finding(OK, shown)
+    yield Answer(OK, shown)
     config = patient.config
     if config is None or joins_cluster():
         return  # the workers are elsewhere
     resources = config.resources
     kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cores)
     if resources.use_gpu and not gpus:
-        yield Finding(
+        yield Answer(
             FAILED,
             "resources.use_gpu is set and torch sees no GPU: check nvidia-smi and that torch is a "
             f"CUDA build (this is {torch.__version__}), or join a cluster with RAY_ADDRESS",
         )
     elif resources.num_workers > there:
         state = FAILED if resources.use_gpu else WARNING
-        yield Finding(
+        yield Answer(
             state,
             f"{resources.num_workers} workers on {there} {kind}: lower --resources.num-workers",
         )
 
 
-def check_cache(patient: Patient) -> Iterator[Finding]:
+def check_cache(patient: Patient) -> Iterator[Answer]:
     """Where what is fetched, and what was evaluated, is kept on this machine."""
     folder = cache_folder()
     check_folder(folder, "the cache (SID_RAY_CACHE)")
-    yield Finding(OK, f"{folder}: can be written")
+    yield Answer(OK, f"{folder}: can be written")
 
 
-def check_cluster(patient: Patient) -> Iterator[Finding]:
+def look_at_nodes(patient: Patient) -> Iterator[Answer]:
     """Every node of a joined cluster: its libraries, its way to storage, its processors."""
     from sid_ray.actors.nodes import look_at_cluster
 
     if not joins_cluster():
-        yield Finding(SKIPPED, "RAY_ADDRESS names none: the run starts a Ray of its own here")
+        yield Answer(SKIPPED, "RAY_ADDRESS names none: the run starts a Ray of its own here")
         return
     if not patient.found.get("cluster", True):
-        yield Finding(SKIPPED, "not looked at: RAY_ADDRESS comes first")
+        yield Answer(SKIPPED, "not looked at: RAY_ADDRESS comes first")
         return
     token = Token.new(Store.at(patient.runs))
     written = not token.write()
@@ -145,22 +145,22 @@ def check_cluster(patient: Patient) -> Iterator[Finding]:
             if node.versions[name] != expected[name]
         ]
         if differing:
-            yield Finding(FAILED, f"{node.name}: {', '.join(differing)}: install the same there")
+            yield Answer(FAILED, f"{node.name}: {', '.join(differing)}: install the same there")
         if node.trouble:
-            yield Finding(FAILED, f"{node.name}: {node.trouble}")
+            yield Answer(FAILED, f"{node.name}: {node.trouble}")
         elif node.name in unseen:
             wrong = [f"what {node.name} writes is not seen here"]
-            yield Finding(FAILED, str(not_shared(patient.runs, wrong, "--output.folder")))
+            yield Answer(FAILED, str(not_shared(patient.runs, wrong, "--output.folder")))
     gpus = sum(node.gpus for node in nodes)
     memory = [node.gpu_memory_gib for node in nodes if node.gpu_memory_gib]
     patient.found["gpu_memory_gib"] = min(memory, default=0.0)
     cpus = sum(node.cpus for node in nodes)
-    yield Finding(OK, f"{len(nodes)} nodes, {cpus:.0f} CPUs, {gpus:.0f} GPUs")
+    yield Answer(OK, f"{len(nodes)} nodes, {cpus:.0f} CPUs, {gpus:.0f} GPUs")
     if patient.config is not None:
         resources = patient.config.resources
         kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cpus)
         if there < resources.min_workers:
-            yield Finding(
+            yield Answer(
                 WARNING,
                 f"{resources.min_workers} workers at least on {there:.0f} {kind}: the run will "
                 "wait for nodes",
@@ -216,16 +216,16 @@ def reach_together(
     return mine
 
 
-def check_storage(patient: Patient) -> Iterator[Finding]:
+def check_storage(patient: Patient) -> Iterator[Answer]:
     """The folder of all runs: written, read back, replaced; its space where it is a disk."""
     store = Store.at(patient.runs)
     seconds = probe(store)
     server = store.scheme.server()
     at = f" at {server}" if server else ""
-    yield Finding(OK, f"{store}{at}: written, read back, replaced, removed in {seconds:.2f} s")
+    yield Answer(OK, f"{store}{at}: written, read back, replaced, removed in {seconds:.2f} s")
 
 
-def check_tracking_store(patient: Patient) -> Iterator[Finding]:
+def check_tracking_store(patient: Patient) -> Iterator[Answer]:
     """MLflow's store: whether it takes what a run will tell, and keeps the run's experiment."""
     from sid_ray.config.distill_config import replace
     from sid_ray.tracking.mlflow_state import AwayError, look_at_tracking
@@ -234,21 +234,21 @@ def check_tracking_store(patient: Patient) -> Iterator[Finding]:
     experiment = config.output.experiment
     for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         if os.environ.get(name) not in (None, "", experiment):
-            yield Finding(
+            yield Answer(
                 WARNING,
                 f"{name} is set, but not read: a run goes to experiment {experiment!r}; "
                 "--output.experiment NAME names another",
             )
     try:
-        yield Finding(OK, look_at_tracking(config))
+        yield Answer(OK, look_at_tracking(config))
     except AwayError as error:
-        yield Finding(
+        yield Answer(
             WARNING,
             f"MLflow does not answer now ({error}): a run keeps its numbers and sends them later",
         )
 
 
-def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
+def check_teacher_fits(patient: Patient) -> Iterator[Answer]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
     from sid_ray.denoisers.registry import family_of
@@ -262,54 +262,54 @@ def check_teacher_fits(patient: Patient) -> Iterator[Finding]:
     text = f", reads text with {start.components.text}" if family.reads_text else ""
     variant = start.description.notes.get("variant")
     text += f", {variant} weights, read as float32" if variant else ""
-    yield Finding(
+    yield Answer(
         OK,
         f"{patient.config.teacher.source}: {start.description.family}, {channels}x{height}x{width}"
         f", {classes or 'no'} classes{text}: fits the recipe and its data",
     )
 
 
-def check_scores(patient: Patient) -> Iterator[Finding]:
+def check_scores(patient: Patient) -> Iterator[Answer]:
     """What scores images while training and at the end: extractor, CLIP, VAE, reference."""
     assert patient.config is not None
     from sid_ray.commands.distill import check_evaluation
 
     evaluation = patient.config.evaluation
     if not (evaluation.every or evaluation.final_report):
-        yield Finding(SKIPPED, "no scores are asked for")
+        yield Answer(SKIPPED, "no scores are asked for")
     elif "start" not in patient.found:
-        yield Finding(SKIPPED, "not looked at: the teacher comes first")
+        yield Answer(SKIPPED, "not looked at: the teacher comes first")
     else:
         check_evaluation(patient.config, patient.found["start"])
-        yield Finding(OK, f"{evaluation.metrics} in {evaluation.feature_space}")
+        yield Answer(OK, f"{evaluation.metrics} in {evaluation.feature_space}")
 
 
-def check_data_set(patient: Patient) -> Iterator[Finding]:
+def check_data_set(patient: Patient) -> Iterator[Answer]:
     """A prepared data set against its manifest; others by name."""
     assert patient.config is not None
-    from sid_ray.data.check import check_data
+    from sid_ray.data.check import check_set
     from sid_ray.data.manifest import read_manifest
     from sid_ray.data.source import is_prepared
 
     data = patient.config.data
     if not is_prepared(data):
-        yield Finding(OK, f"{data.name}: ships, or gives labels or prompts alone")
+        yield Answer(OK, f"{data.name}: ships, or gives labels or prompts alone")
         return
     store = Store.at(data.source)
     manifest = read_manifest(store)
-    wrong = check_data(store, patient.deep)
+    wrong = check_set(store, patient.deep)
     for line in wrong[:MAX_LINES]:
-        yield Finding(FAILED, line)
+        yield Answer(FAILED, line)
     if len(wrong) > MAX_LINES:
-        yield Finding(FAILED, f"and {len(wrong) - MAX_LINES} more")
+        yield Answer(FAILED, f"and {len(wrong) - MAX_LINES} more")
     if not wrong:
         how = "every sample read" if patient.deep else "sizes and footers; --deep reads samples"
-        yield Finding(
+        yield Answer(
             OK, f"{store}: {manifest.count:,} samples in {len(manifest.shards)} files ({how})"
         )
 
 
-def check_memory(patient: Patient) -> Iterator[Finding]:
+def look_at_memory(patient: Patient) -> Iterator[Answer]:
     """The fullest moment of the run against the smallest GPU of the cluster, or of here."""
     assert patient.config is not None
     import torch
@@ -320,13 +320,13 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
 
     config = patient.config
     if not config.resources.use_gpu:
-        yield Finding(SKIPPED, "no GPU is asked for (resources.use_gpu)")
+        yield Answer(SKIPPED, "no GPU is asked for (resources.use_gpu)")
         return
     there = patient.found.get("gpu_memory_gib", 0.0)
     if not there and torch.cuda.is_available():
         there = torch.cuda.get_device_properties(0).total_memory / UNIT
     if not there:
-        yield Finding(SKIPPED, f"no GPU here to measure: sid-ray plan {config.recipe} counts")
+        yield Answer(SKIPPED, f"no GPU here to measure: sid-ray plan {config.recipe} counts")
         return
     description = patient.found.get("teacher") or teacher_of(config)
     moment = check_fits(
@@ -336,10 +336,10 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
         there,
         text_bytes(config),
     )
-    yield Finding(OK, f"{moment.total / UNIT:.1f} of {there:.0f} GiB a GPU, in the {moment.name}")
+    yield Answer(OK, f"{moment.total / UNIT:.1f} of {there:.0f} GiB a GPU, in the {moment.name}")
 
 
-def check_disk(patient: Patient) -> Iterator[Finding]:
+def check_disk(patient: Patient) -> Iterator[Answer]:
     """Space for the checkpoints: two on each node's disk, one more than are kept in storage."""
     assert patient.config is not None
     from sid_ray.planning.fit import Planner
@@ -359,14 +359,14 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
         if free < needed + SPARE_GIB:
             enough = False
             field_name = "output.local_folder" if name == "local" else "output.folder"
-            yield Finding(
+            yield Answer(
                 FAILED,
                 f"{path} has {free:.1f} GiB free; {count} checkpoints of {size:.1f} GiB need "
                 f"{needed:.1f} and {SPARE_GIB:g} spare: set {field_name} to another disk, or free "
                 "some",
             )
     if enough:
-        yield Finding(OK, f"checkpoints of {size:.2f} GiB: enough space on this machine")
+        yield Answer(OK, f"checkpoints of {size:.2f} GiB: enough space on this machine")
 
 
 def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:

@@ -65,7 +65,9 @@ def run_driver(config: DistillConfig, tell: Tell | None, on_terminal: bool = Fal
         with process:
             text = attended(process, config, answer, tell)
         errors.seek(0)
-        return result_of(config, process.returncode, text, errors.read().decode(errors="replace"))
+        return message_of_result(
+            config, process.returncode, text, errors.read().decode(errors="replace")
+        )
 
 
 def attended(
@@ -134,7 +136,7 @@ def import_path() -> str:
     )
 
 
-def result_of(config: DistillConfig, code: int, answer: bytes, errors: str) -> Result:
+def message_of_result(config: DistillConfig, code: int, answer: bytes, errors: str) -> Result:
     """What a driver has come to, by its exit code, its answer and its stderr. Raises its error."""
     told: dict[str, Any] = json.loads(answer) if answer else {}
     if "result" in told:

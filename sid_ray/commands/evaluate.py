@@ -26,11 +26,11 @@ from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluation.blocks import Bench, Job, Kept, kept_folder
-from sid_ray.evaluation.judge import Look, blocks
-from sid_ray.evaluation.options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions, with_flags
+from sid_ray.evaluation.judge import Look, seed_blocks
+from sid_ray.evaluation.options import FEWEST, PUBLISHED_IMAGES, EvaluateOptions, with_own_flags
 from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
 from sid_ray.evaluation.real_images import is_statistics
-from sid_ray.evaluation.result import result_of, table_of, tell_run, write_result
+from sid_ray.evaluation.result import result_of, table_of_scores, tell_run, write_result
 from sid_ray.evaluation.subject import Subject, find_subject, schedule_config
 from sid_ray.metrics.extractors import NAMES
 from sid_ray.metrics.spec import metric_spec
@@ -58,7 +58,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     try:
         evaluate(options, console)
     except UserError as error:
-        raise UserError(with_flags(str(error))) from None
+        raise UserError(with_own_flags(str(error))) from None
     except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; {GOES_ON}") from None
     except BrokenPipeError:  # nobody reads the output
@@ -82,7 +82,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         job, network = pictures_job_of(options, console), None
     else:
         job, network = job_and_network(options)
-    if not is_here(sum(len(list(blocks(one))) for one in trials_of(options, job)), options):
+    if not is_here(sum(len(list(seed_blocks(one))) for one in trials_of(options, job)), options):
         check_ray()
     with Meter(console, "evaluating", "images", "opening") as meter:
         bench = bench_of(job, network, own_device(options), console.print)
@@ -96,13 +96,13 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         made = make(bench, network, kept, trials, options, meter)
         making_s = max(time.monotonic() - began_making, 1e-3)
         meter.say("taking the scores")
-        scores = [scores_of(bench, kept, trial) for trial in trials]
+        scores = [scores_of_trial(bench, kept, trial) for trial in trials]
     seconds = time.monotonic() - began
     result = result_of(job, bench, trials, scores, device)
     result |= {"seconds": round(seconds, 1), "images_made": made}
     result["images_per_s"] = round(made / making_s, 1)
     write_result(options.out, result)
-    console.print(table_of(result))
+    console.print(table_of_scores(result))
     tell_run(result, console)
     console.print(
         f"{made:,} images {'looked at' if network is None else 'made'} in {seconds:.1f} s; result "
@@ -281,18 +281,18 @@ def make(
     meter: Meter,
 ) -> int:
     """Makes every block that is not there yet, and keeps it. Returns the number of images made."""
-    todo = [seeds for trial in trials for seeds in blocks(trial) if kept.read(seeds) is None]
+    todo = [seeds for trial in trials for seeds in seed_blocks(trial) if kept.read(seeds) is None]
     total, left = sum(map(len, trials)), sum(map(len, todo))
     done = total - left
     meter.tell(done, total)
-    for seeds, look in found_looks(bench, network, todo, options):
+    for seeds, look in looks_found_by(bench, network, todo, options):
         kept.write(seeds, look)
         done += len(seeds)
         meter.tell(done, total)
     return left
 
 
-def found_looks(
+def looks_found_by(
     bench: Bench | PictureBench,
     network: nn.Module | None,
     todo: Sequence[range],
@@ -308,11 +308,11 @@ def found_looks(
     yield from looks_on_ray(bench.job, network, todo, options.actors, options.use_gpu, key)
 
 
-def scores_of(bench: Bench | PictureBench, kept: Kept, trial: range) -> dict[str, float]:
+def scores_of_trial(bench: Bench | PictureBench, kept: Kept, trial: range) -> dict[str, float]:
     """Scores of a trial, of its blocks in the order of their seeds. Raises UserError."""
 
     def looks() -> Iterator[Look]:
-        for seeds in blocks(trial):
+        for seeds in seed_blocks(trial):
             look = kept.read(seeds)
             if look is None:
                 raise UserError(f"{kept.path(seeds)} was changed meanwhile; {GOES_ON}")

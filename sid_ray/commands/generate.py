@@ -80,7 +80,7 @@ def choose_classes(seeds: Sequence[int], classes: Sequence[int] | None, label_di
     return torch.tensor([classes[seed % len(classes)] for seed in seeds])
 
 
-def conditions(
+def conditions_of_seeds(
     load_text: Callable[[], Any],
     description: ModelDescription,
     classes: Sequence[int] | None,
@@ -162,7 +162,7 @@ class OneStepNetwork:
 
     def conditions(self, classes: Sequence[int] | None, prompts: Sequence[str]) -> Conditions:
         """Of seeds, by what they are dealt out of."""
-        return conditions(lambda: self.text, self.description, classes, prompts)
+        return conditions_of_seeds(lambda: self.text, self.description, classes, prompts)
 
     @torch.no_grad()
     def paint(self, seeds: Sequence[int], cond: Condition) -> Tensor:
@@ -239,7 +239,7 @@ def pictures_in(out: Path) -> Iterator[Path]:
     return (path for path in out.iterdir() if PICTURE.fullmatch(path.name))
 
 
-def check_folder(out: Path) -> None:
+def check_pictures_folder(out: Path) -> None:
     """Raises UserError for a place that pictures cannot or should not be written to."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
@@ -269,7 +269,7 @@ def claimed(out: Path, made_of: Mapping[str, Any], network: str, overwrite: bool
             lock(file.fileno(), patience_s=0)
         except HeldError:  # others are at work, or claim it right now
             lock(file.fileno(), shared=True)
-            if read_record(out / RECORD) != made_of:
+            if read_pictures_record(out / RECORD) != made_of:
                 raise UserError(
                     f"another command is writing pictures to {out}, by other settings: wait for "
                     "it, or name another --out"
@@ -289,7 +289,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
     """
     remove_parts(out, "*.png", STALE_S)
     record = out / RECORD
-    earlier = read_record(record)
+    earlier = read_pictures_record(record)
     if earlier == made_of:
         return
     if next(pictures_in(out), None) is not None:
@@ -305,7 +305,7 @@ def claim_folder(out: Path, made_of: Mapping[str, Any], network: str, overwrite:
     replace_file(record, text + "\n")
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_pictures_record(path: Path) -> dict[str, Any] | None:
     """What made the pictures beside a record; None where it does not say."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -323,11 +323,11 @@ def difference(earlier: Mapping[str, Any] | None, made_of: Mapping[str, Any]) ->
     if "weights_sha256" in names:
         return "of another generator (its weights differ)"
     name = names[0]
-    before, now = (short(each.get(name)) for each in (earlier, made_of))
+    before, now = (short_value(each.get(name)) for each in (earlier, made_of))
     return f"made with {name} {before}, now {now}"
 
 
-def short(value: Any) -> str:
+def short_value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -387,7 +387,7 @@ def generate_pictures(
     Whole pictures that the same generator has made there by the same settings are kept. Raises
     UserError before any is made, OSError for a disk that fails.
     """
-    check_folder(out)
+    check_pictures_folder(out)
     painter = Painter(source, classes, prompts, batch, named)
     with claimed(out, painter.made_of(), painter.name, overwrite):
         return make_missing(painter, seeds, out, tell)

@@ -15,11 +15,11 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.fit import (
     NONE,
-    Machine,
+    Gpus,
     Planner,
-    Row,
+    StageRow,
     check_any_fits,
-    flags_of,
+    flags_of_plan,
     micro_batch_of,
     micro_batches,
     recommended,
@@ -46,7 +46,7 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
     config = replace(config, resources__num_workers=gpus, resources__use_gpu=True)
     least = min(gpus, config.resources.min_workers)
     enforce(Patient(replace(config, resources__min_workers=least), config.output.folder), PLAN)
-    machine = Machine.of(gpus, asked.gpu_memory, asked.reserve)
+    machine = Gpus.of(gpus, asked.gpu_memory, asked.reserve)
     planner = Planner(teacher_of(config), text_bytes(config))
     rows = check_any_fits(planner, config, machine)
     best = recommended(rows, gpus)
@@ -63,7 +63,7 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
     return 0
 
 
-def heading(config: DistillConfig, planner: Planner, machine: Machine) -> list[str]:
+def heading(config: DistillConfig, planner: Planner, machine: Gpus) -> list[str]:
     count = planner.network.parameters
     label = objective_spec(config.objective.name).label
     micro, sizes = micro_batch_of(config), micro_batches(config, machine.gpus)
@@ -105,7 +105,7 @@ def plain_table(title: str) -> Table:
     )
 
 
-def stage_table(rows: Sequence[Row], best: Row, machine: Machine, unit: int) -> Table:
+def stage_table(rows: Sequence[StageRow], best: StageRow, machine: Gpus, unit: int) -> Table:
     """One row a stage, at its fullest moment with the config's micro-batch."""
     name = "GiB" if unit == GIB else "MiB"
     table = plain_table(f"{name} on each GPU at its fullest moment, micro-batch as configured")
@@ -142,7 +142,7 @@ def role_table(moment: Moment, unit: int) -> Table:
     kinds = [kind for kind in KINDS if moment.of_kind(kind)]
     name = "GiB" if unit == GIB else "MiB"
     table = plain_table(
-        f"{name} by role at the recommended stage, fullest in the {shown(moment.name)}"
+        f"{name} by role at the recommended stage, fullest in the {shown_stage(moment.name)}"
     )
     table.add_column("")
     for kind in (*kinds, "total"):
@@ -154,23 +154,23 @@ def role_table(moment: Moment, unit: int) -> Table:
     return table
 
 
-def shown(name: str) -> str:
+def shown_stage(name: str) -> str:
     return name.replace("fake_score", "fake score")
 
 
-def used_peak(planner: Planner, row: Row, machine: Machine) -> Moment:
+def used_peak(planner: Planner, row: StageRow, machine: Gpus) -> Moment:
     """The recommended stage's fullest moment, at a micro-batch that fits."""
     return planner.peak(row.config, machine, 0 if row.fits else row.largest)
 
 
-def notes(planner: Planner, best: Row, machine: Machine, asked: PlanOptions) -> list[str]:
+def notes(planner: Planner, best: StageRow, machine: Gpus, asked: PlanOptions) -> list[str]:
     """What to take, checkpoints, and what is assumed."""
     config = best.config
     micro = micro_batch_of(config) if best.fits else best.largest
     flags = " ".join(
         [
             f"--resources.num-workers {machine.gpus} --resources.use-gpu",
-            *flags_of(best.stage, 0 if best.fits else micro),
+            *flags_of_plan(best.stage, 0 if best.fits else micro),
         ]
     )
     total = used_peak(planner, best, machine).total

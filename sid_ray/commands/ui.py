@@ -80,7 +80,7 @@ def check_free(host: str, port: int) -> None:
             raise UserError(f"{what}; choose another --port") from None
 
 
-def answers(address: str) -> bool:
+def page_answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=2):
             return True
@@ -119,7 +119,7 @@ def run_ui(folder: str, host: str, port: int, tell: Callable[[str], None] = prin
 def starts(server: subprocess.Popen, address: str) -> bool:
     """Whether a server answers, after some time."""
     until = time.monotonic() + READY_S
-    while not answers(address):
+    while not page_answers(address):
         if server.poll() is not None or time.monotonic() > until:
             return False
         time.sleep(0.2)

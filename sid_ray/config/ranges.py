@@ -51,16 +51,16 @@ def adapter(kind: Any) -> TypeAdapter:
 def of_json(kind: type[T], text: str, source: str, unknown: Callable[[str], UserError]) -> T:
     """A dataclass from JSON; ``unknown`` makes the error for a field that it does not have."""
     look: Any = adapter(cast(Any, kind))
-    return told_by(lambda: look.validate_json(text), f"{source}: ", unknown=unknown)
+    return lines_of_pydantic(lambda: look.validate_json(text), f"{source}: ", unknown=unknown)
 
 
 def checked(given: T, named: Callable[[str], str] = str) -> T:
     """A dataclass of the same values. ``named`` makes of a field's name what a person types."""
     look: Any = adapter(cast(Any, type(given)))
-    return told_by(lambda: look.validate_python(given, strict=True), named=named)
+    return lines_of_pydantic(lambda: look.validate_python(given, strict=True), named=named)
 
 
-def told_by(
+def lines_of_pydantic(
     look: Callable[[], T],
     source: str = "",
     named: Callable[[str], str] = str,
@@ -75,10 +75,10 @@ def told_by(
     name = named(".".join(str(part) for part in first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
         raise UserError(f"{source}{unknown(name)}")
-    raise UserError(source + told(name, first))
+    raise UserError(source + told_range(name, first))
 
 
-def told(name: str, error: Mapping[str, Any]) -> str:
+def told_range(name: str, error: Mapping[str, Any]) -> str:
     """The field, what was found and what is expected."""
     kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "value_error":  # of a validator of ours, which says it all

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sid_ray.data.columns import parquet_columns
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
@@ -59,7 +59,7 @@ def read_annotations(name: str, data: bytes, where: str) -> Annotations:
     columns: dict[str, None] = {}
     for at, values in FILES[name](data, where):
         columns |= dict.fromkeys(used_of(values)[1])
-        file, label, text = fields_of(values, at)
+        file, label, text = fields_of_row(values, at)
         if file is None:
             raise UserError(f"{at}: no file_name")
         if file in places:
@@ -91,7 +91,7 @@ def dataset_json(data: bytes, where: str) -> Iterator[Row]:
             raise UserError(f"{at}: [file, class] is expected, found {entry!a:.60}")
         if entry[1] is None:
             raise UserError(f"{at}: {entry[0]!a:.100} has no label")
-        yield f"{at} ({shown(entry[0], 100)})", {"file_name": entry[0], LABEL_FIELD: entry[1]}
+        yield f"{at} ({shown_name(entry[0], 100)})", {"file_name": entry[0], LABEL_FIELD: entry[1]}
 
 
 def metadata_jsonl(data: bytes, where: str) -> Iterator[Row]:
@@ -102,7 +102,7 @@ def metadata_jsonl(data: bytes, where: str) -> Iterator[Row]:
         yield at, values
 
 
-def table(data: bytes, where: str) -> Iterator[Row]:
+def table_of_labels(data: bytes, where: str) -> Iterator[Row]:
     """metadata.csv, or labels.csv with its columns named or not."""
     header: list[str] = []
     for line, row in csv_rows(data, where):
@@ -138,7 +138,7 @@ def used_of(values: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     return used, [name for name in values if name not in taken]
 
 
-def fields_of(values: Mapping[str, Any], at: str) -> tuple[str | None, Any, Any]:
+def fields_of_row(values: Mapping[str, Any], at: str) -> tuple[str | None, Any, Any]:
     """A row's file, its label (a number or a name, as it stands there) and its text.
 
     Raises UserError for a file or label of another type.
@@ -158,8 +158,8 @@ def fields_of(values: Mapping[str, Any], at: str) -> tuple[str | None, Any, Any]
 
 FILES: dict[str, Callable[[bytes, str], Iterator[Row]]] = {
     "dataset.json": dataset_json,
-    "labels.csv": table,
+    "labels.csv": table_of_labels,
     "metadata.jsonl": metadata_jsonl,
-    "metadata.csv": table,
+    "metadata.csv": table_of_labels,
     "metadata.parquet": metadata_parquet,
 }

@@ -16,9 +16,9 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.data.windows import Window
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
@@ -31,7 +31,7 @@ LISTS = (".json", ".jsonl", ".csv", ".parquet")  # labels and captions
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-class Member(NamedTuple):
+class ArchiveMember(NamedTuple):
     """Where a member's header is, its bytes in the file and unpacked, its method and its CRC."""
 
     start: int
@@ -48,7 +48,7 @@ class ZipReader:
     window: Window
 
     def read(self, name: str, place: Any) -> bytes:
-        member = Member(*place)
+        member = ArchiveMember(*place)
         header = self.window.read(member.start, HEADER.size)
         magic, *lengths = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0, 0)
         if magic != MAGIC:
@@ -59,7 +59,7 @@ class ZipReader:
         return unpack(packed, member)
 
 
-def unpack(packed: bytes, member: Member) -> bytes:
+def unpack(packed: bytes, member: ArchiveMember) -> bytes:
     """A member's contents, never more than its directory entry says. Raises UserError."""
     data = packed
     if member.method == zipfile.ZIP_DEFLATED:
@@ -75,7 +75,9 @@ def unpack(packed: bytes, member: Member) -> bytes:
     return data
 
 
-def list_zip(store: Store, file_name: str, source: str) -> tuple[dict[str, Member], list[str]]:
+def list_zip(
+    store: Store, file_name: str, source: str
+) -> tuple[dict[str, ArchiveMember], list[str]]:
     """The files of an archive by name, in order of their names; and its empty folders.
 
     Raises UserError for what no honest archive of samples has: names that point elsewhere, links,
@@ -92,17 +94,18 @@ def list_zip(store: Store, file_name: str, source: str) -> tuple[dict[str, Membe
             raise
         except Exception as error:  # zipfile raises many kinds for a damaged directory
             raise UserError(
-                f"{source} is not a whole zip archive ({first_line(error)}): fetch or make it again"
+                f"{source} is not a whole zip archive ({short_error(error)}): fetch or "
+                f"make it again"
             ) from None
-    found: dict[str, Member] = {}
+    found: dict[str, ArchiveMember] = {}
     for info in infos:
-        trouble = trouble_of(info, length)
+        trouble = trouble_of_member(info, length)
         if info.filename in found:
             trouble = "is in the archive twice"
         if trouble:
-            raise UserError(f"{source}: member {shown(info.orig_filename)} {trouble}: refused")
+            raise UserError(f"{source}: member {shown_name(info.orig_filename)} {trouble}: refused")
         if not info.is_dir():
-            found[info.filename] = Member(
+            found[info.filename] = ArchiveMember(
                 info.header_offset,
                 info.compress_size,
                 info.file_size,
@@ -121,7 +124,7 @@ def list_zip(store: Store, file_name: str, source: str) -> tuple[dict[str, Membe
     return dict(sorted(found.items())), [name for name in folders if name not in holding]
 
 
-def trouble_of(info: zipfile.ZipInfo, length: int) -> str:
+def trouble_of_member(info: zipfile.ZipInfo, length: int) -> str:
     """What is wrong with a directory entry, '' for nothing."""
     name = info.orig_filename
     parts = name.split("/")

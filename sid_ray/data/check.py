@@ -12,7 +12,7 @@ from sid_ray.data.columns import arrow_schema
 from sid_ray.data.manifest import MANIFEST, DataManifest, Shard, read_manifest
 from sid_ray.data.options import MAX_PROMPT
 from sid_ray.data.pixels import bits, open_picture
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 
@@ -20,7 +20,7 @@ AGAIN = "prepare the set again, or bring the file back"
 CHUNK = 8 << 20
 
 
-def check_data(store: Store, deep: bool = False) -> list[str]:
+def check_set(store: Store, deep: bool = False) -> list[str]:
     """What is wrong with a prepared set, a line each; empty for nothing.
 
     Always: every file is there with its size, and its footer says the row groups and types of the
@@ -65,7 +65,7 @@ def check_shard(
         return [f"{where}: {size:,} B, expected {shard.size:,}: cut or changed; {AGAIN}"]
     findings = []
     try:
-        if counts is not None and sha256_of(store, shard.name) != shard.sha256:
+        if counts is not None and sha256_of_column(store, shard.name) != shard.sha256:
             findings.append(f"{where}: its checksum is wrong, it was changed: {AGAIN}")
         with store.open(shard.name) as stream:
             file = pq.ParquetFile(stream)
@@ -76,11 +76,11 @@ def check_shard(
                 for group in range(len(shard.row_groups)):
                     findings += check_group(file, group, where, manifest, counts)
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        findings.append(f"{where} cannot be read ({first_line(error)}): {AGAIN}")
+        findings.append(f"{where} cannot be read ({short_error(error)}): {AGAIN}")
     return findings
 
 
-def sha256_of(store: Store, name: str) -> str:
+def sha256_of_column(store: Store, name: str) -> str:
     digest = hashlib.sha256()
     with store.open(name) as stream:
         while chunk := stream.read(CHUNK):
@@ -111,7 +111,7 @@ def check_group(
     try:
         table = file.read_row_group(group, columns=list(manifest.columns))
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        yield f"{where}, row group {group} cannot be read ({first_line(error)}): {AGAIN}"
+        yield f"{where}, row group {group} cannot be read ({short_error(error)}): {AGAIN}"
         return
     for name in manifest.columns:
         column = table[name].combine_chunks()
@@ -165,7 +165,7 @@ def check_numbers(column: Any, manifest: DataManifest) -> Findings:
         yield row, "holds NaN or infinite numbers"
 
 
-def check_latents(column: Any, manifest: DataManifest) -> Findings:
+def check_latent_column(column: Any, manifest: DataManifest) -> Findings:
     found = list(check_numbers(column, manifest))
     yield from found
     if not found:
@@ -176,7 +176,7 @@ def check_latents(column: Any, manifest: DataManifest) -> Findings:
 
 CHECKS: dict[str, Callable[[Any, DataManifest], Findings]] = {
     "image": check_images,
-    "latent": check_latents,
+    "latent": check_latent_column,
     "label": check_labels,
     "prompt": check_texts,
     "text": check_numbers,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import NUMBER, in_order, same_text, shown
+from sid_ray.data.names import NUMBER, in_natural_order, same_text, shown_name
 from sid_ray.data.options import MAX_CLASSES
 from sid_ray.data.samples import checked_label
 from sid_ray.errors import UserError
@@ -48,7 +48,7 @@ def numbered(values: Mapping[str, Any], places: Mapping[str, str], origin: str) 
     odd = kinds["name"]
     if "number" in kinds or NUMBER.fullmatch(values[odd]):
         also = f": others have numbers ({places[kinds['number']]})" if "number" in kinds else ""
-        label = shown(str(values[odd]), 40)
+        label = shown_name(str(values[odd]), 40)
         raise UserError(f"{places[odd]}: label {label!r} is not a whole number from 0{also}")
     names = distinct(values.values(), places[odd])
     index = {name: number for number, name in enumerate(names)}
@@ -57,7 +57,7 @@ def numbered(values: Mapping[str, Any], places: Mapping[str, str], origin: str) 
 
 def distinct(values: Any, where: str) -> tuple[str, ...]:
     """Class names in their order. Raises UserError for two that look the same, and for many."""
-    names = in_order(set(values))
+    names = in_natural_order(set(values))
     if len(names) > MAX_CLASSES:
         raise UserError(f"{where}: {len(names):,} classes, at most {MAX_CLASSES:,}")
     looks: dict[str, str] = {}
@@ -65,7 +65,8 @@ def distinct(values: Any, where: str) -> tuple[str, ...]:
         twin = looks.setdefault(same_text(name), name)
         if twin != name:
             raise UserError(
-                f"{where}: two classes are called {shown(name, 80)!r}, with accents stored in two "
+                f"{where}: two classes are called {shown_name(name, 80)!r}, with accents "
+                f"stored in two "
                 "ways: make them one"
             )
     return tuple(names)
@@ -93,9 +94,9 @@ def class_folders(
             return Classes()
     if "" in found:
         index = tops.index("")
-        other = shown(min(found - {""}), 80)
+        other = shown_name(min(found - {""}), 80)
         raise UserError(
-            f"{source}: {shown(names[index])} (sample {index}) is in no class folder, though "
+            f"{source}: {shown_name(names[index])} (sample {index}) is in no class folder, though "
             f"others are in {other}/: move it, list labels in labels.csv, or give --labels none"
         )
     classes = distinct(found, source)

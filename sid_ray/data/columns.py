@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 
 
@@ -44,5 +44,5 @@ def parquet_columns(data: bytes, where: str, wanted: Sequence[str]) -> tuple[lis
         return names, file.read(columns=[name for name in names if name in wanted])
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UserError(
-            f"{where} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+            f"{where} is not a whole Parquet file ({short_error(error)}): fetch or make it again"
         ) from None

@@ -9,12 +9,12 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from sid_ray.data.check import check_data
+from sid_ray.data.check import check_set
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions, ShowOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import StoppedError
-from sid_ray.data.show import describe
+from sid_ray.data.show import lines_of_set
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import in_words
@@ -119,21 +119,21 @@ def prepare(options: PrepareOptions) -> int:
     return 0
 
 
-def show(options: ShowOptions) -> int:
+def show_set(options: ShowOptions) -> int:
     """Prints what a set holds, draws it, checks it; 1 where something is damaged."""
     set_endpoint(options.endpoint_url, options.region)
     place, out, verify = options.place, options.out, options.verify
     store = Store.at(place)
     try:
         manifest = read_manifest(store)
-        for line in describe(manifest, place):
+        for line in lines_of_set(manifest, place):
             print(line)
         if out is not None:
             from sid_ray.data.sheet import draw_sheet
 
             count = draw_sheet(store, manifest, out, options.decode)
             print(f"{count} samples in {out}")
-        findings = check_data(store, deep=True) if verify else []
+        findings = check_set(store, deep=True) if verify else []
     except BrokenPipeError:
         raise
     except OSError as error:

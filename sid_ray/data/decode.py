@@ -16,7 +16,7 @@ import numpy as np
 from sid_ray.data.manifest import DataManifest
 from sid_ray.data.order import Located
 from sid_ray.data.row_groups import DamagedDataError
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 
 Where = Callable[[int, int], str]  # (row group, row) -> its place, for a person
 
@@ -123,7 +123,7 @@ def _images(column: Any, rows: np.ndarray, out: np.ndarray, places: np.ndarray) 
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 pixels = np.asarray(image)
         except Exception as error:  # decoders raise many kinds
-            what = re.sub(r" <.*>", "", first_line(error))
+            what = re.sub(r" <.*>", "", short_error(error))
             raise _DamagedRowError(row, f"not a whole PNG image ({what})") from None
         if pixels.shape != expected or pixels.dtype != np.uint8:
             raise _DamagedRowError(

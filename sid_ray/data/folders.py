@@ -15,11 +15,11 @@ from sid_ray.data.classes import Classes, class_folders, count_folders, numbered
 from sid_ray.data.left_out import LeftOut, left_out_line
 from sid_ray.data.listing import Listing
 from sid_ray.data.lists import Noted, annotations_of, column_of, note_at, places_of
-from sid_ray.data.names import HIDDEN, natural, shown
+from sid_ray.data.names import HIDDEN, natural, shown_name
 from sid_ray.data.options import MAX_SAMPLE_BYTES, MIB, PrepareOptions
 from sid_ray.data.samples import Samples
 from sid_ray.data.sidecars import Beside, key_of, read_sidecars
-from sid_ray.data.splits import chosen
+from sid_ray.data.splits import chosen_split
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 
@@ -60,7 +60,7 @@ def folder_samples(listing: Listing, options: PrepareOptions) -> Samples:
     if not every:
         looked = ", ".join(SUFFIXES[kind])
         raise UserError(f"{source}: no {kind} in it ({looked} are looked for){there(listing)}")
-    paths, note = chosen(
+    paths, note = chosen_split(
         {name: listing.path(name) for name in every}, options.split, source, left_out
     )
     said += [note] if note else []
@@ -91,11 +91,11 @@ def folder_samples(listing: Listing, options: PrepareOptions) -> Samples:
         label_dim=classes.label_dim,
         class_names=classes.names,
         remote=listing.remote,
-        account=account(classes.origin, prompts, prompts_from, said, left_out),
+        account=account_of_folders(classes.origin, prompts, prompts_from, said, left_out),
     )
 
 
-def account(
+def account_of_folders(
     labels_from: str,
     prompts: Sequence[str] | None,
     prompts_from: str,
@@ -126,8 +126,8 @@ def kind_of(listing: Listing, asked: str) -> str:
     source = listing.source
     if all(found.values()):
         raise UserError(
-            f"{source} holds images ({shown(found['images'], 80)}) and latents "
-            f"({shown(found['latents'], 80)}): --kind says which are meant"
+            f"{source} holds images ({shown_name(found['images'], 80)}) and latents "
+            f"({shown_name(found['latents'], 80)}): --kind says which are meant"
         )
     kinds = [kind for kind, name in found.items() if name]
     if kinds:
@@ -154,7 +154,8 @@ def check_keys(names: Sequence[str], listing: Listing) -> None:
         other = seen.setdefault(key_of(name), name)
         if other != name:
             raise UserError(
-                f"{listing.source}: {shown(other)} and {shown(name)} are of one key: which is the "
+                f"{listing.source}: {shown_name(other)} and {shown_name(name)} are of one "
+                f"key: which is the "
                 "picture? write shards with one a key"
             )
 
@@ -203,7 +204,7 @@ def classes_of(
         return numbered(listed[0], places_of(notes, names), listed[1])
     if beside.labels is not None:
         values = {name: beside.labels[name] for name in names}
-        places = {name: f"{source}: the label beside {shown(name)}" for name in names}
+        places = {name: f"{source}: the label beside {shown_name(name)}" for name in names}
         return numbered(values, places, beside.labels_from)
     if any(noted.name.rsplit("/", 1)[-1] == "dataset.json" for noted in notes):
         return Classes()  # it says that there are none

@@ -49,7 +49,7 @@ def column_at(store: Store, manifest: DataManifest, index: np.ndarray, column: s
     return parts
 
 
-def pictures_of(
+def pictures_of_set(
     store: Store, manifest: DataManifest, tell: Callable[[str], None] = lambda text: None
 ) -> Iterator[Tensor]:
     """All images of a prepared set, uint8 [rows, C, H, W] a row group.

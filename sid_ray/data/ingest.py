@@ -12,12 +12,12 @@ from sid_ray.data.folders import SUFFIXES, FolderReader, folder_samples, labels_
 from sid_ray.data.left_out import LeftOut, left_out_line
 from sid_ray.data.listing import Listing
 from sid_ray.data.local_files import LocalFiles, local_files
-from sid_ray.data.names import HIDDEN, natural, shown
+from sid_ray.data.names import HIDDEN, natural, shown_name
 from sid_ray.data.offline import offline_samples
 from sid_ray.data.options import MAX_LIST_BYTES, MIB, OFFLINE, PrepareOptions
 from sid_ray.data.parquet_images import parquet_samples
 from sid_ray.data.prompts import prompts_of
-from sid_ray.data.samples import Samples, first_line
+from sid_ray.data.samples import Samples, short_error
 from sid_ray.data.splits import shard_split
 from sid_ray.data.tars import TarReader, list_tar
 from sid_ray.data.windows import Window
@@ -40,8 +40,8 @@ def open_samples(options: PrepareOptions) -> Samples:
     except StoreError:
         raise
     except OSError as error:  # of the source: a name too long, no permission, a failing disk
-        what = error.strerror or first_line(error)
-        raise UserError(f"{shown(options.source)}: {what}") from None
+        what = error.strerror or short_error(error)
+        raise UserError(f"{shown_name(options.source)}: {what}") from None
     if options.kind not in ("auto", samples.kind):
         raise UserError(f"--kind {options.kind}: {options.source} holds {samples.kind}")
     if samples.count < 1:
@@ -117,7 +117,7 @@ def tar_source(
     paths: dict[str, str] = {}
     for shard in shards:
         prefix = "" if alone else shard + "/"
-        where = options.source if alone else f"{options.source}/{shown(shard)}"
+        where = options.source if alone else f"{options.source}/{shown_name(shard)}"
         for member, place in list_tar(reader, shard, where).items():
             listing[prefix + member] = place
             paths[prefix + member] = ("" if alone else shard_split(shard)) + member
@@ -163,7 +163,7 @@ def prompt_list(data: bytes, suffix: str, source: str, column: str) -> Samples:
     """Prompts of a .txt, a line each, or of a table's column."""
     found, left_out = prompts_of(data, suffix, source, column), LeftOut()
     if found.blank:
-        left_out.add(f"empty in column {shown(column, 60)}", "", found.blank)
+        left_out.add(f"empty in column {shown_name(column, 60)}", "", found.blank)
     for name in found.columns:
         left_out.add("column", name)
     account = {"left_out": left_out.records} if left_out.records else {}

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 
 MAX_HALF = 65504.0  # the largest float16
@@ -35,7 +35,7 @@ def read_moments(data: bytes) -> np.ndarray:
         if file.tell() + count * dtype.itemsize != len(data):
             raise ValueError(f"cut, or not the {count:,} numbers that it announces")
     except Exception as error:  # its header is parsed by Python's own tokenizer
-        raise UserError(f"not a .npy of numbers ({first_line(error)})") from None
+        raise UserError(f"not a .npy of numbers ({short_error(error)})") from None
     if dtype.name not in DTYPES:
         raise UserError(f"{dtype.name} numbers, {' or '.join(DTYPES)} are expected")
     if len(shape) != 3 or shape[0] % 2 or not all(shape):

@@ -100,7 +100,7 @@ def plan_work(
     }
     columns = tuple(name for name in COLUMNS if has[name])
     encoded = vae is not None or text is not None
-    size, seconds = probe(samples, kind, shape, rules, text)
+    size, seconds = probe_samples(samples, kind, shape, rules, text)
     layout = cut(
         samples.count,
         size,
@@ -114,7 +114,7 @@ def plan_work(
         values.append(device)  # it rounds in its own way
     work = Work(
         destination,
-        fingerprint(values, samples),
+        fingerprint_of_set(values, samples),
         kind,
         shape,
         columns,
@@ -157,7 +157,7 @@ def latent_shape(samples: Samples) -> tuple[int, ...]:
     return both // 2, height, width
 
 
-def probe(
+def probe_samples(
     samples: Samples,
     kind: str,
     shape: tuple[int, ...],
@@ -209,7 +209,7 @@ def units_of(samples: Samples, layout: list[tuple[int, ...]]) -> list[Unit]:
     return units
 
 
-def fingerprint(values: list[Any], samples: Samples) -> str:
+def fingerprint_of_set(values: list[Any], samples: Samples) -> str:
     """sha256 of what is to be made and of what the source is known to hold."""
     digest = hashlib.sha256(json.dumps([*values, samples.count, samples.notes]).encode())
     for column in (samples.names, samples.places, samples.labels, samples.prompts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sid_ray.data.names import shown, suffix_of
+from sid_ray.data.names import shown_name, suffix_of
 
 LISTED = 12  # reasons that one line names
 NAMED = 12  # classes that one line names
@@ -31,7 +31,7 @@ class LeftOut:
     def records(self) -> list[dict[str, Any]]:
         """For the manifest."""
         return [
-            {"why": why, "count": count, "first": shown(first)}
+            {"why": why, "count": count, "first": shown_name(first)}
             for why, (count, first) in self.reasons.items()
         ]
 
@@ -50,7 +50,7 @@ def left_out_line(records: Sequence[Mapping[str, Any]]) -> str:
 def example(record: Mapping[str, Any]) -> str:
     if not record["first"]:
         return ""
-    return f" ({'first ' * (record['count'] > 1)}{shown(record['first'], 60)})"
+    return f" ({'first ' * (record['count'] > 1)}{shown_name(record['first'], 60)})"
 
 
 def plural(why: str, count: int) -> str:
@@ -60,7 +60,7 @@ def plural(why: str, count: int) -> str:
 
 def class_line(names: Sequence[str]) -> str:
     """Classes in their order; the middle is left out where there are many."""
-    listed = [shown(name, 40) for name in names]
+    listed = [shown_name(name, 40) for name in names]
     if len(listed) > NAMED:
         listed = [*listed[: NAMED - 3], "...", *listed[-2:]]
     line = f"{len(names):,} in this order: {', '.join(listed)}"
@@ -71,7 +71,7 @@ def class_line(names: Sequence[str]) -> str:
     ]
     if moved:
         number, name = moved[0]
-        line += f" (so class {number} is {shown(name, 40)!r})"
+        line += f" (so class {number} is {shown_name(name, 40)!r})"
     return line
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import shown
-from sid_ray.data.samples import Reader
+from sid_ray.data.names import shown_name
+from sid_ray.data.samples import SampleReader
 from sid_ray.errors import UserError
 
 
@@ -26,7 +26,7 @@ class Listing:
 
     source: str
     files: dict[str, Any]
-    reader: Reader
+    reader: SampleReader
     paths: Mapping[str, str] = field(default_factory=dict)
     empty: Sequence[str] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -38,7 +38,7 @@ class Listing:
         try:
             data = self.reader.read(name, self.files[name])
         except UserError as error:
-            raise UserError(f"{self.source}: {shown(name)}: {error}") from None
+            raise UserError(f"{self.source}: {shown_name(name)}: {error}") from None
         assert isinstance(data, bytes)
         return data
 

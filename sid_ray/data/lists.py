@@ -8,7 +8,7 @@ from typing import Any
 
 from sid_ray.data.annotations import FILES, Annotations, read_annotations
 from sid_ray.data.listing import Listing
-from sid_ray.data.names import folder_of, same_text, shown
+from sid_ray.data.names import folder_of_name, same_text, shown_name
 from sid_ray.errors import UserError
 
 
@@ -29,26 +29,26 @@ class Noted:
 def note_at(listing: Listing, name: str) -> tuple[str, bytes, str]:
     if name not in listing.files:
         raise UserError(f"{listing.source}: no labels in it ({name} is looked for)")
-    return name.rsplit("/", 1)[-1], listing.read(name), f"{listing.source}/{shown(name)}"
+    return name.rsplit("/", 1)[-1], listing.read(name), f"{listing.source}/{shown_name(name)}"
 
 
 def annotations_of(listing: Listing, others: Iterable[str], names: Sequence[str]) -> list[Noted]:
     """What files of labels and captions say, wherever they lie above a sample."""
     above = {""}
     for name in names:
-        folder = folder_of(name)
+        folder = folder_of_name(name)
         while folder and folder not in above:
             above.add(folder)
-            folder = folder_of(folder[:-1])
+            folder = folder_of_name(folder[:-1])
     found = [
         Noted(name, read_annotations(*note_at(listing, name)))
         for base in FILES
         for name in others
-        if name.rsplit("/", 1)[-1] == base and folder_of(name) in above
+        if name.rsplit("/", 1)[-1] == base and folder_of_name(name) in above
     ]
     for noted in found:
         if noted.said.unused:
-            columns = ", ".join(shown(column, 40) for column in noted.said.unused[:8])
+            columns = ", ".join(shown_name(column, 40) for column in noted.said.unused[:8])
             listing.left_out.add(
                 f"column of a list ({columns})", noted.name, len(noted.said.unused)
             )
@@ -63,7 +63,7 @@ def places_of(notes: Sequence[Noted], names: Iterable[str]) -> dict[str, str]:
         if noted.said.labels is None:
             continue
         for file in noted.said.labels:
-            name = known.get(same_text(folder_of(noted.name) + file))
+            name = known.get(same_text(folder_of_name(noted.name) + file))
             if name is not None:
                 found.setdefault(name, (noted.said.places or {})[file])
     return found
@@ -93,7 +93,7 @@ def column_of(
             continue
         told_by.append(noted)
         for file, value in values.items():
-            full = folder_of(noted.name) + file
+            full = folder_of_name(noted.name) + file
             name = full if full in listing.files else known.get(same_text(full))
             if name is None:
                 raise UserError(f"{noted.said.where} lists {file!a:.200}, which is not in {source}")
@@ -101,14 +101,14 @@ def column_of(
             if before is not value and before != value:
                 raise UserError(
                     f"{noted.said.where} and {told_by[0].said.where} say different {what} of "
-                    f"{shown(name)}: keep one of them"
+                    f"{shown_name(name)}: keep one of them"
                 )
     for index, name in enumerate(names):
         if name not in found:
             raise UserError(
-                f"{source}: {shown(name)} (sample {index}) is not listed in "
+                f"{source}: {shown_name(name)} (sample {index}) is not listed in "
                 f"{told_by[0].said.where}, though others are"
             )
-    origin = ", ".join(shown(noted.name, 60) for noted in told_by[:4])
+    origin = ", ".join(shown_name(noted.name, 60) for noted in told_by[:4])
     more = f" and {len(told_by) - 4} more lists" if len(told_by) > 4 else ""
     return {name: found[name] for name in names}, origin + more

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.errors import UserError
 
 
@@ -27,11 +27,11 @@ def local_files(root: Path, source: str) -> LocalFiles:
     Raises UserError for a folder that may not be read.
     """
     found = LocalFiles()
-    look(root, "", (), found, source)
+    look_in_folder(root, "", (), found, source)
     return found
 
 
-def look(
+def look_in_folder(
     folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: LocalFiles, source: str
 ) -> None:
     try:
@@ -39,7 +39,7 @@ def look(
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(
-            f"{source}: {shown(prefix) or 'it'} cannot be read ({error.strerror})"
+            f"{source}: {shown_name(prefix) or 'it'} cannot be read ({error.strerror})"
         ) from None
     here = (about.st_dev, about.st_ino)
     if here in above:
@@ -55,7 +55,7 @@ def look(
             found.left_out.add("link to nothing", name)
             continue
         if stat.S_ISDIR(about.st_mode):
-            look(folder / entry.name, name + "/", (*above, here), found, source)
+            look_in_folder(folder / entry.name, name + "/", (*above, here), found, source)
         elif not stat.S_ISREG(about.st_mode):
             found.left_out.add("neither file nor folder", name)
         elif any("\ud800" <= letter <= "\udfff" for letter in name):

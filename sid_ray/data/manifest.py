@@ -118,10 +118,10 @@ def read_manifest(store: Store) -> DataManifest:
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{store}/{MANIFEST} is damaged: prepare the set again") from None
-    return parse_manifest(text, f"{store}/{MANIFEST}")
+    return parse_data_manifest(text, f"{store}/{MANIFEST}")
 
 
-def parse_manifest(text: str, where: str) -> DataManifest:
+def parse_data_manifest(text: str, where: str) -> DataManifest:
     """Raises UserError where it is cut, changed, of another schema or contradicts itself."""
     try:
         values = json.loads(text)

@@ -27,7 +27,7 @@ def by_value(digits: re.Match[str]) -> str:
     return f"{len(value):05d}{value}"
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def in_natural_order(names: Iterable[str]) -> list[str]:
     """Class names in their order: as numbers where all are numbers, else the natural one."""
     found = list(names)
     if all(NUMBER.fullmatch(name) for name in found):
@@ -40,7 +40,7 @@ def same_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def shown(text: str, length: int = 200) -> str:
+def shown_name(text: str, length: int = 200) -> str:
     """A name as it may stand in a line: no control characters, no half characters, not too long."""
     plain = "".join(
         char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
@@ -61,6 +61,6 @@ def stem_of(name: str) -> str:
     return name[: len(name) - len(suffix_of(name))]
 
 
-def folder_of(name: str) -> str:
+def folder_of_name(name: str) -> str:
     """'a/b/' of 'a/b/c.png', '' at the top."""
     return name[: name.rfind("/") + 1]

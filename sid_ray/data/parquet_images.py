@@ -13,11 +13,11 @@ from typing import Any
 
 from sid_ray.data.classes import Classes, numbered
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import natural, shown
+from sid_ray.data.names import natural, shown_name
 from sid_ray.data.options import MAX_SAMPLE_BYTES, MIB, PrepareOptions
 from sid_ray.data.prompts import COLUMN
-from sid_ray.data.samples import Samples, checked_prompt, first_line
-from sid_ray.data.splits import chosen, missing_of, shard_split
+from sid_ray.data.samples import Samples, checked_prompt, short_error
+from sid_ray.data.splits import chosen_split, missing_of, shard_split
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.store import Store
@@ -60,7 +60,7 @@ class ParquetReader:
             except (UserError, StoreError):
                 raise
             except Exception as error:  # pyarrow raises many kinds for a damaged file
-                raise UserError(f"the Parquet file is damaged ({first_line(error)})") from None
+                raise UserError(f"the Parquet file is damaged ({short_error(error)})") from None
         if not value:
             raise UserError(f"no bytes in column {self.column}: paths alone are not followed")
         if len(value) > MAX_SAMPLE_BYTES:
@@ -105,7 +105,7 @@ def parquet_samples(
     Raises UserError for files that are damaged or differ, and for rows without a picture.
     """
     source, left_out = options.source, LeftOut()
-    paths, note = chosen(
+    paths, note = chosen_split(
         {file: shard_split(file) + file.rsplit("/", 1)[-1] for file in tables},
         options.split,
         source,
@@ -118,14 +118,14 @@ def parquet_samples(
     texts: list[Any] = []
     labels: list[Any] = []
     for file in files:
-        where = source if len(tables) == 1 else f"{source}/{shown(file)}"
-        found, groups, values = look(store, file, where, options)
+        where = source if len(tables) == 1 else f"{source}/{shown_name(file)}"
+        found, groups, values = look_at_file(store, file, where, options)
         if found is None:
             if columns is None:
                 return None
             raise UserError(f"{where}: no column of pictures, though other files have one")
         if columns is not None and found != columns:
-            raise UserError(f"{where}: other columns or classes than {shown(files[0])}")
+            raise UserError(f"{where}: other columns or classes than {shown_name(files[0])}")
         columns = found
         for group, rows in enumerate(groups):
             places += [(file, group, row) for row in range(rows)]
@@ -139,13 +139,13 @@ def parquet_samples(
     missing = missing_of(files)
     for column in columns.unused:
         left_out.add("column", column)
-    at = [f"{source}: {shown(name)}" for name in names]
+    at = [f"{source}: {shown_name(name)}" for name in names]
     prompts = None
     if columns.text and options.captions != "none":
         prompts = [checked_prompt(text, place) for text, place in zip(texts, at, strict=True)]
     classes = Classes()
     if columns.label and options.labels != "none":
-        classes = classes_of(labels, names, at, columns)
+        classes = classes_of_column(labels, names, at, columns)
     account = {
         "labels": f"from column {columns.label}" if classes.labels is not None else "",
         "captions": f"from column {columns.text}" if prompts is not None else "",
@@ -170,7 +170,7 @@ def parquet_samples(
     )
 
 
-def look(
+def look_at_file(
     store: Store, file: str, where: str, options: PrepareOptions
 ) -> tuple[Columns | None, list[int], dict[str, list[Any]]]:
     """Columns of one file, rows of its row groups, and its captions and labels."""
@@ -200,7 +200,7 @@ def look(
         raise
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UserError(
-            f"{where} is not a whole Parquet file ({first_line(error)}): fetch or make it again"
+            f"{where} is not a whole Parquet file ({short_error(error)}): fetch or make it again"
         ) from None
     return columns, groups, values
 
@@ -223,12 +223,12 @@ def columns_of(schema: Any, where: str, options: PrepareOptions) -> Columns | No
     image = next((name for name in IMAGES if name in pictures), pictures[0])
     if image not in IMAGES and len(pictures) > 1:
         raise UserError(
-            f"{where}: columns {', '.join(map(shown, pictures))} hold bytes: call that of the "
+            f"{where}: columns {', '.join(map(shown_name, pictures))} hold bytes: call that of the "
             "pictures image"
         )
     asked = options.caption_column
     if asked != COLUMN and asked not in schema.names:
-        raise UserError(f"{where}: no column {asked!r}: {', '.join(map(shown, schema.names))}")
+        raise UserError(f"{where}: no column {asked!r}: {', '.join(map(shown_name, schema.names))}")
     named = (asked,) if asked != COLUMN else TEXTS
     text = next((name for name in named if name in schema.names), "")
     label = next((name for name in LABELS if name in schema.names), "")
@@ -251,7 +251,7 @@ def text_like(name: Any) -> bool:
     return isinstance(name, str) and name.isprintable()
 
 
-def classes_of(
+def classes_of_column(
     labels: Sequence[Any], names: Sequence[str], at: Sequence[str], columns: Columns
 ) -> Classes:
     """Classes of a label column; its numbers are those of the names, where there are some."""

@@ -26,10 +26,19 @@ from torch import Tensor
 
 from sid_ray.data.archives import ZipReader, list_zip
 from sid_ray.data.folders import SUFFIXES, FolderReader
-from sid_ray.data.pixels import GREY, MODES, PNG, RGB, ImageRules, check_png, open_picture, plain
+from sid_ray.data.pixels import (
+    GREY,
+    MODES,
+    PNG,
+    RGB,
+    ImageRules,
+    check_png,
+    open_picture,
+    plain_picture,
+)
 from sid_ray.data.pixels import resized as cut_and_resized
 from sid_ray.data.prompts import read_prompts
-from sid_ray.data.samples import Samples, first_line
+from sid_ray.data.samples import Samples, short_error
 from sid_ray.data.sidecars import caption
 from sid_ray.data.windows import Window
 from sid_ray.denoisers.registry import network_folders
@@ -51,7 +60,7 @@ LOOKED_THROUGH = 20_000  # files and folders before the first picture
 Tell = Callable[[int, int], None]
 
 
-class Seen(NamedTuple):
+class SeenPicture(NamedTuple):
     """Of one picture: a digest of its file, and what it is as it stands there."""
 
     digest: bytes
@@ -91,7 +100,7 @@ class PictureSet:
         data, channels = self.samples.read(index), self.shape[0]
         assert isinstance(data, bytes)
         try:
-            picture = plain(open_picture(data)).convert(MODES[channels])
+            picture = plain_picture(open_picture(data)).convert(MODES[channels])
             if self.resolution:
                 rules = ImageRules(self.resolution, channels, "center")
                 picture = cut_and_resized(picture, rules)
@@ -154,11 +163,11 @@ def open_pictures(
     ``prompts`` is a file with a line for each picture. Raises UserError in one line for pictures
     that are missing, damaged or of several sizes; StoreError.
     """
-    found, files = listed(source)
+    found, files = listed_pictures(source)
     total, notes = found.count, {}
     if count is not None and count > total:
         raise UserError(f"{source} holds {total:,} images, --num-images asks for {count:,}")
-    captions = captions_of(found, files, prompts) if with_captions or prompts else None
+    captions = captions_of_pictures(found, files, prompts) if with_captions or prompts else None
     if count is not None and count < total:
         chosen = sorted(random.Random(0).sample(range(total), count))
         found = found.take(chosen)
@@ -169,8 +178,10 @@ def open_pictures(
         first = first or seen
         if seen.size != first.size and not resolution:
             raise UserError(
-                f"{source}: {found.name(0)} has {pixels(first.size)} pixels, {found.name(index)} "
-                f"{pixels(seen.size)}: images of one size are compared; --resolution N brings all "
+                f"{source}: {found.name(0)} has {pixels_of_picture(first.size)} pixels, "
+                f"{found.name(index)} "
+                f"{pixels_of_picture(seen.size)}: images of one size are compared; "
+                f"--resolution N brings all "
                 "to one"
             )
         if seen.channels != first.channels:
@@ -185,11 +196,11 @@ def open_pictures(
     return PictureSet(found, shape, digest.hexdigest(), resolution, captions, notes)
 
 
-def pixels(size: tuple[int, int]) -> str:
+def pixels_of_picture(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def listed(source: str) -> tuple[Samples, Callable[[str], bytes | None]]:
+def listed_pictures(source: str) -> tuple[Samples, Callable[[str], bytes | None]]:
     """Every picture of a source by its name, in order, and how another file of it is read."""
     store = Store.at(source)
     files: dict[str, Any]
@@ -227,7 +238,7 @@ def is_picture(name: str) -> bool:
     return not hidden and name.lower().endswith(SUFFIXES["images"])
 
 
-def surveyed(samples: Samples, tell: Tell) -> Iterable[Seen]:
+def surveyed(samples: Samples, tell: Tell) -> Iterable[SeenPicture]:
     """Every picture's file, several at once, in order."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, samples.count, AT_ONCE):
@@ -236,7 +247,7 @@ def surveyed(samples: Samples, tell: Tell) -> Iterable[Seen]:
             yield from pool.map(partial(survey, samples), range(start, stop))
 
 
-def survey(samples: Samples, index: int) -> Seen:
+def survey(samples: Samples, index: int) -> SeenPicture:
     """Raises UserError for a file that is no picture."""
     from PIL import Image
 
@@ -255,16 +266,16 @@ def survey(samples: Samples, index: int) -> Seen:
     except UserError as error:
         raise samples.wrong(index, str(error)) from None
     except Exception as error:  # decoders raise many kinds
-        what = re.sub(r" ?<.*>", "", first_line(error))
+        what = re.sub(r" ?<.*>", "", short_error(error))
         raise samples.wrong(index, f"not an image ({what})") from None
     digest = hashlib.sha256(f"{samples.name(index)}\0".encode("utf-8", "surrogateescape") + data)
-    return Seen(digest.digest(), (width, height), GREY if grey else RGB)
+    return SeenPicture(digest.digest(), (width, height), GREY if grey else RGB)
 
 
 # Captions ----------------------------------------------------------------------------------------
 
 
-def captions_of(
+def captions_of_pictures(
     samples: Samples, read: Callable[[str], bytes | None], prompts: Path | None
 ) -> list[str] | None:
     """A text for each picture: of the file that was named, of the .txt beside each, or of what

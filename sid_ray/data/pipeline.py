@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from sid_ray.data.layout import Unit, Work
-from sid_ray.data.progress import PROGRESS, Report, StoppedError
+from sid_ray.data.progress import PROGRESS, FileReport, StoppedError
 from sid_ray.data.samples import Samples
 from sid_ray.data.write import build_patiently
 from sid_ray.errors import UserError
@@ -53,7 +53,7 @@ class Builder:
         return {"kind": [kind], "text": [text]}
 
 
-def start_ray(workers: int, gpus: int) -> bool:
+def start_ray_for_data(workers: int, gpus: int) -> bool:
     """Joins the cluster of RAY_ADDRESS or starts Ray here; whether it was this that started it."""
     set_ray_environment()
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -104,7 +104,7 @@ def ask_nodes(ask: Callable[[], T]) -> dict[str, T]:
     return found
 
 
-def own_address() -> str:
+def own_node_address() -> str:
     """This node's, as Ray knows it."""
     import ray
 
@@ -122,7 +122,7 @@ def check_shared(store: Store, place: str, what: str) -> Token | None:
     token = Token.new(store)
     if token.write():
         return None  # the work itself will say why
-    me = host_name(own_address())
+    me = host_name(own_node_address())
     found = ask_nodes(lambda: answer(token, "node", me))
     trouble = []
     for host, (wrong, theirs) in found.items():
@@ -197,13 +197,13 @@ def quieten(context: Any) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def run_on_ray(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[Report]:
+def run_on_ray(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[FileReport]:
     """``reports`` without what Ray prints."""
     with silent_errors():
         yield from reports(units, work, workers, gpus)
 
 
-def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[Report]:
+def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[FileReport]:
     """Reports in the order of the units.
 
     Raises UserError for the first bad sample, StoreError where the storage fails for long,
@@ -214,7 +214,7 @@ def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[
     import ray.exceptions
 
     try:
-        own = start_ray(workers, gpus)
+        own = start_ray_for_data(workers, gpus)
     except UserError as error:  # not the input's fault: finished files stay
         raise StoppedError(str(error)) from error
     try:
@@ -239,7 +239,7 @@ def reports(units: list[Unit], work: Work, workers: int, gpus: int) -> Iterator[
                 raise UserError(text)
             if kind == "storage":
                 raise StoreError(text)
-            yield Report.from_json(text)
+            yield FileReport.from_json(text)
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise StoppedError(f"Ray: {lines[-1] if lines else type(error).__name__:.300}") from error

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.options import MAX_PIXELS
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -92,11 +92,11 @@ def open_picture(data: bytes) -> Any:
     except UserError:
         raise
     except Exception as error:  # decoders raise many kinds
-        raise UserError(f"a damaged image ({first_line(error)})") from None
+        raise UserError(f"a damaged image ({short_error(error)})") from None
     return picture
 
 
-def plain(picture: Any) -> Any:
+def plain_picture(picture: Any) -> Any:
     """The picture as L or RGB: upright, on white where it is transparent, 8 bit a channel."""
     from PIL import Image, ImageOps
 
@@ -125,7 +125,7 @@ def channels_of(data: bytes | np.ndarray) -> tuple[int, int, int]:
     """(C, H, W) of a picture as it is."""
     if isinstance(data, np.ndarray):
         return data.shape[2], data.shape[0], data.shape[1]
-    picture = plain(open_picture(data))
+    picture = plain_picture(open_picture(data))
     return (GREY if picture.mode == "L" else RGB), picture.height, picture.width
 
 
@@ -139,7 +139,7 @@ def prepare_picture(data: bytes | np.ndarray, rules: ImageRules) -> tuple[bytes,
     else:
         original = open_picture(data)
         kept = data if original.format == "PNG" else None
-    picture = plain(original)
+    picture = plain_picture(original)
     mode = MODES[rules.channels]
     if picture.mode != mode:
         if picture.mode == "RGB" and not rules.to_grey:

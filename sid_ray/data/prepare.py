@@ -16,7 +16,7 @@ from sid_ray.data.options import OFFLINE, PrepareOptions
 from sid_ray.data.progress import (
     PLAN,
     PROGRESS,
-    Report,
+    FileReport,
     finished,
     is_own,
     plan_note,
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PreparationOutcome:
     """``resumed`` samples were there from an earlier try; all of them: nothing was done."""
 
     manifest: DataManifest
@@ -53,7 +53,7 @@ def prepare_data(
     options: PrepareOptions,
     tell: Tell = lambda done, total: None,
     say: Say = lambda line: None,
-) -> Outcome:
+) -> PreparationOutcome:
     """Prepares a set. After an interruption the same call goes on.
 
     ``say`` hears, before the work, how the source was understood and what of it is not used.
@@ -74,8 +74,8 @@ def prepare_data(
     there = standing(work, options.force)
     if there is not None:
         destination.remove_tree(PROGRESS)
-        return Outcome(there, there.count)
-    if workers_for(work, samples.count, options):
+        return PreparationOutcome(there, there.count)
+    if workers_for_units(work, samples.count, options):
         check_ray()
     is_new = not exists(destination)
     destination.create()
@@ -86,7 +86,7 @@ def prepare_data(
         resumed = sum(sum(report.row_groups) for report in reports.values())
         tell(resumed, samples.count)
         done = resumed
-        for report in run(units, reports, work, options):
+        for report in run_units(units, reports, work, options):
             reports[report.index] = report
             done += sum(report.row_groups)
             tell(done, samples.count)
@@ -98,18 +98,18 @@ def prepare_data(
             remove_empty(destination)
         raise
     remove_leftovers(destination)
-    manifest = manifest_of(samples, work, [reports[unit.index] for unit in units], options)
+    manifest = manifest_of_set(samples, work, [reports[unit.index] for unit in units], options)
     destination.write(MANIFEST, manifest.to_json())
     destination.remove_tree(PROGRESS)
-    return Outcome(manifest, resumed)
+    return PreparationOutcome(manifest, resumed)
 
 
-def run(
-    units: list[Unit], reports: dict[int, Report], work: Work, options: PrepareOptions
-) -> Iterator[Report]:
+def run_units(
+    units: list[Unit], reports: dict[int, FileReport], work: Work, options: PrepareOptions
+) -> Iterator[FileReport]:
     """Does what has no report yet, here or on Ray."""
     rest = [unit for unit in units if unit.index not in reports]
-    workers = workers_for(work, sum(unit.samples.count for unit in rest), options)
+    workers = workers_for_units(work, sum(unit.samples.count for unit in rest), options)
     if not rest:
         return
     if workers == 0:
@@ -121,7 +121,7 @@ def run(
     yield from run_on_ray(rest, work, workers, options.gpus)
 
 
-def workers_for(work: Work, count: int, options: PrepareOptions) -> int:
+def workers_for_units(work: Work, count: int, options: PrepareOptions) -> int:
     """--workers, or what suits the work: 0 for this process."""
     if options.workers >= 0:
         return options.workers
@@ -196,8 +196,8 @@ def standing(work: Work, force: bool) -> DataManifest | None:
     return None
 
 
-def manifest_of(
-    samples: Samples, work: Work, reports: list[Report], options: PrepareOptions
+def manifest_of_set(
+    samples: Samples, work: Work, reports: list[FileReport], options: PrepareOptions
 ) -> DataManifest:
     mean, std = statistics(work, reports)
     counts = [0] * samples.label_dim
@@ -226,7 +226,9 @@ def manifest_of(
     )
 
 
-def statistics(work: Work, reports: list[Report]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(
+    work: Work, reports: list[FileReport]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std a channel: of pixels in [-1, 1], or of latents' means."""
     values = sum(report.values for report in reports)
     if not values:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.decode import Decoded, gather
-from sid_ray.data.in_order import column_at, pictures_of
+from sid_ray.data.in_order import column_at, pictures_of_set
 from sid_ray.data.manifest import SHAPED, DataManifest, read_manifest
 from sid_ray.data.order import Located, Order
-from sid_ray.data.reader import GIB, Reader
+from sid_ray.data.reader import GIB, StreamReader
 from sid_ray.data.row_groups import RowGroups
-from sid_ray.data.source import LABELS_ONLY, Embed, Source
+from sid_ray.data.source import LABELS_ONLY, DataSource, Embed
 from sid_ray.denoisers.codecs import Standard, from_moments
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, posterior_noise
 from sid_ray.errors import UserError
@@ -67,7 +67,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class PreparedSource(Source):
+class PreparedSource(DataSource):
     """A prepared set.
 
     Args, beside Source's:
@@ -82,7 +82,7 @@ class PreparedSource(Source):
     reading: Reading | None = None
     standard: Standard = AS_STORED
     own_text: bool = False
-    _readers: dict[int, Reader] = field(default_factory=dict, repr=False)
+    _readers: dict[int, StreamReader] = field(default_factory=dict, repr=False)
     _closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class PreparedSource(Source):
         return [str(each) for each in column_at(self.store, self.manifest, index.numpy(), "prompt")]
 
     def pictures(self, tell: Callable[[str], None] = _quiet) -> Iterator[Tensor]:
-        return pictures_of(self.store, self.manifest, tell)
+        return pictures_of_set(self.store, self.manifest, tell)
 
     @property
     def fingerprint(self) -> str:
@@ -214,12 +214,12 @@ class PreparedSource(Source):
         assert self.reading is not None
         return RowGroups(self.store, self.manifest, self.reading.tell, self._closing)
 
-    def _reader(self, stream: int) -> Reader:
+    def _reader(self, stream: int) -> StreamReader:
         if stream not in self._readers:
             self._readers[stream] = self._new_reader(stream)
         return self._readers[stream]
 
-    def _new_reader(self, stream: int) -> Reader:
+    def _new_reader(self, stream: int) -> StreamReader:
         reading, columns = self.reading, self.columns(stream)
         assert reading is not None
         rows = self._row_groups.rows
@@ -235,7 +235,7 @@ class PreparedSource(Source):
         )
         weights = {s: self._row_groups.expected_bytes(0, self.columns(s)) for s in STREAMS}
         share = weights[stream] / max(sum(weights.values()), 1)
-        return Reader(
+        return StreamReader(
             self._row_groups,
             order,
             columns,

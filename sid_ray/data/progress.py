@@ -24,7 +24,7 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True)
-class Report:
+class FileReport:
     """A finished file. ``sums``, ``squares`` [C] and ``values`` (a channel) are for mean and std:
     whole numbers 0..255 of pixels, or latents.
     """
@@ -47,7 +47,7 @@ class Report:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
+    def from_json(cls, text: str) -> FileReport:
         """Raises ValueError, TypeError."""
         values = json.loads(text)
         lists = {name: tuple(values[name]) for name in ("row_groups", "sums", "squares")}
@@ -72,7 +72,7 @@ def plan_note(work: Work) -> str:
     return json.dumps({"plan": work.plan}) + "\n"
 
 
-def finished(work: Work, units: list[Unit]) -> dict[int, Report]:
+def finished(work: Work, units: list[Unit]) -> dict[int, FileReport]:
     """Reports of the units whose file is there, from an earlier try with the same plan."""
     sizes = work.destination.files()
     found = {}
@@ -80,7 +80,7 @@ def finished(work: Work, units: list[Unit]) -> dict[int, Report]:
         if unit.file_name not in sizes or note_name(unit.index) not in sizes:
             continue
         try:
-            report = Report.from_json(work.destination.read_text(note_name(unit.index)))
+            report = FileReport.from_json(work.destination.read_text(note_name(unit.index)))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
         same = (report.plan, report.index, report.row_groups) == (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from sid_ray.data.columns import parquet_columns
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
@@ -81,7 +81,7 @@ TABLES: dict[str, Callable[[bytes, str, str], tuple[Texts, Iterable[str]]]] = {
 
 
 def no_column(source: str, column: str, names: Iterable[object]) -> UserError:
-    listed = shown(", ".join(map(str, names)))
+    listed = shown_name(", ".join(map(str, names)))
     return UserError(
         f"{source}: no column {column!r}; it has {listed}: sid-ray data prepare --caption-column "
         "names one"

@@ -37,7 +37,7 @@ class Need(NamedTuple):
     row_groups: tuple[int, ...]
 
 
-class Reader:
+class StreamReader:
     """The samples that one rank needs of one stream.
 
     Args:

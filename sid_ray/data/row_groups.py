@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sid_ray.data.manifest import DataManifest, Shard
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError, UnreachableStoreError, retrying
 from sid_ray.storage.store import Store
@@ -138,7 +138,7 @@ class RowGroups:
                 if isinstance(found, UnreachableStoreError):
                     raise found from None
                 raise DamagedDataError(str(found)) from None
-            what = first_line(error, 200)
+            what = short_error(error, 200)
             raise DamagedDataError(
                 f"{where} cannot be read ({what}): prepare the set again"
             ) from None

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MAX_CLASSES, MAX_PROMPT
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 
 
-class Reader(Protocol):
+class SampleReader(Protocol):
     """Opens samples in whatever process it is unpickled in; may be shared by threads."""
 
     def read(self, name: str, place: Any) -> bytes | np.ndarray:
@@ -46,7 +46,7 @@ class Samples:
     kind: str
     source: str
     count: int
-    reader: Reader | None = None
+    reader: SampleReader | None = None
     names: Sequence[str] = ()
     places: Sequence[Any] = ()
     labels: Sequence[int] | None = None
@@ -92,7 +92,7 @@ class Samples:
         except StoreError:
             raise
         except OSError as error:  # of the source's disk, which may work again
-            raise StoreError(str(self.wrong(index, error.strerror or first_line(error)))) from None
+            raise StoreError(str(self.wrong(index, error.strerror or short_error(error)))) from None
 
     def name(self, index: int) -> str:
         return self.names[index] if len(self.names) else ""
@@ -102,13 +102,13 @@ class Samples:
 
     def wrong(self, index: int, what: str) -> UserError:
         """An error that names the source, the file and the sample's number."""
-        named = f": {shown(self.name(index), 300)}" if self.name(index) else ""
+        named = f": {shown_name(self.name(index), 300)}" if self.name(index) else ""
         return UserError(f"{self.source}{named} (sample {self.number(index)}): {what}")
 
 
-def first_line(error: Exception, length: int = 120) -> str:
+def short_error(error: Exception, length: int = 120) -> str:
     """What a library says, in one short line."""
-    return shown(" ".join(str(error).split()), length) or type(error).__name__
+    return shown_name(" ".join(str(error).split()), length) or type(error).__name__
 
 
 def checked_label(value: Any, where: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sid_ray.data.manifest import DataManifest
 from sid_ray.data.options import PrepareOptions
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.store import Store
@@ -46,7 +46,7 @@ def draw_sheet(store: Store, manifest: DataManifest, path: Path, decode: str = "
         raise
     except Exception as error:  # pyarrow and decoders raise many kinds for damaged files
         raise UserError(
-            f"{store} cannot be drawn ({first_line(error)}): --verify says why"
+            f"{store} cannot be drawn ({short_error(error)}): --verify says why"
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, "PNG")

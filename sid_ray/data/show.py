@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from sid_ray.data.left_out import account_lines
 from sid_ray.data.manifest import DataManifest
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MIB
 
 LISTED_CLASSES, BAR = 20, 30
 
 
-def describe(manifest: DataManifest, where: str) -> Iterator[str]:
+def lines_of_set(manifest: DataManifest, where: str) -> Iterator[str]:
     """The lines of ``sid-ray data show``."""
     sizes = [shard.size for shard in manifest.shards]
     groups = manifest.row_groups
@@ -25,7 +25,7 @@ def describe(manifest: DataManifest, where: str) -> Iterator[str]:
     if manifest.text:
         tokens, width = manifest.text.shape
         yield f"text        {tokens} x {width}, encoder sha256 {manifest.text.sha256[:16]}"
-    yield f"files       {len(sizes)} of {total(sum(sizes))} in all"
+    yield f"files       {len(sizes)} of {total_bytes(sum(sizes))} in all"
     yield f"row groups  {len(groups)} of up to {max(groups):,} rows"
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
         if values:
@@ -35,7 +35,7 @@ def describe(manifest: DataManifest, where: str) -> Iterator[str]:
     yield from classes(manifest)
 
 
-def total(size: int) -> str:
+def total_bytes(size: int) -> str:
     return f"{size / MIB:,.1f} MiB" if size >= MIB / 10 else f"{size:,} B"
 
 
@@ -60,7 +60,9 @@ def classes(manifest: DataManifest) -> Iterator[str]:
     yield f"classes     {len(counts):,} of {min(counts):,} to {max(counts):,} samples{without}"
     if len(counts) > LISTED_CLASSES:
         return
-    names = [shown(name) for name in manifest.class_names] or list(map(str, range(len(counts))))
+    names = [shown_name(name) for name in manifest.class_names] or list(
+        map(str, range(len(counts)))
+    )
     wide = min(max(len(name) for name in names), 24)
     for name, count in zip(names, counts, strict=True):
         bar = "#" * round(BAR * count / max(counts))

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from sid_ray.data.annotations import fields_of
+from sid_ray.data.annotations import fields_of_row
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import folder_of, shown, stem_of, suffix_of
+from sid_ray.data.names import folder_of_name, shown_name, stem_of, suffix_of
 from sid_ray.data.options import MIB
 from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
@@ -39,7 +39,7 @@ class Beside:
 
 def key_of(name: str) -> str:
     """'a/b' of 'a/b.left.jpg': what webdataset calls a sample."""
-    folder = folder_of(name)
+    folder = folder_of_name(name)
     base = name[len(folder) :]
     return folder + (base.split(".", 1)[0] or base)
 
@@ -80,8 +80,10 @@ def read_sidecars(
         name, file = item
         data = read(file)
         if len(data) > MAX_BYTES:
-            raise UserError(f"{source}/{shown(file)}: more than {MAX_BYTES // MIB} MiB for a text")
-        return name, text_of(data, f"{source}/{shown(file)}")
+            raise UserError(
+                f"{source}/{shown_name(file)}: more than {MAX_BYTES // MIB} MiB for a text"
+            )
+        return name, text_of(data, f"{source}/{shown_name(file)}")
 
     def texts(suffix: str) -> dict[str, str]:
         items = found.get(suffix, {}).items()
@@ -99,7 +101,9 @@ def read_sidecars(
         elif told and beside.prompts is None:
             check_all(names, told, suffix, "caption", source)
             files = found[suffix]
-            beside.prompts = {n: caption(t, f"{source}/{shown(files[n])}") for n, t in told.items()}
+            beside.prompts = {
+                n: caption(t, f"{source}/{shown_name(files[n])}") for n, t in told.items()
+            }
             beside.prompts_from = f"a {suffix} file beside each sample"
             beside.used |= set(files.values())
     told = texts(CLASS)
@@ -124,11 +128,11 @@ def take_records(
     labels: dict[str, Any] = {}
     prompts: dict[str, str] = {}
     for name, text in told.items():
-        where = f"{source}/{shown(files[name])}"
+        where = f"{source}/{shown_name(files[name])}"
         values = json_value(text, where)
         if not isinstance(values, dict):
             continue
-        _, label, prompt = fields_of(values, where)
+        _, label, prompt = fields_of_row(values, where)
         if label is not None:
             labels[name] = label
         if prompt is not None:
@@ -149,10 +153,11 @@ def check_all(
 ) -> None:
     for index, name in enumerate(names):
         if name not in told:
-            other = shown(next(iter(told)), 80)
+            other = shown_name(next(iter(told)), 80)
             hint = "add it, or --captions none" if what == "caption" else "add it"
             raise UserError(
-                f"{source}: {shown(name)} (sample {index}) has no {what} in a {suffix} file beside "
+                f"{source}: {shown_name(name)} (sample {index}) has no {what} in a "
+                f"{suffix} file beside "
                 f"it, though {other} has: {hint}"
             )
 

@@ -33,7 +33,7 @@ LABELS_ONLY = {
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """What a data set has of each of its samples; a uniform number picks one of them.
 
     Args:
@@ -142,7 +142,7 @@ def data_fingerprint(data: DataConfig) -> str:
     return ""
 
 
-def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = None) -> Source:
+def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = None) -> DataSource:
     """A data set by its name, but for prepared ones.
 
     ``shape`` is the teacher's, for data sets of prompts alone; ``embed`` its text encoder. Raises
@@ -150,10 +150,10 @@ def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = No
     """
     if data.name == "digits":
         images, classes = digits.load_digits()
-        return Source(digits.SHAPE, digits.LABEL_DIM, classes, images)
+        return DataSource(digits.SHAPE, digits.LABEL_DIM, classes, images)
     if data.name == "emoji":
         found = emoji.load_emoji()
-        return Source(
+        return DataSource(
             emoji.SHAPE,
             classes=found.categories,
             images=found.images,
@@ -161,6 +161,6 @@ def open_source(data: DataConfig, shape: Sequence[int], embed: Embed | None = No
             embed=embed,
         )
     if data.name == "prompts":
-        return Source(shape, prompts=read_prompts(data.source), embed=embed)
+        return DataSource(shape, prompts=read_prompts(data.source), embed=embed)
     size, label_dim = LABELS_ONLY[data.name]
-    return Source(size, label_dim)
+    return DataSource(size, label_dim)

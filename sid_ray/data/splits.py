@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sid_ray.data.left_out import LeftOut
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.errors import UserError
 
 KINDS = {
@@ -63,7 +63,7 @@ def missing_of(files: Sequence[str]) -> str:
         key = (match[1], match[3], int(match[4]))
         found[key] = found.get(key, 0) + 1
     told = [
-        f"{there} of {total} files {shown(f'{start}*{end}', 80)} are there"
+        f"{there} of {total} files {shown_name(f'{start}*{end}', 80)} are there"
         for (start, end, total), there in found.items()
         if there < total
     ]
@@ -106,12 +106,12 @@ def mixed_in(folders: Sequence[Sequence[str]]) -> str:
         names = {each[level] if level < len(each) else "" for each in every}
         found = sorted(name for name in names if split_of(name))
         if found and len(names) > 1:
-            listed = ", ".join(shown(name, 40) for name in found[:4])
+            listed = ", ".join(shown_name(name, 40) for name in found[:4])
             return f"{listed}: not taken for a part of the set; --split {found[0]} takes it alone"
     return ""
 
 
-def chosen(
+def chosen_split(
     paths: Mapping[str, str], asked: str, source: str, left_out: LeftOut
 ) -> tuple[dict[str, str], str]:
     """The samples of the split that was asked for, by name, with their paths without it; a note.
@@ -128,7 +128,7 @@ def chosen(
     at = {name: (parts[level] if level < len(parts) else "") for name, parts in folders.items()}
     counts = Counter(at.values())
     listed = ", ".join(
-        f"{shown(folder, 40)} ({counts[folder]:,})" for folder in sorted(counts) if folder
+        f"{shown_name(folder, 40)} ({counts[folder]:,})" for folder in sorted(counts) if folder
     )
     if not asked:
         first = next((s.kind for s in map(split_of, sorted(counts)) if s and s.kind == "train"), "")

@@ -9,9 +9,9 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from sid_ray.data.names import shown
+from sid_ray.data.names import shown_name
 from sid_ray.data.options import MAX_LIST_BYTES, MAX_SAMPLE_BYTES, MIB
-from sid_ray.data.samples import first_line
+from sid_ray.data.samples import short_error
 from sid_ray.data.windows import Window, WindowFile
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
@@ -71,7 +71,7 @@ def list_tar(reader: TarReader, shard: str, source: str) -> dict[str, tuple[str,
                 if info.name in found:
                     trouble = "is in the archive twice"
                 if trouble:
-                    raise UserError(f"{source}: member {shown(info.name)} {trouble}: refused")
+                    raise UserError(f"{source}: member {shown_name(info.name)} {trouble}: refused")
                 if info.isreg():
                     name = info.name.removeprefix("./")
                     found[name] = (shard, info.offset_data, info.size)
@@ -79,7 +79,7 @@ def list_tar(reader: TarReader, shard: str, source: str) -> dict[str, tuple[str,
         raise
     except Exception as error:  # tarfile raises many kinds for damaged headers
         raise UserError(
-            f"{source} is not a whole tar archive ({first_line(error)}): fetch or make it again"
+            f"{source} is not a whole tar archive ({short_error(error)}): fetch or make it again"
         ) from None
     check_end(window, end, length, source)
     return found

@@ -20,7 +20,7 @@ from sid_ray.data.encode import encode_pixels, encode_prompts
 from sid_ray.data.latent_files import read_moments
 from sid_ray.data.layout import Unit, Work
 from sid_ray.data.pixels import prepare_picture
-from sid_ray.data.progress import Report, check_wanted, note_name
+from sid_ray.data.progress import FileReport, check_wanted, note_name
 from sid_ray.data.samples import Samples
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import retrying
@@ -67,12 +67,12 @@ class Prepared(NamedTuple):
     pixels: np.ndarray | None = None
 
 
-def build_patiently(unit: Unit, work: Work) -> Report:
+def build_patiently(unit: Unit, work: Work) -> FileReport:
     """``build``, again while the storage cannot be reached, for some time."""
-    return retrying(lambda: build(unit, work), give_up_s=STORE_PATIENCE_S)
+    return retrying(lambda: build_unit(unit, work), give_up_s=STORE_PATIENCE_S)
 
 
-def build(unit: Unit, work: Work) -> Report:
+def build_unit(unit: Unit, work: Work) -> FileReport:
     """Makes a unit's file and its note. Raises UserError that names a sample, StoreError."""
     import pyarrow.parquet as pq
 
@@ -88,9 +88,9 @@ def build(unit: Unit, work: Work) -> Report:
             write_statistics=["label"] if "label" in work.columns else False,
         ) as writer:
             for part, prepared in groups(unit, work):
-                writer.write_table(table_of(part, prepared, work, schema, totals))
+                writer.write_table(arrow_table_of(part, prepared, work, schema, totals))
         check_wanted(work)
-    report = Report(
+    report = FileReport(
         work.plan,
         unit.index,
         unit.file_name,
@@ -113,12 +113,12 @@ def groups(unit: Unit, work: Work) -> Iterator[tuple[Samples, list[Prepared]]]:
         start += rows
     if work.threads <= 1:
         for part in parts:
-            yield part, [prepare(part, index, work) for index in range(part.count)]
+            yield part, [prepare_sample(part, index, work) for index in range(part.count)]
         return
     with ThreadPoolExecutor(work.threads) as pool:
 
         def submit(part: Samples) -> list[Future[Prepared]]:
-            return [pool.submit(prepare, part, index, work) for index in range(part.count)]
+            return [pool.submit(prepare_sample, part, index, work) for index in range(part.count)]
 
         try:
             ahead = submit(parts[0])
@@ -129,7 +129,7 @@ def groups(unit: Unit, work: Work) -> Iterator[tuple[Samples, list[Prepared]]]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare(part: Samples, index: int, work: Work) -> Prepared:
+def prepare_sample(part: Samples, index: int, work: Work) -> Prepared:
     """One sample, read and checked. Raises UserError that names it."""
     if part.reader is None:
         return Prepared(None)
@@ -149,7 +149,7 @@ def prepare(part: Samples, index: int, work: Work) -> Prepared:
         raise part.wrong(index, str(error)) from None
 
 
-def table_of(
+def arrow_table_of(
     part: Samples, prepared: list[Prepared], work: Work, schema: Any, totals: Totals
 ) -> Any:
     """A row group as an Arrow table; its numbers go to ``totals``."""

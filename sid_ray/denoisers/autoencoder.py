@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.component import (
     component_of,
     filled,
-    fitting,
+    fitting_tensors,
     laid_out,
     read_config,
     require_diffusers,
@@ -38,14 +38,14 @@ def lay_out_vae(folder: Path) -> nn.Module:
 def check_vae(folder: Path) -> Any:
     """Whether load_vae will do, but for damaged numbers; the VAE's config. Raises UserError."""
     vae: Any = lay_out_vae(folder)
-    fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
+    fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
     return vae.config
 
 
 def load_vae(folder: Path) -> nn.Module:
     """The VAE of lay_out_vae with its weights."""
     vae = lay_out_vae(folder)
-    return filled(vae, fitting(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
+    return filled(vae, fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
 
 
 def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

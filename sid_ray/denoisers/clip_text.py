@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sid_ray.denoisers.component import (
     as_float32,
     component_of,
-    first_line,
-    fitting,
+    fitting_tensors,
     laid_out,
+    line_of_error,
     read_config,
     require_diffusers,
     tokenizer_folder,
@@ -56,14 +56,14 @@ def text_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
     return names
 
 
-def check_text(folder: Path) -> Any:
+def check_text_encoder(folder: Path) -> Any:
     """Whether load_text will do, but for damaged numbers; the encoder's config.
 
     Raises UserError naming what is missing.
     """
     encoder: Any = lay_out_text(folder)
     own = component_of(folder, "text_encoder")
-    fitting(encoder, own, TEXT_FILES, text_names, numbers=False)
+    fitting_tensors(encoder, own, TEXT_FILES, text_names, numbers=False)
     tokenizer = load_tokenizer(tokenizer_folder(folder))
     if len(tokenizer) > encoder.config.vocab_size:
         raise UserError(
@@ -78,7 +78,9 @@ def load_encoder(folder: Path) -> Any:
     from transformers import CLIPTextModel
 
     laid, own = lay_out_text(folder), component_of(folder, "text_encoder")
-    tensors = {n: as_float32(v) for n, v in fitting(laid, own, TEXT_FILES, text_names).items()}
+    tensors = {
+        n: as_float32(v) for n, v in fitting_tensors(laid, own, TEXT_FILES, text_names).items()
+    }
     # The library fills what no file holds: the positions' numbers.
     encoder = CLIPTextModel.from_pretrained(None, config=laid.config, state_dict=tensors)
     return encoder.float().eval().requires_grad_(False)
@@ -117,4 +119,6 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} does not hold a CLIP tokenizer: {first_line(error)}") from error
+        raise UserError(
+            f"{folder} does not hold a CLIP tokenizer: {line_of_error(error)}"
+        ) from error

@@ -48,11 +48,11 @@ def set_compile(network: nn.Module, mode: str, backend: str = "inductor") -> Non
     how["fullgraph"] = "xformers" not in attention_backends(network)
     if mode == "cudagraphs" and backend == "inductor":
         how = how | {"mode": "reduce-overhead"}
-    for part in blocks(network) if mode == "default" else [body(network)]:
+    for part in blocks_to_compile(network) if mode == "default" else [body(network)]:
         part.compile(**how)
 
 
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
+def blocks_to_compile(network: nn.Module) -> Iterator[nn.Module]:
     """The residual and transformer blocks of a denoiser."""
     for module in network.modules():
         if hasattr(module, "dropout_site") or type(module).__name__ in DIFFUSERS_BLOCKS:

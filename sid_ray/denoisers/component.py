@@ -70,10 +70,10 @@ def laid_out(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     except Exception as error:  # of a library's constructor, which may raise anything
         path = folder / "config.json"
-        raise UserError(f"{path} makes no network: {first_line(error)}") from None
+        raise UserError(f"{path} makes no network: {line_of_error(error)}") from None
 
 
-def fitting(
+def fitting_tensors(
     model: nn.Module,
     folder: Path,
     stems: Sequence[str],
@@ -102,5 +102,5 @@ def as_float32(value: Tensor) -> Tensor:
     return value.to(torch.float32) if value.is_floating_point() else value
 
 
-def first_line(error: Exception) -> str:
+def line_of_error(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]

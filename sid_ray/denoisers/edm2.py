@@ -27,7 +27,7 @@ from sid_ray.denoisers.arguments import NetworkArguments
 from sid_ray.denoisers.attention import attend, head_count, merge_heads, split_heads
 from sid_ray.denoisers.convolution import Ready, UnitWeight, convolve, convolve_unit
 from sid_ray.denoisers.dropout import keyed_dropout, number_sites
-from sid_ray.denoisers.edm_layers import scaled
+from sid_ray.denoisers.edm_layers import scaled_draw
 from sid_ray.denoisers.precondition import Preconditioned, RawOutput, run_unet
 from sid_ray.denoisers.recompute import run_block
 from sid_ray.types import Condition, Want
@@ -161,8 +161,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", scaled(torch.randn(channels), 2 * math.pi))
-        self.register_buffer("phases", scaled(torch.rand(channels), 2 * math.pi))
+        self.register_buffer("freqs", scaled_draw(torch.randn(channels), 2 * math.pi))
+        self.register_buffer("phases", scaled_draw(torch.rand(channels), 2 * math.pi))
 
     def forward(self, x: Tensor) -> Tensor:
         freqs, phases = self.freqs.to(x.dtype), self.phases.to(x.dtype)
@@ -285,7 +285,7 @@ class Block(nn.Module):
         return self.attn_proj(merge_heads(out, x))
 
 
-class UNet(nn.Module):
+class EDM2UNet(nn.Module):
     """The magnitude-preserving U-Net (EDM2, configuration G). Returns (F, adversarial logits)."""
 
     def __init__(self, net: EDM2Network):
@@ -381,7 +381,7 @@ class EDM2Denoiser(Preconditioned):
     def __init__(self, net: EDM2Network):
         super().__init__(net.sigma_data, net.label_dim)
         self.net = net
-        self.unet = UNet(net)
+        self.unet = EDM2UNet(net)
         if net.logvar:
             self.logvar_fourier = MPFourier(net.logvar_channels)
             self.logvar_linear = MPConv(net.logvar_channels, 1, 0)

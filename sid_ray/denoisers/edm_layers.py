@@ -31,7 +31,7 @@ def is_laid_out() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def scaled(drawn: Tensor, factor: float) -> Tensor:
+def scaled_draw(drawn: Tensor, factor: float) -> Tensor:
     return drawn if is_laid_out() else drawn * factor
 
 
@@ -71,10 +71,10 @@ class Init:
         self, shape: tuple[int, ...], fan_in: int, fan_out: int, bias: bool
     ) -> tuple[nn.Parameter, nn.Parameter | None]:
         """Weight of a shape and bias [shape[0]], drawn in this order."""
-        weight = nn.Parameter(scaled(self.draw(shape, fan_in, fan_out), self.weight))
+        weight = nn.Parameter(scaled_draw(self.draw(shape, fan_in, fan_out), self.weight))
         if not bias:
             return weight, None
-        return weight, nn.Parameter(scaled(self.draw(shape[:1], fan_in, fan_out), self.bias))
+        return weight, nn.Parameter(scaled_draw(self.draw(shape[:1], fan_in, fan_out), self.bias))
 
 
 class Linear(nn.Module):
@@ -282,7 +282,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", scaled(torch.randn(channels // 2), 16))
+        self.register_buffer("freqs", scaled_draw(torch.randn(channels // 2), 16))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         phase = c_noise.outer(2 * math.pi * self.freqs.to(c_noise.dtype))

@@ -22,7 +22,7 @@ from sid_ray.types import Condition, Level, Prediction, Want
 RawOutput = tuple[Tensor | None, Tensor | None]
 
 
-class UNet(Protocol):
+class RawNetwork(Protocol):
     """The two halves of a raw network."""
 
     def encode(self, x: Tensor, emb: Tensor, dropout_keys: Tensor | None) -> list[Tensor]: ...
@@ -31,7 +31,13 @@ class UNet(Protocol):
 
 
 def run_unet(
-    unet: UNet, x: Tensor, emb: Tensor, keys: Tensor | None, want: Want, wide: torch.dtype, own: int
+    unet: RawNetwork,
+    x: Tensor,
+    emb: Tensor,
+    keys: Tensor | None,
+    want: Want,
+    wide: torch.dtype,
+    own: int,
 ) -> RawOutput:
     """(F in x's precision, adversarial logits in the wide one), None what was not wanted.
 

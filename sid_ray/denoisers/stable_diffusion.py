@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.component import (
     filled,
-    fitting,
+    fitting_tensors,
     laid_out,
     read_config,
     require_diffusers,
@@ -273,5 +273,5 @@ def load_denoiser(folder: Path, prediction_type: str = "epsilon") -> StableDiffu
     own = folder / "unet"
     config = read_config(own, "UNet2DConditionModel")
     unet = laid_out(lambda: build_unet(config), own)
-    filled(unet, fitting(unet, own, UNET_FILES))
+    filled(unet, fitting_tensors(unet, own, UNET_FILES))
     return StableDiffusionDenoiser(unet, prediction_type).eval()

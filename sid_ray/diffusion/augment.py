@@ -69,7 +69,7 @@ class Draws(NamedTuple):
 DRAWS = len(Draws._fields)
 
 
-def draw(count: int, generator: torch.Generator) -> Tensor:
+def draw_augmentations(count: int, generator: torch.Generator) -> Tensor:
     """Raw draws [count, 15], float32, from a generator on the CPU.
 
     Row by row from uniform numbers, so that a sample's draws do not depend on ``count``.
@@ -202,7 +202,7 @@ class AugmentPipe:
         """A [B, 3, 3] = S(1/s, 1/s) R(w) [R(-r) S(1/a, a) R(r)] T(-shift): all but the flips."""
         s = torch.exp2(self.scale_std * todo.scale)
         a = torch.exp2(self.aniso_std * todo.aniso)
-        return product(
+        return matrix_product(
             scaling(s, 1 / s, 1 / s),
             rotation(todo.rotation),
             rotation(-todo.aniso_angle),
@@ -263,7 +263,7 @@ def rotation(angle: Tensor) -> Tensor:
     return affine(angle, cos, -sin, 0.0, sin, cos, 0.0)
 
 
-def product(first: Tensor, *others: Tensor) -> Tensor:
+def matrix_product(first: Tensor, *others: Tensor) -> Tensor:
     """[B, M, 3] [B, 3, N] ..., from left to right.
 
     Three terms written out: torch.matmul may round differently for another B, and may be told to
@@ -284,7 +284,7 @@ def batch_margin(matrix: Tensor, height: int, width: int) -> Margin:
     """How far the corners of any image of the batch leave the frame, and the filters' reach."""
     x, y = (width - 1) / 2, (height - 1) / 2
     corners = matrix.new_tensor([[-x, x, x, -x], [-y, -y, y, y], [1, 1, 1, 1]])
-    x_in, y_in, _ = product(matrix, corners.expand(len(matrix), 3, 4)).unbind(1)  # [B, 4]
+    x_in, y_in, _ = matrix_product(matrix, corners.expand(len(matrix), 3, 4)).unbind(1)  # [B, 4]
     reach = torch.stack([-x_in, -y_in, x_in, y_in]).amax(dim=(1, 2))
     reach = reach + matrix.new_tensor([2 * FILTER_PAD - c for c in (x, y, x, y)])
     limit = matrix.new_tensor(largest_margin(height, width))
@@ -335,7 +335,7 @@ def interpolate(upsampled: Tensor, matrix: Tensor, margin: Margin) -> Tensor:
     height_out = height_in - 2 * (margin.top + margin.bottom - 2 * FILTER_PAD)
     width_out = width_in - 2 * (margin.left + margin.right - 2 * FILTER_PAD)
     one = torch.ones_like(matrix[:, 0, 0])
-    matrix = product(
+    matrix = matrix_product(
         # Back to the frame of pixels of the padded image; to the doubled one, whose pixels'
         # centres lie half a pixel off; to the coordinates of grid_sample, -1 to 1.
         scaling(one, 2 / width_in, 2 / height_in),
@@ -348,7 +348,9 @@ def interpolate(upsampled: Tensor, matrix: Tensor, margin: Margin) -> Tensor:
     )
     x, y = (centred(n, upsampled) for n in (width_out, height_out))
     pixels = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones_like(y[:, None] + x)])
-    grid = product(matrix[:, :2].to(upsampled), pixels.flatten(1)[None])  # [B, 2, H_out * W_out]
+    grid = matrix_product(
+        matrix[:, :2].to(upsampled), pixels.flatten(1)[None]
+    )  # [B, 2, H_out * W_out]
     grid = grid.mT.unflatten(1, (height_out, width_out))
     return F.grid_sample(upsampled, grid, "bilinear", "zeros", align_corners=False)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sid_ray.diffusion.augment import draw as draw_augment
+from sid_ray.diffusion.augment import draw_augmentations as draw_augment
 from sid_ray.types import Draw, DrawSpec
 
 # Streams: what a draw is for. Their numbers are part of every run's identity: never renumber.

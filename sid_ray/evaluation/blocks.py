@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.data.source import Source, data_fingerprint
+from sid_ray.data.source import DataSource, data_fingerprint
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
@@ -121,7 +121,7 @@ class Bench:
             torch.set_num_threads(1)  # the same rounding in every process
         set_endpoint(job.config.storage.endpoint_url, job.config.storage.region)
         subject, evaluation = job.subject, job.config.evaluation
-        self.components = components_of(job)
+        self.components = components_of_job(job)
         data = data_for(job, self.components, self.device)
         codec = codec_of(subject.description, self.components.vae, self.device)
         self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
@@ -162,7 +162,7 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def components_of(job: Job) -> Components:
+def components_of_job(job: Job) -> Components:
     """Text encoder and VAE of the network, on this machine's disk. Raises UserError."""
     subject = job.subject
     named = Named(subject.text_encoder, job.config.evaluation.vae)
@@ -178,7 +178,7 @@ def data_for(job: Job, components: Components, device: torch.device) -> Data:
             "or --data emoji"
         )
     if job.even:
-        return Data(Source(subject.shape, subject.label_dim))
+        return Data(DataSource(subject.shape, subject.label_dim))
     data = data_of(config, subject.description, components, device)
     source = data.source
     found = (tuple(source.shape), source.label_dim)

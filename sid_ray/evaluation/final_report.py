@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
 from sid_ray.evaluation.samplers import (
     Inputs,
@@ -27,7 +27,7 @@ TIMED_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class SamplerRow:
     """One way to make images: its scores and its cost."""
 
     name: str
@@ -37,10 +37,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class FinalReport:
     """What was measured, and what the numbers mean: ``primary`` is the score that counts first."""
 
-    rows: Sequence[Row] = ()
+    rows: Sequence[SamplerRow] = ()
     primary: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ def final_report(
     generator_folder: Path,
     picture: Path,
     progress: Callable[[str], None],
-) -> Report:
+) -> FinalReport:
     """Measures and draws: the rows in the order of samplers(), the contact sheet at ``picture``.
 
     All three make the same seeds and conditions. Evaluation streams only, so the numbers are those
@@ -107,10 +107,10 @@ def final_report(
     networks = teacher.to(device), generator.to(device)
     for name, evaluations, sampler in samplers(config, *networks, data.null_text):
         progress(f"measuring: {name}")
-        looks = [judge.look(sampler, seeds) for seeds in blocks(judge.seeds)]
+        looks = [judge.look(sampler, seeds) for seeds in seed_blocks(judge.seeds)]
         inputs = seeded_inputs(data.source, range(TIMED_BATCH), judge.num_steps)
         spent = milliseconds_per_image(sampler, inputs.to(device))
-        rows.append(Row(name, evaluations, judge.scores(looks), spent))
+        rows.append(SamplerRow(name, evaluations, judge.scores(looks), spent))
         panels.append((name, judge.images(sampler, range(len(chosen)), chosen)))
     save_picture(contact_sheet(panels, columns), picture)
-    return Report(rows, judge.primary, judge.protocol(judge.seeds))
+    return FinalReport(rows, judge.primary, judge.protocol(judge.seeds))

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from sid_ray.config.distill_config import asked_metrics
 from sid_ray.config.sections import EvaluationConfig
-from sid_ray.data.source import Source
+from sid_ray.data.source import DataSource
 from sid_ray.denoisers.codecs import Codec, IdentityCodec
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.real_images import Real
-from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of, sample_in_batches
+from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of_seeds, sample_in_batches
 from sid_ray.metrics.extractors import Extractor, load_extractor
-from sid_ray.metrics.scores import as_seen, combined, looked_at
+from sid_ray.metrics.scores import as_seen, combined, features_of
 from sid_ray.metrics.spec import Evidence, Gauge, Reads, metric_spec
 from sid_ray.metrics.sums import BLOCK
 from sid_ray.weights.address import parse_source
@@ -52,7 +52,7 @@ class Look(NamedTuple):
     own: Mapping[str, NDArray]
 
 
-def blocks(seeds: range) -> Iterator[range]:
+def seed_blocks(seeds: range) -> Iterator[range]:
     """Seeds in blocks of 256; the last one may be shorter."""
     return (seeds[start : start + BLOCK] for start in range(0, len(seeds), BLOCK))
 
@@ -100,7 +100,7 @@ class Judge:
     def __init__(
         self,
         chosen: EvaluationConfig,
-        source: Source,
+        source: DataSource,
         codec: Codec | None = None,
         num_steps: int = 1,
         device: torch.device | str = "cpu",
@@ -167,7 +167,7 @@ class Judge:
 
         Of the data set's samples ``index`` [N]; without it drawn from them by the seeds.
         """
-        inputs = inputs_of(
+        inputs = inputs_of_seeds(
             self.source,
             seeds,
             index_of(self.source, seeds) if index is None else index,
@@ -185,7 +185,7 @@ class Judge:
 
     def look_at(self, images: Tensor, texts: Sequence[str] | None = None) -> Look:
         """What the metrics need of one block of pictures uint8 [N, C, H, W], and their texts."""
-        features, logits = looked_at(self.extractor, images)
+        features, logits = features_of(self.extractor, images)
         own = {name: gauge.look(images, texts) for name, gauge in self.gauges.items()}
         return Look(features, logits if self.that_read("classes") else None, own)
 
@@ -205,7 +205,7 @@ class Judge:
                     "another feature space"
                 )
         shape = self.codec.picture_shape(self.source.shape)
-        looked_at(self.extractor, torch.zeros(1, *shape, dtype=torch.uint8))
+        features_of(self.extractor, torch.zeros(1, *shape, dtype=torch.uint8))
         if self.that_read("reference statistics"):
             self.real.check()
         if self.that_read("reference images"):

@@ -19,7 +19,7 @@ MOST = 10**9  # of any number here; a batch has another limit
 FEWEST = 65  # images: more than the dimensions of the smallest feature space
 
 
-def with_flags(text: str) -> str:
+def with_own_flags(text: str) -> str:
     """A message about fields of a run's config, with this command's own flags for them."""
     flags = {each.name: f"--{each.name.replace('_', '-')}" for each in fields(EvaluateOptions)}
     return re.sub(r"\bevaluation\.([a-z_]+)", lambda found: flags.get(found[1], found[0]), text)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sid_ray.data.source import Source
+from sid_ray.data.source import DataSource
 from sid_ray.evaluation.samplers import seeded_uniform, to_uint8
 from sid_ray.storage.durable import moved_into_place
 
@@ -42,7 +42,7 @@ def pixel_scale(resolution: int, target: int = 40) -> int:
     return max(1, target // resolution)
 
 
-def sheet_samples(source: Source, resolution: int) -> tuple[int, Tensor]:
+def sheet_samples(source: DataSource, resolution: int) -> tuple[int, Tensor]:
     """(columns, samples) of a contact sheet: a column a class, or as many texts.
 
     Of many classes ten are shown, evenly apart; of large images fewer.

@@ -18,7 +18,7 @@ from torch import Tensor
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.in_order import in_blocks
 from sid_ray.data.prepared import PreparedSource, open_prepared
-from sid_ray.data.source import Source
+from sid_ray.data.source import DataSource
 from sid_ray.errors import UserError
 from sid_ray.metrics.blocks import FeatureBlocks, together
 from sid_ray.metrics.extractors import Extractor
@@ -29,7 +29,7 @@ from sid_ray.metrics.reference import (
     cached_statistics,
     read_statistics,
 )
-from sid_ray.metrics.scores import Seen, looked_at
+from sid_ray.metrics.scores import SeenBlocks, features_of
 from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.storage.errors import StoreError
@@ -59,25 +59,25 @@ class Real:
     def __init__(
         self,
         reference: str,
-        source: Source,
+        source: DataSource,
         extractor: Extractor,
         tell: Tell = lambda text: None,
     ):
         self.reference, self.extractor, self.tell = reference, extractor, tell
         self.source = self._data_set(source)
 
-    def _data_set(self, own: Source) -> Source | None:
+    def _data_set(self, own: DataSource) -> DataSource | None:
         """The data set whose images are looked at; None where there is none."""
         if is_statistics(self.reference):
             return None
         if not self.reference:
-            return own if holds_pictures(own) else None
+            return own if set_holds_pictures(own) else None
         data = DataConfig(name="prepared", source=self.reference)
         try:
             found = open_prepared(data, own.shape)
         except UserError as error:
             raise UserError(str(error).replace("data.source", "evaluation.reference")) from None
-        if not holds_pictures(found):
+        if not set_holds_pictures(found):
             raise UserError(
                 f"evaluation.reference {self.reference} holds {found.manifest.kind}; expected "
                 "images: prepare the images themselves, or name an .npz with their statistics"
@@ -110,10 +110,10 @@ class Real:
                 "data set, or statistics of the real images (.npz, .pkl)"
             )
 
-    def _check_size(self, real: Source) -> None:
+    def _check_size(self, real: DataSource) -> None:
         """Raises UserError for real images that the feature space does not take."""
         try:
-            looked_at(self.extractor, torch.zeros(1, *real.shape, dtype=torch.uint8))
+            features_of(self.extractor, torch.zeros(1, *real.shape, dtype=torch.uint8))
         except UserError as error:
             raise UserError(f"evaluation.reference {self.reference or '(own)'}: {error}") from None
 
@@ -144,12 +144,12 @@ class Real:
         )
 
     @cached_property
-    def seen(self) -> Seen:
+    def seen(self) -> SeenBlocks:
         """Sums and features of up to 200,000 of the images. Raises UserError."""
         self.check(samples=True)
         limit = f"{self._source.fingerprint}-first-{SAMPLES}"
         features = cached_features(limit, self.extractor.identity, self._features)
-        return Seen(FeatureSums.of(features.array()), features)
+        return SeenBlocks(FeatureSums.of(features.array()), features)
 
     @property
     def description(self) -> dict[str, str]:
@@ -160,20 +160,20 @@ class Real:
         return {"reference": named, "reference_fingerprint": self.source.fingerprint[:16]}
 
     @property
-    def _source(self) -> Source:
+    def _source(self) -> DataSource:
         assert self.source is not None
         return self.source
 
     def _sums_of_all(self) -> Iterator[FeatureSums]:
         for block, images in enumerate(self._pictures(len(self._source))):
-            yield FeatureSums.of_block(looked_at(self.extractor, images)[0], block)
+            yield FeatureSums.of_block(features_of(self.extractor, images)[0], block)
 
     def _features(self) -> FeatureBlocks:
         wanted = min(SAMPLES, len(self._source))
         parts = islice(self._pictures(wanted), -(-wanted // BLOCK))
         return together(
             FeatureBlocks.of_block(
-                looked_at(self.extractor, images[: wanted - block * BLOCK])[0], block
+                features_of(self.extractor, images[: wanted - block * BLOCK])[0], block
             )
             for block, images in enumerate(parts)
         )
@@ -201,7 +201,7 @@ def is_statistics(reference: str) -> bool:
     return reference.endswith(STATISTICS)
 
 
-def holds_pictures(source: Source) -> bool:
+def set_holds_pictures(source: DataSource) -> bool:
     """Whether it has images themselves, not latents."""
     if isinstance(source, PreparedSource):
         return source.manifest.kind == "images"

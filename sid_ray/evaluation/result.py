@@ -18,7 +18,7 @@ from sid_ray import __version__
 from sid_ray.evaluation.blocks import Bench, Job
 from sid_ray.evaluation.picture_blocks import PictureBench, PictureJob
 from sid_ray.evaluation.records import add_result
-from sid_ray.metrics.names import in_order, is_score, larger_is_better, shown_score
+from sid_ray.metrics.names import is_score, larger_is_better, scores_in_order, shown_score
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.store import Store
@@ -61,7 +61,7 @@ def write_result(out: Path, result: Mapping[str, Any]) -> None:
     replace_file(out, json.dumps(result, indent=2) + "\n")
 
 
-def table_of(result: Mapping[str, Any]) -> Table:
+def table_of_scores(result: Mapping[str, Any]) -> Table:
     """Score, mean, and where there are several trials the deviation and each of them."""
     trials = result["trials"]
     seen = f", {result['images_seen']:,} images seen" if result["images_seen"] else ""
@@ -73,7 +73,7 @@ def table_of(result: Mapping[str, Any]) -> Table:
     for name in ("mean", "deviation", *(f"trial {k + 1}" for k in range(len(trials)))):
         if several or name == "mean":
             table.add_column(name if several else "value", justify="right", no_wrap=True)
-    for name in in_order(filter(is_score, result["scores"])):
+    for name in scores_in_order(filter(is_score, result["scores"])):
         numbers = [result["scores"][name]]
         if several:
             numbers += [result["deviations"][name], *(each["scores"][name] for each in trials)]

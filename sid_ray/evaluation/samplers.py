@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_ray.data.source import Source
+from sid_ray.data.source import DataSource
 from sid_ray.diffusion.rng import EVALUATION, generator_for
 from sid_ray.objectives.generation import generator_step
 from sid_ray.types import Condition, Denoiser, Schedule
@@ -101,17 +101,19 @@ def seeded_noises(seeds: Sequence[int], shape: Sequence[int], num_steps: int) ->
     )
 
 
-def seeded_inputs(source: Source, seeds: Sequence[int], num_steps: int = 1) -> Inputs:
+def seeded_inputs(source: DataSource, seeds: Sequence[int], num_steps: int = 1) -> Inputs:
     """Inputs of seeds with conditions drawn from the data set, each of its seed alone."""
-    return inputs_of(source, seeds, index_of(source, seeds), num_steps)
+    return inputs_of_seeds(source, seeds, index_of(source, seeds), num_steps)
 
 
-def index_of(source: Source, seeds: Sequence[int]) -> Tensor:
+def index_of(source: DataSource, seeds: Sequence[int]) -> Tensor:
     """The data set's samples whose conditions seeds have: [N], each drawn by its seed alone."""
     return source.index(seeded_uniform(seeds))
 
 
-def inputs_of(source: Source, seeds: Sequence[int], index: Tensor, num_steps: int = 1) -> Inputs:
+def inputs_of_seeds(
+    source: DataSource, seeds: Sequence[int], index: Tensor, num_steps: int = 1
+) -> Inputs:
     """Inputs of seeds with the conditions of the data set's samples ``index`` [N]."""
     cond = Condition(source.one_hot(source.labels(index)), text=source.text(index))
     noises = seeded_noises(seeds, source.shape, num_steps)

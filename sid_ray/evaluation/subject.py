@@ -15,7 +15,7 @@ from typing import Any
 
 from sid_ray.checkpoint.best import PREFIX as BEST_PREFIX
 from sid_ray.checkpoint.best import SCORE
-from sid_ray.checkpoint.find import best_of, find_generator, manifest_of
+from sid_ray.checkpoint.find import best_network_of, find_generator, manifest_of
 from sid_ray.checkpoint.manifest import EMA_FOLDER, PREFIX, DamagedCheckpointError
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
@@ -114,7 +114,7 @@ def find_subject(source: str) -> Subject:
 
 def find_network(source: str) -> Path:
     """The file or folder of a network, on this machine's disk. Raises UserError."""
-    if address := best_of(source):
+    if address := best_network_of(source):
         return resolve_source(address)
     parsed = parse_source(source)
     if is_elsewhere(source) and not parsed.location.endswith(FILE_SUFFIXES):
@@ -130,7 +130,7 @@ def origin_of(source: str, network: Path) -> tuple[Store, str] | None:
     """The folder of the run that a network is of, and in it the name of the checkpoint or of the
     best weights; None for networks that lie in neither. Raises UserError, StoreError.
     """
-    address = best_of(source) or source
+    address = best_network_of(source) or source
     if not scheme_of(address).is_store:
         return None
     name = network.parent.name
@@ -138,12 +138,12 @@ def origin_of(source: str, network: Path) -> tuple[Store, str] | None:
         if is_path(address):
             return Store.at(network.parent.parent), name
         store = Store.at(address)
-        return (above(store) if store.name == name else store), name
+        return (store_above(store) if store.name == name else store), name
     store = Store.at(address)
-    return (above(store), store.name) if store.name.startswith(BEST_PREFIX) else None
+    return (store_above(store), store.name) if store.name.startswith(BEST_PREFIX) else None
 
 
-def above(store: Store) -> Store:
+def store_above(store: Store) -> Store:
     return Store(store.url.rpartition("/")[0])
 
 

@@ -50,7 +50,7 @@ def connect(address: str, reach: str) -> Any:
             "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token as the cluster has it"
         ) from None
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"no Jobs API at {shown} ({first_line(error)}): {hint}") from None
+        raise UserError(f"no Jobs API at {shown} ({line_of_answer(error)}): {hint}") from None
 
 
 def look_for(address: str) -> None:
@@ -90,15 +90,15 @@ def send(client: Any, entry: str, runtime_env: Mapping[str, Any]) -> str:
     try:
         return client.submit_job(entrypoint=entry, runtime_env=dict(runtime_env))
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"the cluster did not take the job: {first_line(error)}") from None
+        raise UserError(f"the cluster did not take the job: {line_of_answer(error)}") from None
 
 
-def first_line(error: BaseException) -> str:
+def line_of_answer(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
-def follow(client: Any, job: str) -> int:
+def follow_job(client: Any, job: str) -> int:
     """Prints the job's output to its end. 0 when it succeeded, 1 when not, 130 after Ctrl-C."""
     tail = Tail(client, job)
     try:

@@ -21,7 +21,7 @@ from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.confidential import named_secret, secrets_of
 from sid_ray.config.distill_config import DistillConfig, flatten, replace
 from sid_ray.errors import UserError
-from sid_ray.jobs.client import connect, follow, live_cluster, send
+from sid_ray.jobs.client import connect, follow_job, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
 from sid_ray.jobs.upload import Upload, check_no_secrets, check_size, upload_of
 from sid_ray.recipes.registry import recipe_entry
@@ -184,7 +184,7 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
     yield OK, "teacher", f"{chosen.source}: can be loaded, and has what it needs beside it"
 
 
-def look_at_memory(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
+def memory_of_job(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
     """The plan against the cluster's GPUs. Raises UserError where the run cannot fit."""
     resources = config.resources
     if not resources.use_gpu:
@@ -223,7 +223,7 @@ def typed(
     return f"{shlex.join(line)} -- {shlex.join(entry)}"
 
 
-def show(line: Line) -> None:
+def show_line(line: Line) -> None:
     state, name, text = line
     print(f"{state:8} {name:9} {text}", flush=True)
 
@@ -253,9 +253,9 @@ def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str])
         check_no_secrets(each, secrets)
     check_places(config, upload)
     cluster = read_cluster(Path(args.cluster)) if args.cluster else None
-    show((OK, "upload", f"{' and sid_ray: '.join(map(str, uploads))}, no secret found"))
+    show_line((OK, "upload", f"{' and sid_ray: '.join(map(str, uploads))}, no secret found"))
     for line in look_at_teacher(config, upload):
-        show(line)
+        show_line(line)
     # Ray's client lets RAY_API_SERVER_ADDRESS win over what it is given.
     if args.address:
         os.environ["RAY_API_SERVER_ADDRESS"] = args.address
@@ -263,9 +263,9 @@ def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str])
     client = connect(named, cluster.reach if cluster else "")
     live = live_cluster(client)
     for line in look_at_storage(config, cluster or live):
-        show(line)
-    for line in look_at_memory(config, cluster if cluster and cluster.memory_gib else live):
-        show(line)
+        show_line(line)
+    for line in memory_of_job(config, cluster if cluster and cluster.memory_gib else live):
+        show_line(line)
     address = shown_uri(client.get_address())
     print(typed(entry, args, runtime_env, address), flush=True)
     job = send(client, shlex.join(entry), {**runtime_env, "working_dir": str(upload.folder)})
@@ -274,4 +274,4 @@ def run_submit(config: DistillConfig, args: SubmitOptions, flags: Sequence[str])
         f"  stop    ray job stop --address {address} {job}",
         flush=True,
     )
-    return follow(client, job) if args.wait else 0
+    return follow_job(client, job) if args.wait else 0

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.errors import UserError
-from sid_ray.metrics.lite0 import resized
+from sid_ray.metrics.lite0 import resized_images
 from sid_ray.metrics.transformers_folder import load_network
 from sid_ray.storage.cache import file_sha256
 
@@ -57,7 +57,7 @@ class DINOv2:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, None]:
         """uint8 [B, 3, H, W] -> features [B, D]."""
-        pixels = resized(images.to(self.mean.device), SIZE, "bicubic") / 255
+        pixels = resized_images(images.to(self.mean.device), SIZE, "bicubic") / 255
         seen = self.network(pixel_values=(pixels - self.mean) / self.deviation)
         return seen.last_hidden_state[:, 0], None
 

@@ -30,7 +30,7 @@ LITE0 = {"lite0": ("Lite0", 1280), "lite0-320": ("Lite0-320", 320)}
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def resized(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+def resized_images(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
     """Images [B, C, H, W] as float32 [B, C, size, size], antialiased where that is smaller.
 
     ``mode`` is bilinear (values stay within 0 to 255) or bicubic (they may leave it a little).
@@ -42,7 +42,7 @@ def resized(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
 
 def normalised(images: Tensor) -> Tensor:
     """Bytes [B, 3, H, W] -> what the network sees, float32 [B, 3, SIZE, SIZE], in [-1, 1]."""
-    return (resized(images, SIZE) - MEAN) / DEVIATION
+    return (resized_images(images, SIZE) - MEAN) / DEVIATION
 
 
 class Lite0:

@@ -77,7 +77,7 @@ def is_better(name: str, value: float, than: float | None) -> bool:
     return than is None or (value > than if larger_is_better(name) else value < than)
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def scores_in_order(names: Iterable[str]) -> list[str]:
     """Those that lead first, then by name."""
     return sorted(names, key=lambda name: (not leads(name), name))
 

@@ -48,13 +48,15 @@ class Statistics:
         return cls(sums.mean, sums.covariance, sums.count, identity)
 
 
-def checked(path: Path, mean: Any, covariance: Any, count: int = 0, name: str = "") -> Statistics:
+def checked_statistics(
+    path: Path, mean: Any, covariance: Any, count: int = 0, name: str = ""
+) -> Statistics:
     """Statistics whose shapes fit and whose numbers are finite, or a UserError."""
     try:
         mean, covariance = (np.asarray(each, np.float64) for each in (mean, covariance))
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{path} holds no numbers ({short(error)}): fetch or make it again"
+            f"{path} holds no numbers ({short_message(error)}): fetch or make it again"
         ) from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
@@ -79,7 +81,7 @@ def read_statistics(path: Path, metric: str = "fid") -> Statistics:
     return read_pickle(path, metric)
 
 
-def short(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """What a library says, in one line: it may repeat bytes of the file."""
     return printable(" ".join(str(error).split()))[:200] or type(error).__name__
 
@@ -91,18 +93,18 @@ def read_npz(path: Path) -> Statistics:
             found = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and numpy's headers raise many kinds
         raise UserError(
-            f"{path} cannot be read as npz ({short(error)}): fetch or make it again"
+            f"{path} cannot be read as npz ({short_message(error)}): fetch or make it again"
         ) from None
     if {"mu", "sigma"} <= found.keys():
-        return checked(path, found["mu"], found["sigma"])
+        return checked_statistics(path, found["mu"], found["sigma"])
     if {"mean", "covariance", "count", "identity"} <= found.keys():
         try:
             count, name = int(found["count"]), str(found["identity"])
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{path} holds no count ({short(error)}): fetch or make it again"
+                f"{path} holds no count ({short_message(error)}): fetch or make it again"
             ) from None
-        return checked(path, found["mean"], found["covariance"], count, name)
+        return checked_statistics(path, found["mean"], found["covariance"], count, name)
     names = printable(", ".join(sorted(found)))[:300] or "nothing"
     raise UserError(f"{path} holds {names}; expected mu and sigma, the statistics of features")
 
@@ -117,7 +119,7 @@ def read_pickle(path: Path, metric: str) -> Statistics:
     if held is None or not {"mu", "sigma"} <= held.keys():
         names = printable(", ".join(map(str, root)))[:300] if root else "nothing"
         raise UserError(f"{path} holds {names}; expected {metric!r} with mu and sigma")
-    return checked(path, numbers(held["mu"]), numbers(held["sigma"]))
+    return checked_statistics(path, numbers(held["mu"]), numbers(held["sigma"]))
 
 
 def numbers(value: Any) -> Any:
@@ -198,14 +200,14 @@ def cached_features(
     """
     path = cached_path(known(fingerprint), identity, "npy")
     with locked(path):
-        if not path.is_file() or not readable(path):
+        if not path.is_file() or not is_whole_npy(path):
             array = make().array()
             with moved_into_place(path) as written, written.open("wb") as file:
                 np.save(file, array)
         return FeatureBlocks.of(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def readable(path: Path) -> bool:
+def is_whole_npy(path: Path) -> bool:
     """Whether a file is a whole npy of float32 features [N, D]."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -22,7 +22,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenBlocks:
     """What an extractor saw in some blocks of a set of images.
 
     ``features`` and ``logits`` are None where only sums were asked for, or there are no logits.
@@ -34,7 +34,7 @@ class Seen:
     logits: FeatureBlocks | None = None
 
 
-def looked_at(extractor: Extractor, images: Tensor) -> tuple[Array, Array | None]:
+def features_of(extractor: Extractor, images: Tensor) -> tuple[Array, Array | None]:
     """Features [N, D] and logits [N, classes], float32, of images uint8 [N, C, H, W] of one block.
 
     Raises UserError for images that do not fit.
@@ -45,23 +45,23 @@ def looked_at(extractor: Extractor, images: Tensor) -> tuple[Array, Array | None
     return features, torch.cat(logits).numpy() if logits else None
 
 
-def both_features(made: Seen, real: Seen) -> tuple[Array, Array]:
+def both_features(made: SeenBlocks, real: SeenBlocks) -> tuple[Array, Array]:
     """[N, D] and [M, D]. Raises UserError where features were not kept."""
     if made.features is None or real.features is None:
         raise UserError("kernel distance, precision and recall need the features: keep them")
     return made.features.array(), real.features.array()
 
 
-def as_seen(features: Array, logits: Array | None, block: int, keep: bool = True) -> Seen:
+def as_seen(features: Array, logits: Array | None, block: int, keep: bool = True) -> SeenBlocks:
     """What was looked at in one block, ready to be combined with other blocks."""
-    return Seen(
+    return SeenBlocks(
         FeatureSums.of_block(features, block),
         FeatureBlocks.of_block(features, block) if keep else None,
         None if logits is None else FeatureBlocks.of_block(logits, block),
     )
 
 
-def combined(parts: Iterable[Seen]) -> Seen:
+def combined(parts: Iterable[SeenBlocks]) -> SeenBlocks:
     """All blocks of all parts, the same bits in any order and grouping.
 
     Raises UserError for a block that two parts have.
@@ -73,7 +73,7 @@ def combined(parts: Iterable[Seen]) -> Seen:
         features += [each.features] if each.features is not None else []
         logits += [each.logits] if each.logits is not None else []
         count += 1
-    return Seen(
+    return SeenBlocks(
         sums[0],
         together(features) if len(features) == count else None,
         together(logits) if len(logits) == count else None,

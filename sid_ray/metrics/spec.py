@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sid_ray.metrics.reference import Statistics
-    from sid_ray.metrics.scores import Seen
+    from sid_ray.metrics.scores import SeenBlocks
     from sid_ray.metrics.sums import FeatureSums
 
 Reads = Literal["reference statistics", "reference images", "classes", "prompts"]
@@ -104,7 +104,7 @@ class RealImages(Protocol):
     def statistics(self) -> Statistics: ...
 
     @property
-    def seen(self) -> Seen: ...
+    def seen(self) -> SeenBlocks: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Evidence:
     """
 
     space: str
-    made: Seen
+    made: SeenBlocks
     own: Sequence[NDArray]
     real: Callable[[], RealImages]
 

@@ -40,7 +40,7 @@ MORE_GPUS = 8  # times as many are looked at
 
 
 @dataclass(frozen=True)
-class Machine:
+class Gpus:
     """GPUs, and bytes of each; ``reserve`` of them are no tensor's."""
 
     gpus: int
@@ -48,12 +48,12 @@ class Machine:
     reserve: int = int(RESERVE_GIB * GIB)
 
     @classmethod
-    def of(cls, gpus: int, memory_gib: float, reserve_gib: float = RESERVE_GIB) -> Machine:
+    def of(cls, gpus: int, memory_gib: float, reserve_gib: float = RESERVE_GIB) -> Gpus:
         return cls(gpus, int(memory_gib * GIB), int(reserve_gib * GIB))
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """One ZeRO stage: its fullest moment at the config's micro-batch, and what fits.
 
     ``largest`` is 0 where no micro-batch fits; ``sent`` bytes a GPU and iteration.
@@ -141,7 +141,7 @@ class Planner:
             points |= trace(config, self.description, missing).points
         return Traced(points).at(micro_batch)
 
-    def layout(self, config: DistillConfig, machine: Machine) -> Layout:
+    def layout(self, config: DistillConfig, machine: Gpus) -> Layout:
         zero = deepspeed_config(3, 1, machine.gpus)["zero_optimization"]
         resources = config.resources
         shared = needs_deepspeed(resources, machine.gpus)
@@ -158,28 +158,28 @@ class Planner:
             teacher=self.teacher_bytes(config.training.precision),
         )
 
-    def peak(self, config: DistillConfig, machine: Machine, micro_batch: int = 0) -> Moment:
+    def peak(self, config: DistillConfig, machine: Gpus, micro_batch: int = 0) -> Moment:
         """The fullest moment on a GPU, at the config's micro-batch or another."""
         micro_batch = micro_batch or micro_batch_of(config)
         activations = self.activations(config, micro_batch, machine.gpus)
         return peak(self.network, self.layout(config, machine), activations)
 
-    def largest(self, config: DistillConfig, machine: Machine) -> int:
+    def largest(self, config: DistillConfig, machine: Gpus) -> int:
         """The largest micro-batch that fits; 0 for none."""
         sizes = micro_batches(config, machine.gpus)
         fitting = [n for n in sizes if self.peak(config, machine, n).total <= machine.memory]
         return max(fitting, default=0)
 
-    def row(self, stage: str, config: DistillConfig, machine: Machine) -> Row:
+    def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
         layout = self.layout(config, machine)
         found = self.peak(config, machine)
         fits, largest = found.total <= machine.memory, self.largest(config, machine)
         used = micro_batch_of(config) if fits or not largest else largest
         plan = dataclasses.replace(config.group_plan(1), world_size=machine.gpus, micro_batch=used)
         sent = sent_bytes(self.network, layout, plan.passes_a_rank)
-        return Row(stage, config, found, fits, largest, sent, host_bytes(self.network, layout))
+        return StageRow(stage, config, found, fits, largest, sent, host_bytes(self.network, layout))
 
-    def rows(self, config: DistillConfig, machine: Machine) -> list[Row]:
+    def rows(self, config: DistillConfig, machine: Gpus) -> list[StageRow]:
         """Every stage."""
         variants = stage_variants(config, machine.gpus)
         return [self.row(name, own, machine) for name, own in variants.items()]
@@ -190,7 +190,7 @@ class Planner:
         return checkpoint_bytes(self.network, stored)
 
 
-def recommended(rows: list[Row], gpus: int) -> Row | None:
+def recommended(rows: list[StageRow], gpus: int) -> StageRow | None:
     """The first of PREFERENCE where the config's micro-batch fits, else any; None for none."""
     order = {row.stage: row for row in rows}
     names = [name for name in (PREFERENCE if gpus > 1 else ALONE) if name in order]
@@ -216,7 +216,7 @@ def wider(config: DistillConfig, precisions: Sequence[str]) -> Iterator[tuple[st
         yield "--training.precision bfloat16", replace(config, training__precision="bfloat16")
 
 
-def least(planner: Planner, config: DistillConfig, machine: Machine) -> tuple[int, str]:
+def least(planner: Planner, config: DistillConfig, machine: Gpus) -> tuple[int, str]:
     """(bytes, stage) of what needs least at any stage, one image a pass."""
     found = {
         name: planner.peak(own, machine, 1).total
@@ -235,23 +235,23 @@ def stage_flags(stage: str) -> str:
     return flags + (" --resources.teacher-zero-stage 3" if teacher else "")
 
 
-def flags_of(stage: str, micro_batch: int = 0) -> list[str]:
+def flags_of_plan(stage: str, micro_batch: int = 0) -> list[str]:
     """Flags of a stage and of a micro-batch, where they are to be set."""
     micro = f"--resources.micro-batch {micro_batch}" if micro_batch else ""
     return [flags for flags in (stage_flags(stage), micro) if flags]
 
 
-def any_stage(planner: Planner, config: DistillConfig, machine: Machine) -> str:
+def any_stage(planner: Planner, config: DistillConfig, machine: Gpus) -> str:
     """Flags of the best stage that fits and, where it must be another, the micro-batch; or ''."""
     row = recommended(planner.rows(config, machine), machine.gpus)
     if row is None:
         return ""
     micro_batch = 0 if row.fits else row.largest
     size = planner.peak(row.config, machine, micro_batch).total
-    return " ".join([*flags_of(row.stage, micro_batch), f"({gib(size)})"])
+    return " ".join([*flags_of_plan(row.stage, micro_batch), f"({gib(size)})"])
 
 
-def other_machines(planner: Planner, config: DistillConfig, machine: Machine) -> Iterator[str]:
+def other_machines(planner: Planner, config: DistillConfig, machine: Gpus) -> Iterator[str]:
     """More GPUs of the same kind, and larger ones."""
     groups = config.training.batch_size // config.training.group_size
     most = min(groups, MORE_GPUS * machine.gpus)
@@ -262,10 +262,10 @@ def other_machines(planner: Planner, config: DistillConfig, machine: Machine) ->
             break
     size, stage = least(planner, config, machine)
     larger = math.ceil(size / GIB)
-    yield f"{machine.gpus} GPUs of {larger} GiB with {' '.join(flags_of(stage, 1))}"
+    yield f"{machine.gpus} GPUs of {larger} GiB with {' '.join(flags_of_plan(stage, 1))}"
 
 
-def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[str]:
+def nearest_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[str]:
     """What fits, the smallest change first; figures are GiB a GPU."""
     found = []
     smaller = planner.largest(config, machine)
@@ -286,7 +286,9 @@ def nearest_fits(planner: Planner, config: DistillConfig, machine: Machine) -> l
     return found + list(other_machines(planner, config, machine))
 
 
-def refusal(planner: Planner, config: DistillConfig, machine: Machine, needed: str) -> UserError:
+def refusal_to_fit(
+    planner: Planner, config: DistillConfig, machine: Gpus, needed: str
+) -> UserError:
     """One line: what is needed, what there is, and what fits."""
     ways = "; or ".join(nearest_fits(planner, config, machine))
     return UserError(
@@ -309,11 +311,11 @@ def check_fits(
     (known_networks.py finds both). Raises UserError where it needs more, with the nearest that
     does fit.
     """
-    planner, machine = Planner(description, text), Machine.of(gpus, memory_gib, reserve_gib)
+    planner, machine = Planner(description, text), Gpus.of(gpus, memory_gib, reserve_gib)
     return fitting(planner, config, machine)
 
 
-def fitting(planner: Planner, config: DistillConfig, machine: Machine) -> Moment:
+def fitting(planner: Planner, config: DistillConfig, machine: Gpus) -> Moment:
     """The fullest moment of a run that fits. Raises UserError where it does not."""
     found = planner.peak(config, machine)
     if found.total <= machine.memory:
@@ -321,7 +323,7 @@ def fitting(planner: Planner, config: DistillConfig, machine: Machine) -> Moment
     needed = (
         f"it needs {gib(found.total)} a GPU ({found.name}, micro-batch {micro_batch_of(config)})"
     )
-    raise refusal(planner, config, machine, needed)
+    raise refusal_to_fit(planner, config, machine, needed)
 
 
 def fewest_that_fit(
@@ -336,21 +338,21 @@ def fewest_that_fit(
     Raises UserError where not even the most are enough, with the nearest that does fit.
     """
     planner = Planner(description, text)
-    fitting(planner, config, Machine.of(workers[1], memory_gib))
+    fitting(planner, config, Gpus.of(workers[1], memory_gib))
     least_workers, most = workers
     # Downwards: one GPU alone has no buckets and may fit where two do not, but the way is barred.
     for gpus in range(most - 1, least_workers - 1, -1):
-        machine = Machine.of(gpus, memory_gib)
+        machine = Gpus.of(gpus, memory_gib)
         if planner.peak(config, machine).total > machine.memory:
             return gpus + 1
     return least_workers
 
 
-def check_any_fits(planner: Planner, config: DistillConfig, machine: Machine) -> list[Row]:
+def check_any_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[StageRow]:
     """Every stage's row. Raises UserError where no micro-batch fits at any stage."""
     rows = planner.rows(config, machine)
     if recommended(rows, machine.gpus) is None:
         size, stage = least(planner, config, machine)
         needed = f"the least is {gib(size)} a GPU, at ZeRO stage {stage}, one image a pass"
-        raise refusal(planner, config, machine, needed)
+        raise refusal_to_fit(planner, config, machine, needed)
     return rows

@@ -187,11 +187,11 @@ def phase_bytes(
     trained, other = nets[1:] if phase == FAKE_SCORE else nets[:0:-1]
     known = [tensor for net in nets for tensor in (*weights_of(net), *net.buffers())]
     with trained_alone(trained), LiveBytes(known) as live, FusedAttention(), weights_ready(other):
-        run_phase(config, description, nets, phase, images)
+        trace_phase(config, description, nets, phase, images)
     return live.peak
 
 
-def run_phase(
+def trace_phase(
     config: DistillConfig,
     description: ModelDescription,
     nets: Sequence[nn.Module],

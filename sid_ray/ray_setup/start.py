@@ -139,7 +139,7 @@ def refused(named: str, why: str) -> UserError:
     return UserError(one_line(f"{named}: {why}{own}"))
 
 
-def parsed(named: str, address: str) -> tuple[str, int]:
+def parsed_address(named: str, address: str) -> tuple[str, int]:
     """Host and port. Raises UserError for what is none, or is of another kind of address."""
     if address.startswith("ray://"):
         raise refused(
@@ -174,7 +174,7 @@ def check_head(named: str, address: str, as_member: bool) -> None:
     """
     if address == "auto":
         address = found_here(named)
-    host, port = parsed(named, address)
+    host, port = parsed_address(named, address)
     try:
         socket.create_connection((host, port), CONNECT_S).close()
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host

@@ -31,7 +31,7 @@ from sid_ray.recipes.published import (
 )
 
 
-class Teacher(NamedTuple):
+class EDMTeacher(NamedTuple):
     """A teacher, and what all runs on it share."""
 
     title: str
@@ -56,14 +56,14 @@ class Teacher(NamedTuple):
 
 
 TEACHERS = {
-    "cifar10-uncond": Teacher(
+    "cifar10-uncond": EDMTeacher(
         title="CIFAR-10, unconditional", data="cifar10", file="edm-cifar10-32x32-uncond-vp.pkl",
         sid_folder="cifar10-uncond", sida_prefix="cifar10_uncond",
         batch_size=256, sid_group=16, sida_group=32, learning_rate=1e-5, float16=False,
         dropout=0.13, augment=0.12, ema_half_life=500_000, sid_fid=1.923, best_fid=1.499,
         teacher_fid=1.97, teacher_evaluations=35, teacher_steps=18,
     ),
-    "cifar10-cond": Teacher(
+    "cifar10-cond": EDMTeacher(
         title="CIFAR-10, conditional", data="cifar10", file="edm-cifar10-32x32-cond-vp.pkl",
         sid_folder="cifar10-cond", sida_prefix="cifar10_cond",
         batch_size=256, sid_group=16, sida_group=32, learning_rate=1e-5, float16=False,
@@ -71,14 +71,14 @@ TEACHERS = {
         teacher_fid=1.79, teacher_evaluations=35, teacher_steps=18,
     ),
     # 511 evaluations are those of a stochastic sampler; 40 steps are 79 of Heun's.
-    "img64": Teacher(
+    "img64": EDMTeacher(
         title="ImageNet-64", data="imagenet-64", file="edm-imagenet-64x64-cond-adm.pkl",
         sid_folder="imagenet64", sida_prefix="imgnet64",
         batch_size=8192, sid_group=16, sida_group=32, learning_rate=4e-6, float16=True,
         dropout=0.10, augment=0.0, ema_half_life=2_000_000, sid_fid=1.524, best_fid=1.110,
         teacher_fid=1.36, teacher_evaluations=511, teacher_steps=40, checkpoint_every=500_000,
     ),
-    "ffhq64": Teacher(
+    "ffhq64": EDMTeacher(
         title="FFHQ-64", data="ffhq-64", file="edm-ffhq-64x64-uncond-vp.pkl",
         sid_folder="ffhq64", sida_prefix="ffhq64",
         batch_size=512, sid_group=32, sida_group=64, learning_rate=1e-5, float16=True,
@@ -86,7 +86,7 @@ TEACHERS = {
         teacher_fid=2.39, teacher_evaluations=79, teacher_steps=40,
     ),
     # The teacher itself was trained with dropout 0.25; it is distilled with 0.05.
-    "afhqv2": Teacher(
+    "afhqv2": EDMTeacher(
         title="AFHQv2-64", data="afhqv2-64", file="edm-afhqv2-64x64-uncond-vp.pkl",
         sid_folder="afhq64", sida_prefix="afhq64-v2",
         batch_size=512, sid_group=32, sida_group=64, learning_rate=5e-6, float16=True,
@@ -96,7 +96,7 @@ TEACHERS = {
 }  # fmt: skip
 
 
-class Run(NamedTuple):
+class EDMRun(NamedTuple):
     """One distillation."""
 
     teacher: str
@@ -116,42 +116,42 @@ class Run(NamedTuple):
 IMG64 = "teacher: FID 2.44 at 79 evaluations without stochastic sampling"
 RUNS = (
     # SiD at alpha 1.0 beside 1.2: images of the generators known second-hand, no addresses.
-    Run("cifar10-uncond", "sid", "SiD", 1.2, 500, 403_968),
-    Run("cifar10-uncond", "sid-alpha1", "SiD", 1.0, 500, 416_768, address_known=False),
-    Run("cifar10-uncond", "sida", "SiDA", 1.0, 300, 217_920),
-    Run("cifar10-uncond", "sid2a", "SiD2A", 1.0, 100, 28_160),
-    Run("cifar10-uncond", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 22_528),
-    Run("cifar10-cond", "sid", "SiD", 1.2, 800, 713_312),
-    Run("cifar10-cond", "sid-alpha1", "SiD", 1.0, 500, 415_744, address_known=False),
-    Run("cifar10-cond", "sida", "SiDA", 1.0, 300, 293_184),
-    Run("cifar10-cond", "sid2a", "SiD2A", 1.0, 100, 38_912),
-    Run("cifar10-cond", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 53_760),
-    Run("img64", "sid", "SiD", 1.2, 1000, 939_176, note=IMG64),
-    Run("img64", "sid-alpha1", "SiD", 1.0, 500, 492_836, address_known=False, note=IMG64),
+    EDMRun("cifar10-uncond", "sid", "SiD", 1.2, 500, 403_968),
+    EDMRun("cifar10-uncond", "sid-alpha1", "SiD", 1.0, 500, 416_768, address_known=False),
+    EDMRun("cifar10-uncond", "sida", "SiDA", 1.0, 300, 217_920),
+    EDMRun("cifar10-uncond", "sid2a", "SiD2A", 1.0, 100, 28_160),
+    EDMRun("cifar10-uncond", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 22_528),
+    EDMRun("cifar10-cond", "sid", "SiD", 1.2, 800, 713_312),
+    EDMRun("cifar10-cond", "sid-alpha1", "SiD", 1.0, 500, 415_744, address_known=False),
+    EDMRun("cifar10-cond", "sida", "SiDA", 1.0, 300, 293_184),
+    EDMRun("cifar10-cond", "sid2a", "SiD2A", 1.0, 100, 38_912),
+    EDMRun("cifar10-cond", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 53_760),
+    EDMRun("img64", "sid", "SiD", 1.2, 1000, 939_176, note=IMG64),
+    EDMRun("img64", "sid-alpha1", "SiD", 1.0, 500, 492_836, address_known=False, note=IMG64),
     # Third parties cite an FID of 1.35 for SiDA alone; the authors' README has only the best.
-    Run("img64", "sida", "SiDA", 1.0, 300, 249_167, note=IMG64),
-    Run("img64", "sid2a", "SiD2A", 1.0, 100, 29_499, note=IMG64),
-    Run("img64", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 21_471, note=IMG64),
-    Run("ffhq64", "sid", "SiD", 1.2, 500, 498_176),
-    Run("ffhq64", "sid-alpha1", "SiD", 1.0, 500, None),
-    Run("ffhq64", "sida", "SiDA", 1.0, 200, 185_856),
-    Run("ffhq64", "sid2a", "SiD2A", 1.0, 100, 168_960),
-    Run("ffhq64", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 80_896),
+    EDMRun("img64", "sida", "SiDA", 1.0, 300, 249_167, note=IMG64),
+    EDMRun("img64", "sid2a", "SiD2A", 1.0, 100, 29_499, note=IMG64),
+    EDMRun("img64", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 21_471, note=IMG64),
+    EDMRun("ffhq64", "sid", "SiD", 1.2, 500, 498_176),
+    EDMRun("ffhq64", "sid-alpha1", "SiD", 1.0, 500, None),
+    EDMRun("ffhq64", "sida", "SiDA", 1.0, 200, 185_856),
+    EDMRun("ffhq64", "sid2a", "SiD2A", 1.0, 100, 168_960),
+    EDMRun("ffhq64", "sid2a-alpha1.2", "SiD2A", 1.2, 100, 80_896),
     # The one data set whose SiD is alpha 1.0.
-    Run(
+    EDMRun(
         "afhqv2", "sid", "SiD", 1.0, 500, 371_712,
         note="the README calls this generator alpha 1.2, its address says alpha 1",
     ),
-    Run("afhqv2", "sida", "SiDA", 1.0, 200, 127_488),
-    Run("afhqv2", "sid2a", "SiD2A", 1.0, 100, 175_104),
-    Run(
+    EDMRun("afhqv2", "sida", "SiDA", 1.0, 200, 127_488),
+    EDMRun("afhqv2", "sid2a", "SiD2A", 1.0, 100, 175_104),
+    EDMRun(
         "afhqv2", "sid2a-alpha1.2", "SiD2A", 1.2, 100, None,
         note="images seen: 175,104,000 in the README (alpha 1.0's number), 55,808,000 on the hub",
     ),
 )  # fmt: skip
 
 
-def checkpoint(run: Run) -> str | None:
+def edm_generator(run: EDMRun) -> str | None:
     """Address of the published generator."""
     teacher = TEACHERS[run.teacher]
     if run.kimg is None or not run.address_known:
@@ -164,10 +164,10 @@ def checkpoint(run: Run) -> str | None:
 
 
 # SiD2A starts from the best SiD generator, whatever its own alpha.
-STARTS = {run.teacher: checkpoint(run) or "" for run in RUNS if run.variant == "sid"}
+STARTS = {run.teacher: edm_generator(run) or "" for run in RUNS if run.variant == "sid"}
 
 
-def training(run: Run) -> TrainingConfig:
+def training(run: EDMRun) -> TrainingConfig:
     teacher, sid = TEACHERS[run.teacher], run.method == "SiD"
     return TrainingConfig(
         images=run.millions * MILLION,
@@ -184,7 +184,7 @@ def training(run: Run) -> TrainingConfig:
     )
 
 
-def published(run: Run) -> Published:
+def published_edm(run: EDMRun) -> Published:
     teacher = TEACHERS[run.teacher]
     duration = run.millions * MILLION
     images_seen = None if run.kimg is None else run.kimg * 1000
@@ -196,12 +196,12 @@ def published(run: Run) -> Published:
         teacher_evaluations=teacher.teacher_evaluations,
         duration=duration,
         images_seen=images_seen,
-        checkpoint=checkpoint(run),
+        checkpoint=edm_generator(run),
         notes=remarks(run.note, duration, images_seen),
     )
 
 
-def recipe_of(run: Run) -> Recipe:
+def edm_recipe(run: EDMRun) -> Recipe:
     teacher, sid = TEACHERS[run.teacher], run.method == "SiD"
     settings = training(run)
     config = DistillConfig(
@@ -224,7 +224,7 @@ def recipe_of(run: Run) -> Recipe:
         output=OutputConfig(checkpoint_every=teacher.checkpoint_every, report_every=20_000),
     )
     summary = f"{run.method} on EDM's teacher of {teacher.title}, alpha {run.alpha:g}"
-    return Recipe(config, published(run), summary)
+    return Recipe(config, published_edm(run), summary)
 
 
-EDM = tuple(recipe_of(run) for run in RUNS)
+EDM = tuple(edm_recipe(run) for run in RUNS)

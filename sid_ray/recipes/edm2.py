@@ -30,7 +30,7 @@ from sid_ray.recipes.published import (
 )
 
 
-class Teacher(NamedTuple):
+class EDM2Teacher(NamedTuple):
     """A teacher: its post-hoc average, and what all runs on it share."""
 
     dropout: float
@@ -42,16 +42,16 @@ class Teacher(NamedTuple):
 
 
 TEACHERS = {
-    "xs": Teacher(0.0, 64, "2147483-0.135", 3.53, 2.91, 2.156),
-    "s": Teacher(0.0, 64, "2147483-0.130", 2.56, 2.23, 1.669),
-    "m": Teacher(0.1, 32, "2147483-0.100", 2.25, 2.01, 1.488),
-    "l": Teacher(0.1, 32, "1879048-0.085", 2.06, 1.88, 1.413),
-    "xl": Teacher(0.1, 16, "1342177-0.085", 1.96, 1.85, 1.379),
-    "xxl": Teacher(0.1, 2, "0939524-0.070", 1.91, 1.81, 1.366),
+    "xs": EDM2Teacher(0.0, 64, "2147483-0.135", 3.53, 2.91, 2.156),
+    "s": EDM2Teacher(0.0, 64, "2147483-0.130", 2.56, 2.23, 1.669),
+    "m": EDM2Teacher(0.1, 32, "2147483-0.100", 2.25, 2.01, 1.488),
+    "l": EDM2Teacher(0.1, 32, "1879048-0.085", 2.06, 1.88, 1.413),
+    "xl": EDM2Teacher(0.1, 16, "1342177-0.085", 1.96, 1.85, 1.379),
+    "xxl": EDM2Teacher(0.1, 2, "0939524-0.070", 1.91, 1.81, 1.366),
 }
 
 
-class Run(NamedTuple):
+class EDM2Run(NamedTuple):
     """One distillation."""
 
     size: str
@@ -70,43 +70,43 @@ class Run(NamedTuple):
 
 FREE = "published without the log-variance head and without forced weight normalisation"
 RUNS = (
-    Run("xs", "SiD", 200, 249_360),
+    EDM2Run("xs", "SiD", 200, 249_360),
     # The script's 3 GPUs of 64 images do not divide 2048 and end in its own assertion.
-    Run("xs", "SiDA", 200, 166_410),
-    Run("xs", "SiD2A", 30, 28_674),
-    Run("s", "SiD", 200, 192_010),
-    Run("s", "SiDA", 200, 117_764, logvar=False, note=FREE),
-    Run("s", "SiD2A", 80, 75_268, logvar=False, note=FREE),
-    Run("m", "SiD", 200, 226_830),
-    Run("m", "SiDA", 200, 115_716),
+    EDM2Run("xs", "SiDA", 200, 166_410),
+    EDM2Run("xs", "SiD2A", 30, 28_674),
+    EDM2Run("s", "SiD", 200, 192_010),
+    EDM2Run("s", "SiDA", 200, 117_764, logvar=False, note=FREE),
+    EDM2Run("s", "SiD2A", 80, 75_268, logvar=False, note=FREE),
+    EDM2Run("m", "SiD", 200, 226_830),
+    EDM2Run("m", "SiDA", 200, 115_716),
     # The one run with a generator loss scaled by 50.
-    Run("m", "SiD2A", 200, 44_036, generator_scale=50.0),
-    Run("l", "SiD", 200, 203_788),
-    Run("l", "SiDA", 200, 166_918),
-    Run("l", "SiD2A", 55, 50_182),
-    Run("xl", "SiD", 200, 234_004),
-    Run("xl", "SiDA", 200, 24_578, file_says="sid2a",
+    EDM2Run("m", "SiD2A", 200, 44_036, generator_scale=50.0),
+    EDM2Run("l", "SiD", 200, 203_788),
+    EDM2Run("l", "SiDA", 200, 166_918),
+    EDM2Run("l", "SiD2A", 55, 50_182),
+    EDM2Run("xl", "SiD", 200, 234_004),
+    EDM2Run("xl", "SiDA", 200, 24_578, file_says="sid2a",
         note="the README's SiDA generator is a file called sid2a: its images may be SiD2A's"),
     # The script's '--sid_model = ...' breaks; what it names is the start used here.
-    Run("xl", "SiD2A", 50, 79_495),
-    Run("xxl", "SiD", 100, 77_932, file_says="sida",
+    EDM2Run("xl", "SiD2A", 50, 79_495),
+    EDM2Run("xxl", "SiD", 100, 77_932, file_says="sida",
         note="the published file is called sida; SiD2A's script starts from it as SiD's"),
-    Run("xxl", "SiDA", 100, 89_816),
-    Run("xxl", "SiD2A", 30, 29_812),
+    EDM2Run("xxl", "SiDA", 100, 89_816),
+    EDM2Run("xxl", "SiD2A", 30, 29_812),
 )  # fmt: skip
 
 
-def checkpoint(run: Run) -> str:
+def edm2_generator(run: EDM2Run) -> str:
     """Address of the published generator."""
     method = run.file_says or run.method.lower()
     name = f"edm2_img512_{run.size}_{method}_alpha1-{run.kimg:06d}.pkl"
     return f"{SIDA_HUB}/EDM2_distillation/{name}"
 
 
-STARTS = {run.size: checkpoint(run) for run in RUNS if run.method == "SiD"}
+STARTS = {run.size: edm2_generator(run) for run in RUNS if run.method == "SiD"}
 
 
-def published(run: Run) -> Published:
+def published_edm2(run: EDM2Run) -> Published:
     teacher = TEACHERS[run.size]
     duration, images_seen = run.millions * MILLION, run.kimg * 1000
     guided = f"teacher: FID {teacher.guided_fid} with guidance"
@@ -117,12 +117,12 @@ def published(run: Run) -> Published:
         teacher_evaluations=63,
         duration=duration,
         images_seen=images_seen,
-        checkpoint=checkpoint(run),
+        checkpoint=edm2_generator(run),
         notes=remarks("; ".join(filter(None, (guided, run.note))), duration, images_seen),
     )
 
 
-def recipe_of(run: Run) -> Recipe:
+def edm2_recipe(run: EDM2Run) -> Recipe:
     teacher = TEACHERS[run.size]
     sid = run.method == "SiD"
     objective = sid_objective(1.0, 0.0) if sid else sida_objective(1.0, 0.0, 100.0)
@@ -154,7 +154,7 @@ def recipe_of(run: Run) -> Recipe:
         output=OutputConfig(checkpoint_every=200_000, report_every=20_000),
     )
     summary = f"{run.method} on EDM2's {run.size.upper()} teacher of ImageNet-512, alpha 1"
-    return Recipe(config, published(run), summary, "sida_edm2.py")
+    return Recipe(config, published_edm2(run), summary, "sida_edm2.py")
 
 
-EDM2 = tuple(recipe_of(run) for run in RUNS)
+EDM2 = tuple(edm2_recipe(run) for run in RUNS)

@@ -24,7 +24,7 @@ from sid_ray.recipes.published import Recipe
 from sid_ray.recipes.stable_diffusion import STABLE_DIFFUSION
 
 
-class Guidance(NamedTuple):
+class GuidanceStrategy(NamedTuple):
     """kappa1 to kappa4, None for the scale given, and which scales make sense."""
 
     kappas: tuple[float | None, float | None, float | None, float | None]
@@ -34,11 +34,11 @@ class Guidance(NamedTuple):
 
 # long, short and long-short: SiD-LSG. zero and anti: few-step SiD's Zero-CFG and Anti-CFG.
 GUIDANCE = {
-    "long": Guidance((1.0, 1.0, 1.0, None), "above 1", lambda kappa: kappa > 1),
-    "short": Guidance((None, 1.0, 1.0, 1.0), "below 1", lambda kappa: kappa < 1),
-    "long-short": Guidance((None, None, None, None), "above 1", lambda kappa: kappa > 1),
-    "zero": Guidance((0.0, 0.0, 0.0, 1.0)),
-    "anti": Guidance((None, None, None, 1.0), "below 0", lambda kappa: kappa < 0),
+    "long": GuidanceStrategy((1.0, 1.0, 1.0, None), "above 1", lambda kappa: kappa > 1),
+    "short": GuidanceStrategy((None, 1.0, 1.0, 1.0), "below 1", lambda kappa: kappa < 1),
+    "long-short": GuidanceStrategy((None, None, None, None), "above 1", lambda kappa: kappa > 1),
+    "zero": GuidanceStrategy((0.0, 0.0, 0.0, 1.0)),
+    "anti": GuidanceStrategy((None, None, None, 1.0), "below 0", lambda kappa: kappa < 0),
 }
 
 

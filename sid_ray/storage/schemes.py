@@ -61,7 +61,7 @@ class Disk(Scheme):
                 replace_file(Path(url), new)
 
 
-class Source(Scheme):
+class ParsedAddress(Scheme):
     """Networks are fetched from there (weights/sources.py); nothing is kept."""
 
     is_store = False
@@ -73,16 +73,16 @@ class Source(Scheme):
         raise UserError(f"{text}: expected {stores()}")
 
 
-DISK, BUILTIN = Disk(), Source("builtin:", "builtin:NAME", is_fetched=False)
+DISK, BUILTIN = Disk(), ParsedAddress("builtin:", "builtin:NAME", is_fetched=False)
 SCHEMES: dict[str, Scheme] = {
     scheme.prefix: scheme
     for scheme in (
         DISK,
         BUILTIN,
-        Source("https://", "https://"),
-        Source("http://", "http://"),
+        ParsedAddress("https://", "https://"),
+        ParsedAddress("http://", "http://"),
         S3(),
-        Source("hf://", "hf://OWNER/REPO/PATH"),
+        ParsedAddress("hf://", "hf://OWNER/REPO/PATH"),
     )
 }
 

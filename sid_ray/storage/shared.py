@@ -112,19 +112,19 @@ def remove_tokens(store: Store) -> None:
 def not_shared(place: str, trouble: Iterable[str], flag: str) -> NotSharedError:
     """Names the hosts and what to use; ``trouble`` says of each host what it does not see."""
     return NotSharedError(
-        f"{place} is not one folder for all hosts: {listed(trouble)}: set {flag} to {INSTEAD}"
+        f"{place} is not one folder for all hosts: {first_few(trouble)}: set {flag} to {INSTEAD}"
     )
 
 
 def not_same(what: str, trouble: Iterable[str]) -> NotSharedError:
     """The same of what is only read; ``trouble`` says of each host how it differs."""
     return NotSharedError(
-        f"{what} is not the same on all hosts: {listed(trouble)}: bring the same files to every "
+        f"{what} is not the same on all hosts: {first_few(trouble)}: bring the same files to every "
         "host, or use s3:// or a path that all hosts share"
     )
 
 
-def listed(texts: Iterable[str]) -> str:
+def first_few(texts: Iterable[str]) -> str:
     """Each once, the first few of them."""
     every = list(dict.fromkeys(texts))
     more = f", and {len(every) - NAMED} more" if len(every) > NAMED else ""

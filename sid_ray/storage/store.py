@@ -36,7 +36,7 @@ STREAMS = 8  # ranges of a large file that are fetched at once
 
 
 @contextmanager
-def named(url: str, name: str = "") -> Iterator[None]:
+def naming_errors(url: str, name: str = "") -> Iterator[None]:
     """Errors of a store that is no disk as StoreErrors that say which file, what is wrong and what
     to check."""
     scheme = scheme_of(url)
@@ -101,7 +101,7 @@ class Store:
     @cached_property
     def filesystem(self) -> Any:
         """The pyarrow file system that it lies on."""
-        with named(self.url):
+        with naming_errors(self.url):
             return self.scheme.filesystem(self.url)
 
     def path(self, name: str = "") -> str:
@@ -120,7 +120,7 @@ class Store:
         if self.is_local:
             self.folder.mkdir(parents=True, exist_ok=True)
             return
-        with named(self.url):
+        with naming_errors(self.url):
             self.scheme.create(self.url, self.filesystem)
 
     def look(self) -> None:
@@ -128,14 +128,14 @@ class Store:
         if self.is_local:
             next(self.folder.iterdir(), None)
             return
-        with named(self.url):
+        with naming_errors(self.url):
             self.scheme.look(self.url, self.filesystem)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""
         from pyarrow import fs
 
-        with named(self.url, name):
+        with naming_errors(self.url, name):
             info = self.filesystem.get_file_info(self.path(name))
         return info.size if info.type == fs.FileType.File else None
 
@@ -144,7 +144,7 @@ class Store:
         from pyarrow import fs
 
         choice = fs.FileSelector(self.path(), recursive=True, allow_not_found=True)
-        with named(self.url):
+        with naming_errors(self.url):
             found = self.filesystem.get_file_info(choice)
         cut = len(self.path()) + 1
         files = (info for info in found if info.type == fs.FileType.File)
@@ -155,7 +155,7 @@ class Store:
         from pyarrow import fs
 
         choice = fs.FileSelector(self.path(), allow_not_found=True)
-        with named(self.url):
+        with naming_errors(self.url):
             found = self.filesystem.get_file_info(choice)
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
 
@@ -165,22 +165,22 @@ class Store:
         from pyarrow import fs
 
         choice = fs.FileSelector(self.path(), allow_not_found=True)
-        with named(self.url):
+        with naming_errors(self.url):
             found = self.filesystem.get_file_info(choice)
         files = (info for info in found if info.type == fs.FileType.File)
         return {i.base_name: (i.mtime_ns or 0) / 1e9 for i in files}
 
     def open(self, name: str) -> Any:
         """A file to read from anywhere in (pyarrow NativeFile)."""
-        with named(self.url, name):
+        with naming_errors(self.url, name):
             return self.filesystem.open_input_file(self.path(name))
 
     def read(self, name: str) -> bytes:
-        with named(self.url, name), self.open(name) as file:
+        with naming_errors(self.url, name), self.open(name) as file:
             return file.read()
 
     def sha256(self, name: str) -> str:
-        with named(self.url, name), self.open(name) as file:
+        with naming_errors(self.url, name), self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read_text(self, name: str) -> str:
@@ -197,7 +197,7 @@ class Store:
             return
         place, folders = self.path(name), self.scheme.has_folders
         written = f"{place}.{uuid.uuid4().hex[:6]}{PART}" if folders else place
-        with named(self.url, name):
+        with naming_errors(self.url, name):
             if folders:
                 self.filesystem.create_dir(place.rpartition("/")[0], recursive=True)
             stream = self.filesystem.open_output_stream(written)
@@ -209,14 +209,14 @@ class Store:
                 stream.close()
                 self.filesystem.delete_file(written)
             raise
-        with named(self.url, name):
+        with naming_errors(self.url, name):
             stream.close()
             if folders:
                 self.filesystem.move(written, place)
 
     def write(self, name: str, data: bytes | str) -> None:
         """A whole file in one move."""
-        with self.writing(name) as file, named(self.url, name):
+        with self.writing(name) as file, naming_errors(self.url, name):
             file.write(data.encode() if isinstance(data, str) else data)
 
     def write_new(self, name: str, text: str) -> bool:
@@ -224,7 +224,7 @@ class Store:
 
         Returns False where it is there. Raises NotExclusiveError where the store cannot tell.
         """
-        with named(self.url, name):
+        with naming_errors(self.url, name):
             return self.scheme.write_new(f"{self.url}/{name}", text.encode())
 
     def change(self, name: str, how: Change) -> None:
@@ -234,7 +234,7 @@ class Store:
         Where the store cannot tell who was sooner, the last one wins.
         """
         try:
-            with named(self.url, name):
+            with naming_errors(self.url, name):
                 return self.scheme.change(f"{self.url}/{name}", how)
         except NotExclusiveError:
             data = self.read(name) if self.size(name) is not None else b""
@@ -248,7 +248,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(source, target)
             return
-        with source.open("rb") as file, self.writing(name) as stream, named(self.url, name):
+        with source.open("rb") as file, self.writing(name) as stream, naming_errors(self.url, name):
             while chunk := file.read(CHUNK):
                 stream.write(chunk)
 
@@ -259,7 +259,7 @@ class Store:
             moved_into_place(target, sync=False) as temporary,
             temporary.open("wb") as file,
             self.open(name) as stream,
-            named(self.url, name),
+            naming_errors(self.url, name),
         ):
             size = stream.size()
 
@@ -273,7 +273,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Removes a file; nothing where there is none."""
-        with suppress(FileNotFoundError), named(self.url, name):
+        with suppress(FileNotFoundError), naming_errors(self.url, name):
             self.filesystem.delete_file(self.path(name))
 
     def remove_tree(self, name: str) -> None:

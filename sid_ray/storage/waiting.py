@@ -60,7 +60,7 @@ def alive(pid: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldLease:
     """A lease as another driver finds it. ``heard``: when it was renewed, by the store's clock."""
 
     number: int
@@ -110,20 +110,20 @@ class Held:
         )
 
 
-def newest_lease(store: Store) -> Held | None:
+def newest_lease(store: Store) -> HeldLease | None:
     """The lease with the largest number. Raises StoreError."""
     while True:
         times = store.times()
         for number in lease_numbers(times):
             try:
-                return Held(number, read_lease(store, number), times[lease_name(number)])
+                return HeldLease(number, read_lease(store, number), times[lease_name(number)])
             except FileNotFoundError:
                 break  # a newer one has taken its place
         else:
             return None
 
 
-def wait_until_free(store: Store, found: Held, locks: str, gone: Gone) -> None:
+def wait_until_free(store: Store, found: HeldLease, locks: str, gone: Gone) -> None:
     """Returns when a lease is free. Raises UserError where its driver lives, StoreError.
 
     A driver that lives is known by its process, or shows itself by renewing its lease.

@@ -24,7 +24,7 @@ from sid_ray.sweep.results import SweepOrder, read_about, write_about
 from sid_ray.sweep.shipped import space_file
 from sid_ray.sweep.space import Space, config_of
 from sid_ray.sweep.space_check import check_space
-from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.space_file import parse_space, read_space_text
 from sid_ray.sweep.trials import read_trials
 
 STOPPED = 130
@@ -54,7 +54,7 @@ class SweepOptions(WithConfig):
 def order_of(asked: SweepOptions, flags: Sequence[str]) -> SweepOrder:
     """Raises UserError in one line for anything that is wrong."""
     path = space_file(asked.space)
-    text = read_text(path)
+    text = read_space_text(path)
     if asked.trials:
         text = with_trials(text, asked.trials)
     space = parse_space(text, str(path))
@@ -106,7 +106,7 @@ def sweep(options: SweepOptions, flags: Sequence[str]) -> int:
     earlier = read_about(order.folder)
     check_same(order, earlier)
     if earlier.get("state") == "finished":
-        for line in end_of(order):
+        for line in end_of_sweep(order):
             print(line)
         return 0
     check_trial(order)
@@ -165,7 +165,7 @@ def check_trial(order: SweepOrder) -> None:
 
 def run_order(order: SweepOrder, earlier: dict) -> int:
     """The sweep itself; its libraries' output goes to the log. Returns the exit code."""
-    from sid_ray.commands.distill import shown
+    from sid_ray.commands.distill import shown_path
     from sid_ray.console import quiet_output
     from sid_ray.sweep.display import SweepDisplay
     from sid_ray.sweep.notes import SweepWatch
@@ -182,8 +182,8 @@ def run_order(order: SweepOrder, earlier: dict) -> int:
     with quiet_output(log) as console:
         console.print(
             f"{order.name}: {trials} trials of {order.base.recipe}, {space.scheduler} and "
-            f"{space.searcher}, {price.least:,} to {price.most:,} images{repeats_in(space)}; "
-            f"full log: {shown(log)}",
+            f"{space.searcher}, {price.least:,} to {price.most:,} images{repeats_in_words(space)}; "
+            f"full log: {shown_path(log)}",
             markup=False,
         )
         state = "failed"
@@ -203,12 +203,12 @@ def run_order(order: SweepOrder, earlier: dict) -> int:
         if not done:
             console.print("stopped; the same command goes on: no trial starts again from zero")
             return STOPPED
-        for line in end_of(order):
+        for line in end_of_sweep(order):
             console.print(line, markup=False, soft_wrap=True)
     return 0
 
 
-def repeats_in(space: Space) -> str:
+def repeats_in_words(space: Space) -> str:
     """Of a sweep's first line: what is repeated with other seeds, and for how many images."""
     from sid_ray.sweep.repeats import most_of
 
@@ -233,10 +233,10 @@ def note_sweep(order: SweepOrder, earlier: dict) -> None:
     )
 
 
-def end_of(order: SweepOrder) -> list[str]:
-    from sid_ray.sweep.display import table
+def end_of_sweep(order: SweepOrder) -> list[str]:
+    from sid_ray.sweep.display import table_of_trials
     from sid_ray.sweep.repeats import lines_of, read_repeats, repeats_of
 
     space, told = order.space, list(read_trials(order.folder).trials.values())
     repeats = repeats_of(order.name, space, order.base, told, read_repeats(order.folder))
-    return [*table(space, told), *lines_of(space, repeats)]
+    return [*table_of_trials(space, told), *lines_of(space, repeats)]

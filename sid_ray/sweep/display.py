@@ -9,13 +9,13 @@ from typing import Any
 
 from sid_ray.console import Display, duration
 from sid_ray.metrics.names import shown_score
-from sid_ray.sweep.pareto import best_of, front_of, ranked
+from sid_ray.sweep.pareto import best_trial, front_of, ranked
 from sid_ray.sweep.repeats import read_repeats, spent_in
 from sid_ray.sweep.space import Metric, Space, Value
 from sid_ray.sweep.trials import RUNNING, TrialRecord, read_trials, spent_of, states_of
 
 
-def shown(values: Iterable[Any]) -> str:
+def shown_values(values: Iterable[Any]) -> str:
     """Values of a point or a score, as short as they can be told apart."""
     return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
 
@@ -29,7 +29,7 @@ def shown_scores(metrics: Sequence[Metric], scores: Mapping[str, float]) -> str:
 def shown_point(point: Mapping[str, Value]) -> str:
     """'alpha 1.08, group_size 16'."""
     names = short_names(list(point))
-    return ", ".join(f"{names[name]} {shown([value])}" for name, value in point.items())
+    return ", ".join(f"{names[name]} {shown_values([value])}" for name, value in point.items())
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -72,7 +72,7 @@ class SweepDisplay(Display):
         told = self.told()
         spent, running = self.spent(told), sum(trial.state == RUNNING for trial in told)
         parts = [f"{running} running, {len(told) - running} of {self.trials} done"]
-        best = best_of(self.space.metrics, told)
+        best = best_trial(self.space.metrics, told)
         if best:
             parts.append(f"{shown_scores(self.space.metrics, best.scores)} ({best.name})")
         parts.append(f"{spent:,}/{self.total:,} images")
@@ -93,7 +93,7 @@ class SweepDisplay(Display):
         return max(0.0, needed_s - (now - self.counted_at))
 
 
-def table(space: Space, told: Sequence[TrialRecord]) -> list[str]:
+def table_of_trials(space: Space, told: Sequence[TrialRecord]) -> list[str]:
     """A line a trial, the best first, and one that counts them and their images."""
     lines = []
     for trial in ranked(space.metrics, told):

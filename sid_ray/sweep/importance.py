@@ -45,7 +45,7 @@ class Importance:
 
 def importance_of(sweep: Sweep) -> Importance:
     """Of every field for the first score, among trials of the same images seen."""
-    images, scored = reached(sweep, LEAST)
+    images, scored = reached_scores(sweep, LEAST)
     points, values = [trial.first_point for trial, _ in scored], [value for _, value in scored]
     trouble = ""
     if len(scored) < LEAST:
@@ -110,7 +110,7 @@ def study_of(
     return study
 
 
-def reached(
+def reached_scores(
     sweep: Sweep, least: int, share: float = 0.5
 ) -> tuple[int, list[tuple[TrialRecord, float]]]:
     """The most images at which enough trials have a score, and these scores.

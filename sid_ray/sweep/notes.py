@@ -96,12 +96,12 @@ class Notes(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         ledger, name = Ledger(Path(self.folder)), Spec.of(trial).trial
         known = ledger.trials().get(name)
-        why = reason_of(trial)
+        why = reason_of_trial(trial)
         ledger.end(name, "failed", why, known.images_seen if known else 0)
         watch_of(self.folder).tell(f"{name}: failed: {why}")
 
 
-def reason_of(trial: Any) -> str:
+def reason_of_trial(trial: Any) -> str:
     """The last line of a trial's error."""
     try:
         text = Path(trial.error_file).read_text(errors="replace")

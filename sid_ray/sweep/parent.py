@@ -21,7 +21,7 @@ from sid_ray.metrics.names import BEST, shown_score
 from sid_ray.run_folder import RunRecord, read_record, tracking_uri
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.store import Store
-from sid_ray.sweep.display import shown
+from sid_ray.sweep.display import shown_values
 from sid_ray.sweep.importance import Importance, importance_of
 from sid_ray.sweep.repeats import means_of
 from sid_ray.sweep.report import command_of, csv_of, write_report
@@ -29,7 +29,7 @@ from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import Choice, Parameter
 from sid_ray.sweep.trials import RUNNING, STATES
 from sid_ray.tracking.copies import here_and_now, is_copy, named, own_record, store_is_beside
-from sid_ray.tracking.mlflow_run import Target, one_line
+from sid_ray.tracking.mlflow_run import Target, error_line
 from sid_ray.tracking.mlflow_sqlite import artifacts_of
 from sid_ray.tracking.sender import TIMEOUT_S, Tracking
 
@@ -62,7 +62,7 @@ def after_event(
         del _parents[folder]
         return parent.finish(sweep, timeout_s)
     except Exception as error:  # the trials matter more than what is told of them
-        return f"warning: MLflow is not told of sweep {folder.name}: {one_line(error)}"
+        return f"warning: MLflow is not told of sweep {folder.name}: {error_line(error)}"
 
 
 class Parent:
@@ -111,7 +111,7 @@ class Parent:
         try:
             self._tell_report(sweep)
         except Exception as error:  # the journal is to be closed all the same
-            trouble = f"warning: the report of sweep {sweep.name} is not whole: {one_line(error)}"
+            trouble = f"warning: the report of sweep {sweep.name} is not whole: {error_line(error)}"
         self._children.clear()  # a trial's MLflow run may have become another one
         self._tell_children(sweep)
         self._tracking.status(ENDS.get(sweep.state, "KILLED"))
@@ -230,11 +230,11 @@ def described(parameter: Parameter) -> str:
     """A parameter's distribution in words."""
     domain = parameter.domain
     if isinstance(domain, Choice):
-        text = f"{'grid' if domain.grid else 'choice'} [{shown(domain.values)}]"
+        text = f"{'grid' if domain.grid else 'choice'} [{shown_values(domain.values)}]"
     else:
         kind = "loguniform" if domain.log else "uniform"
         text = f"{kind} [{domain.low:g}, {domain.high:g}]"
-    when = " and ".join(f"{one.name} is {shown(one.values)}" for one in parameter.when)
+    when = " and ".join(f"{one.name} is {shown_values(one.values)}" for one in parameter.when)
     return f"{text} when {when}" if when else text
 
 

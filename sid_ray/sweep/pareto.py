@@ -39,7 +39,7 @@ def front(metrics: Sequence[Metric], scores: Mapping[str, Mapping[str, float]]) 
     return sorted(kept, key=lambda name: [-value for value in rewards[name]])
 
 
-def candidates(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def best_candidates(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Trials that may be the best, the best first."""
     names = {metric.name for metric in metrics}
     able = [trial for trial in trials if trial.state != "failed" and names <= trial.scores.keys()]
@@ -54,9 +54,9 @@ def costs(metrics: Sequence[Metric], trial: TrialRecord) -> list[float]:
     return [*found, trial.images_spent]
 
 
-def best_of(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> TrialRecord | None:
+def best_trial(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """The best trial, None for none."""
-    return next(iter(candidates(metrics, trials)), None)
+    return next(iter(best_candidates(metrics, trials)), None)
 
 
 def front_of(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -65,7 +65,7 @@ def front_of(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> list[T
     By their newest scores; with one metric the best trial, or equal ones. A trial without one of
     the scores is in no front.
     """
-    by_name = {trial.name: trial for trial in candidates(metrics, trials)}
+    by_name = {trial.name: trial for trial in best_candidates(metrics, trials)}
     names = front(metrics, {name: trial.scores for name, trial in by_name.items()})
     return [by_name[name] for name in names]
 
@@ -76,7 +76,7 @@ def ranked(metrics: Sequence[Metric], trials: Iterable[TrialRecord]) -> list[Tri
     At equal images seen by their scores; those that diverged or failed are the last.
     """
     trials = list(trials)
-    first = candidates(metrics, trials)
+    first = best_candidates(metrics, trials)
     names = {trial.name for trial in first}
 
     def place(trial: TrialRecord) -> tuple[bool, int, list[float]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import shown_score
 from sid_ray.storage.durable import append_line, read_values
-from sid_ray.sweep.pareto import best_of
+from sid_ray.sweep.pareto import best_trial
 from sid_ray.sweep.sampling import recipe_point
 from sid_ray.sweep.space import Space, Value
 from sid_ray.sweep.trials import TrialRecord
@@ -60,7 +60,7 @@ def repeats_of(
     A trial that came to its end is its own repeat with the first seed.
     """
     trials = list(told)
-    best = best_of(space.metrics, trials)
+    best = best_trial(space.metrics, trials)
     if len(space.seeds) < 2 or best is None:
         return []
     own = recipe_point(space, base) or {}
@@ -133,7 +133,7 @@ def spent_in(repeats: Iterable[Repeat]) -> int:
     return sum(repeat.images_seen for repeat in repeats)
 
 
-def table_of(space: Space, repeats: list[Repeat]) -> list[list[str]]:
+def table_of_repeats(space: Space, repeats: list[Repeat]) -> list[list[str]]:
     """Rows of text, the first one the header: setting, a column a seed, the mean; first metric."""
     if not repeats:
         return []
@@ -152,7 +152,7 @@ def table_of(space: Space, repeats: list[Repeat]) -> list[list[str]]:
 
 def lines_of(space: Space, repeats: list[Repeat]) -> list[str]:
     """The table for a terminal, and what it says."""
-    rows = table_of(space, repeats)
+    rows = table_of_repeats(space, repeats)
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

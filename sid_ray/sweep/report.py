@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sid_ray.commands.compare import table
+from sid_ray.commands.compare import html_table
 from sid_ray.commands.page import whole_page
 from sid_ray.config.distill_config import flags, flatten, replace
 from sid_ray.console import duration
@@ -24,9 +24,9 @@ from sid_ray.metrics.names import shown_score
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.arithmetic import decision_points
-from sid_ray.sweep.display import short_names, shown, shown_point
+from sid_ray.sweep.display import short_names, shown_point, shown_values
 from sid_ray.sweep.importance import Importance, importance_of
-from sid_ray.sweep.repeats import fair, table_of
+from sid_ray.sweep.repeats import fair, table_of_repeats
 from sid_ray.sweep.results import Sweep, base_of, read_sweep, repeats_in
 from sid_ray.sweep.space import config_of
 from sid_ray.sweep.trials import Point
@@ -142,9 +142,9 @@ def trials_table(sweep: Sweep) -> str:
             cells += [shown_score(metric.name, found[0]), f"{found[1]:,}"] if found else ["-", "-"]
         cells.append(duration(trial.seconds))
         values = (trial.point.get(name) for name in sweep.fields)
-        cells += ["" if value is None else escape(shown([value])) for value in values]
+        cells += ["" if value is None else escape(shown_values([value])) for value in values]
         rows.append(cells)
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def front_table(sweep: Sweep) -> str:
@@ -157,7 +157,7 @@ def front_table(sweep: Sweep) -> str:
         ]
         for trial in sweep.front
     ]
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -210,9 +210,9 @@ def seeds_part(sweep: Sweep) -> str:
     repeats = repeats_in(sweep)
     if sweep.space is None or not repeats:
         return ""
-    rows = table_of(sweep.space, repeats)
+    rows = table_of_repeats(sweep.space, repeats)
     shown_rows = [[escape(cell) for cell in row] for row in rows]
-    return f"<p>{fair(sweep.space)}</p>{table(shown_rows[0], shown_rows[1:])}"
+    return f"<p>{fair(sweep.space)}</p>{html_table(shown_rows[0], shown_rows[1:])}"
 
 
 def importance_part(found: Importance, metric: str) -> str:
@@ -261,7 +261,7 @@ def parts_of(sweep: Sweep, importance: Importance) -> list[tuple[str, str]]:
     ]
 
 
-def page(sweep: Sweep, importance: Importance) -> str:
+def sweep_page(sweep: Sweep, importance: Importance) -> str:
     """The whole page, pictures in it."""
     body = "".join(
         (f"<h2>{heading}</h2>" if heading else "") + html
@@ -275,7 +275,7 @@ def write_report(sweep: Sweep, out: Path, importance: Importance | None = None) 
     """Writes the page at ``out`` and its numbers beside it, .csv and .json. Returns all three."""
     importance = importance or importance_of(sweep)
     files: Mapping[Path, str] = {
-        out: page(sweep, importance),
+        out: sweep_page(sweep, importance),
         out.with_suffix(".csv"): csv_of(sweep),
         out.with_suffix(".json"): json.dumps(json_of(sweep, importance), indent=2) + "\n",
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from sid_ray.commands.compare import COLOURS, is_logarithmic
 from sid_ray.metrics.names import EVAL
-from sid_ray.sweep.display import short_names, shown
+from sid_ray.sweep.display import short_names, shown_values
 from sid_ray.sweep.importance import domains_of, study_of
 from sid_ray.sweep.results import Sweep
 from sid_ray.sweep.space import Choice, Domain, Metric, Value
@@ -161,7 +161,9 @@ def position(domain: Domain, value: Value) -> float:
 def field_axis(axes: Any, domain: Domain, name: str) -> None:
     axes.set_xlabel(name, fontsize=9)
     if isinstance(domain, Choice):
-        axes.set_xticks(range(len(domain.values)), [shown([value]) for value in domain.values])
+        axes.set_xticks(
+            range(len(domain.values)), [shown_values([value]) for value in domain.values]
+        )
         axes.set_xlim(-0.5, len(domain.values) - 0.5)
     elif domain.high > domain.low:
         low, high = domain.low, domain.high

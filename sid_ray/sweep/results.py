@@ -110,7 +110,7 @@ class Sweep:
     @property
     def best(self) -> TrialRecord | None:
         """The best trial, None for none: pareto.best_of."""
-        return pareto.best_of(self.metrics, self.trials.values())
+        return pareto.best_trial(self.metrics, self.trials.values())
 
 
 def read_sweep(folder: Path) -> Sweep:

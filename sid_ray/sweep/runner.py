@@ -28,7 +28,7 @@ from sid_ray.sweep.schedulers import LastingAsha, Pbt
 from sid_ray.sweep.searcher import LedgerSearch, again, count_of, spec_of
 from sid_ray.sweep.segment import ACTORS_OWN, TrialStoppedError
 from sid_ray.sweep.space import Space
-from sid_ray.sweep.stop import in_order
+from sid_ray.sweep.stop import stopping_in_order
 from sid_ray.sweep.trainable import FOLDER, SPEC, SweepTask, TrialTrainable
 from sid_ray.sweep.trials import RUNNING, spent_of
 
@@ -65,12 +65,12 @@ def run_sweep(order: SweepOrder, watch: SweepWatch | None = None) -> bool:
             workers=share(base, order.concurrent),
             environment=own_environment(),
         ).write(folder)
-        with in_order(folder, watch.say) as stopped:
+        with stopping_in_order(folder, watch.say) as stopped:
             if anything_left(order):
                 tuner_of(order).fit()
         if stopped and anything_left(order):
             return False
-        account(base, folder)
+        account_for_cut_trials(base, folder)
         return repeat_with_seeds(order, watch)
     finally:
         ray.shutdown()
@@ -199,7 +199,7 @@ def repeat_with_seeds(order: SweepOrder, watch: SweepWatch) -> bool:
         watch.show,
     )
     try:
-        with in_order(folder, watch.say):
+        with stopping_in_order(folder, watch.say):
             runner.run(left)
     except (KeyboardInterrupt, TrialStoppedError):
         return False
@@ -211,7 +211,7 @@ def own_environment() -> dict[str, str]:
     return {key: os.environ[key] for key in ACTORS_OWN if key in os.environ}
 
 
-def account(base: DistillConfig, folder: Path) -> None:
+def account_for_cut_trials(base: DistillConfig, folder: Path) -> None:
     """Ends in the ledger what Ray Tune did not bring to an end, with the images that it cost."""
     ledger = Ledger(folder)
     for trial in ledger.trials().values():

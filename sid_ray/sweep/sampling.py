@@ -23,7 +23,7 @@ from sid_ray.sweep.space import (
     Parameter,
     Space,
     Value,
-    chosen,
+    chosen_point,
     config_of,
     known_values,
     walk,
@@ -33,7 +33,7 @@ from sid_ray.sweep.trials import RUNNING, TrialRecord
 LEAST_AT_RANDOM, MOST_AT_RANDOM = 4, 10  # trials before TPE has something to go by
 
 
-def draw(domain: Domain, generator: random.Random) -> Value:
+def draw_value(domain: Domain, generator: random.Random) -> Value:
     """One value."""
     if isinstance(domain, Choice):
         return generator.choice(domain.values)
@@ -55,7 +55,7 @@ def random_point(space: Space, base: DistillConfig, seed: int, number: int) -> d
     """The point of a trial by its number. A field's draw does not depend on other fields."""
 
     def own(parameter: Parameter) -> Value:
-        return draw(parameter.domain, random.Random(f"{seed}/{number}/{parameter.key}"))
+        return draw_value(parameter.domain, random.Random(f"{seed}/{number}/{parameter.key}"))
 
     return walk(space, base, own)
 
@@ -71,7 +71,7 @@ def grid_points(space: Space, base: DistillConfig) -> list[dict[str, Value]]:
     found: dict[tuple, dict[str, Value]] = {}
     for combination in itertools.product(*values):
         drawn = dict(zip(keys, combination, strict=True))
-        point = chosen(space, base, drawn)
+        point = chosen_point(space, base, drawn)
         found.setdefault(tuple(point.items()), point)
     return list(found.values())
 

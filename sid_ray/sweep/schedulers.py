@@ -29,7 +29,7 @@ from sid_ray.errors import UserError
 from sid_ray.storage.durable import append_line, read_values
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import watch_of
-from sid_ray.sweep.sampling import draw
+from sid_ray.sweep.sampling import draw_value
 from sid_ray.sweep.space import Choice, Metric, Range, Space, SweepBudget, Value, config_of
 from sid_ray.sweep.trainable import IMAGES, SPEC, Spec
 
@@ -64,16 +64,16 @@ class LastingAsha(AsyncHyperBandScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not self.read:
             self.read_ledger()
-        super().on_trial_add(tune_controller, named(trial))
+        super().on_trial_add(tune_controller, trial_named(trial))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
-        super().on_trial_complete(tune_controller, named(trial), result)
+        super().on_trial_complete(tune_controller, trial_named(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, named(trial))
+        super().on_trial_remove(tune_controller, trial_named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        trial = named(trial)
+        trial = trial_named(trial)
         name, images_seen = trial.trial_id, result[IMAGES]
         if (name, images_seen) in self.told:
             return self.told[name, images_seen]
@@ -93,7 +93,7 @@ class LastingAsha(AsyncHyperBandScheduler):
                 super().on_trial_result(None, trial, {IMAGES: images_seen, self.metric: score})
 
 
-def named(trial: Any) -> Any:
+def trial_named(trial: Any) -> Any:
     """Stands for a trial, by the sweep's name of it: Tune gives one that it forgot a new id."""
     return SimpleNamespace(trial_id=Spec.of(trial).trial)
 
@@ -207,7 +207,7 @@ def explored(
         if isinstance(domain, Choice):
             found[parameter.name] = neighbour(domain, old, anew, generator)
         elif anew:
-            found[parameter.name] = draw(domain, generator)
+            found[parameter.name] = draw_value(domain, generator)
         else:
             found[parameter.name] = scaled(domain, old, generator.choice(FACTORS))
     return found

@@ -209,7 +209,7 @@ def walk(space: Space, base: DistillConfig, draw: Callable[[Parameter], Value]) 
     return point
 
 
-def chosen(space: Space, base: DistillConfig, drawn: Mapping[str, Value]) -> dict[str, Value]:
+def chosen_point(space: Space, base: DistillConfig, drawn: Mapping[str, Value]) -> dict[str, Value]:
     """The point of values that were drawn for every parameter, key -> value."""
     return walk(space, base, lambda parameter: drawn[parameter.key])
 

@@ -18,7 +18,7 @@ from sid_ray.sweep.space import (
     Range,
     Space,
     Value,
-    chosen,
+    chosen_point,
     config_of,
     known_values,
 )
@@ -28,7 +28,7 @@ Wrong = Iterator[tuple[str | int, str]]  # (field, name at the top, or line), wh
 
 def check_space(space: Space, base: DistillConfig) -> Space:
     """Itself, when it can be run on a recipe. Raises UserError in one line."""
-    for check in (searcher, scheduler, guidance, effects, conditions, scores, pairs):
+    for check in (searcher, scheduler, guidance, effects, check_conditions, scores, pairs):
         for place, text in check(space, base):
             line = place if isinstance(place, int) else space.lines.get(place, 0)
             raise UserError(f"{space.source}{f':{line}' if line else ''}: {text}")
@@ -118,7 +118,7 @@ def effects(space: Space, base: DistillConfig) -> Wrong:
             yield name, f"{name} has no effect: {other} is {found}; it needs {wanted}"
 
 
-def conditions(space: Space, base: DistillConfig) -> Wrong:
+def check_conditions(space: Space, base: DistillConfig) -> Wrong:
     """Each holds in some trial."""
     for parameter in space.parameters:
         for condition in parameter.when:
@@ -150,7 +150,7 @@ def pairs(space: Space, base: DistillConfig) -> Wrong:
     """No combination of two fields' ends or choices is one that no run could have."""
     seen = set()
     for corner in corners(space):
-        point = chosen(space, base, corner)
+        point = chosen_point(space, base, corner)
         if (which := tuple(point.items())) in seen:
             continue
         seen.add(which)
@@ -161,7 +161,7 @@ def pairs(space: Space, base: DistillConfig) -> Wrong:
             yield named_in(space, str(error)), f"{error} (with {shown})"
 
 
-def ends(parameter: Parameter) -> tuple[Value, ...]:
+def ends_of_range(parameter: Parameter) -> tuple[Value, ...]:
     domain = parameter.domain
     if isinstance(domain, Choice):
         return domain.values
@@ -170,7 +170,7 @@ def ends(parameter: Parameter) -> tuple[Value, ...]:
 
 def corners(space: Space) -> Iterator[Mapping[str, Value]]:
     """All pairs of two parameters' ends, the others at their first; then the last ends of all."""
-    each = {parameter.key: ends(parameter) for parameter in space.parameters}
+    each = {parameter.key: ends_of_range(parameter) for parameter in space.parameters}
     first = {key: values[0] for key, values in each.items()}
     yield first
     for one, other in itertools.combinations(each, 2):

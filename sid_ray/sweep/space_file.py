@@ -99,7 +99,7 @@ def space_model(types: FieldTypes) -> type[SpaceHead]:
     return create_model("Space", __base__=SpaceHead, fields=(fields_model(types), ...))
 
 
-def read_text(path: Path) -> str:
+def read_space_text(path: Path) -> str:
     """A file's text. Raises UserError in one line."""
     try:
         return text_lines.read_text(path)
@@ -201,7 +201,7 @@ def words_of_error(document: Document, error: Any) -> tuple[int, str]:
         if not place:
             return 0, f"{text}; a search space needs it"
     elif kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        text = unknown(names)
+        text = unknown_key(names)
     elif kind.endswith(("model_type", "dataclass_type")):
         text = f"{at}: expected names with values"
     elif kind == "list_type":
@@ -228,7 +228,7 @@ WORDS = {
 }
 
 
-def unknown(names: list[str]) -> str:
+def unknown_key(names: list[str]) -> str:
     """The last name, which stands where there is none such."""
     *owners, name = names
     if owners[:1] == ["fields"]:

@@ -75,7 +75,7 @@ STOPS: dict[str, Stop] = {}  # by the sweep's folder
 
 
 @contextlib.contextmanager
-def in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
+def stopping_in_order(folder: Path, tell: Callable[[str], None]) -> Iterator[list[bool]]:
     """Ctrl-C or one of ENDINGS within ends the trials first, Tune behind them; yields a list that
     then holds True.
 

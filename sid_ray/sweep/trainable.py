@@ -103,7 +103,7 @@ class TrialTrainable(tune.Trainable):
         if self.space.scheduler == "pbt":
             trial = keeping_for_others(trial, self.space.budget)
         address = ray.get_runtime_context().gcs_address
-        began_from = donor_of(trial, spec) if spec.from_run else ""
+        began_from = donor_of_trial(trial, spec) if spec.from_run else ""
         self.trial = Trial(trial, folder, address, task.environment, began_from, spec.began_at)
         training = trial.training
         self.points = decision_points(self.space.budget, self.space.scheduler, training.batch_size)
@@ -154,7 +154,7 @@ class TrialTrainable(tune.Trainable):
         self.trial.end()
 
 
-def donor_of(config: DistillConfig, spec: Spec) -> str:
+def donor_of_trial(config: DistillConfig, spec: Spec) -> str:
     """The address of the checkpoint that a trial takes over; empty where its run has its own.
 
     Raises FileNotFoundError where it is gone.

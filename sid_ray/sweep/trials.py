@@ -113,7 +113,12 @@ class TrialRecord:
         """The newest of each metric; none of a trial that diverged."""
         if self.state == "diverged":
             return {}
-        return {n: v for segment in self.segments for n, v in segment.scores.items() if is_score(v)}
+        return {
+            n: v
+            for segment in self.segments
+            for n, v in segment.scores.items()
+            if is_score_value(v)
+        }
 
     def last(self, metric: str) -> float | None:
         """The newest score; None for none, and for a trial that diverged."""
@@ -132,7 +137,7 @@ class TrialRecord:
         return [
             (segment.images_seen, segment.scores[metric])
             for segment in self.segments
-            if is_score(segment.scores.get(metric)) and run in ("", segment.run)
+            if is_score_value(segment.scores.get(metric)) and run in ("", segment.run)
         ]
 
     def at(self, metric: str, images_seen: int) -> float | None:
@@ -159,7 +164,7 @@ class Told:
     notes: tuple[str, ...]
 
 
-def is_score(value: Any) -> bool:
+def is_score_value(value: Any) -> bool:
     """Whether it is a score: what a trial that gave up tells its searcher is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -19,8 +19,8 @@ from sid_ray.tensor_files.inert import (
     NumpyArray,
     NumpyType,
     Persistent,
-    RefusedError,
-    Storage,
+    RefusedFileError,
+    TensorStorage,
     Uses,
     make_tensor,
 )
@@ -56,7 +56,7 @@ def plain_dict(*arguments: Any) -> dict:
     result = {}
     for pair in items:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise RefusedError("a dict is not made of pairs with a text as key")
+            raise RefusedFileError("a dict is not made of pairs with a text as key")
         result[pair[0]] = pair[1]
     return result
 
@@ -70,9 +70,9 @@ def rebuild_typed_tensor(
 ) -> Any:
     """A tensor over an untyped storage, the dtype apart."""
     kind = DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
-    if kind is None or not isinstance(storage, Storage) or storage.dtype != torch.uint8:
-        raise RefusedError("a tensor has a dtype that is not read here")
-    typed = Storage(kind, storage.count // kind.itemsize, storage.data, storage.crc)
+    if kind is None or not isinstance(storage, TensorStorage) or storage.dtype != torch.uint8:
+        raise RefusedFileError("a tensor has a dtype that is not read here")
+    typed = TensorStorage(kind, storage.count // kind.itemsize, storage.data, storage.crc)
     return make_tensor(typed, offset, shape, stride)
 
 
@@ -83,16 +83,16 @@ def rebuild_parameter(data: Any, *_: Any) -> Any:
 def encode_latin(text: Any, encoding: Any) -> memoryview:
     """Bytes in pickles of protocol 2, which has no bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise RefusedError("a text is encoded in a way that is not read here")
+        raise RefusedFileError("a text is encoded in a way that is not read here")
     try:
         return memoryview(bytearray(text, "latin-1"))
     except UnicodeEncodeError:
-        raise RefusedError("it is damaged: bytes are not bytes") from None
+        raise RefusedFileError("it is damaged: bytes are not bytes") from None
 
 
 def numpy_type(code: Any, *_: Any) -> NumpyType:
     if not isinstance(code, str) or not NUMPY_CODE.fullmatch(code):
-        raise RefusedError(f"a numpy type {str(code)[:20]!a} is not one of plain numbers")
+        raise RefusedFileError(f"a numpy type {str(code)[:20]!a} is not one of plain numbers")
     return NumpyType(code)
 
 
@@ -107,13 +107,15 @@ def array_from_buffer(data: Any, kind: Any, shape: Any, *_: Any) -> NumpyArray:
 def filled_array(array: NumpyArray, shape: Any, kind: Any, data: Any) -> NumpyArray:
     """Sets an array. Raises RefusedError where the shape does not fit the bytes."""
     if not isinstance(kind, NumpyType) or not isinstance(data, memoryview):
-        raise RefusedError("a numpy array is not made of plain numbers")
+        raise RefusedFileError("a numpy array is not made of plain numbers")
     if not isinstance(shape, tuple) or not all(
         type(size) is int and 0 <= size < 1 << 48 for size in shape
     ):
-        raise RefusedError("a numpy array's shape is not a list of plain numbers")
+        raise RefusedFileError("a numpy array's shape is not a list of plain numbers")
     if len(shape) > 16 or math.prod(shape) * item_size(kind) != len(data):
-        raise RefusedError(f"a numpy array of shape {list(shape)} does not fit its {len(data)} B")
+        raise RefusedFileError(
+            f"a numpy array of shape {list(shape)} does not fit its {len(data)} B"
+        )
     array.shape, array.type, array.data = shape, kind, data
     return array
 
@@ -144,7 +146,7 @@ def persistent_object(meta: Any, *_: Any) -> Persistent:
         isinstance(meta.get(name), str) for name in ("class_name", "module_src")
     )
     if not known or not isinstance(meta.get("state"), dict | None):
-        raise RefusedError("a persistence record lacks class_name, module_src or state")
+        raise RefusedFileError("a persistence record lacks class_name, module_src or state")
     return Persistent(
         PERSISTENCE,
         state=meta.get("state") or {},
@@ -158,7 +160,7 @@ def sequence(make: Callable[[Any], Any]) -> Callable[..., Any]:
         items = arguments[0] if arguments else []
         scalars = (str, int, float, bool, type(None))
         if not isinstance(items, list | tuple) or not all(type(i) in scalars for i in items):
-            raise RefusedError("a set or size is made of something other than plain values")
+            raise RefusedFileError("a set or size is made of something other than plain values")
         return make(items)
 
     return build
@@ -167,7 +169,7 @@ def sequence(make: Callable[[Any], Any]) -> Callable[..., Any]:
 def path_text(*parts: Any) -> str:
     """A path that a configuration records, as text: where diffusers once read a network from."""
     if not all(isinstance(part, str) for part in parts):
-        raise RefusedError("a path is made of something other than text")
+        raise RefusedFileError("a path is made of something other than text")
     return "/".join(parts).replace("//", "/")
 
 
@@ -211,8 +213,8 @@ class AllowList:
     def __init__(
         self,
         uses: Uses,
-        blob: Callable[[memoryview], Storage] | None = None,
-        storage: Callable[[tuple], Storage] | None = None,
+        blob: Callable[[memoryview], TensorStorage] | None = None,
+        storage: Callable[[tuple], TensorStorage] | None = None,
         tolerant: bool = False,
     ):
         self.uses, self.blob, self.storage, self.tolerant = uses, blob, storage, tolerant
@@ -220,7 +222,7 @@ class AllowList:
     def refuse(self, name: str, what: str) -> None:
         self.uses.refused.add(name)
         if not self.tolerant:
-            raise RefusedError(f"{what} {name!a}, which no weights file needs; nothing was run")
+            raise RefusedFileError(f"{what} {name!a}, which no weights file needs; nothing was run")
 
     def name(self, module: str, name: str) -> Global:
         full = f"{HARMLESS.get(module, module)}.{name}"
@@ -238,13 +240,13 @@ class AllowList:
             return Inert(name, arguments)
         if name == LOAD_BLOB and self.blob:
             if len(arguments) != 1 or not isinstance(arguments[0], memoryview):
-                raise RefusedError("it is damaged: a storage is not made of bytes")
+                raise RefusedFileError("it is damaged: a storage is not made of bytes")
             return self.blob(arguments[0])
         if name in CALLS:
             try:
                 value = CALLS[name](*arguments)
             except TypeError:  # a number of arguments that the function does not take
-                raise RefusedError(
+                raise RefusedFileError(
                     f"it is damaged: {name} is called in a way it cannot be"
                 ) from None
             if isinstance(value, Persistent):
@@ -259,14 +261,14 @@ class AllowList:
             target.state = state
         elif isinstance(target, NumpyType):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|"):
-                raise RefusedError("it is damaged: a numpy type has no byte order")
+                raise RefusedFileError("it is damaged: a numpy type has no byte order")
             target.order = state[1]
         elif isinstance(target, NumpyArray):
             if not isinstance(state, tuple) or len(state) != 5:
-                raise RefusedError("it is damaged: a numpy array has no numbers")
+                raise RefusedFileError("it is damaged: a numpy array has no numbers")
             filled_array(target, state[1], state[2], state[4])
         elif not isinstance(target, dict):  # OrderedDict's and EasyDict's attributes: not needed
-            raise RefusedError(f"it sets the attributes of a {type(target).__name__}")
+            raise RefusedFileError(f"it sets the attributes of a {type(target).__name__}")
 
     def persistent(self, key: Any) -> Any:
         if self.storage is None:
@@ -283,5 +285,5 @@ class AllowList:
             and key[4] >= 0
         )
         if not known or key[5:] not in ((), (None,)):
-            raise RefusedError("a storage is announced in a way that is not read here")
+            raise RefusedFileError("a storage is announced in a way that is not read here")
         return self.storage(key)

@@ -17,8 +17,8 @@ from typing import Any
 
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.allowed import STORAGE_TYPES, AllowList
-from sid_ray.tensor_files.inert import Account, RefusedError, Storage, Uses
-from sid_ray.tensor_files.pickles import Machine
+from sid_ray.tensor_files.inert import Account, RefusedFileError, TensorStorage, Uses
+from sid_ray.tensor_files.pickles import PickleMachine
 
 ZIP_MAGIC, ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -51,7 +51,7 @@ def map_file(path: Path) -> memoryview:
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:
-                raise RefusedError("it is empty")
+                raise RefusedFileError("it is empty")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -74,7 +74,7 @@ def read_pickled(path: Path, tolerant: bool = False) -> PickledFile:
             file.root = read_legacy(data, account, file.uses, tolerant)
         else:
             file.root = _read_pickle(data, account, file.uses, tolerant)
-    except RefusedError as error:
+    except RefusedFileError as error:
         if not tolerant:
             raise
         file.trouble = str(error)
@@ -82,14 +82,14 @@ def read_pickled(path: Path, tolerant: bool = False) -> PickledFile:
 
 
 def _read_pickle(data: memoryview, account: Account, uses: Uses, tolerant: bool) -> Any:
-    def blob(part: memoryview) -> Storage:
+    def blob(part: memoryview) -> TensorStorage:
         storage = read_legacy(part, account, uses, tolerant)
-        if not isinstance(storage, Storage):
-            raise RefusedError("a storage blob holds something other than one storage")
+        if not isinstance(storage, TensorStorage):
+            raise RefusedFileError("a storage blob holds something other than one storage")
         return storage
 
     rules = AllowList(uses, blob=blob, tolerant=tolerant)
-    return Machine(data, 0, rules, account).run()
+    return PickleMachine(data, 0, rules, account).run()
 
 
 def read_legacy(data: memoryview, account: Account, uses: Uses, tolerant: bool) -> Any:
@@ -99,37 +99,37 @@ def read_legacy(data: memoryview, account: Account, uses: Uses, tolerant: bool) 
     Read here and not by torch.load, which makes room for a storage before it looks whether the
     file holds it.
     """
-    storages: dict[str, Storage] = {}
+    storages: dict[str, TensorStorage] = {}
 
-    def find(key: tuple) -> Storage:
+    def find(key: tuple) -> TensorStorage:
         dtype = STORAGE_TYPES[key[1].name]
-        storage = storages.setdefault(key[2], Storage(dtype, key[4]))
+        storage = storages.setdefault(key[2], TensorStorage(dtype, key[4]))
         if (storage.dtype, storage.count) != (dtype, key[4]):
-            raise RefusedError("it is damaged: one storage has two types or sizes")
+            raise RefusedFileError("it is damaged: one storage has two types or sizes")
         if key[4] * dtype.itemsize > len(data):
-            raise RefusedError(f"a storage of {key[4]} numbers does not fit the file")
+            raise RefusedFileError(f"a storage of {key[4]} numbers does not fit the file")
         return storage
 
     rules, position = AllowList(uses, storage=find, tolerant=tolerant), 0
     values = []
     for _ in range(5):
-        machine = Machine(data, position, rules, account)
+        machine = PickleMachine(data, position, rules, account)
         values.append(machine.run())
         position = machine.position
     magic, protocol, info, root, keys = values
     little = isinstance(info, dict) and info.get("little_endian") is True
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not little:
-        raise RefusedError("a storage is not in torch's format, little-endian")
+        raise RefusedFileError("a storage is not in torch's format, little-endian")
     if not isinstance(keys, list) or any(key not in storages for key in map(_text, keys)):
-        raise RefusedError("it is damaged: its storages do not match their list")
+        raise RefusedFileError("it is damaged: its storages do not match their list")
     for key in keys:
         storage = storages[key]
         if position + 8 > len(data):
-            raise RefusedError("it is cut: storages are missing")
+            raise RefusedFileError("it is cut: storages are missing")
         (count,) = struct.unpack_from("<Q", data, position)
         size = storage.count * storage.dtype.itemsize
         if count != storage.count or position + 8 + size > len(data):
-            raise RefusedError(
+            raise RefusedFileError(
                 f"it is cut or damaged: a storage of {storage.count} numbers announces {count}"
             )
         storage.data = data[position + 8 : position + 8 + size]
@@ -142,7 +142,7 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Member:
+class ZipMember:
     """One stored member of a zip archive."""
 
     data: memoryview
@@ -153,56 +153,60 @@ def _read_zip(data: memoryview, account: Account, uses: Uses, tolerant: bool) ->
     members = zip_members(data, account)
     names = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(names) != 1:
-        raise RefusedError("it is a zip archive but not one of torch: data.pkl is missing")
+        raise RefusedFileError("it is a zip archive but not one of torch: data.pkl is missing")
     prefix = names[0].removesuffix("data.pkl")
     order = members.get(prefix + "byteorder")
     if order is not None and bytes(order.data) != b"little":
-        raise RefusedError("its numbers are big-endian; save it again on a common machine")
-    storages: dict[str, Storage] = {}
+        raise RefusedFileError("its numbers are big-endian; save it again on a common machine")
+    storages: dict[str, TensorStorage] = {}
 
-    def find(key: tuple) -> Storage:
+    def find(key: tuple) -> TensorStorage:
         dtype, count, name = STORAGE_TYPES[key[1].name], key[4], f"{prefix}data/{key[2]}"
         member = members.get(name)
         if member is None or len(member.data) < count * dtype.itemsize:
             found = "none" if member is None else f"{len(member.data)} B"
-            raise RefusedError(
+            raise RefusedFileError(
                 f"a storage of {count} numbers ({dtype}) does not fit member {key[2]!a}: {found}"
             )
         account.charge(MEMBER_COST)
-        storage = storages.setdefault(key[2], Storage(dtype, count, member.data, member.crc))
+        storage = storages.setdefault(key[2], TensorStorage(dtype, count, member.data, member.crc))
         if (storage.dtype, storage.count) != (dtype, count):
-            raise RefusedError("it is damaged: one storage has two types or sizes")
+            raise RefusedFileError("it is damaged: one storage has two types or sizes")
         return storage
 
     member = members[names[0]]
     if zlib.crc32(member.data) != member.crc:
-        raise RefusedError("it is damaged: data.pkl does not match its checksum")
-    return Machine(member.data, 0, AllowList(uses, storage=find, tolerant=tolerant), account).run()
+        raise RefusedFileError("it is damaged: data.pkl does not match its checksum")
+    return PickleMachine(
+        member.data, 0, AllowList(uses, storage=find, tolerant=tolerant), account
+    ).run()
 
 
-def zip_members(data: memoryview, account: Account) -> dict[str, Member]:
+def zip_members(data: memoryview, account: Account) -> dict[str, ZipMember]:
     """The members of an archive, by name; views, nothing unpacked.
 
     Raises RefusedError for a compressed member (a torch archive stores them as they are, so there
     is nothing that could swell), and for members outside the file or over one another.
     """
-    members: dict[str, Member] = {}
+    members: dict[str, ZipMember] = {}
     spans: list[tuple[int, int]] = []
     for name, crc, start, size in _directory(data, account):
         if start + 30 > len(data) or bytes(data[start : start + 4]) != ZIP_MAGIC:
-            raise RefusedError(f"it is damaged: no member {name!a} where its directory says")
+            raise RefusedFileError(f"it is damaged: no member {name!a} where its directory says")
         lengths = struct.unpack_from("<HH", data, start + 26)
         begin = start + 30 + sum(lengths)
         if begin + size > len(data):
-            raise RefusedError(
+            raise RefusedFileError(
                 f"it is cut or damaged: member {name!a} of {size} B goes past its end"
             )
-        members[name] = Member(data[begin : begin + size], crc)
+        members[name] = ZipMember(data[begin : begin + size], crc)
         spans.append((start, begin + size))
     spans.sort()
     for (_, end), (start, _) in itertools.pairwise(spans):
         if start < end:
-            raise RefusedError("its members lie over one another: it is damaged or made to swell")
+            raise RefusedFileError(
+                "its members lie over one another: it is damaged or made to swell"
+            )
     return members
 
 
@@ -210,21 +214,25 @@ def _directory(data: memoryview, account: Account) -> Iterator[tuple[str, int, i
     """Name, checksum, place and size of each member, from the archive's directory."""
     end = bytes(data[-65557:]).rfind(ZIP_END)
     if end < 0 or end + 22 > min(len(data), 65557):
-        raise RefusedError("it is cut: the zip archive has no directory")
+        raise RefusedFileError("it is cut: the zip archive has no directory")
     end += max(len(data) - 65557, 0)
     count, size, position = struct.unpack_from("<HII", data, end + 10)
     if end >= 20 and bytes(data[end - 20 : end - 16]) == b"PK\x06\x07":  # zip64
         (place,) = struct.unpack_from("<Q", data, end - 12)
         if place + 56 > len(data) or bytes(data[place : place + 4]) != b"PK\x06\x06":
-            raise RefusedError("it is damaged: the zip archive's directory is not where it says")
+            raise RefusedFileError(
+                "it is damaged: the zip archive's directory is not where it says"
+            )
         count, size, position = struct.unpack_from("<QQQ", data, place + 32)
     if position + size > len(data):
-        raise RefusedError("it is cut or damaged: the zip archive's directory goes past its end")
+        raise RefusedFileError(
+            "it is cut or damaged: the zip archive's directory goes past its end"
+        )
     stop = position + size
     for _ in range(count):
         account.charge(MEMBER_COST)
         if position + 46 > stop or bytes(data[position : position + 4]) != b"PK\x01\x02":
-            raise RefusedError("it is damaged: the zip archive's directory is not whole")
+            raise RefusedFileError("it is damaged: the zip archive's directory is not whole")
         flags, method = struct.unpack_from("<HH", data, position + 8)
         crc, packed, unpacked, name_len, extra_len, note_len = struct.unpack_from(
             "<IIIHHH", data, position + 16
@@ -232,12 +240,12 @@ def _directory(data: memoryview, account: Account) -> Iterator[tuple[str, int, i
         (start,) = struct.unpack_from("<I", data, position + 42)
         tail = position + 46
         if tail + name_len + extra_len + note_len > stop:
-            raise RefusedError("it is damaged: the zip archive's directory is not whole")
+            raise RefusedFileError("it is damaged: the zip archive's directory is not whole")
         name = str(data[tail : tail + name_len], "utf-8", "backslashreplace")
         extra = data[tail + name_len : tail + name_len + extra_len]
         packed, unpacked, start = _wide(extra, packed, unpacked, start)
         if method != 0 or packed != unpacked or flags & 1:
-            raise RefusedError(
+            raise RefusedFileError(
                 f"member {name!a} is compressed ({packed} B to {unpacked} B); a torch archive "
                 "stores its members as they are: save it again with torch.save"
             )

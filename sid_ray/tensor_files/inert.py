@@ -21,7 +21,7 @@ MIB = 1 << 20
 MAX_DIMENSIONS = 16
 
 
-class RefusedError(UserError):
+class RefusedFileError(UserError):
     """A file that is damaged, or that asks for something other than tensors and plain values."""
 
 
@@ -40,7 +40,7 @@ class Account:
         """Raises RefusedError when the file asks for more than its size allows."""
         self.left -= amount
         if self.left < 0:
-            raise RefusedError("it asks for more objects than a file of its size needs")
+            raise RefusedFileError("it asks for more objects than a file of its size needs")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class NumpyArray:
 
 
 @dataclass(eq=False)
-class Storage:
+class TensorStorage:
     """The numbers of one or more tensors: a view of the file, set once its place is known."""
 
     dtype: torch.dtype
@@ -113,7 +113,9 @@ class Storage:
     def check(self) -> None:
         """Raises RefusedError where the numbers do not match their checksum."""
         if self.crc is not None and self.data is not None and zlib.crc32(self.data) != self.crc:
-            raise RefusedError("it is damaged: the numbers of a tensor do not match their checksum")
+            raise RefusedFileError(
+                "it is damaged: the numbers of a tensor do not match their checksum"
+            )
         self.crc = None
 
 
@@ -121,7 +123,7 @@ class Storage:
 class StoredTensor:
     """A tensor that still lies in the file. make_tensor has checked that it fits its storage."""
 
-    storage: Storage
+    storage: TensorStorage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -146,7 +148,7 @@ class StoredTensor:
         if not self.numel():
             return torch.empty(self.shape, dtype=self.dtype)
         if self.storage.data is None:
-            raise RefusedError("it is cut: a tensor's numbers are missing")
+            raise RefusedFileError("it is cut: a tensor's numbers are missing")
         self.storage.check()
         width = self.dtype.itemsize
         start = self.offset * width
@@ -163,7 +165,7 @@ def _natural(value: Any) -> bool:
 def make_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     """A tensor over a storage. Raises RefusedError where it does not fit."""
     whole = (
-        isinstance(storage, Storage)
+        isinstance(storage, TensorStorage)
         and _natural(offset)
         and isinstance(shape, tuple)
         and isinstance(stride, tuple)
@@ -171,10 +173,10 @@ def make_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTen
         and all(_natural(value) for value in (*shape, *stride))
     )
     if not whole:
-        raise RefusedError("a tensor's shape, stride or offset is not a list of plain numbers")
+        raise RefusedFileError("a tensor's shape, stride or offset is not a list of plain numbers")
     tensor = StoredTensor(storage, offset, shape, stride)
     if offset + tensor.reach() > storage.count or tensor.numel() > storage.count:
-        raise RefusedError(
+        raise RefusedFileError(
             f"a tensor of shape {str(list(shape))[:80]}, stride {str(list(stride))[:80]} and "
             f"offset {offset} does not fit its storage of {storage.count} numbers"
         )

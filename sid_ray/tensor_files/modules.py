@@ -10,7 +10,7 @@ from sid_ray.tensor_files.inert import (
     Global,
     Inert,
     NumpyArray,
-    RefusedError,
+    RefusedFileError,
     StoredTensor,
     as_mapping,
 )
@@ -29,9 +29,11 @@ class NamedTensors(dict[str, StoredTensor]):
 
     def put(self, name: str, value: Any) -> None:
         if not isinstance(value, StoredTensor):
-            raise RefusedError(f"{name[:80]!a} is not a tensor")
+            raise RefusedFileError(f"{name[:80]!a} is not a tensor")
         if len(self) >= MAX_TENSORS or len(name) > MAX_NAME:
-            raise RefusedError(f"it names more than {MAX_TENSORS} tensors, or one beyond reason")
+            raise RefusedFileError(
+                f"it names more than {MAX_TENSORS} tensors, or one beyond reason"
+            )
         self[name] = value
 
 
@@ -61,9 +63,9 @@ def module_tensors(module: Inert) -> NamedTensors:
     def walk(record: Any, prefix: str, depth: int) -> None:
         nonlocal steps
         if depth > MAX_DEPTH or steps > MAX_STEPS or len(prefix) > MAX_NAME:
-            raise RefusedError("its modules are nested beyond reason")
+            raise RefusedFileError("its modules are nested beyond reason")
         if not is_module(record):
-            raise RefusedError(f"{prefix[:80]!a} is not a module")
+            raise RefusedFileError(f"{prefix[:80]!a} is not a module")
         state = record.state
         steps += 4 + sum(len(table) for table in state.values() if isinstance(table, dict))
         for name, value in _table(state, "_parameters"):
@@ -85,7 +87,7 @@ def module_tensors(module: Inert) -> NamedTensors:
 def _table(state: Mapping, name: str) -> list[tuple[str, Any]]:
     table = state.get(name, {})
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
-        raise RefusedError(f"a module's {name} is not a table of names")
+        raise RefusedFileError(f"a module's {name} is not a table of names")
     return list(table.items())
 
 
@@ -97,7 +99,7 @@ def state_dict_tensors(values: Mapping[str, Any]) -> NamedTensors:
     return found
 
 
-def plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value of a file as JSON would hold it; what JSON cannot hold becomes a short text.
 
     Raises RefusedError for a value that is larger or deeper than any argument.
@@ -107,7 +109,7 @@ def plain(value: Any) -> Any:
     def convert(item: Any, depth: int) -> Any:
         left[0] -= len(item) + 1 if isinstance(item, str) else 1
         if left[0] < 0 or depth > 16:
-            raise RefusedError("its recorded arguments are larger or deeper than any network's")
+            raise RefusedFileError("its recorded arguments are larger or deeper than any network's")
         if item is None or type(item) in (bool, int, float, str):
             return item
         if isinstance(item, list | tuple | set | frozenset):

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sid_ray.tensor_files.inert import Account, Inert, RefusedError
+from sid_ray.tensor_files.inert import Account, Inert, RefusedFileError
 
 MAX_LINE, MAX_NAME = 4096, 512
 MAX_INTEGER_BYTES = 1024
@@ -43,10 +43,12 @@ def checked_key(key: Any) -> Any:
         return key
     if kind is tuple and all(type(part) in (str, bool, int) for part in key):
         return key
-    raise RefusedError(f"it has a dict key of type {kind.__name__}; text or numbers are expected")
+    raise RefusedFileError(
+        f"it has a dict key of type {kind.__name__}; text or numbers are expected"
+    )
 
 
-class Machine:
+class PickleMachine:
     """Reads one pickle from ``data`` at ``position``; afterwards ``position`` is behind it."""
 
     def __init__(self, data: memoryview, position: int, rules: Rules, account: Account):
@@ -65,11 +67,13 @@ class Machine:
             if opcode == pickle.STOP[0]:
                 value = self.pop()
                 if self.stack or self.below:
-                    raise RefusedError("its pickle ends with values left over: it is damaged")
+                    raise RefusedFileError("its pickle ends with values left over: it is damaged")
                 return value
             handler = HANDLERS.get(opcode)
             if handler is None:
-                raise RefusedError(f"byte {opcode:#04x} is no pickle instruction that is read here")
+                raise RefusedFileError(
+                    f"byte {opcode:#04x} is no pickle instruction that is read here"
+                )
             handler(self)
 
     # The file
@@ -78,7 +82,7 @@ class Machine:
         end = self.position + count
         if end > len(self.data):
             left = len(self.data) - self.position
-            raise RefusedError(f"it is cut or damaged: {count} bytes announced, {left} left")
+            raise RefusedFileError(f"it is cut or damaged: {count} bytes announced, {left} left")
         part = self.data[self.position : end]
         self.position = end
         return part
@@ -90,7 +94,7 @@ class Machine:
         window = bytes(self.data[self.position : self.position + MAX_LINE])
         length = window.find(b"\n")
         if length < 0:
-            raise RefusedError(f"it is cut or damaged: no end of line within {MAX_LINE} bytes")
+            raise RefusedFileError(f"it is cut or damaged: no end of line within {MAX_LINE} bytes")
         self.position += length + 1
         return self.decode(window[:length])
 
@@ -99,7 +103,7 @@ class Machine:
         try:
             return str(text, "utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            raise RefusedError("it is damaged: a text is not UTF-8") from None
+            raise RefusedFileError("it is damaged: a text is not UTF-8") from None
 
     # The stack
 
@@ -110,12 +114,14 @@ class Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise RefusedError("it is damaged: its pickle takes a value that is not there")
+            raise RefusedFileError("it is damaged: its pickle takes a value that is not there")
         return self.stack.pop()
 
     def top(self, kinds: type | tuple[type, ...]) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kinds):
-            raise RefusedError("it is damaged: its pickle fills something that cannot be filled")
+            raise RefusedFileError(
+                "it is damaged: its pickle fills something that cannot be filled"
+            )
         return self.stack[-1]
 
     def mark(self) -> None:
@@ -125,7 +131,7 @@ class Machine:
 
     def pop_mark(self) -> list[Any]:
         if not self.below:
-            raise RefusedError("it is damaged: its pickle ends a list that was not begun")
+            raise RefusedFileError("it is damaged: its pickle ends a list that was not begun")
         items, self.stack = self.stack, self.below.pop()
         self.account.charge(16 * len(items))
         return items
@@ -134,20 +140,20 @@ class Machine:
 
     def remember(self, index: int) -> None:
         if not self.stack or index < 0:
-            raise RefusedError("it is damaged: its pickle remembers a value that is not there")
+            raise RefusedFileError("it is damaged: its pickle remembers a value that is not there")
         self.account.charge(ENTRY_COST)
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise RefusedError(f"it is damaged: its pickle recalls value {index}, never stored")
+            raise RefusedFileError(f"it is damaged: its pickle recalls value {index}, never stored")
         self.stack.append(self.memo[index])
 
     # Values
 
     def push_integer(self, length: int) -> None:
         if not 0 <= length <= MAX_INTEGER_BYTES:
-            raise RefusedError(f"it announces a number of {length} bytes; it is damaged")
+            raise RefusedFileError(f"it announces a number of {length} bytes; it is damaged")
         self.push(int.from_bytes(self.take(length), "little", signed=True), ENTRY_COST)
 
     def push_text(self, length: int) -> None:
@@ -159,7 +165,7 @@ class Machine:
     def push_decimal(self) -> None:
         text = self.line().removesuffix("L")
         if len(text) > 1000 or not re.fullmatch("-?[0-9]+", text):
-            raise RefusedError("it is damaged: a number is not one")
+            raise RefusedFileError("it is damaged: a number is not one")
         known = {"00": False, "01": True}
         self.push(known[text] if text in known else int(text), ENTRY_COST)
 
@@ -167,7 +173,7 @@ class Machine:
         try:
             self.push(float(self.line()), ENTRY_COST)
         except ValueError:
-            raise RefusedError("it is damaged: a number is not one") from None
+            raise RefusedFileError("it is damaged: a number is not one") from None
 
     # Containers
 
@@ -182,7 +188,7 @@ class Machine:
 
     def set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise RefusedError("it is damaged: a dict has a key without a value")
+            raise RefusedFileError("it is damaged: a dict has a key without a value")
         target = self.top((dict, Inert))
         self.account.charge(ENTRY_COST * len(items))
         into = target.items if isinstance(target, Inert) else target
@@ -210,17 +216,17 @@ class Machine:
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise RefusedError("it is damaged: it imports something that is not a name")
+            raise RefusedFileError("it is damaged: it imports something that is not a name")
         self.push_name(module, name)
 
     def push_name(self, module: str, name: str) -> None:
         if len(module) + len(name) > MAX_NAME:
-            raise RefusedError(f"it imports a name of {len(module) + len(name)} characters")
+            raise RefusedFileError(f"it imports a name of {len(module) + len(name)} characters")
         self.push(self.rules.name(module, name), OBJECT_COST + 2 * MAX_NAME)
 
     def call(self, function: Any, arguments: Any, named: Any = None) -> None:
         if not isinstance(arguments, tuple) or not isinstance(named, dict | None):
-            raise RefusedError("it is damaged: a call has no list of arguments")
+            raise RefusedFileError("it is damaged: a call has no list of arguments")
         for argument in arguments:  # one remembered value may be copied by many calls
             if isinstance(argument, list | tuple | dict):
                 self.account.charge(ENTRY_COST * len(argument))
@@ -245,38 +251,40 @@ class Machine:
     def old_object(self) -> None:
         items = self.pop_mark()
         if not items:
-            raise RefusedError("it is damaged: it makes an object of no class")
+            raise RefusedFileError("it is damaged: it makes an object of no class")
         self.call(items[0], tuple(items[1:]))
 
     def build(self) -> None:
         state = self.pop()
         if not self.stack:
-            raise RefusedError("it is damaged: its pickle sets the state of nothing")
+            raise RefusedFileError("it is damaged: its pickle sets the state of nothing")
         self.account.charge(OBJECT_COST)
         self.rules.set_state(self.stack[-1], state)
 
     def frame(self) -> None:
         length = self.number("<Q")
         if length > len(self.data) - self.position:
-            raise RefusedError(f"it is cut or damaged: a frame of {length} bytes goes past its end")
+            raise RefusedFileError(
+                f"it is cut or damaged: a frame of {length} bytes goes past its end"
+            )
 
 
-Handler = Callable[[Machine], Any]
+Handler = Callable[[PickleMachine], Any]
 
 NAMED_HANDLERS: dict[str, Handler] = {
     "PROTO": lambda m: m.take(1),
-    "FRAME": Machine.frame,
+    "FRAME": PickleMachine.frame,
     "NONE": lambda m: m.push(None),
     "NEWTRUE": lambda m: m.push(True),
     "NEWFALSE": lambda m: m.push(False),
     "BININT": lambda m: m.push(m.number("<i")),
     "BININT1": lambda m: m.push(m.number("B")),
     "BININT2": lambda m: m.push(m.number("<H")),
-    "INT": Machine.push_decimal,
-    "LONG": Machine.push_decimal,
+    "INT": PickleMachine.push_decimal,
+    "LONG": PickleMachine.push_decimal,
     "LONG1": lambda m: m.push_integer(m.number("B")),
     "LONG4": lambda m: m.push_integer(m.number("<i")),
-    "FLOAT": Machine.push_float,
+    "FLOAT": PickleMachine.push_float,
     "BINFLOAT": lambda m: m.push(m.number(">d")),
     "STRING": lambda m: m.push(m.line().strip("'\""), ENTRY_COST),
     "UNICODE": lambda m: m.push(m.line(), ENTRY_COST),
@@ -299,15 +307,15 @@ NAMED_HANDLERS: dict[str, Handler] = {
     "APPEND": lambda m: m.append([m.pop()]),
     "APPENDS": lambda m: m.append(m.pop_mark()),
     "EMPTY_DICT": lambda m: m.push({}, OBJECT_COST),
-    "DICT": Machine.make_dict,
+    "DICT": PickleMachine.make_dict,
     "SETITEM": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
     "SETITEMS": lambda m: m.set_items(m.pop_mark()),
     "EMPTY_SET": lambda m: m.push(set(), OBJECT_COST),
     "ADDITEMS": lambda m: m.add(m.pop_mark()),
-    "FROZENSET": Machine.make_frozenset,
-    "MARK": Machine.mark,
+    "FROZENSET": PickleMachine.make_frozenset,
+    "MARK": PickleMachine.mark,
     "POP": lambda m: m.pop() if m.stack else m.pop_mark(),
-    "POP_MARK": Machine.pop_mark,
+    "POP_MARK": PickleMachine.pop_mark,
     "DUP": lambda m: m.push(m.top(object)),
     "PUT": lambda m: m.remember(decimal_index(m)),
     "BINPUT": lambda m: m.remember(m.number("B")),
@@ -317,13 +325,13 @@ NAMED_HANDLERS: dict[str, Handler] = {
     "BINGET": lambda m: m.recall(m.number("B")),
     "LONG_BINGET": lambda m: m.recall(m.number("<I")),
     "GLOBAL": lambda m: m.push_name(m.line(), m.line()),
-    "STACK_GLOBAL": Machine.stack_global,
-    "REDUCE": Machine.reduce,
-    "NEWOBJ": Machine.reduce,
-    "NEWOBJ_EX": Machine.new_object_with_names,
-    "INST": Machine.instance,
-    "OBJ": Machine.old_object,
-    "BUILD": Machine.build,
+    "STACK_GLOBAL": PickleMachine.stack_global,
+    "REDUCE": PickleMachine.reduce,
+    "NEWOBJ": PickleMachine.reduce,
+    "NEWOBJ_EX": PickleMachine.new_object_with_names,
+    "INST": PickleMachine.instance,
+    "OBJ": PickleMachine.old_object,
+    "BUILD": PickleMachine.build,
     "PERSID": lambda m: m.push(m.rules.persistent(m.line()), ENTRY_COST),
     "BINPERSID": lambda m: m.push(m.rules.persistent(m.pop()), ENTRY_COST),
 }
@@ -332,9 +340,9 @@ HANDLERS: dict[int, Handler] = {
 }
 
 
-def decimal_index(machine: Machine) -> int:
+def decimal_index(machine: PickleMachine) -> int:
     """The memo index of the text instructions."""
     text = machine.line()
     if not re.fullmatch("[0-9]{1,10}", text):
-        raise RefusedError("it is damaged: a memo index is not a number")
+        raise RefusedFileError("it is damaged: a memo index is not a number")
     return int(text)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.archives import is_pickled, read_pickled
-from sid_ray.tensor_files.inert import MIB, RefusedError
+from sid_ray.tensor_files.inert import MIB, RefusedFileError
 from sid_ray.tensor_files.modules import NamedTensors, is_state_dict, state_dict_tensors
 
 # Of weights that are there more than once, the most exact ones; safetensors before pickles.
@@ -111,16 +111,16 @@ def read_bin(path: Path, numbers: bool = True) -> dict[str, Tensor]:
     try:
         file = read_pickled(path)
         if not is_state_dict(file.root):
-            raise RefusedError("it holds something other than named tensors")
+            raise RefusedFileError("it holds something other than named tensors")
         found = state_dict_tensors(file.root)
-        return take_all(found, file.size) if numbers else laid_out(found)
-    except RefusedError as error:
-        raise RefusedError(
+        return take_all(found, file.size) if numbers else without_numbers(found)
+    except RefusedFileError as error:
+        raise RefusedFileError(
             f"{path} was not loaded: {error}. Fetch it again, or do not trust where it came from"
         ) from None
 
 
-def laid_out(found: NamedTensors) -> dict[str, Tensor]:
+def without_numbers(found: NamedTensors) -> dict[str, Tensor]:
     """Tensors without numbers."""
     return {
         name: torch.empty(stored.shape, dtype=stored.dtype, device="meta")
@@ -138,7 +138,7 @@ def take_all(found: NamedTensors, file_size: int) -> dict[str, Tensor]:
     for name, stored in found.items():
         left -= stored.reach() * stored.dtype.itemsize
         if left < 0:
-            raise RefusedError("its tensors lie over one another and would swell past its size")
+            raise RefusedFileError("its tensors lie over one another and would swell past its size")
         if id(stored) not in shared:
             shared[id(stored)] = stored.take()
         tensors[name] = shared[id(stored)]

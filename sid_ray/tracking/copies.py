@@ -46,7 +46,7 @@ def place_of(store: Store) -> str:
     return hashlib.sha256(store.url.encode()).hexdigest()[:DIGITS]
 
 
-def number_of(store: Store) -> int:
+def inode_of(store: Store) -> int:
     """What the disk calls the folder; 0 in S3, and where there is none yet."""
     try:
         return store.folder.stat().st_ino if store.is_local else 0
@@ -69,7 +69,7 @@ def is_copy(record: RunRecord, store: Store) -> bool:
     Args:
         record: as ``named`` returns it.
     """
-    number = number_of(store)
+    number = inode_of(store)
     same_folder = bool(number) and number == record.number
     if record.name != store.name:
         return not (same_folder and is_alias(record.name, store))
@@ -83,7 +83,9 @@ def is_alias(name: str, store: Store) -> bool:
     return False
 
 
-def settle(record: RunRecord, run: RunFolder, config: DistillConfig) -> tuple[RunRecord, str]:
+def settle_record(
+    record: RunRecord, run: RunFolder, config: DistillConfig
+) -> tuple[RunRecord, str]:
     """The record of a run that starts here and now, and '' or a line that says where it came from.
 
     For a copy, what was told to MLflow and what is on the run's own disk become the copy's; it is
@@ -108,7 +110,7 @@ def settle(record: RunRecord, run: RunFolder, config: DistillConfig) -> tuple[Ru
 def here_and_now(record: RunRecord, store: Store) -> RunRecord:
     """With where it starts; a run whose folder is reached by a link keeps its name."""
     name = record.name if record.name and is_alias(record.name, store) else store.name
-    return dataclasses.replace(record, name=name, place=place_of(store), number=number_of(store))
+    return dataclasses.replace(record, name=name, place=place_of(store), number=inode_of(store))
 
 
 def own_record(record: RunRecord, store: Store, local: Path, goes_on: bool) -> RunRecord:
@@ -122,7 +124,7 @@ def own_record(record: RunRecord, store: Store, local: Path, goes_on: bool) -> R
         key=new_key(),
         name=store.name,
         place=place_of(store),
-        number=number_of(store),
+        number=inode_of(store),
         tracker_run_id=record.tracker_run_id if goes_on else None,
         copied_from=record.name,
         copied_from_run=record.tracker_run_id or "",

@@ -24,7 +24,7 @@ from sid_ray.storage.durable import (
     open_lines,
     read_values,
     replace_file,
-    value_of,
+    value_of_line,
 )
 
 JOURNAL, SENT = "tracking.jsonl", "tracking.json"
@@ -32,7 +32,7 @@ LOCK_S = 30.0  # a killed driver's tracker may live on for some seconds
 
 
 @dataclass(frozen=True)
-class Record:
+class JournalRecord:
     """One thing to tell MLflow; ``kind`` says which, ``values`` are JSON."""
 
     number: int
@@ -57,7 +57,7 @@ class Journal:
         self._path, self._note, self._key = folder / JOURNAL, folder / SENT, key
         self._tell, self._lock = tell, threading.Lock()
         self._file: LineFile | None = None
-        self._unwritten: list[Record] = []
+        self._unwritten: list[JournalRecord] = []
         self.trouble = ""  # why the newest records are in memory only
         self.last = self.sent = 0
         self.sent_to = ""
@@ -67,16 +67,16 @@ class Journal:
         except OSError as error:
             self._has_trouble(error)
 
-    def append(self, kind: str, values: Mapping[str, Any]) -> Record:
+    def append(self, kind: str, values: Mapping[str, Any]) -> JournalRecord:
         """Adds a record with the next number."""
         with self._lock:
             self.last += 1
-            record = Record(self.last, kind, dict(values))
+            record = JournalRecord(self.last, kind, dict(values))
             self._unwritten.append(record)
             self._write()
             return record
 
-    def records(self, after: int) -> list[Record]:
+    def records(self, after: int) -> list[JournalRecord]:
         """All records with a number above ``after``, in order."""
         with self._lock:
             try:
@@ -118,7 +118,7 @@ class Journal:
             raise
         self._file = file
         with contextlib.suppress(OSError):
-            note = value_of(self._note.read_bytes())
+            note = value_of_line(self._note.read_bytes())
             if isinstance(note, dict) and note.get("run") == self._key:
                 self.sent, self.sent_to = note["sent"], note["to"]
         self.last = max([self.sent, *(record.number for record in records[-1:])])
@@ -145,9 +145,9 @@ class Journal:
         self.trouble = str(error.strerror or error)
 
 
-def records_of(values: Iterable[Any]) -> list[Record]:
+def records_of(values: Iterable[Any]) -> list[JournalRecord]:
     """The records among the values of a journal's lines; a line that is damaged is left out."""
-    return [Record(*value) for value in values if isinstance(value, list)]
+    return [JournalRecord(*value) for value in values if isinstance(value, list)]
 
 
 def carry_over(folder: Path, key: str, keep_sent: bool) -> None:
@@ -170,7 +170,7 @@ def carry_over(folder: Path, key: str, keep_sent: bool) -> None:
             kept.append(record.row)
     sent = None
     with contextlib.suppress(OSError):
-        sent = value_of(note.read_bytes())
+        sent = value_of_line(note.read_bytes())
     note.unlink(missing_ok=True)  # first: it must not speak of the new lines
     replace_file(path, b"".join(map(json_line, kept)))
     if keep_sent and isinstance(sent, dict):

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from sid_ray.metrics.names import BEST, larger_is_better, shown_last
 from sid_ray.storage.durable import LOCK, HeldError, lock
 from sid_ray.storage.places import database_of
-from sid_ray.tracking.journal import LOCK_S, Record
+from sid_ray.tracking.journal import LOCK_S, JournalRecord
 from sid_ray.tracking.mlflow_artifacts import Artifacts
 from sid_ray.tracking.mlflow_sqlite import put_right
 
@@ -44,7 +44,7 @@ CAUSE = r"\[Errno -?\d+\] [\w ]+|(?i:read timed out|connection aborted|connectio
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 
 
-class RefusedError(Exception):
+class RefusedRecordError(Exception):
     """MLflow, or the record itself, is such that trying again is no use; says why."""
 
 
@@ -115,7 +115,7 @@ class MlflowRun:
         if not self.best:
             self.best = self._best(run)
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[JournalRecord]) -> None:
         """Records of kind ``metrics``, or one other. What MLflow has is not written again.
 
         Raises RefusedError.
@@ -133,15 +133,15 @@ class MlflowRun:
         except MlflowException as error:
             refused = error.error_code in (*REFUSED, *(NO_REGISTRY if models else ()))
             if refused and DELETED not in str(error):
-                raise RefusedError(one_line(error)) from error
+                raise RefusedRecordError(error_line(error)) from error
             raise
         except HTTPError as error:  # of artifacts alone
             if error.response is not None and error.response.status_code in NO_UPLOAD:
-                raise RefusedError(one_line(error)) from error
+                raise RefusedRecordError(error_line(error)) from error
             raise
         except OSError as error:  # a place for artifacts that cannot be written; a full disk waits
             if files and error.errno in UNWRITABLE:
-                raise RefusedError(f"{error.filename}: {error.strerror}") from error
+                raise RefusedRecordError(f"{error.filename}: {error.strerror}") from error
             raise
 
     def _best(self, run: Any) -> dict[str, tuple[float, int]]:
@@ -196,7 +196,9 @@ class MlflowRun:
         """Notes whose turn it is to tell the run. Raises RefusedError where it is a newer one's."""
         newest = int(run.data.tags.get(LEASE_TAG, 0))
         if newest > self._target.lease:
-            raise RefusedError(f"a newer driver tells MLflow run {self.run_id} (lease {newest})")
+            raise RefusedRecordError(
+                f"a newer driver tells MLflow run {self.run_id} (lease {newest})"
+            )
         if newest < self._target.lease:
             self._client.set_tag(self.run_id, LEASE_TAG, self._target.lease)
 
@@ -230,7 +232,7 @@ class MlflowRun:
                 if error.error_code not in REFUSED:
                     raise
                 cut = Param(param.key, param.value[:OLD_PARAM_LIMIT])
-                self._tell(f"warning: param {cut.key} is cut in MLflow: {one_line(error)}")
+                self._tell(f"warning: param {cut.key} is cut in MLflow: {error_line(error)}")
                 with contextlib.suppress(MlflowException):  # refused for another reason
                     self._client.log_param(run_id, cut.key, cut.value)
 
@@ -278,7 +280,7 @@ class MlflowRun:
             self._client.set_tag(run_id, PARENT_TAG, self.run_id)
         except MlflowException as error:
             if error.error_code in (GONE, "INVALID_STATE") or DELETED in str(error):
-                raise RefusedError(f"MLflow run {run_id} is not there") from error
+                raise RefusedRecordError(f"MLflow run {run_id} is not there") from error
             raise
 
     def _write_file(self, file: str, folder: str) -> None:
@@ -296,7 +298,7 @@ class MlflowRun:
     def _existing(self, file: str) -> Path:
         path = self._folder / file  # an absolute one stays
         if not path.is_file():
-            raise RefusedError(f"{path} is not there any more")
+            raise RefusedRecordError(f"{path} is not there any more")
         return path
 
 
@@ -339,7 +341,7 @@ def shown_uri(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error's first line, short and without passwords; of a network's error the cause."""
     text = shown_uri(str(error).strip() or type(error).__name__)
     cause = re.search(CAUSE, text) if "HTTP" in text else None

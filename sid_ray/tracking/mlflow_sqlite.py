@@ -143,7 +143,7 @@ def put_right(database: Path) -> str:
 # Looked at ----------------------------------------------------------------------------------------
 
 
-def look(database: Path, experiment: str) -> Experiment | None:
+def look_in_database(database: Path, experiment: str) -> Experiment | None:
     """What a run would find, None for an experiment that is not there yet.
 
     Raises sqlite3.Error and OSError for what the run would meet too.

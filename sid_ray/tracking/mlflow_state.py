@@ -26,14 +26,14 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.run_folder import tracking_uri
 from sid_ray.storage.places import database_of
-from sid_ray.tracking.mlflow_run import BOUNDS, UNWRITABLE, one_line, shown_uri, signed_in
+from sid_ray.tracking.mlflow_run import BOUNDS, UNWRITABLE, error_line, shown_uri, signed_in
 from sid_ray.tracking.mlflow_sqlite import (
     NEWER,
     OLDER,
     Experiment,
     artifacts_of,
     check_writable,
-    look,
+    look_in_database,
     path_of,
 )
 
@@ -146,9 +146,9 @@ def look_at_store(uri: str, experiment: str, local_artifacts: str = "") -> str:
     except Exception as error:  # whatever a store, a driver or a library raises
         told = advice(error, uri, experiment)
         if told:
-            said = one_line(error)[:SAID]
+            said = error_line(error)[:SAID]
             raise UserError(f"MLflow at {where}: {told} (it says: {said})") from None
-        raise AwayError(one_line(error)) from None
+        raise AwayError(error_line(error)) from None
     if found is None:
         check_artifacts(where, local_artifacts)
         return f"{where}: experiment {experiment!r} will be made"
@@ -177,7 +177,7 @@ def found_in(uri: str, experiment: str) -> Experiment | None:
     database = database_of(uri)
     if database is not None:
         try:
-            return look(database, experiment)
+            return look_in_database(database, experiment)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):  # a moment's work of another run
                 raise AwayError("another process has locked it") from None

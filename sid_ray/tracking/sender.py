@@ -19,9 +19,9 @@ from typing import Any
 from sid_ray.metrics.names import BEST, EVAL
 from sid_ray.storage.errors import pause_s
 from sid_ray.tracking.best_scores import BestScores
-from sid_ray.tracking.journal import Journal, Record
+from sid_ray.tracking.journal import Journal, JournalRecord
 from sid_ray.tracking.mlflow_artifacts import SLOWEST, model_files
-from sid_ray.tracking.mlflow_run import MlflowRun, RefusedError, Target, one_line, shown_uri
+from sid_ray.tracking.mlflow_run import MlflowRun, RefusedRecordError, Target, error_line, shown_uri
 from sid_ray.tracking.mlflow_state import advice
 
 VALUES = 900  # metrics in one request; MLflow takes 1000
@@ -276,7 +276,7 @@ class Tracking:
         batch = self._batch()
         try:
             self._run.write(batch)
-        except RefusedError as error:
+        except RefusedRecordError as error:
             if len(batch) > 1:  # which of them is to be found out
                 for record in batch:
                     self._send_one(record)
@@ -284,14 +284,14 @@ class Tracking:
             self._refused(batch[0], error)
         self._confirm(batch)
 
-    def _send_one(self, record: Record) -> None:
+    def _send_one(self, record: JournalRecord) -> None:
         try:
             self._run.write([record])
-        except RefusedError as error:
+        except RefusedRecordError as error:
             self._refused(record, error)
         self._confirm([record])
 
-    def _refused(self, record: Record, error: RefusedError) -> None:
+    def _refused(self, record: JournalRecord, error: RefusedRecordError) -> None:
         why = re.sub(r"\d+|[0-9a-f]{32}", "", f"{record.kind} {error}")
         if why not in self._said:  # the same place refuses every picture
             self._said.add(why)
@@ -307,12 +307,12 @@ class Tracking:
             self._best.learn(self._run.best)
         journal.confirm(self._pending[0].number - 1, run_id)
 
-    def _batch(self) -> list[Record]:
+    def _batch(self) -> list[JournalRecord]:
         """The next record, with the metrics that follow where it is metrics."""
         with self._changed:
             if self._pending[0].kind != "metrics":
                 return [self._pending[0]]
-            batch: list[Record] = []
+            batch: list[JournalRecord] = []
             values = 0
             for record in takewhile(lambda record: record.kind == "metrics", self._pending):
                 values += len(record.values["metrics"])
@@ -321,7 +321,7 @@ class Tracking:
                 batch.append(record)
             return batch
 
-    def _confirm(self, batch: Sequence[Record]) -> None:
+    def _confirm(self, batch: Sequence[JournalRecord]) -> None:
         with self._changed:
             for _ in batch:
                 self._pending.popleft()
@@ -340,10 +340,11 @@ class Tracking:
             return
         elif not told and not self.trouble:
             self._tell(
-                f"MLflow does not answer at {self._uri} ({one_line(error)}): numbers are kept and "
+                f"MLflow does not answer at {self._uri} ({error_line(error)}): numbers "
+                f"are kept and "
                 "sent later"
             )
-        self.trouble, self.advice = one_line(error), told
+        self.trouble, self.advice = error_line(error), told
 
     def _works(self) -> None:
         if self.trouble:

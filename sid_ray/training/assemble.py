@@ -14,7 +14,7 @@ from torch import Tensor
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
-from sid_ray.data.source import LABELS_ONLY, Source, is_prepared, open_source
+from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.registry import family_of, noise_of
@@ -84,7 +84,7 @@ def network_of(config: DistillConfig, description: ModelDescription) -> ModelDes
 class Data:
     """The data set as a run sees it, and the empty prompt's embedding where there is text."""
 
-    source: Source
+    source: DataSource
     null_text: Tensor | None = None
 
 
@@ -126,7 +126,7 @@ def data_of(
     return Data(unlabelled(source, label_dim), null_text)
 
 
-def bare_source(config: DistillConfig, teacher: ModelDescription) -> Source:
+def bare_source(config: DistillConfig, teacher: ModelDescription) -> DataSource:
     """The data set to be looked at: without a text encoder, and nothing is read ahead.
 
     Raises UserError.
@@ -137,7 +137,7 @@ def bare_source(config: DistillConfig, teacher: ModelDescription) -> Source:
     return unlabelled(opened, family.label_dim(teacher.network))
 
 
-def unlabelled(source: Source, label_dim: int) -> Source:
+def unlabelled(source: DataSource, label_dim: int) -> DataSource:
     """The source as a teacher of so many classes sees it: one without any is told no labels."""
     return source if label_dim else dataclasses.replace(source, label_dim=0)
 
@@ -309,7 +309,7 @@ def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
         check_pixels(config, teacher, source)
 
 
-def check_pixels(config: DistillConfig, teacher: ModelDescription, source: Source) -> None:
+def check_pixels(config: DistillConfig, teacher: ModelDescription, source: DataSource) -> None:
     """Raises UserError where an adversarial run gets no images that its networks can read."""
     data = config.data
     if not source.has_images:

@@ -39,7 +39,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class ProgressReport:
     """One report: means over the samples since the one before."""
 
     images_seen: int
@@ -51,7 +51,7 @@ class Report:
         return self.metrics.get(name, math.nan)
 
 
-Reports = Sequence[Report]
+Reports = Sequence[ProgressReport]
 Rule = Callable[[Reports, HealthConfig], Iterator[Finding]]
 
 
@@ -64,7 +64,7 @@ class Health:
 
     def __init__(self, settings: HealthConfig) -> None:
         self.settings = settings
-        self._reports: list[Report] = []
+        self._reports: list[ProgressReport] = []
         self._told: set[str] = set()
 
     def see(self, metrics: Mapping[str, float], updates: float, images_seen: int) -> list[Finding]:
@@ -72,7 +72,7 @@ class Health:
 
         A kind of warning is given once, ``unhealthy`` each time.
         """
-        self._reports.append(Report(images_seen, updates, dict(metrics)))
+        self._reports.append(ProgressReport(images_seen, updates, dict(metrics)))
         del self._reports[:-HISTORY]
         found = []
         for name, rule in RULES.items():
@@ -107,7 +107,9 @@ def nonfinite_metrics(reports: Reports, settings: HealthConfig) -> Iterator[Find
     what = f"{names[0]} is {last.value(names[0])} at {last.images_seen:,} images"
     skipped = last.metrics.get("skipped_updates", 0.0)
     if skipped and len(run) < settings.reports:
-        text = f"{what}: {count(skipped, 'update')} skipped; lower the learning rates if it goes on"
+        text = (
+            f"{what}: {counted(skipped, 'update')} skipped; lower the learning rates if it goes on"
+        )
         yield Finding("warn", text)
         return
     often = f", and so {in_a_row(run)}" if skipped else ""
@@ -117,7 +119,7 @@ def nonfinite_metrics(reports: Reports, settings: HealthConfig) -> Iterator[Find
 def skipped_share(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
     """Updates that were skipped on all ranks because they were not finite on one."""
     run, limit = recent(reports), settings.skipped_share
-    updates, skipped = total(run), sum(part.metrics.get("skipped_updates", 0.0) for part in run)
+    updates, skipped = total_of(run), sum(part.metrics.get("skipped_updates", 0.0) for part in run)
     if updates >= MIN_UPDATES and reached(skipped / updates, limit):
         text = f"{skipped:.0f} of the last {updates:.0f} updates were not finite"
         if skipped >= updates:
@@ -129,7 +131,7 @@ def skipped_share(reports: Reports, settings: HealthConfig) -> Iterator[Finding]
 def nonfinite_share(reports: Reports, settings: HealthConfig) -> Iterator[Finding]:
     """Samples that contributed nothing because they were not finite."""
     run, limit = recent(reports), settings.nonfinite_share
-    updates = total(run)
+    updates = total_of(run)
     left_out = sum(part.updates * part.metrics.get("nonfinite_samples", 0.0) for part in run)
     if updates >= MIN_UPDATES and reached(left_out / updates, limit):
         share = f"{left_out / updates:.0%} of the samples"
@@ -167,7 +169,7 @@ def grown(reports: Reports, settings: HealthConfig) -> Iterator[tuple[Reports, s
     for name in sorted(name for name in reports[-1].metrics if name.endswith("_loss")):
         known = [report for report in past if math.isfinite(report.value(name))]
         sizes = [abs(report.value(name)) for report in run]
-        if len(known) < MIN_HISTORY or total(known) < MIN_HISTORY * MIN_UPDATES:
+        if len(known) < MIN_HISTORY or total_of(known) < MIN_HISTORY * MIN_UPDATES:
             continue
         usual = median(abs(report.value(name)) for report in known)
         if usual > 0 and all(map(math.isfinite, sizes)):
@@ -250,10 +252,10 @@ def worded(run: Reports, text: str, name: str, limit: float, advice: str) -> str
 
 
 def in_a_row(run: Reports) -> str:
-    return f"in {count(len(run), 'report')} in a row" if len(run) > 1 else "in 1 report"
+    return f"in {counted(len(run), 'report')} in a row" if len(run) > 1 else "in 1 report"
 
 
-def count(number: float, what: str) -> str:
+def counted(number: float, what: str) -> str:
     """'1 report', '3 reports'."""
     return f"{number:.0f} {what}{'' if number == 1 else 's'}"
 
@@ -263,17 +265,17 @@ def reached(share: float, limit: float) -> bool:
     return limit > 0 and share >= limit
 
 
-def accuracy(report: Report) -> float:
+def accuracy(report: ProgressReport) -> float:
     """Of the side on which the discriminator is worse."""
     sides = [report.value(f"discriminator_accuracy_{side}") for side in ("real", "fake")]
     return min(sides) if all(map(math.isfinite, sides)) else math.nan
 
 
-def not_finite(report: Report) -> list[str]:
+def not_finite(report: ProgressReport) -> list[str]:
     return sorted(name for name, value in report.metrics.items() if not math.isfinite(value))
 
 
-def total(reports: Reports) -> float:
+def total_of(reports: Reports) -> float:
     return sum(report.updates for report in reports)
 
 
@@ -291,7 +293,7 @@ def recent(reports: Reports) -> Reports:
     return reports[recent_start(reports, 1) :]
 
 
-def streak(reports: Reports, beyond: Callable[[Report], bool]) -> Reports:
+def streak(reports: Reports, beyond: Callable[[ProgressReport], bool]) -> Reports:
     """The reports at the end that are all beyond something."""
     start = len(reports)
     while start and beyond(reports[start - 1]):
@@ -300,8 +302,8 @@ def streak(reports: Reports, beyond: Callable[[Report], bool]) -> Reports:
 
 
 def long_enough(
-    reports: Reports, settings: HealthConfig, beyond: Callable[[Report], bool]
+    reports: Reports, settings: HealthConfig, beyond: Callable[[ProgressReport], bool]
 ) -> Reports:
     """The streak, or nothing where it is shorter than the settings ask for."""
     run = streak(reports, beyond)
-    return run if len(run) >= settings.reports and total(run) >= MIN_UPDATES else []
+    return run if len(run) >= settings.reports and total_of(run) >= MIN_UPDATES else []

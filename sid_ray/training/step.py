@@ -36,7 +36,7 @@ from sid_ray.types import (
 )
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What the data set gives a step."""
 
     @property
@@ -84,7 +84,7 @@ def trainable(module: nn.Module) -> Iterator[None]:
 
 
 def draws_of(
-    source: Source, plan: GroupPlan, seed: int, device: torch.device, spec: DrawSpec = PLAIN
+    source: BatchSource, plan: GroupPlan, seed: int, device: torch.device, spec: DrawSpec = PLAIN
 ) -> Draws:
     """Keyed draws for micro-steps: whole groups joined, or a part of one group cut out."""
     inside = torch.arange(plan.group_size)

@@ -15,7 +15,7 @@ FILE_SUFFIXES = (".pkl", ".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """A source taken apart. ``kind`` is path, builtin, or a scheme of storage/schemes.py."""
 
     kind: str
@@ -23,23 +23,23 @@ class Source:
     sha256: str | None = None
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> WeightSource:
     """Takes a source apart. Raises UserError for a scheme or a checksum that is not one."""
     location, mark, checksum = text.partition(CHECKSUM)
     checksum = checksum.lower()
     if mark and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise UserError(f"{source_label(text)}: a checksum is #sha256= and 64 hexadecimal digits")
     if location.startswith("builtin:"):
-        return Source("builtin", location.removeprefix("builtin:"), checksum or None)
+        return WeightSource("builtin", location.removeprefix("builtin:"), checksum or None)
     known = scheme_of(location)
     if known.is_path:
-        return Source("path", location, checksum or None)
+        return WeightSource("path", location, checksum or None)
     scheme = known.prefix.removesuffix("://")
     if scheme == "s3":
         parts = location.removeprefix("s3://").rstrip("/").split("/")
         if not all(parts) or ".." in parts:
             raise UserError(f"{source_label(text)}: expected s3://BUCKET/KEY")
-    return Source(scheme, location, checksum or None)
+    return WeightSource(scheme, location, checksum or None)
 
 
 @dataclass(frozen=True)

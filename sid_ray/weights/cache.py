@@ -33,7 +33,7 @@ from sid_ray.errors import UserError
 from sid_ray.storage.cache import cache_folder, file_sha256
 from sid_ray.storage.durable import locked, replace_file
 from sid_ray.storage.errors import StoreError, UnreachableStoreError
-from sid_ray.weights.address import Source, check_sha256
+from sid_ray.weights.address import WeightSource, check_sha256
 from sid_ray.weights.remotes import Remote
 
 ATTEMPTS, PAUSE_S = 4, 0.2
@@ -42,7 +42,7 @@ SPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Record:
+class CacheRecord:
     """The sidecar of a cached file; ``etag`` is the version of ``Remote``."""
 
     source: str
@@ -51,18 +51,18 @@ class Record:
     sha256: str
 
 
-def entry(source: Source) -> Path:
+def entry(source: WeightSource) -> Path:
     """Where a remote file or prefix lies in the cache. The key holds nothing secret."""
     key = hashlib.sha256(source.location.encode()).hexdigest()[:20]
     return cache_folder() / "weights" / key / (Path(urlsplit(source.location).path).name or "file")
 
 
-def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: str) -> Path:
+def fetch_file(path: Path, look: Callable[[], Remote], source: WeightSource, label: str) -> Path:
     """A remote file at ``path``: fetched once however many processes ask, and again where it has
     changed. Raises UserError.
     """
     with failures_named(label), only_fetcher(path):
-        record = read_record(path)
+        record = read_cache_record(path)
         if record is not None and source.sha256 == record.sha256:
             return path  # a file of that checksum cannot change
         failures = 0
@@ -76,7 +76,7 @@ def fetch_file(path: Path, look: Callable[[], Remote], source: Source, label: st
                     if record is None:
                         raise
                     print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
-                    return checked(path, record, source, label)
+                    return checked_file(path, record, source, label)
                 time.sleep(PAUSE_S * 2**failures)
 
 
@@ -100,7 +100,7 @@ def arrived(path: Path) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
-def checked(path: Path, record: Record, source: Source, label: str) -> Path:
+def checked_file(path: Path, record: CacheRecord, source: WeightSource, label: str) -> Path:
     """A cached file, if it is the one asked for. Raises UserError."""
     if source.sha256 is not None:
         check_sha256(record.sha256, source.sha256, label)
@@ -134,17 +134,21 @@ def no_space(label: str, needed: str) -> UserError:
     )
 
 
-def read_record(path: Path) -> Record | None:
+def read_cache_record(path: Path) -> CacheRecord | None:
     """The sidecar of a file that is there and has its size; None for anything else."""
     try:
-        record = Record(**json.loads(path.with_name(path.name + ".json").read_text()))
+        record = CacheRecord(**json.loads(path.with_name(path.name + ".json").read_text()))
         return record if path.stat().st_size == record.size else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
 def fetch_once(
-    path: Path, look: Callable[[], Remote], source: Source, label: str, record: Record | None
+    path: Path,
+    look: Callable[[], Remote],
+    source: WeightSource,
+    label: str,
+    record: CacheRecord | None,
 ) -> Path:
     """Asks what the file is now, and fetches what is missing of it; the caller holds its lock.
 
@@ -152,7 +156,7 @@ def fetch_once(
     """
     remote = look()
     if record is not None and remote.version == record.etag is not None:
-        return checked(path, record, source, label)
+        return checked_file(path, record, source, label)
     version = hashlib.sha256(str(remote.version).encode()).hexdigest()[:12]
     part = path.with_name(f"{path.name}.{version}.part")
     start = part.stat().st_size if part.is_file() and remote.version else 0
@@ -168,9 +172,9 @@ def fetch_once(
         )
     if source.sha256 is None and look().version != remote.version:
         raise UnreachableStoreError(f"{label} changed while it was fetched: try again")
-    new = Record(label, remote.version, size, file_sha256(part))
+    new = CacheRecord(label, remote.version, size, file_sha256(part))
     try:
-        checked(path, new, source, label)
+        checked_file(path, new, source, label)
     except UserError:
         part.unlink()
         raise

@@ -31,7 +31,7 @@ from sid_ray.weights.sources import resolve_source
 MAX_LISTED = 60
 
 
-def show(options: InspectOptions) -> int:
+def show_network(options: InspectOptions) -> int:
     """``sid-ray weights inspect``. Raises UserError."""
     for line in inspect(options.source, options.part):
         print(line)

@@ -60,7 +60,7 @@ def find_components(
             vae = component_folder(named.vae, *VAE)
             check_vae_suits(description, vae)
         else:
-            places = candidates(description, network, "vae", teacher)
+            places = places_of_component(description, network, "vae", teacher)
             vae = next((found for _, found, _ in places if found is not None), None)
     elif named.vae:
         raise UserError(f"{named.vae_flag} {named.vae}: {network.name} makes pixels, no latents")
@@ -75,7 +75,9 @@ def find_text(description: ModelDescription, network: Path, named: Named, teache
         family.check_text(description.network, folder)
         return folder
     tried: list[str] = []
-    for address, found, trouble in candidates(description, network, "text_encoder", teacher):
+    for address, found, trouble in places_of_component(
+        description, network, "text_encoder", teacher
+    ):
         if found is not None:
             family.check_text(description.network, found)
             return found
@@ -88,7 +90,7 @@ def find_text(description: ModelDescription, network: Path, named: Named, teache
     )
 
 
-def candidates(
+def places_of_component(
     description: ModelDescription, network: Path, part: str, teacher: str
 ) -> Iterator[tuple[str, Path | None, str]]:
     """(address, folder, trouble) of places where a component may lie, best first; the folder is
@@ -121,7 +123,7 @@ def check_vae_suits(description: ModelDescription, folder: Path) -> None:
         )
 
 
-def fingerprint(components: Components) -> str:
+def fingerprint_of_text(components: Components) -> str:
     """What names a text encoder and its tokenizer by their content; empty without one.
 
     Numbers depend on them: a run goes on with the same ones, wherever they lie.
@@ -168,7 +170,7 @@ def files_sha256(files: Sequence[Path]) -> str:
 @cache
 def open_vae(source: str, convention: str, device: str) -> Any:
     """The codec around a folder's VAE, loaded once a process. Raises UserError."""
-    settle(device)
+    one_thread_on_cpu(device)
     chosen = convention_of(convention)
     vae = chosen.load(component_folder(source, "vae"))
     return chosen.codec(vae.to(device), BATCH)
@@ -178,11 +180,11 @@ def open_vae(source: str, convention: str, device: str) -> Any:
 def open_text(source: str, device: str) -> Any:
     from sid_ray.denoisers.clip_text import load_text
 
-    settle(device)
+    one_thread_on_cpu(device)
     return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)
 
 
-def settle(device: str) -> None:
+def one_thread_on_cpu(device: str) -> None:
     """The same rounding in every process: results of matrix products depend on the threads."""
     if device == "cpu":
         torch.set_num_threads(1)

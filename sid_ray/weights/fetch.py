@@ -18,8 +18,8 @@ from sid_ray.errors import UserError
 from sid_ray.storage.errors import MissingFileError, UnreachableStoreError
 from sid_ray.storage.store import Store
 from sid_ray.weights import description
-from sid_ray.weights.address import Source
-from sid_ray.weights.cache import entry, failures_named, fetch_file, read_record
+from sid_ray.weights.address import WeightSource
+from sid_ray.weights.cache import entry, failures_named, fetch_file, read_cache_record
 from sid_ray.weights.hub import fetch_from_hub
 from sid_ray.weights.remotes import Remote, look_at_web, look_in_store
 
@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".ema.")
 
 
-def fetch(source: Source, label: str, parts: Sequence[str] = ()) -> Path:
+def fetch(source: WeightSource, label: str, parts: Sequence[str] = ()) -> Path:
     """The local path of a remote source, up to date where the server can be asked.
 
     Of a diffusers folder these ``parts`` are fetched, all that a network needs where none are
@@ -37,7 +37,7 @@ def fetch(source: Source, label: str, parts: Sequence[str] = ()) -> Path:
     file than its checksum says.
     """
     if source.kind == "hf":
-        return fetch_from_hub(source, label, lambda found: chosen(found, label, parts))
+        return fetch_from_hub(source, label, lambda found: chosen_files(found, label, parts))
     if source.kind not in ("http", "https"):
         return fetch_from_store(source, label, parts)
     host = urlsplit(source.location).hostname or ""
@@ -46,20 +46,20 @@ def fetch(source: Source, label: str, parts: Sequence[str] = ()) -> Path:
     return fetch_file(entry(source), lambda: look_at_web(source.location), source, label)
 
 
-def fetch_from_store(source: Source, label: str, parts: Sequence[str]) -> Path:
+def fetch_from_store(source: WeightSource, label: str, parts: Sequence[str]) -> Path:
     """A file of a store, or every file of a network in a folder (S3: under a prefix).
 
     Raises UserError. Where the server cannot be asked, an earlier copy is used.
     """
     store = Store.at(source.location)
-    place = entry(Source(source.kind, store.url))
+    place = entry(WeightSource(source.kind, store.url))
     found: list[str] = []
     if source.sha256 is None:
         with failures_named(label):
             try:
                 found = list(store.files())
             except UnreachableStoreError as error:
-                if read_record(place) is None and not has_network(place, parts):
+                if read_cache_record(place) is None and not has_network(place, parts):
                     raise
                 print(f"{error.strerror or error}; the copy is used", file=sys.stderr)
                 return place
@@ -72,23 +72,23 @@ def fetch_from_store(source: Source, label: str, parts: Sequence[str]) -> Path:
                 raise UserError(f"no network at {label}: {error.strerror or error}") from None
 
         return fetch_file(place, look, source, label)
-    for name in chosen(found, label, parts):
+    for name in chosen_files(found, label, parts):
         at = store / name
-        file = Source(source.kind, at.url)
+        file = WeightSource(source.kind, at.url)
         fetch_file(place / name, partial(look_in_store, at), file, f"{label.rstrip('/')}/{name}")
     return place
 
 
-def chosen(found: list[str], label: str, parts: Sequence[str]) -> list[str]:
+def chosen_files(found: list[str], label: str, parts: Sequence[str]) -> list[str]:
     """``network_files``. Raises UserError where there are none."""
     names = network_files(found, parts)
     if not names:
-        needed = " or ".join(named_by(parts))
+        needed = " or ".join(named_by_parts(parts))
         raise UserError(f"no network at {label}: neither a file nor a folder with {needed}")
     return names
 
 
-def named_by(parts: Sequence[str]) -> tuple[str, ...]:
+def named_by_parts(parts: Sequence[str]) -> tuple[str, ...]:
     """The files of which one makes a folder a network, or these parts of a pipeline."""
     if not parts:
         return description.named_by()
@@ -103,7 +103,7 @@ def network_files(found: list[str], parts: Sequence[str] = ()) -> list[str]:
     paths = [PurePosixPath(name) for name in found if name and "\\" not in name]
     paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
     names = {str(path) for path in paths}
-    named = named_by(parts)
+    named = named_by_parts(parts)
     if "model.json" in names and "model.json" in named:
         return [name for name in OWN_FILES if name in names]
     if not names & set(named):
@@ -132,4 +132,6 @@ def _is_needed(path: PurePosixPath, names: set[str], depth: int) -> bool:
 def has_network(folder: Path, parts: Sequence[str] = ()) -> bool:
     """Whether every file of a fetched folder is whole, and the one that names it is there."""
     whole = not any(folder.rglob("*.part"))
-    return whole and any(read_record(folder / name) is not None for name in named_by(parts))
+    return whole and any(
+        read_cache_record(folder / name) is not None for name in named_by_parts(parts)
+    )

@@ -25,21 +25,21 @@ from sid_ray.denoisers.registry import (
 )
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
-from sid_ray.tensor_files.inert import Inert, Persistent, RefusedError, as_mapping
+from sid_ray.tensor_files.inert import Inert, Persistent, RefusedFileError, as_mapping
 from sid_ray.tensor_files.modules import (
     is_module,
     is_state_dict,
     module_tensors,
-    plain,
+    plain_value,
     state_dict_tensors,
 )
 from sid_ray.tensor_files.tensors import (
     json_object,
-    laid_out,
     mistaken_for,
     read_component,
     read_safetensors,
     take_all,
+    without_numbers,
 )
 from sid_ray.weights.address import commit_of
 from sid_ray.weights.description import (
@@ -137,8 +137,8 @@ def read_weights(
             found = _read_folder(path, label, numbers)
         else:
             found = _read_file(path, part, label, numbers)
-    except RefusedError as error:
-        raise RefusedError(
+    except RefusedFileError as error:
+        raise RefusedFileError(
             f"{label} was not loaded: {error}. Fetch it again, or do not trust where it came from"
         ) from None
     commit = commit_of(path)
@@ -224,7 +224,7 @@ def from_pickled(
         f"{layout} in a {file.container}",
         class_name,
         arguments,
-        take_all(found, file.size) if numbers else laid_out(found),
+        take_all(found, file.size) if numbers else without_numbers(found),
         frozenset(found.buffers),
         notes={"part": where} if where else {},
     )
@@ -255,8 +255,8 @@ def recorded_network(record: Inert) -> tuple[str, dict[str, Any]]:
     state = record.state
     name = record.class_name
     if isinstance(record, Persistent):
-        given, named = plain(state.get("_init_args")), plain(state.get("_init_kwargs"))
+        given, named = plain_value(state.get("_init_args")), plain_value(state.get("_init_kwargs"))
         return name, named_arguments(name, given or [], named or {})
-    config = plain(state.get("_internal_dict"))  # diffusers' own record
+    config = plain_value(state.get("_internal_dict"))  # diffusers' own record
     config = config if isinstance(config, dict) else {}
     return name, {key: value for key, value in config.items() if not key.startswith("_")}

@@ -19,10 +19,12 @@ from typing import Any
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import one_line
-from sid_ray.weights.address import HubFile, Source, check_sha256
+from sid_ray.weights.address import HubFile, WeightSource, check_sha256
 
 
-def fetch_from_hub(source: Source, label: str, choose: Callable[[list[str]], list[str]]) -> Path:
+def fetch_from_hub(
+    source: WeightSource, label: str, choose: Callable[[list[str]], list[str]]
+) -> Path:
     """The local path of a file, or of the folder with those of its files that ``choose`` names.
 
     Raises UserError in one line.

@@ -32,7 +32,7 @@ def load(
     the source cannot be had, is damaged, asks for more than tensors, or does not fit its network.
     """
     lender = read(like, numbers=False).described() if like else None
-    return build(read(source, part), lender)
+    return build_network(read(source, part), lender)
 
 
 def read(source: str, part: str | None = None, numbers: bool = True) -> LoadedWeights:
@@ -44,7 +44,7 @@ def load_path(
     path: Path, like: ModelDescription | None = None
 ) -> tuple[nn.Module, ModelDescription]:
     """load() for a local file or folder."""
-    return build(read_weights(path), like)
+    return build_network(read_weights(path), like)
 
 
 def describe(path: Path, like: ModelDescription | None = None) -> ModelDescription:
@@ -69,7 +69,7 @@ def fitted(
     return model, description, named
 
 
-def build(
+def build_network(
     weights: LoadedWeights, like: ModelDescription | None = None
 ) -> tuple[nn.Module, ModelDescription]:
     """A network with these weights. Raises UserError where they do not fit.

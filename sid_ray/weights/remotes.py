@@ -19,7 +19,7 @@ from sid_ray.storage.errors import (
     UnreachableStoreError,
 )
 from sid_ray.storage.places import one_line
-from sid_ray.storage.store import Store, named
+from sid_ray.storage.store import Store, naming_errors
 from sid_ray.weights.address import source_label
 
 CHUNK = 16 << 20  # bytes of one request
@@ -45,11 +45,11 @@ class Remote:
 
 def look_in_store(store: Store) -> Remote:
     """The file at a store's own address. Raises StoreError."""
-    with store.open("") as file, named(store.url):
+    with store.open("") as file, naming_errors(store.url):
         size, told = file.size(), file.metadata() or {}
 
     def chunks(start: int) -> Iterator[bytes]:
-        with store.open("") as file, named(store.url):
+        with store.open("") as file, naming_errors(store.url):
             file.seek(start)
             while chunk := file.read(CHUNK):
                 yield chunk

@@ -34,7 +34,7 @@ def unlike(
     names = [n for n in own | theirs if own.get(n) != theirs.get(n) and n not in passed]
     if not names:
         return None
-    return told(one.family, own, names), told(one.family, theirs, names)
+    return told_network(one.family, own, names), told_network(one.family, theirs, names)
 
 
 def written_out(description: ModelDescription) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def called(family: str) -> str:
     return f"{'an' if family[0] in 'aeiou' else 'a'} {family} network"
 
 
-def told(family: str, values: dict[str, Any], names: list[str]) -> str:
+def told_network(family: str, values: dict[str, Any], names: list[str]) -> str:
     """A family and the arguments in which two networks of it differ."""
     listed = ", ".join(f"{name} {values.get(name)!r}" for name in names[:SHOWN])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -20,7 +20,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import (
     FILE_SUFFIXES,
-    Source,
+    WeightSource,
     check_sha256,
     parse_source,
     source_label,
@@ -89,7 +89,7 @@ def _builtin(name: str) -> Path:
     return ASSETS / name
 
 
-def _local(source: Source) -> Path:
+def _local(source: WeightSource) -> Path:
     path = expanded(source.location).absolute()
     if path.is_file():
         if source.sha256 is not None:

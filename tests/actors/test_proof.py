@@ -28,7 +28,7 @@ class Hosts:
         monkeypatch.setattr(Token.seen, "__defaults__", (0.0,))
         monkeypatch.setattr(proof, "gathered", self.gathered)
         monkeypatch.setattr(proof, "world", lambda: (self.local.rank, len(nodes)))
-        monkeypatch.setattr(proof, "here", self.here)
+        monkeypatch.setattr(proof, "this_host", self.here)
         monkeypatch.setattr(proof, "on_this_node", lambda config, settings: settings)
         on_disk = lambda store, name="": f"{self.local.disk}/{name}"  # noqa: E731
         monkeypatch.setattr(Store, "path", on_disk)

@@ -57,9 +57,11 @@ def test_memory_decides_how_far_a_run_may_shrink(shown, monkeypatch):
 
     monkeypatch.setattr(trainer, "fewest_that_fit", fits)
     start = Start(Path(), teacher_of(DIGITS))
-    assert trainer.check_memory(DIGITS, start, shown) == DIGITS  # on CPUs nothing is counted
+    assert (
+        trainer.with_workers_that_fit(DIGITS, start, shown) == DIGITS
+    )  # on CPUs nothing is counted
     on_gpus = replace(DIGITS, resources__use_gpu=True)
-    assert trainer.check_memory(on_gpus, start, shown).resources.min_workers == 3
+    assert trainer.with_workers_that_fit(on_gpus, start, shown).resources.min_workers == 3
     assert asked == [((1, 4), 8.0)]
     assert shown.lines == ["needs 3 GPUs of 8 GiB: will not shrink further"]
 
@@ -69,7 +71,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(shown, monkeypatch)
     monkeypatch.setattr(fit, "trace", straight)  # refusals trace at many sizes: seconds
     on_gpus = replace(DIGITS, resources__use_gpu=True)
     with pytest.raises(UserError, match="fits"):
-        trainer.check_memory(on_gpus, Start(Path(), teacher_of(DIGITS)), shown)
+        trainer.with_workers_that_fit(on_gpus, Start(Path(), teacher_of(DIGITS)), shown)
 
 
 def test_another_ray_falls_back_to_its_own_elasticity_with_a_warning(shown, monkeypatch):
@@ -97,7 +99,7 @@ def test_what_the_workers_refuse_is_the_users_to_mend(monkeypatch, tmp_path, clu
         monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     else:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(proof, "here", lambda: ("a", "host-a"))
+    monkeypatch.setattr(proof, "this_host", lambda: ("a", "host-a"))
     monkeypatch.setattr(trainer.ray, "get", lambda value: value)
     board = Board(refused="/runs/x is not one folder for all hosts")
     answers = {"board": lambda: board, "finish": lambda status: ""}

@@ -39,7 +39,7 @@ def test_a_killed_or_silent_node_is_known_by_its_port(ports):
 
 
 def test_a_node_is_lost_when_it_was_silent_several_times_in_a_row(ports, monkeypatch):
-    monkeypatch.setattr(watch.answers, "__defaults__", (0.1,))
+    monkeypatch.setattr(watch.node_answers, "__defaults__", (0.1,))
     seen = Watch()
     up, down = node("a", ports["open"]), node("a", ports["closed"])
     for _ in range(TRIES - 1):

@@ -49,7 +49,7 @@ def diverging(monkeypatch, *faults) -> list[int]:
         if len(calls) <= len(faults):
             raise DivergedError("none of the last 20 updates was finite", *faults[len(calls) - 1])
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "train_worker", train)
     return calls
 
 
@@ -170,6 +170,6 @@ def test_hosts_that_do_not_share_the_run_are_not_started_again(monkeypatch):
         raise NotSharedError("/runs/x is not one folder for all hosts")
 
     monkeypatch.setattr(module, "WorkerSettings", lambda **settings: settings)
-    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(module, "build_worker", build)
     assert module.train_loop({"tracker": tracker}) is None
     assert told == ["/runs/x is not one folder for all hosts"]

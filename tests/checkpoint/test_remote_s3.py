@@ -14,7 +14,7 @@ from sid_ray.checkpoint.writer import Spool, Storage
 from sid_ray.commands.distill import show_next
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
-from sid_ray.evaluation.final_report import Report
+from sid_ray.evaluation.final_report import FinalReport
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, default_tracking_uri, runs_folder
 from sid_ray.storage import errors
@@ -310,7 +310,7 @@ def test_the_next_commands_name_the_store(monkeypatch, tmp_path):
     )
     run = RunFolder(Store.at("s3://bucket/runs/digits-sid"), tmp_path)
     start = Start(tmp_path, ModelDescription("edm", {}))
-    show_next(Console(file=shown), config, start, run, Report(), None)
+    show_next(Console(file=shown), config, start, run, FinalReport(), None)
     generate, resume, _ = shown.getvalue().splitlines()
     assert "AWS_ENDPOINT_URL=http://here:1 " in generate
     assert " generate s3://bucket/runs/digits-sid --seeds" in generate

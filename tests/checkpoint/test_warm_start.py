@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sid_ray.checkpoint.manifest import MANIFEST
-from sid_ray.checkpoint.warm_start import began_at, begin_from, check_network, check_newest
+from sid_ray.checkpoint.warm_start import began_at, begin_from, check_donor_network, check_newest
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 from sid_ray.weights.folder import ModelDescription, load_model
@@ -86,5 +86,5 @@ def test_a_teacher_of_another_network_is_named_before_anything_starts(tmp_path):
         with pytest.raises(UserError, match=expected):
             check_newest(run, "teacher.pkl", ModelDescription(*described))
         with pytest.raises(UserError, match=expected):
-            check_network(run, folder.name, "teacher.pkl", ModelDescription(*described))
+            check_donor_network(run, folder.name, "teacher.pkl", ModelDescription(*described))
     check_newest(Store.at(str(tmp_path / "none")), "teacher.pkl", ModelDescription("edm2", {}))

@@ -72,7 +72,7 @@ def quiet(monkeypatch, tmp_path):
     def started(*args):
         raise StartedError
 
-    monkeypatch.setattr(trainer, "train", started)
+    monkeypatch.setattr(trainer, "run_training", started)
     monkeypatch.setattr(checks, "CHECKS", tuple(each for each in CHECKS if DISTILL in each.places))
     return tmp_path
 

@@ -7,14 +7,14 @@ import pytest
 
 from sid_ray.commands.compare import (
     Compared,
-    best_of,
+    best_value,
+    compare_page,
     curve,
     differences_table,
     find_run,
     is_logarithmic,
-    page,
     results_table,
-    scores_of,
+    score_names_of,
     work_seconds,
     worker_seconds,
 )
@@ -66,7 +66,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_needs_nothing_beside_it(runs):
-    found = Tags(page(runs, [0]))
+    found = Tags(compare_page(runs, [0]))
     assert found.tags.count("svg") == 3  # scores over images and over time, speed
     assert "script" not in found.tags and "link" not in found.tags
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in found.loaded)
@@ -87,7 +87,7 @@ def test_settings_that_differ_and_no_others(runs):
 
 
 def test_a_name_is_text_wherever_it_stands(runs):
-    text = page(runs, [0])
+    text = compare_page(runs, [0])
     assert "<script>" not in text and "no <GPU>" not in text and "no &lt;GPU&gt;" in text
 
 
@@ -110,11 +110,11 @@ def test_every_score_has_a_curve_and_its_own_direction(runs):
         points = [Point(64 * i, value, 10.0 * i) for i, value in enumerate(values)]
         run.history["eval/precision-x"] = run.history["eval/CLIP"] = points
         run.history["eval/KD-x_deviation"] = points
-    assert scores_of(runs) == ["eval/FD-x", "eval/CLIP", "eval/precision-x"]
-    assert Tags(page(runs, [0])).tags.count("svg") == 5
-    assert best_of("eval/CLIP", runs[0].history["eval/CLIP"]).value == 0.5
-    assert best_of("eval/CLIP", runs[1].history["eval/CLIP"]).images_seen == 0
-    assert best_of("eval/FD-x", [Point(0, float("nan"), 0.0)]) is None
+    assert score_names_of(runs) == ["eval/FD-x", "eval/CLIP", "eval/precision-x"]
+    assert Tags(compare_page(runs, [0])).tags.count("svg") == 5
+    assert best_value("eval/CLIP", runs[0].history["eval/CLIP"]).value == 0.5
+    assert best_value("eval/CLIP", runs[1].history["eval/CLIP"]).images_seen == 0
+    assert best_value("eval/FD-x", [Point(0, float("nan"), 0.0)]) is None
     assert "best FD-x" in results_table(runs)
 
 

@@ -207,7 +207,7 @@ def test_nodes_that_do_not_share_the_folder_of_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(Token.seen, "__defaults__", (0.0,))
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     runs = tmp_path / "runs"
-    asked = lambda config: list(doctor.check_cluster(Patient(config, str(runs))))  # noqa: E731
+    asked = lambda config: list(doctor.look_at_nodes(Patient(config, str(runs))))  # noqa: E731
     (failed,) = (found.text for found in asked(None) if found.state == FAILED)
     assert failed.startswith(f"host-c: {runs} is not one folder for all hosts: this node sees")
     assert "set --output.folder to s3://BUCKET/PREFIX" in failed

@@ -16,7 +16,7 @@ from sid_ray.cli import main
 from sid_ray.commands import evaluate as command
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.evaluation.blocks import Bench, Kept
-from sid_ray.evaluation.judge import Judge, blocks
+from sid_ray.evaluation.judge import Judge, seed_blocks
 from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.run_folder import EVALUATIONS, RunRecord, write_record
 from sid_ray.storage.cache import file_sha256
@@ -118,7 +118,7 @@ def test_the_numbers_are_those_of_the_judge_beside_the_training(run, capsys):
     judge = Judge(config.evaluation, source)
     sampler = generator_sampler(network, *generation_of(description))
     for trial, seeds in zip(result["trials"], (range(300), range(300, 600)), strict=True):
-        expected = judge.scores(judge.look(sampler, block) for block in blocks(seeds))
+        expected = judge.scores(judge.look(sampler, block) for block in seed_blocks(seeds))
         assert trial["scores"] == expected
         assert trial["seeds"] == f"{seeds.start}-{seeds.stop - 1}"
     each = [trial["scores"]["FD-digits-cnn"] for trial in result["trials"]]

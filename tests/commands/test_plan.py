@@ -12,7 +12,7 @@ from sid_ray.config.distill_config import replace as changed
 from sid_ray.errors import UserError
 from sid_ray.planning import fit
 from sid_ray.planning.fit import (
-    Machine,
+    Gpus,
     Planner,
     check_fits,
     fewest_that_fit,
@@ -89,7 +89,7 @@ def test_micro_batches_are_what_a_rank_can_use():
 
 
 def test_the_lowest_stage_that_fits_is_recommended(planner):
-    machine = Machine.of(2, 8)
+    machine = Gpus.of(2, 8)
     rows = planner.rows(DIGITS, machine)
     assert [row.stage for row in rows] == list(stage_variants(DIGITS, 2))
     assert all(row.fits and row.largest == 32 for row in rows)
@@ -118,7 +118,7 @@ def test_a_run_shrinks_no_further_than_it_fits(planner):
 def test_check_fits_names_a_smaller_micro_batch(planner):
     needed = check_fits(DIGITS, TEACHER, 2, 8, reserve_gib=0)
     assert needed.name == "generator pass"
-    assert needed.total == planner.peak(DIGITS, Machine(2, 0, 0)).total
+    assert needed.total == planner.peak(DIGITS, Gpus(2, 0, 0)).total
     with pytest.raises(UserError, match=r"What fits: --resources\.micro-batch 16 ") as error:
         check_fits(DIGITS, TEACHER, 2, (needed.total - 1) / GIB, reserve_gib=0)
     assert "digits-sid does not fit on 2 GPUs" in str(error.value)
@@ -127,11 +127,11 @@ def test_check_fits_names_a_smaller_micro_batch(planner):
 
 def test_settings_that_save_memory_are_counted_and_offered(planner):
     planner._network = Network(10**9)
-    machine = Machine(2, 8 * GIB, 0)
+    machine = Gpus(2, 8 * GIB, 0)
     plain = planner.peak(saving(), machine)
     offloaded = planner.peak(saving(offload_optimizer=True), machine)
     assert plain.of_kind("moments") > offloaded.of_kind("moments") == 0
-    short = Machine(2, least(planner, saving(), machine)[0] - 1, 0)
+    short = Gpus(2, least(planner, saving(), machine)[0] - 1, 0)
     found = nearest_fits(planner, saving(), short)
     assert found[0].startswith("--resources.offload-optimizer --resources.zero-stage")
     assert found[-2].startswith("3 GPUs of ")
@@ -190,7 +190,7 @@ def test_own_flags_are_taken_out():
 
 
 def test_one_gpu_has_one_way_and_no_stage(capsys, planner):
-    machine = Machine.of(1, 8)
+    machine = Gpus.of(1, 8)
     row, *more = planner.rows(saving(zero_stage=3, teacher_zero_stage=3), machine)
     assert more == [] and row.stage == "none" and row.fits
     assert recommended([row], 1) is row
@@ -204,13 +204,13 @@ def test_one_gpu_has_one_way_and_no_stage(capsys, planner):
 
 
 def test_one_gpu_that_is_too_small_is_offered_a_micro_batch_and_no_stage(planner):
-    needed = planner.peak(DIGITS, Machine(1, 0, 0)).total
-    smaller = planner.peak(DIGITS, Machine(1, 0, 0), 16).total
-    found = nearest_fits(planner, DIGITS, Machine(1, needed - 1, 0))
+    needed = planner.peak(DIGITS, Gpus(1, 0, 0)).total
+    smaller = planner.peak(DIGITS, Gpus(1, 0, 0), 16).total
+    found = nearest_fits(planner, DIGITS, Gpus(1, needed - 1, 0))
     assert found == [f"--resources.micro-batch 16 ({smaller / GIB:.1f} GiB)"]
 
 
 def test_one_gpu_that_offloads_has_stages(planner):
-    rows = planner.rows(saving(offload_optimizer=True), Machine.of(1, 8))
+    rows = planner.rows(saving(offload_optimizer=True), Gpus.of(1, 8))
     assert [row.stage for row in rows] == ["1", "2", "3"]
     assert all(row.host > 0 for row in rows)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sid_ray.cli import main
-from sid_ray.data.check import check_data, sha256_of
+from sid_ray.data.check import check_set, sha256_of_column
 from sid_ray.data.columns import arrow_schema
 from sid_ray.data.manifest import MANIFEST, DataManifest, Shard, read_manifest
 from sid_ray.data.options import PrepareOptions
@@ -42,7 +42,7 @@ def rewritten(folder, **columns) -> None:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, field.with_nullable(True), column)
     pq.write_table(table, folder / shard.name, row_group_size=shard.row_groups[0])
-    size, digest = store.size(shard.name), sha256_of(store, shard.name)
+    size, digest = store.size(shard.name), sha256_of_column(store, shard.name)
     new = Shard(shard.name, size, digest, shard.row_groups)
     values = {f: getattr(manifest, f) for f in manifest.__dataclass_fields__} | {"shards": (new,)}
     store.write(MANIFEST, DataManifest(**values).to_json())
@@ -75,12 +75,12 @@ def test_damage_of_files_is_found_without_reading_all(prepared):
         (None, "is missing"),
     ):
         store.remove(name) if data is None else store.write(name, data)
-        (finding,) = check_data(store)
+        (finding,) = check_set(store)
         assert words in finding and name in finding and "\n" not in finding
     store.write(name, whole)
-    assert check_data(store, deep=True) == []
+    assert check_set(store, deep=True) == []
     store.write(MANIFEST, store.read_text(MANIFEST)[:-20])
-    assert "damaged" in check_data(store)[0]
+    assert "damaged" in check_set(store)[0]
 
 
 def test_every_changed_byte_is_found_by_reading_all(prepared, capsys):
@@ -88,7 +88,7 @@ def test_every_changed_byte_is_found_by_reading_all(prepared, capsys):
     whole = store.read(name)
     for place in range(4, len(whole), len(whole) // 12):
         store.write(name, whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
-        findings = check_data(store, deep=True)
+        findings = check_set(store, deep=True)
         assert findings and all("\n" not in line and name in line for line in findings)
     code, out = run(capsys, str(prepared), "--verify")
     assert code == 1 and "checksum is wrong" in out
@@ -110,13 +110,13 @@ def test_a_bad_row_is_named(prepared, column, row, value, words):
     values = pq.read_table(prepared / "part-00000.parquet")[column].to_pylist()
     values[row] = value
     rewritten(prepared, **{column: values})
-    (finding,) = check_data(Store.at(prepared), deep=True)
+    (finding,) = check_set(Store.at(prepared), deep=True)
     assert words in finding and f"row group 2, row 1: {column}" in finding
 
 
 def test_labels_that_were_swapped_contradict_their_counts(prepared):
     rewritten(prepared, label=[0] * 40)
-    (finding,) = check_data(Store.at(prepared), deep=True)
+    (finding,) = check_set(Store.at(prepared), deep=True)
     assert "10 samples of class 0, the files hold 40" in finding
 
 
@@ -129,7 +129,7 @@ def test_numbers_that_are_not_finite(tmp_path):
         changed = [list(row) for row in values]
         changed[2][place] = number
         rewritten(tmp_path / "set", latent=[np.array(row, np.float16) for row in changed])
-        (finding,) = check_data(Store.at(tmp_path / "set"), deep=True)
+        (finding,) = check_set(Store.at(tmp_path / "set"), deep=True)
         assert words in finding and "row group 2, row 0" in finding
 
 

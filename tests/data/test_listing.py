@@ -13,10 +13,10 @@ from PIL import Image
 from sid_ray.data.command import prepare
 from sid_ray.data.ingest import open_samples
 from sid_ray.data.left_out import account_lines, class_line
-from sid_ray.data.names import in_order, natural
+from sid_ray.data.names import in_natural_order, natural
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
-from sid_ray.data.show import describe
+from sid_ray.data.show import lines_of_set
 from sid_ray.errors import UserError
 from sid_ray.storage.errors import StoreError
 from tests.support.data_sources import encoded, pixels, write_zip
@@ -70,7 +70,7 @@ def test_class_folders_of_numbers_sort_as_numbers(tmp_path):
     ],
 )
 def test_the_order_of_names(names, ordered):
-    assert in_order(names) == ordered
+    assert in_natural_order(names) == ordered
     assert sorted(["img10", "img9", "img010"], key=natural) == ["img9", "img010", "img10"]
 
 
@@ -92,7 +92,7 @@ def test_the_line_the_manifest_and_show_say_the_same(tmp_path):
         "not used    1 hidden or of a system (.DS_Store), 1 .mov (dog/c.mov), "
         "1 .txt (notes.txt), 1 folder without samples (bird/)",
     ]
-    shown = list(describe(manifest, "out"))
+    shown = list(lines_of_set(manifest, "out"))
     assert all(line in shown for line in said)
     # A file that is no sample does not make another set of it.
     write(source, "more.xmp")

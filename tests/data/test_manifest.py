@@ -9,7 +9,7 @@ from sid_ray.data.manifest import (
     DataManifest,
     Shard,
     TextEncoder,
-    parse_manifest,
+    parse_data_manifest,
     read_manifest,
 )
 from sid_ray.errors import UserError
@@ -32,7 +32,7 @@ WHOLE = DataManifest(
 
 
 def test_it_comes_back_as_it_was():
-    assert parse_manifest(WHOLE.to_json(), "x") == WHOLE
+    assert parse_data_manifest(WHOLE.to_json(), "x") == WHOLE
     assert WHOLE.row_groups == (2, 2, 1)
 
 
@@ -47,9 +47,9 @@ def test_every_cut_and_every_change_is_found():
     text = WHOLE.to_json()
     for end in range(0, len(text) - 2, 7):
         with pytest.raises(UserError):
-            parse_manifest(text[:end], "x")
+            parse_data_manifest(text[:end], "x")
     with pytest.raises(UserError, match="checksum"):
-        parse_manifest(text.replace('"cat"', '"cow"'), "x")
+        parse_data_manifest(text.replace('"cat"', '"cow"'), "x")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_cut_and_every_change_is_found():
 )
 def test_parts_that_do_not_fit_are_named(change, what):
     with pytest.raises(UserError, match=what):
-        parse_manifest(dataclasses.replace(WHOLE, **change).to_json(), "x")
+        parse_data_manifest(dataclasses.replace(WHOLE, **change).to_json(), "x")
 
 
 def test_a_missing_one_says_what_to_do(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sid_ray.data import command, write
-from sid_ray.data.check import check_data
+from sid_ray.data.check import check_set
 from sid_ray.data.ingest import mixed
 from sid_ray.data.layout import LEAST_GROUPS, MAX_ROWS, SHARD_BYTES, cut
 from sid_ray.data.manifest import read_manifest
@@ -43,7 +43,7 @@ def prepare(source, destination, **options):
     done = prepare_data(PrepareOptions(str(source), str(destination), **options))
     store = Store.at(str(destination))
     assert done.manifest == read_manifest(store)
-    assert check_data(store, deep=True) == []
+    assert check_set(store, deep=True) == []
     return done.manifest
 
 
@@ -239,7 +239,7 @@ def test_the_same_bytes_after_any_interruption(count, seed, stop, tmp_path_facto
     class Killed(BaseException):
         pass
 
-    real, done = write.build, []
+    real, done = write.build_unit, []
 
     def build(unit, work):
         if len(done) >= stop:
@@ -248,7 +248,7 @@ def test_the_same_bytes_after_any_interruption(count, seed, stop, tmp_path_facto
         return real(unit, work)
 
     with monkeypatch.context() as patched:
-        patched.setattr(write, "build", build)
+        patched.setattr(write, "build_unit", build)
         options = PrepareOptions(str(source), str(folder / "cut"), workers=0)
         try:
             prepare_data(options)
@@ -266,7 +266,7 @@ def test_storage_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr("sid_ray.data.layout.SHARD_ROWS", 4)
     source = write_zip(tmp_path / "a.zip", edm_members(pixels(40)))
     options = PrepareOptions(str(source), str(tmp_path / "out"), workers=0)
-    real = write.build
+    real = write.build_unit
 
     def build(unit, work):
         if unit.index == 3:
@@ -274,7 +274,7 @@ def test_storage_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
         return real(unit, work)
 
     with monkeypatch.context() as patched:
-        patched.setattr(write, "build", build)
+        patched.setattr(write, "build_unit", build)
         with pytest.raises(UserError, match="no space left; what is finished stays"):
             command.prepare(options)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 3

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sid_ray.data.check import check_data
+from sid_ray.data.check import check_set
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
 from sid_ray.data.progress import PROGRESS
@@ -75,7 +75,7 @@ def test_encoders_and_bad_input_on_ray(tmp_path):
         for n in (0, 2)
     ]
     assert done[1].manifest.count == 800 and len(done[1].manifest.shards) > 2
-    assert check_data(Store.at(str(tmp_path / "2")), deep=True) == []
+    assert check_set(Store.at(str(tmp_path / "2")), deep=True) == []
     assert digests(tmp_path / "0") == digests(tmp_path / "2")
     members[edm_name(700)] = members[edm_name(300)] = b"not a picture"
     source = write_zip(tmp_path / "b.zip", members)

@@ -13,7 +13,7 @@ import pytest
 from sid_ray.data.decode import gather
 from sid_ray.data.manifest import MANIFEST, read_manifest
 from sid_ray.data.order import Order
-from sid_ray.data.reader import HORIZON, Reader
+from sid_ray.data.reader import HORIZON, StreamReader
 from sid_ray.data.row_groups import DamagedDataError, RowGroups
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
@@ -52,13 +52,17 @@ class Counting(RowGroups):
         return super().read(row_group, columns)
 
 
-def reader_of(store: Store, plan: GroupPlan, rank: int = 0, window: int = 2, **options) -> Reader:
+def reader_of(
+    store: Store, plan: GroupPlan, rank: int = 0, window: int = 2, **options
+) -> StreamReader:
     manifest = read_manifest(store)
     told, closing = options.pop("tell", lambda text: None), threading.Event()
     rows = Counting(store, manifest, told, closing)
     order = Order(manifest.row_groups, plan.group_size, plan.num_groups, window, 0, 1)
     put = partial(gather, columns=COLUMNS, manifest=manifest, where=rows.where)
-    found = Reader(rows, order, COLUMNS, lambda t, at: put(t, at), plan, rank, tell=told, **options)
+    found = StreamReader(
+        rows, order, COLUMNS, lambda t, at: put(t, at), plan, rank, tell=told, **options
+    )
     found.closing = closing
     return found
 
@@ -68,7 +72,7 @@ def opened(store):
     """reader_of, closed at the end."""
     readers = []
 
-    def opened(plan, rank=0, at=store, **options) -> Reader:
+    def opened(plan, rank=0, at=store, **options) -> StreamReader:
         readers.append(reader_of(at, plan, rank, **options))
         return readers[-1]
 
@@ -323,7 +327,7 @@ def test_closing_ends_the_waiting_for_a_store(bucket, monkeypatch, images):
     rows = RowGroups(gone, manifest, lambda text: None, closing)
     plan = GroupPlan(16, 4, 4, 1)
     order = Order(manifest.row_groups, 4, 4)
-    reader = Reader(rows, order, ("image",), lambda t, at: None, plan)
+    reader = StreamReader(rows, order, ("image",), lambda t, at: None, plan)
     assert not reader.wait(0, 0.2)
     began = time.monotonic()
     closing.set()

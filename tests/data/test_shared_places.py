@@ -20,7 +20,7 @@ def nodes(monkeypatch):
     """A cluster of nodes by their hosts' names; each is a function that does what it is asked."""
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     monkeypatch.setattr(Token.seen, "__defaults__", (0.0,))
-    monkeypatch.setattr(pipeline, "own_address", lambda: "10.0.0.1")
+    monkeypatch.setattr(pipeline, "own_node_address", lambda: "10.0.0.1")
     found = {"host-b (10.0.0.2)": lambda ask: ask()}
     monkeypatch.setattr(
         pipeline, "ask_nodes", lambda ask: {name: node(ask) for name, node in found.items()}
@@ -107,7 +107,7 @@ def test_a_refusal_removes_nothing_that_was_finished_before(tmp_path, monkeypatc
     def refuse(*_):
         raise NotSharedError("not shared")
 
-    monkeypatch.setattr(prepare, "run", refuse)
+    monkeypatch.setattr(prepare, "run_units", refuse)
     if resumed:
         monkeypatch.setattr(
             prepare, "finished", lambda work, units: {7: type("R", (), {"row_groups": (8,)})()}

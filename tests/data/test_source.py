@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sid_ray.config.sections import DataConfig
-from sid_ray.data.source import LABELS_ONLY, Source, open_source, read_prompts
+from sid_ray.data.source import LABELS_ONLY, DataSource, open_source, read_prompts
 from sid_ray.errors import UserError
 from sid_ray.types import Pick
 
@@ -93,14 +93,14 @@ def test_digits_give_each_image_its_own_label():
 
 def test_every_sample_can_be_drawn_and_none_beyond():
     """Also by the largest float32 below one, where len * uniform rounds up in float32."""
-    source = Source((1, 1, 1), prompts=[str(i) for i in range(2**20)])
+    source = DataSource((1, 1, 1), prompts=[str(i) for i in range(2**20)])
     last = torch.nextafter(torch.tensor([1.0]), torch.tensor([0.0]))
     assert source.index(torch.cat([torch.zeros(1), last])).tolist() == [0, 2**20 - 1]
-    small = Source((1, 1, 1), label_dim=3)
+    small = DataSource((1, 1, 1), label_dim=3)
     assert small.index(torch.tensor([0.0, 0.34, 0.67, 1.0])).tolist() == [0, 1, 2, 2]
 
 
 def test_prompts_without_an_encoder_give_no_text():
     """What is enough to check a teacher against."""
-    source = Source(SHAPE, prompts=("a", "b"))
+    source = DataSource(SHAPE, prompts=("a", "b"))
     assert source.batch(Pick(torch.tensor([0.1]))) == (None, None, None)

@@ -16,7 +16,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from benchmarks import compile_cache, overlap
 from sid_ray.denoisers import compiled, cpu_convolution
-from sid_ray.denoisers.compiled import CACHE_VARIABLE, blocks, keep_compiled, set_compile
+from sid_ray.denoisers.compiled import CACHE_VARIABLE, blocks_to_compile, keep_compiled, set_compile
 from sid_ray.denoisers.dropout import keep_mask
 from sid_ray.denoisers.edm import EDMDenoiser
 from sid_ray.denoisers.recompute import set_recompute
@@ -162,7 +162,7 @@ def test_equal_blocks_and_networks_share_their_code():
             set_compile(network, "default", backend="eager")
             assert torch.equal(network(*given).x0, expected)
             made.append(graphs())
-    assert made[0] == made[1] < len(list(blocks(deep)))
+    assert made[0] == made[1] < len(list(blocks_to_compile(deep)))
 
 
 def test_names_and_copies_are_those_of_the_network():

@@ -22,7 +22,7 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import samplers
 from sid_ray.evaluation.samplers import seeded_inputs
 from sid_ray.evaluation.subject import find_subject, sampler_settings, schedule_config
-from sid_ray.planning.fit import Machine, Planner
+from sid_ray.planning.fit import Gpus, Planner
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start, generator_description
@@ -124,8 +124,8 @@ def test_what_it_lacks_is_refused_before_a_run(config):
 def test_its_memory_is_planned(config):
     description = teacher_of(config)
     planner = Planner(description)
-    small = planner.peak(config, Machine.of(2, 1.0))
-    wide = Planner(describe_toy(width=64)).peak(config, Machine.of(2, 1.0))
+    small = planner.peak(config, Gpus.of(2, 1.0))
+    wide = Planner(describe_toy(width=64)).peak(config, Gpus.of(2, 1.0))
     assert 0 < small.total < wide.total
 
 

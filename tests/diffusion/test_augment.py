@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sid_ray.diffusion.augment import DRAWS, AugmentPipe, Draws, Margin, batch_margin, draw
+from sid_ray.diffusion.augment import (
+    DRAWS,
+    AugmentPipe,
+    Draws,
+    Margin,
+    batch_margin,
+    draw_augmentations,
+)
 from sid_ray.errors import UserError
 from tests.conftest import Reference
 from tests.denoisers.official import uniform
@@ -54,7 +61,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_draws(count: int, seed: int = 0) -> Tensor:
-    return draw(count, torch.Generator().manual_seed(seed))
+    return draw_augmentations(count, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("batch_margin", [True, False])

@@ -11,14 +11,14 @@ import torch
 from sid_ray.config.distill_config import DistillConfig, asked_metrics, ray_resources, replace
 from sid_ray.config.sections import DataConfig, EvaluationConfig
 from sid_ray.data.digits import load_digits
-from sid_ray.data.source import Source, open_source
+from sid_ray.data.source import DataSource, open_source
 from sid_ray.errors import UserError
-from sid_ray.evaluation.judge import Judge, blocks, codec_of
+from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.samplers import Inputs, index_of
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.metrics.kid import SUBSETS, choose_subsets, kernel_distance
 from sid_ray.metrics.precision_recall import precision_recall
-from sid_ray.metrics.scores import looked_at
+from sid_ray.metrics.scores import features_of
 from sid_ray.storage.store import Store
 from sid_ray.types import Condition
 from sid_ray.weights.folder import ModelDescription
@@ -40,7 +40,7 @@ def judge(**chosen) -> Judge:
 
 
 def looks(judge: Judge, seeds: range | None = None):
-    return [judge.look(noisy, part) for part in blocks(seeds or judge.seeds)]
+    return [judge.look(noisy, part) for part in seed_blocks(seeds or judge.seeds)]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,11 @@ def everything() -> tuple[Judge, list]:
 def test_the_scores_are_those_of_the_metrics_on_the_same_pictures(everything):
     judge, held = everything
     found = judge.scores(held)
-    pictures = torch.cat([judge.images(noisy, part) for part in blocks(judge.seeds)])
+    pictures = torch.cat([judge.images(noisy, part) for part in seed_blocks(judge.seeds)])
     assert pictures.dtype == torch.uint8
-    made = looked_at(judge.extractor, pictures)[0]
+    made = features_of(judge.extractor, pictures)[0]
     space = load_feature_space("digits-cnn")
-    real = looked_at(judge.extractor, next(SOURCE.pictures()))[0]
+    real = features_of(judge.extractor, next(SOURCE.pictures()))[0]
     mean, covariance = made.astype(float).mean(0), np.cov(made.astype(float).T)
     gap = mean - space.mean
     roots = np.linalg.eigvals(covariance @ space.covariance).astype(complex) ** 0.5
@@ -73,7 +73,7 @@ def test_the_scores_are_those_of_the_metrics_on_the_same_pictures(everything):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_whoever_looks_first_the_scores_are_the_same_bits(everything, order):
     one, held = judge(metrics="fd,is,pr"), everything[1]
-    parts = list(blocks(one.seeds))
+    parts = list(seed_blocks(one.seeds))
     made = {block: one.look(noisy, parts[block]) for block in order}
     assert one.scores([made[block] for block in range(3)]) == one.scores(held)
 
@@ -124,7 +124,7 @@ def test_statistics_of_a_file_are_a_reference_for_the_frechet_distance_alone(tmp
 
 
 def test_what_has_no_real_images_is_refused_before_anything_is_made():
-    labels = Source((3, 32, 32), 10)
+    labels = DataSource((3, 32, 32), 10)
     with pytest.raises(UserError, match=r"evaluation.reference is empty.*no images"):
         Judge(EvaluationConfig(feature_space="lite0"), labels).check()
     with pytest.raises(UserError, match=r"needs evaluation.clip_weights"):

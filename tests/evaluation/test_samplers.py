@@ -10,7 +10,7 @@ from sid_ray.diffusion.solvers import heun
 from sid_ray.evaluation.samplers import (
     Inputs,
     few_step,
-    inputs_of,
+    inputs_of_seeds,
     sample_in_batches,
     seeded_inputs,
     seeded_latents,
@@ -71,7 +71,7 @@ def test_a_seed_stands_alone():
     together = seeded_latents([3, 4, 5], (1, 2, 2))
     assert torch.equal(together[1], seeded_latents([4], (1, 2, 2))[0])
     source = open_source(DataConfig(), (1, 8, 8))
-    chosen = inputs_of(source, range(20), torch.tensor([7, 8] * 10))
+    chosen = inputs_of_seeds(source, range(20), torch.tensor([7, 8] * 10))
     assert chosen.cond.labels.argmax(1).tolist() == [7, 8] * 10  # digits lie 0, 1, ... 9 in order
     drawn = seeded_inputs(source, range(500), num_steps=3)
     again = seeded_inputs(source, [7, 8], num_steps=3)

@@ -27,14 +27,14 @@ from sid_ray.config.confidential import holds_credentials, named_secret, secrets
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.jobs import client, upload
-from sid_ray.jobs.client import Tail, follow
+from sid_ray.jobs.client import Tail, follow_job
 from sid_ray.jobs.cluster import Cluster, Group, memory_of, of_nodes, read_cluster
 from sid_ray.jobs.submit import (
     SubmitOptions,
     check_places,
     entry_of,
-    look_at_memory,
     look_at_storage,
+    memory_of_job,
     runtime_env_of,
     typed,
     with_package,
@@ -459,12 +459,12 @@ def test_the_plan_is_held_against_the_cluster(monkeypatch):
     node = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}
     cluster = of_nodes([{"CPU": 4.0}, node, node])
     assert (cluster.nodes, cluster.gpus, cluster.memory_gib) == (3, 2, 79)
-    fits, fewer = look_at_memory(config, cluster)
+    fits, fewer = memory_of_job(config, cluster)
     assert fits == ("ok", "memory", "10.0 of 79 GiB on each of 2 GPUs")
     assert fewer[2] == "2 GPUs at most for 4 workers"
     with pytest.raises(UserError, match="needs more"):
-        list(look_at_memory(config, Cluster(1, (Group(2, 2.0),))))
-    ((state, _, text),) = look_at_memory(config, Cluster(1, ()))
+        list(memory_of_job(config, Cluster(1, (Group(2, 2.0),))))
+    ((state, _, text),) = memory_of_job(config, Cluster(1, ()))
     assert state == "warning"
     assert "not known" in text
 
@@ -498,14 +498,14 @@ class BrokenLine:
 
 def test_a_line_that_breaks_is_taken_up_and_nothing_is_printed_twice(capsys, monkeypatch):
     monkeypatch.setattr("sid_ray.jobs.client.AGAIN_S", 0.0)
-    assert follow(BrokenLine(), "job") == 0
+    assert follow_job(BrokenLine(), "job") == 0
     assert capsys.readouterr().out == f"{BrokenLine.text}job job SUCCEEDED, exit code 0\n"
 
 
 @pytest.mark.parametrize(("status", "said"), [("STOPPED", "STOPPED"), ("FAILED", "setup failed")])
 def test_a_job_that_did_not_finish_is_exit_code_1(status, said, capsys, monkeypatch):
     monkeypatch.setattr("sid_ray.jobs.client.AGAIN_S", 0.0)
-    assert follow(BrokenLine(status), "job") == 1
+    assert follow_job(BrokenLine(status), "job") == 1
     assert said in capsys.readouterr().out
 
 
@@ -515,7 +515,7 @@ def test_ctrl_c_leaves_the_job(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(asyncio, "run", interrupt)
-    assert follow(BrokenLine(), "job") == 130
+    assert follow_job(BrokenLine(), "job") == 130
     assert "goes on" in capsys.readouterr().out
     assert Tail(BrokenLine(), "job").printed == 0
 

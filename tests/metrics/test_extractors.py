@@ -17,7 +17,7 @@ from sid_ray.data.digits import load_digits
 from sid_ray.errors import UserError
 from sid_ray.metrics.extractors import NAMES, extract, load_extractor
 from sid_ray.metrics.features import SPACES, load_feature_space
-from sid_ray.metrics.lite0 import normalised, resized
+from sid_ray.metrics.lite0 import normalised, resized_images
 from tests.conftest import relative_error
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_one_is_refused():
 @pytest.mark.parametrize("size", [60, 224, 300])
 def test_images_are_resized_as_pillow_does(size):
     picture = photo("china.jpg")[:, :200, :260]
-    found = resized(picture[None], size)[0].permute(1, 2, 0).numpy()
+    found = resized_images(picture[None], size)[0].permute(1, 2, 0).numpy()
     pillow = Image.fromarray(picture.permute(1, 2, 0).numpy())
     expected = np.asarray(pillow.resize((size, size), Image.Resampling.BILINEAR), np.float32)
     assert np.abs(found - expected).max() < 1.01  # Pillow rounds to bytes, twice
@@ -83,7 +83,7 @@ def test_lite0_sees_what_is_on_a_photo(lite0):
     china, flower = found.logits.topk(2).indices.tolist()
     assert set(china) == {442, 698} and flower[0] == 985
     # its own forward pass, which has dropout between the features and the logits
-    pixels = (resized(photos, 224) - 127) / 128
+    pixels = (resized_images(photos, 224) - 127) / 128
     torch.testing.assert_close(found.logits, lite0.network(pixels), rtol=1e-4, atol=1e-4)
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from sid_ray.metrics.built_in import frechet, inception_score, kernel, precision_recall
 from sid_ray.metrics.names import (
-    in_order,
     is_better,
     is_score,
     larger_is_better,
     leads,
+    scores_in_order,
     space_of,
 )
 
@@ -45,4 +45,4 @@ def test_what_is_not_finite_is_never_better():
 
 def test_frechet_distances_come_first():
     names = ["eval/CLIP", "eval/KD-a", "eval/FID", "eval/FD-a"]
-    assert in_order(names) == ["eval/FD-a", "eval/FID", "eval/CLIP", "eval/KD-a"]
+    assert scores_in_order(names) == ["eval/FD-a", "eval/FID", "eval/CLIP", "eval/KD-a"]

@@ -17,7 +17,7 @@ from sid_ray.metrics.built_in.precision_recall import neighbour_scores
 from sid_ray.metrics.extractors import load_extractor
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.metrics.reference import Statistics
-from sid_ray.metrics.scores import Seen, as_seen, combined, looked_at
+from sid_ray.metrics.scores import SeenBlocks, as_seen, combined, features_of
 from sid_ray.metrics.spec import metric_specs
 from sid_ray.metrics.sums import BLOCK
 
@@ -34,11 +34,13 @@ def extractor():
     return load_extractor("digits-cnn")
 
 
-def score(extractor, made: Seen, real: Seen) -> dict[str, float]:
+def score(extractor, made: SeenBlocks, real: SeenBlocks) -> dict[str, float]:
     return scores(extractor.space, made, Statistics.of(real.sums, extractor.identity), real)
 
 
-def scores(space: str, made: Seen, reference: Statistics, real: Seen) -> dict[str, float]:
+def scores(
+    space: str, made: SeenBlocks, reference: Statistics, real: SeenBlocks
+) -> dict[str, float]:
     """Of all metrics of features."""
     return {
         **frechet_scores(space, made.sums, reference),
@@ -48,12 +50,12 @@ def scores(space: str, made: Seen, reference: Statistics, real: Seen) -> dict[st
     }
 
 
-def seen_in(extractor, images: Tensor, block: int, keep: bool = True) -> Seen:
-    features, logits = looked_at(extractor, images)
+def seen_in(extractor, images: Tensor, block: int, keep: bool = True) -> SeenBlocks:
+    features, logits = features_of(extractor, images)
     return as_seen(features, logits if keep else None, block, keep)
 
 
-def seen_in_all(extractor, images: Tensor, keep: bool = True) -> Seen:
+def seen_in_all(extractor, images: Tensor, keep: bool = True) -> SeenBlocks:
     parts = enumerate(images.split(BLOCK))
     return combined(seen_in(extractor, part, block, keep) for block, part in parts)
 

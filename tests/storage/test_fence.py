@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.checkpoint.remote import Storage
+from sid_ray.checkpoint.remote import RunStorage
 from sid_ray.storage import lease as module
 from sid_ray.storage import waiting
 from sid_ray.storage.errors import MissingFileError, UnreachableStoreError
@@ -106,7 +106,7 @@ class Driver:
             lease = Lease(self.store, number, values, self.world.now[0])
             lease.open()
             self.lease = lease
-            self.storage = Storage(self.store, lease.fence)
+            self.storage = RunStorage(self.store, lease.fence)
             newest = self.storage.names()
             self.line = self.world.lines[newest[0]] if newest else ()
 
@@ -205,7 +205,7 @@ def test_the_stories_are_of_the_kind_that_is_meant():
             (1, "1"), (1, "2"), (2, "2"), (1, "3"),
         ], "the frozen driver's late ones are there, and it has removed nothing"  # fmt: skip
         assert [n for n in names if read_fence(world.store).accepts(n)] == [names[0], names[2]]
-        assert Storage(world.store, OPEN).names()[0] == names[3], "what would be taken up"
+        assert RunStorage(world.store, OPEN).names()[0] == names[3], "what would be taken up"
         world.do("keep", 1, 0)
         assert world.store.folders() == [names[0], names[2]], "the others are removed"
         world.do("renew", 0, 0)
@@ -234,7 +234,7 @@ def test_a_run_of_before_leases_had_numbers_is_gone_on_with(tmp_path):
         assert lease.fence == Fence(1, frozenset({old.name}), frozenset({0}))
         assert read_fence(store) == lease.fence
     (store / "checkpoint_000000000128_1f3a2b").write(MANIFEST, "{}")
-    assert Storage(store, read_fence(store)).names() == [old.name]
+    assert RunStorage(store, read_fence(store)).names() == [old.name]
     assert newest_number(store) == 1 and store.size(lease_name(1))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sid_ray.data.check import check_data
+from sid_ray.data.check import check_set
 from sid_ray.data.manifest import read_manifest
 from sid_ray.data.options import PrepareOptions
 from sid_ray.data.prepare import prepare_data
@@ -159,7 +159,7 @@ def read_set(folder: Path, out: Path) -> None:
     from sid_ray.data.sheet import draw_sheet
 
     store = Store.at(folder)
-    assert all(isinstance(line, str) for line in check_data(store, deep=True))
+    assert all(isinstance(line, str) for line in check_set(store, deep=True))
     manifest = read_manifest(store)
     draw_sheet(store, manifest, folder / "sheet.png")
     groups = RowGroups(store, manifest)

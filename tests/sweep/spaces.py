@@ -6,7 +6,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.results import SweepOrder
 from sid_ray.sweep.space import Space
-from sid_ray.sweep.space_file import parse_space, read_text
+from sid_ray.sweep.space_file import parse_space, read_space_text
 
 HEAD = """\
 metric: FD-digits-cnn
@@ -29,4 +29,4 @@ def order_in(folder, space: Space, text: str = "") -> SweepOrder:
 
 def read_space(path: Path) -> Space:
     """The space of a file."""
-    return parse_space(read_text(path), str(path))
+    return parse_space(read_space_text(path), str(path))

@@ -8,7 +8,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.sweep.arithmetic import WORST
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.notes import WATCHES, Notes, SweepWatch
-from sid_ray.sweep.runner import account, anything_left
+from sid_ray.sweep.runner import account_for_cut_trials, anything_left
 from sid_ray.sweep.trainable import Spec
 from tests.sweep.spaces import order_in, space_of
 
@@ -79,7 +79,7 @@ def test_what_tune_leaves_open_is_lost_with_its_images(tmp_path):
     ledger = Ledger(order.folder)
     ledger.begin("000", "s-000", {})
     ledger.segment("000", "s-000", 640, {"FD-digits-cnn": 5.0}, 1.0)
-    account(replace(order.base, output__folder=str(tmp_path)), order.folder)
+    account_for_cut_trials(replace(order.base, output__folder=str(tmp_path)), order.folder)
     trial = ledger.trials()["000"]
     assert (trial.state, trial.images_seen, trial.why) == ("lost", 640, "Ray Tune ended without it")
     assert anything_left(order), "the same command tries it again"

@@ -4,7 +4,7 @@ import optuna
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_ray.sweep.pareto import best_of, front, front_of, ranked
+from sid_ray.sweep.pareto import best_trial, front, front_of, ranked
 from sid_ray.sweep.space import Metric
 from tests.sweep.ledgers import record
 
@@ -55,7 +55,7 @@ def test_the_front_is_that_of_optuna(values):
     study.add_trials([optuna.trial.create_trial(values=v) for v in values])
     found = front_of(metrics, trials)
     assert {trial.name for trial in found} == {str(trial.number) for trial in study.best_trials}
-    assert [best_of(metrics, trials)] == (found[:1] or [None])
+    assert [best_trial(metrics, trials)] == (found[:1] or [None])
     assert ranked(metrics, trials)[:1] == found[:1]
 
 
@@ -69,18 +69,18 @@ def test_trials_that_came_to_their_end_count_first():
     gone = record("gone", {"FID": 0.5}, "diverged", 900)
     assert front_of([FID], [early, late, later, gone]) == [later]
     assert front_of([FID], [early, gone]) == [early]
-    assert front_of([FID], [gone]) == [] and best_of([FID], [gone]) is None
+    assert front_of([FID], [gone]) == [] and best_trial([FID], [gone]) is None
     trials = [
         record(str(n), {"FID": score}, state)
         for n, (score, state) in enumerate(
             zip((1.0, 2.0, 3.0, 0.5), ("stopped", "finished") * 2, strict=True)
         )
     ]
-    assert best_of([FID], trials).name == "3"
+    assert best_trial([FID], trials).name == "3"
     trials[3].state = "diverged"
-    assert best_of([FID], trials).name == "1" and names_of(front_of([FID], trials)) == ["1"]
+    assert best_trial([FID], trials).name == "1" and names_of(front_of([FID], trials)) == ["1"]
     trials[1].state = "failed"
-    assert best_of([FID], trials).name == "0"
+    assert best_trial([FID], trials).name == "0"
 
 
 def test_a_trial_without_one_of_the_scores_is_in_no_front():
@@ -88,7 +88,7 @@ def test_a_trial_without_one_of_the_scores_is_in_no_front():
     for state in ("finished", "running"):
         trials[1].state = state
         assert names_of(front_of([FID, CLIP], trials)) == ["1"]
-        assert best_of([FID, CLIP], trials).name == "1"
+        assert best_trial([FID, CLIP], trials).name == "1"
 
 
 def test_of_equal_scores_the_next_one_counts_then_the_price():
@@ -99,9 +99,9 @@ def test_of_equal_scores_the_next_one_counts_then_the_price():
         record("other", {"FID": 3.0, "CLIP": 0.4}, at=100),
     ]
     assert names_of(front_of([FID, CLIP], trials)) == ["cheap", "dear", "other"]
-    assert best_of([FID, CLIP], trials).name == "cheap"
+    assert best_trial([FID, CLIP], trials).name == "cheap"
     assert names_of(ranked([FID, CLIP], trials)) == ["cheap", "dear", "beaten", "other"]
-    assert best_of([FID], trials).name == "beaten"
+    assert best_trial([FID], trials).name == "beaten"
 
 
 def test_behind_those_that_ended_come_those_that_came_furthest():

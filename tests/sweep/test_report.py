@@ -15,7 +15,7 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.sweep import report_curves, report_plots
 from sid_ray.sweep.display import short_names
 from sid_ray.sweep.importance import Importance
-from sid_ray.sweep.report import command_of, json_of, page, run_report, trials_table
+from sid_ray.sweep.report import command_of, json_of, run_report, sweep_page, trials_table
 from sid_ray.sweep.results import read_sweep
 from sid_ray.sweep.space import config_of
 from tests.sweep.ledgers import PBT, Ledger, asha_ledger, lsg_ledger, pbt_ledger, with_seeds
@@ -82,7 +82,7 @@ def test_the_command_knows_what_the_sweep_was_started_with(tmp_path):
 
 def test_two_scores_have_a_front(tmp_path):
     sweep = read_sweep(lsg_ledger(tmp_path / "made", trials=9).folder)
-    text = page(sweep, NONE)
+    text = sweep_page(sweep, NONE)
     assert "Pareto front" in text and "too few &lt;trials&gt;" in text
     assert Tags(text).tags.count("svg") == 5  # front, lines, fields, two curves
     assert set(json_of(sweep, NONE)["front"]) <= set(sweep.trials)
@@ -95,7 +95,7 @@ def test_exploits_are_drawn_and_told(tmp_path):
     sweep = read_sweep(pbt_ledger(tmp_path / "made").folder)
     drawn = report_curves.lineage(sweep)
     assert drawn.count("<svg") == 1 and drawn.count("</svg>") == 1
-    text = page(sweep, SHARES)
+    text = sweep_page(sweep, SHARES)
     assert "weights 1 time: the command" in text
     d = sweep.trials["d"]
     donor = report_curves.donor_point(sweep, d.leg("made-d-leg2"), sweep.metric)
@@ -105,10 +105,10 @@ def test_exploits_are_drawn_and_told(tmp_path):
 
 def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
     ledger = Ledger(tmp_path / "made", PBT, "running")
-    assert "No trial has a FD-digits-cnn yet" in page(read_sweep(ledger.folder), NONE)
+    assert "No trial has a FD-digits-cnn yet" in sweep_page(read_sweep(ledger.folder), NONE)
     ledger.begin("<b>", {"objective.alpha": 1.0, "training.generator_lr": 1e-4})
     ledger.end("<b>", "failed", 0, 'it "<said>"')
-    found = Tags(page(read_sweep(ledger.folder), NONE))
+    found = Tags(sweep_page(read_sweep(ledger.folder), NONE))
     assert "svg" not in found.tags and "b" not in found.tags and "said" not in found.tags
 
 
@@ -141,8 +141,8 @@ def test_best_trial_and_recipe_with_other_seeds(tmp_path):
         "made-recipe-seed1": {"FD-digits-cnn": 7.125},
         "made-recipe-seed2": {},
     }
-    html = page(sweep, NONE)
-    assert "with other seeds" in html and "made-best-seed1" not in page(
+    html = sweep_page(sweep, NONE)
+    assert "with other seeds" in html and "made-best-seed1" not in sweep_page(
         read_sweep(asha_ledger(tmp_path / "other").folder), NONE
     )
     mean = (best.scores["FD-digits-cnn"] + 7.125 + 8.125) / 3

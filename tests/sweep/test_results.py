@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.sweep.importance import LEAST, domains_of, importance_of, reached
+from sid_ray.sweep.importance import LEAST, domains_of, importance_of, reached_scores
 from sid_ray.sweep.report_curves import ancestry
 from sid_ray.sweep.results import Sweep, read_about, read_sweep, write_about
 from sid_ray.sweep.space import Choice, Metric, Range
@@ -85,11 +85,11 @@ def sweep_of(scores: list[dict[str, float]], metrics: tuple[Metric, ...], points
 
 def test_scores_are_compared_at_equal_images(tmp_path):
     sweep = read_sweep(asha_ledger(tmp_path / "made").folder)
-    images, scored = reached(sweep, LEAST)
+    images, scored = reached_scores(sweep, LEAST)
     first = [t.at(FD, 1_600) for t in sweep.trials.values() if t.segments]
     assert images == 1_600 and [value for _, value in scored] == first
-    assert reached(sweep, 4, share=0.2)[0] == 14_400  # as many go to the end
-    assert reached(sweep_of([], (Metric(FD, "min"),)), 3) == (0, [])
+    assert reached_scores(sweep, 4, share=0.2)[0] == 14_400  # as many go to the end
+    assert reached_scores(sweep_of([], (Metric(FD, "min"),)), 3) == (0, [])
 
 
 def test_importance_is_optunas():

@@ -13,7 +13,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.sweep.sampling import (
-    draw,
+    draw_value,
     grid_points,
     keyed,
     random_point,
@@ -116,20 +116,20 @@ ranges = st.builds(
 @settings(max_examples=50)
 @given(ranges, st.integers(0, 2**32))
 def test_draws_are_in_their_range(domain, seed):
-    value = draw(domain, random.Random(seed))
+    value = draw_value(domain, random.Random(seed))
     assert domain.holds(value)
     assert isinstance(value, int) == domain.integer
 
 
 def test_draws_are_even_in_the_logarithm_and_reach_both_ends():
     generator = random.Random(0)
-    values = [draw(Range(1e-5, 1e-1, log=True), generator) for _ in range(2000)]
+    values = [draw_value(Range(1e-5, 1e-1, log=True), generator) for _ in range(2000)]
     below = sum(value < 1e-3 for value in values) / 2000
     assert below == pytest.approx(0.5, abs=0.05)
-    whole = Counter(draw(Range(1, 4, integer=True), generator) for _ in range(2000))
+    whole = Counter(draw_value(Range(1, 4, integer=True), generator) for _ in range(2000))
     assert all(count == pytest.approx(500, rel=0.2) for count in whole.values())
     assert set(whole) == {1, 2, 3, 4}
-    stepped = Counter(draw(Range(0.0, 1.0, step=0.25), generator) for _ in range(2000))
+    stepped = Counter(draw_value(Range(0.0, 1.0, step=0.25), generator) for _ in range(2000))
     assert set(stepped) == {0, 0.25, 0.5, 0.75, 1.0}
 
 

@@ -17,10 +17,10 @@ from sid_ray.commands.arguments import with_flags
 from sid_ray.console import Console
 from sid_ray.ray_setup.environment import ENDINGS
 from sid_ray.sweep import command, runner
-from sid_ray.sweep.display import SweepDisplay, table
+from sid_ray.sweep.display import SweepDisplay, table_of_trials
 from sid_ray.sweep.ledger import Ledger
 from sid_ray.sweep.results import read_about
-from sid_ray.sweep.stop import STOPS, end_trials, in_order, running
+from sid_ray.sweep.stop import STOPS, end_trials, running, stopping_in_order
 from tests.sweep.spaces import space_of
 
 SPACE = """\
@@ -165,7 +165,7 @@ def test_progress_and_table(tmp_path):
     text = display.describe({"images_seen": 0})
     assert text.startswith("1 running, 2 of 4 done  FID 9.00, CLIP 0.3 (a)  1,320/3,600 images  ")
     assert text.endswith(" left")
-    lines = table(space, list(ledger.trials().values()))
+    lines = table_of_trials(space, list(ledger.trials().values()))
     assert lines[0] == "s-a  finished at 900 images  FID 9.00, CLIP 0.3  alpha 1"
     assert lines[2].endswith("no score  alpha 1.25; the loss grew")
     assert lines[3] == "3 trials (1 finished, 1 diverged, 1 running), 1,320 images"
@@ -200,7 +200,7 @@ def child(folder, name, seconds="0.3"):
 def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path, sent):
     handler = signal.getsignal(signal.SIGTERM)
     heard, lines = [], []
-    with in_order(tmp_path, lines.append) as stopped:
+    with stopping_in_order(tmp_path, lines.append) as stopped:
         signal.signal(signal.SIGUSR1, lambda *_: heard.append(running(tmp_path)))  # Tune's
         STOPS[str(tmp_path)].listen()  # as at each of Tune's steps
         processes = [child(tmp_path, "s-000"), child(tmp_path, "s-001")]
@@ -221,7 +221,7 @@ def test_ctrl_c_ends_the_trials_first_and_tune_behind_them(tmp_path, sent):
 
 
 def test_ctrl_c_before_tune_listens(tmp_path):
-    with pytest.raises(KeyboardInterrupt), in_order(tmp_path, print):
+    with pytest.raises(KeyboardInterrupt), stopping_in_order(tmp_path, print):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 

@@ -13,7 +13,7 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, RunRecord, read_record, write_record
 from sid_ray.storage.store import Store
-from sid_ray.tracking.copies import LOCAL, beside, settle
+from sid_ray.tracking.copies import LOCAL, beside, settle_record
 from sid_ray.tracking.journal import carry_over
 from sid_ray.tracking.sender import Tracking
 from tests.support.tracking import empty_store
@@ -37,7 +37,7 @@ def start(folder: Path, name: str, uri: str = "") -> tuple[RunRecord, str]:
     run.check()
     run.local.mkdir(parents=True, exist_ok=True)  # as the driver's lock does
     record = read_record(run.store) or RunRecord("")
-    record, line = settle(record, run, config)
+    record, line = settle_record(record, run, config)
     record = changed(record, config=config.stored())
     write_record(run.store, record)
     return record, line
@@ -173,12 +173,12 @@ def test_a_copied_prefix_in_s3_is_a_run_of_its_own(bucket, tmp_path, monkeypatch
     one = config_of(tmp_path, "a")
     one = replace(one, output__folder=f"{bucket}/one")
     two = replace(one, output__folder=f"{bucket}/two")
-    first, _ = settle(RunRecord(""), RunFolder.of(one), one)
+    first, _ = settle_record(RunRecord(""), RunFolder.of(one), one)
     write_record(Store.at(f"{bucket}/two/a"), changed(first, config=one.stored()))
-    copy, said = settle(read_record(Store.at(f"{bucket}/two/a")), RunFolder.of(two), two)
+    copy, said = settle_record(read_record(Store.at(f"{bucket}/two/a")), RunFolder.of(two), two)
     assert copy.key != first.key and "copy of run 'a'" in said
     assert read_record(Store.at(f"{bucket}/two/a")) == copy
-    assert settle(copy, RunFolder.of(two), two) == (copy, "")
+    assert settle_record(copy, RunFolder.of(two), two) == (copy, "")
 
 
 def test_nothing_of_a_run_names_the_folder_that_it_lies_in(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking._tracking_service import utils
 
 from sid_ray.storage.places import absolute_uri
-from sid_ray.tracking.mlflow_sqlite import artifacts_of, check_writable, look, put_right
+from sid_ray.tracking.mlflow_sqlite import artifacts_of, check_writable, look_in_database, put_right
 from sid_ray.tracking.sender import Tracking
 from tests.support.tracking import empty_store, target
 
@@ -92,14 +92,14 @@ def test_a_place_that_a_person_chose_stays(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.MlflowClient(uri).create_experiment("mine", artifact_location=str(chosen))
     assert put_right(tmp_path / "mlflow.db") == ""
-    assert look(tmp_path / "mlflow.db", "mine").artifacts == str(chosen)
+    assert look_in_database(tmp_path / "mlflow.db", "mine").artifacts == str(chosen)
 
 
 def test_a_store_that_is_not_there_or_empty_is_left_alone(tmp_path):
     database = tmp_path / "mlflow.db"
-    assert put_right(database) == "" and look(database, "x") is None
+    assert put_right(database) == "" and look_in_database(database, "x") is None
     database.touch()
-    assert put_right(database) == "" and look(database, "x") is None
+    assert put_right(database) == "" and look_in_database(database, "x") is None
     assert list(tmp_path.iterdir()) == [database] and database.stat().st_size == 0
 
 

@@ -19,15 +19,15 @@ from rich.console import Console
 
 from sid_ray.commands.distill import track_report
 from sid_ray.config.distill_config import replace
-from sid_ray.evaluation.final_report import Report, Row
+from sid_ray.evaluation.final_report import FinalReport, SamplerRow
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import GRID, SUMMARY, RunFolder, RunRecord, read_record, write_record
 from sid_ray.tracking import sender
 from sid_ray.tracking.mlflow_run import (
     MlflowRun,
-    RefusedError,
+    RefusedRecordError,
     Target,
-    one_line,
+    error_line,
     only_opener,
     shown_uri,
 )
@@ -152,9 +152,9 @@ def test_a_complete_run_that_is_started_again_sends_what_was_left(tmp_path, monk
     kept = Tracking(target(tmp_path, key=record.key), run.local, run=MadeUpRun(failures=10**6))
     kept.metrics({"loss": 1.0}, 64)
     assert kept.finish().startswith("1 records are not in MLflow")
-    report = Report()
+    report = FinalReport()
     if reported:
-        report = Report([Row("made", 1, {"FD-x": 2.0}, 1.0)] * 3, "FD-x")
+        report = FinalReport([SamplerRow("made", 1, {"FD-x": 2.0}, 1.0)] * 3, "FD-x")
         for name in (GRID, SUMMARY):
             (run.local / name).write_text("")
     told = io.StringIO()
@@ -241,7 +241,7 @@ def test_an_image_that_is_sent_twice_is_there_once(tmp_path):
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path):
-    with pytest.raises(RefusedError, match=r"gone.png is not there any more"):
+    with pytest.raises(RefusedRecordError, match=r"gone.png is not there any more"):
         MlflowRun(target(tmp_path), tmp_path, print)._existing("gone.png")
 
 
@@ -304,7 +304,7 @@ def test_a_new_sqlite_is_opened_by_one_process_at_a_time(tmp_path, monkeypatch):
 def test_passwords_are_not_shown():
     assert shown_uri("postgresql://me:secret@host/db") == "postgresql://host/db"
     assert shown_uri("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
-    assert one_line(OSError("no answer from http://me:secret@host\nmore")) == (
+    assert error_line(OSError("no answer from http://me:secret@host\nmore")) == (
         "no answer from http://host"
     )
 
@@ -363,5 +363,5 @@ def test_a_run_that_a_newer_driver_tells_is_left_to_it(tmp_path):
     opened.open()
     again = dataclasses.replace(second, run_id=opened.run_id)
     MlflowRun(again, tmp_path, print).open()
-    with pytest.raises(RefusedError, match=r"a newer driver tells MLflow run .* \(lease 2\)"):
+    with pytest.raises(RefusedRecordError, match=r"a newer driver tells MLflow run .* \(lease 2\)"):
         MlflowRun(first, tmp_path, print).open()

@@ -26,7 +26,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_text_encoder
-from sid_ray.weights.components import fingerprint
+from sid_ray.weights.components import fingerprint_of_text
 from sid_ray.weights.description import Components
 from sid_ray.weights.networks import describe, load
 from tests.denoisers.tiny_pipeline import write_pipeline
@@ -69,7 +69,7 @@ def answers(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
     def started(*args):
         raise StartedError
 
-    monkeypatch.setattr(trainer, "train", started)
+    monkeypatch.setattr(trainer, "run_training", started)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\n")
@@ -357,20 +357,22 @@ def test_parts_that_a_teacher_does_not_use_are_refused(made, answers):
 
 def test_a_run_keeps_its_text_encoder_by_its_content(folder, made, tmp_path):
     """It may move; another one, or another tokenizer, is another run."""
-    first = fingerprint(Components(made))
-    assert fingerprint(Components(folder)) == fingerprint(Components(folder / "text_encoder"))
-    assert fingerprint(Components(folder)) == first
+    first = fingerprint_of_text(Components(made))
+    assert fingerprint_of_text(Components(folder)) == fingerprint_of_text(
+        Components(folder / "text_encoder")
+    )
+    assert fingerprint_of_text(Components(folder)) == first
     check_same_text_encoder(RunRecord("{}"), first)  # of a run that began before it was noted
     check_same_text_encoder(RunRecord("{}", text_encoder=first), first)
     path = folder / "tokenizer" / "merges.txt"
     path.write_text(path.read_text() + "a b\n")
-    changed = fingerprint(Components(folder))
+    changed = fingerprint_of_text(Components(folder))
     with pytest.raises(UserError, match=r"is not the one .*--teacher\.text-encoder"):
         check_same_text_encoder(RunRecord("{}", text_encoder=first), changed)
     path = folder / "text_encoder" / "model.safetensors"
     weights = load_file(path)
     save_file(weights | {next(iter(weights)): next(iter(weights.values())) + 1}, path)
-    assert len({first, changed, fingerprint(Components(folder))}) == 3
+    assert len({first, changed, fingerprint_of_text(Components(folder))}) == 3
 
 
 def test_the_parts_place_is_no_identity():

@@ -95,9 +95,9 @@ class StableDiffusion(Family):
         return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)
 
     def check_text(self, network: Arguments, folder: Path) -> None:
-        from sid_ray.denoisers.clip_text import check_text
+        from sid_ray.denoisers.clip_text import check_text_encoder
 
-        own, reads = check_text(folder).hidden_size, network.get("cross_attention_dim")
+        own, reads = check_text_encoder(folder).hidden_size, network.get("cross_attention_dim")
         widths: set[int] = set(reads) if isinstance(reads, list | tuple) else {reads or own}
         if widths != {own}:
             raise UserError(

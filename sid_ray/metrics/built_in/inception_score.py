@@ -8,7 +8,7 @@ from sid_ray.metrics.names import DEVIATION
 from sid_ray.metrics.spec import Evidence, MetricSpec, Score
 
 if TYPE_CHECKING:
-    from sid_ray.metrics.scores import Seen
+    from sid_ray.metrics.scores import SeenBlocks
 
 SCORE = Score("IS", larger_is_better=True, digits="2f")
 
@@ -17,7 +17,7 @@ def class_scored(evidence: Evidence) -> dict[str, float]:
     return class_scores(evidence.space, evidence.made)
 
 
-def class_scores(space: str, made: Seen) -> dict[str, float]:
+def class_scores(space: str, made: SeenBlocks) -> dict[str, float]:
     """The score, and the deviation of its splits' scores; empty where there are no logits."""
     from sid_ray.metrics.inception_score import inception_score, shuffled_order
 

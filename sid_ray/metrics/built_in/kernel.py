@@ -8,7 +8,7 @@ from sid_ray.metrics.names import DEVIATION
 from sid_ray.metrics.spec import Evidence, MetricSpec, Score
 
 if TYPE_CHECKING:
-    from sid_ray.metrics.scores import Seen
+    from sid_ray.metrics.scores import SeenBlocks
 
 DISTANCE = Score("KD", in_inception="KID")
 
@@ -18,7 +18,7 @@ def kernel_scored(evidence: Evidence) -> dict[str, float]:
 
 
 def kernel_scores(
-    space: str, made: Seen, real: Seen, subsets: int | None = None
+    space: str, made: SeenBlocks, real: SeenBlocks, subsets: int | None = None
 ) -> dict[str, float]:
     """The distance, and the deviation of its subsets' distances.
 

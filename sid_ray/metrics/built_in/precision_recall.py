@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sid_ray.metrics.spec import Evidence, MetricSpec, Score
 
 if TYPE_CHECKING:
-    from sid_ray.metrics.scores import Seen
+    from sid_ray.metrics.scores import SeenBlocks
 
 PRECISION = Score("precision", larger_is_better=True)
 RECALL = Score("recall", larger_is_better=True)
@@ -17,7 +17,7 @@ def neighbour_scored(evidence: Evidence) -> dict[str, float]:
     return neighbour_scores(evidence.space, evidence.made, evidence.real().seen)
 
 
-def neighbour_scores(space: str, made: Seen, real: Seen) -> dict[str, float]:
+def neighbour_scores(space: str, made: SeenBlocks, real: SeenBlocks) -> dict[str, float]:
     """Raises UserError where features were not kept, or are too few."""
     from sid_ray.metrics.precision_recall import precision_recall
     from sid_ray.metrics.scores import both_features
