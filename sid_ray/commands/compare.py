@@ -219,7 +219,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def shown_run(run: Compared, colour: str) -> str:
+def name_with_mark(run: Compared, colour: str) -> str:
     return f'<span class="mark" style="background:{colour}"></span>{escape(run.name)}'
 
 
@@ -236,7 +236,7 @@ def results_table(runs: Sequence[Compared]) -> str:
         best = best_value(score, points)
         rows.append(
             [
-                shown_run(run, colour),
+                name_with_mark(run, colour),
                 escape(objective_spec(run.config.objective.name).label),
                 f"{run.images_seen:,}",
                 f"<b>{best.value:.3f}</b>" if best else "-",
@@ -261,7 +261,7 @@ def differences_table(runs: Sequence[Compared]) -> str:
     ]
     if not names:
         return "<p>None: the same settings.</p>"
-    head = ["", *(shown_run(run, colour) for run, colour in coloured(runs))]
+    head = ["", *(name_with_mark(run, colour) for run, colour in coloured(runs))]
     rows = [
         [f"<code>{escape(name)}</code>", *(escape(str(each.get(name, "-"))) for each in flat)]
         for name in names
@@ -277,7 +277,7 @@ def pictures_table(runs: Sequence[Compared], seeds: Sequence[int]) -> str:
             f'<img alt="seed {seed}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for seed, png in zip(seeds, run.pictures, strict=False)
         ]
-        rows.append([shown_run(run, colour), *(images or [escape(run.trouble)])])
+        rows.append([name_with_mark(run, colour), *(images or [escape(run.trouble)])])
     return html_table(["", *(str(seed) for seed in seeds)], rows)
 
 
