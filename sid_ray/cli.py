@@ -71,7 +71,7 @@ LIST = (
         "distill RECIPE [--section.field VALUE ...]",
         "distil; the same command resumes",
         "commands.distill_options:DistillOptions",
-        "commands.distill_options:distill",
+        "commands.distill_options:distill_command",
     ),
     Command(
         "submit RECIPE [--cluster FILE | --address URL] [...]",
@@ -137,7 +137,7 @@ LIST = (
         "weights inspect SRC",
         "what a weights file holds and would run",
         "weights.options:InspectOptions",
-        "weights.command:show",
+        "weights.command:show_network",
     ),
     Command(
         "weights convert SRC DST.safetensors",
@@ -155,7 +155,7 @@ LIST = (
         "data show DST [--out sheet.png] [--verify]",
         "what a prepared data set holds",
         "data.options:ShowOptions",
-        "data.command:show",
+        "data.command:show_set",
     ),
 )
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {each.name: each for each in LIST}

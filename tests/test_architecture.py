@@ -5,6 +5,7 @@ The levels are those of docs/design.md. Everything is read from the source, noth
 
 import ast
 import functools
+import pkgutil
 import re
 import subprocess
 import sys
@@ -232,3 +233,17 @@ def test_a_name_means_one_thing():
     assert twice.keys() == NAMED_TWICE.keys(), {
         name: found for name, found in twice.items() if name not in NAMED_TWICE
     }
+
+
+def test_places_in_tables_are_there():
+    """Commands and checks are named as MODULE:NAME: nothing is loaded before it is needed."""
+    places = [
+        node.value
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+:\w+", str(node.value))
+    ]
+    assert len(places) > 40
+    for place in places:
+        pkgutil.resolve_name(f"sid_ray.{place}")

@@ -92,13 +92,13 @@ CHECKS = (
         "tracking", "MLflow's store", "commands.doctor:check_tracking_store", RUNS, of_recipe=False
     ),
     Check(
-        "cluster", "nodes of a joined cluster", "commands.doctor:check_cluster", ONLY_DOCTOR,
+        "cluster", "nodes of a joined cluster", "commands.doctor:look_at_nodes", ONLY_DOCTOR,
         of_recipe=False,
     ),
     Check("teacher", "the networks", "commands.doctor:check_teacher_fits", RUNS),
     Check("scores", "what scores images", "commands.doctor:check_scores", RUNS),
     Check("data", "files of a prepared set", "commands.doctor:check_data_set", ONLY_DOCTOR),
-    Check("memory", "the fullest moment", "commands.doctor:check_memory", ONLY_DOCTOR),
+    Check("memory", "the fullest moment", "commands.doctor:look_at_memory", ONLY_DOCTOR),
     Check("disk", "space for checkpoints", "commands.doctor:check_disk", ONLY_DOCTOR),
 )  # fmt: skip
 
