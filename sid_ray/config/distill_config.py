@@ -331,6 +331,11 @@ def known_fields() -> list[str]:
 
 def unknown_field(name: str) -> UserError:
     """The error for a field that no config has, with the nearest dotted names."""
+    if name in own_fields():
+        return UserError(
+            f"{name}: the objective that objective.name names does not have this field; set "
+            "objective.name to the one that has it, or leave the field out"
+        )
     known = known_fields()
     by_leaf = {field_name.split(".")[-1]: field_name for field_name in known}
     names = closest(name, known) or [by_leaf[leaf] for leaf in closest(name, by_leaf)]

@@ -60,10 +60,10 @@ def test_cpu_seconds_are_those_of_all_that_a_process_starts():
     assert 0.2 < processes.total < 2
 
 
-def test_the_driver_loads_neither_mlflow_nor_deepspeed_nor_scikit_learn():
+def test_the_driver_loads_neither_mlflow_nor_deepspeed_nor_scikit_learn(tmp_path):
     loaded = loaded_by(
         "from sid_ray.commands.distill import *; config = recipe('digits-sid')\n"
-        "start = find_start(config); check_evaluation(config, start)\n"
+        f"enforce(Patient(config, {str(tmp_path)!r}), DISTILL)\n"
         "import sid_ray.actors.trainer"
     )
     assert "ray.train" in loaded

@@ -308,6 +308,7 @@ def test_a_store_that_goes_and_comes_back_costs_time_alone(tmp_path, monkeypatch
     order = Order(read_rows(COUNT), 4, 4, 2, 0, 1)
     row_group, row = order.locate(np.arange(480))
     assert np.array_equal(np.concatenate(found), row_group * ROWS + row)
+    told = [line for line in told if not line.startswith("the data cache takes")]  # once, or not
     assert len(told) == 2, told
     assert "no answer" in told[0]
     assert "storage is back" in told[1]

@@ -225,7 +225,7 @@ CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {
     "VAE as teacher": (lambda f: f / "vae", "unknown network class 'AutoencoderKL'"),
     "another family": (
         lambda f: Path("builtin:digits-teacher"),
-        "'vp', but teacher builtin:digits-teacher is a edm network",
+        "'vp', but teacher builtin:digits-teacher is an edm network",
     ),
 }
 
