@@ -9,7 +9,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
+from sid_ray.actors.evaluator import Evaluator
+from sid_ray.actors.evaluator_settings import EvaluatorSettings
 from sid_ray.actors.tracker import Tracker
 from sid_ray.config.distill_config import DistillConfig, flatten, ray_resources
 from sid_ray.errors import UserError

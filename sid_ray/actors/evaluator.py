@@ -10,21 +10,21 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
+from sid_ray.actors.evaluator_settings import EvaluatorSettings
 from sid_ray.checkpoint.best import keep_best
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.metrics.names import plain_scores
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import moved_into_place, remove_parts
 from sid_ray.storage.s3 import set_endpoint
-from sid_ray.storage.shared import Token, host_name, not_shared
+from sid_ray.storage.shared import host_name, not_shared
 from sid_ray.storage.store import Store
-from sid_ray.weights.description import NO_COMPONENTS, Components, ModelDescription
+from sid_ray.weights.description import ModelDescription
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,31 +34,6 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 RESTARTS = 20  # nodes may go; weights that kill each process that scores them end it
 NICE = 10  # without resources of its own it takes what the training leaves of this machine
-
-
-@dataclass(frozen=True)
-class EvaluatorSettings:
-    """Args:
-    config: of the run, as JSON.
-    teacher, teacher_folder: whose network the generator has.
-    run: address of the run's folder. run_key: RunRecord.key.
-    waiting: where weights wait for their turn, on this node's disk; empty for one of the run's key.
-    tracker: actor that is told.
-    components: the teacher's text encoder and VAE.
-    token: on a joined cluster the driver's, in the run's folder.
-    lease: number of the driver's lease, which its results hold.
-    """
-
-    config: str
-    teacher: ModelDescription
-    teacher_folder: str
-    run: str
-    run_key: str
-    waiting: str
-    tracker: Any
-    components: Components = NO_COMPONENTS
-    token: Token | None = None
-    lease: int = 0
 
 
 def step_back() -> None:

@@ -21,7 +21,7 @@ from sid_ray.training.assemble import components_of, data_of, schedule_of
 from sid_ray.weights.folder import load_weights
 
 if TYPE_CHECKING:
-    from sid_ray.actors.evaluator import EvaluatorSettings
+    from sid_ray.actors.evaluator_settings import EvaluatorSettings
 
 
 class Examined(NamedTuple):

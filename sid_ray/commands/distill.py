@@ -116,9 +116,10 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
         )
         log = run.local / LOG
         with quiet_output(log) as console:
+            count = config.resources.num_workers
             console.print(
-                f"{config.recipe}: {config.objective.name} on {config.resources.num_workers} "
-                f"workers, ZeRO-{config.resources.zero_stage}; full log: {shown_path(log)}"
+                f"{config.recipe}: {config.objective.name} on {count} worker{'s' * (count != 1)}, "
+                f"ZeRO-{config.resources.zero_stage}; full log: {shown_path(log)}"
             )
             if copied:
                 console.print(copied, markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sid_ray.actors.evaluator import EvaluatorSettings
+from sid_ray.actors.evaluator_settings import EvaluatorSettings
 from sid_ray.actors.examiner import Examiner
 from sid_ray.checkpoint.find import fetch_generator, newest_listed
 from sid_ray.checkpoint.manifest import EMA_FOLDER

@@ -11,7 +11,8 @@ import torch
 
 from sid_ray.actors import evaluator as module
 from sid_ray.actors import examiner
-from sid_ray.actors.evaluator import Evaluator, EvaluatorSettings
+from sid_ray.actors.evaluator import Evaluator
+from sid_ray.actors.evaluator_settings import EvaluatorSettings
 from sid_ray.checkpoint import snapshot
 from sid_ray.checkpoint.best import SCORE, find_best
 from sid_ray.checkpoint.find import find_generator
