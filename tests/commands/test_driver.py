@@ -61,7 +61,7 @@ def test_a_run_prints_nothing_of_its_own(scored):
     """Two lines on stderr are of the caller's own Ray."""
     assert scored["out"] == ""
     assert not [line for line in scored["err"].splitlines() if "ray" not in line.lower()]
-    assert scored["lines"][0].startswith("digits-sid: sid on 1 workers")
+    assert scored["lines"][0].startswith("digits-sid: sid on 1 worker,")
     assert scored["lines"][-1].startswith("MLflow UI")
 
 
