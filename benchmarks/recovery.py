@@ -28,7 +28,7 @@ from safetensors import safe_open
 from benchmarks.local_cluster import LocalCluster, Run
 from sid_ray.actors.timeline import PHASES
 from sid_ray.checkpoint.manifest import EMA_FOLDER, images_seen_of
-from sid_ray.checkpoint.writer import Storage
+from sid_ray.checkpoint.writer import RunStorage
 from tests.support.checkpoints import newest_whole, read_manifest
 
 IMAGES, EVERY = 5120, 640
@@ -167,7 +167,7 @@ class Scenarios:
 
 def checkpoints_of(run: Run) -> list[str]:
     """Whole checkpoints in the run's folder, newest first."""
-    return Storage(run.folder).names()
+    return RunStorage(run.folder).names()
 
 
 def row(name: str, run: Run, reference: Path) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from sid_ray.checkpoint.find import find_generator, newest_listed, newest_whole
 from sid_ray.checkpoint.manifest import MANIFEST, SCHEMA, Manifest
 from sid_ray.checkpoint.restore import Search
-from sid_ray.checkpoint.writer import Spool, Storage
+from sid_ray.checkpoint.writer import RunStorage, Spool
 from sid_ray.commands.distill import show_next
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
@@ -98,7 +98,7 @@ def away(monkeypatch):
 
 def test_checkpoints_get_there_older_ones_go_and_another_node_goes_on(bench, fetched):
     names = bench.stored(64, 128, 192)
-    assert Storage(bench.run).names() == [names[2], names[1]]
+    assert RunStorage(bench.run).names() == [names[2], names[1]]
     assert newest_whole(bench.run) == (names[2], [])
     assert [path.name for path in bench.local.iterdir()] == names[2:]
     assert bench.newest() == (192, 192.0)
@@ -137,7 +137,10 @@ def test_training_goes_on_while_storage_is_away_and_the_pause_is_told(bench, awa
         settle(bench.spool, lambda: bench.spool._writing is None)
     away.clear()
     bench.spool.flush()
-    assert [name[11:23] for name in Storage(bench.run).names()] == ["000000000128", "000000000064"]
+    assert [name[11:23] for name in RunStorage(bench.run).names()] == [
+        "000000000128",
+        "000000000064",
+    ]
     assert len(bench.said("storage cannot be written")) == 1
     (back,) = bench.said("storage is back after")
     assert back.endswith("s: checkpoint_000000000064_a1 is uploaded")
@@ -197,10 +200,10 @@ def test_a_checkpoint_that_is_being_removed_never_looks_whole(bench, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Store, "remove", once)
         with pytest.raises(UnreachableStoreError):
-            Storage(bench.run).keep(1)
-    assert Storage(bench.run).names() == names[1:]
+            RunStorage(bench.run).keep(1)
+    assert RunStorage(bench.run).names() == names[1:]
     assert f"{names[0]}/{GENERATOR}" in bench.run.files()
-    Storage(bench.run).keep(1)
+    RunStorage(bench.run).keep(1)
     assert bench.run.folders() == names[1:]
 
 
@@ -208,7 +211,7 @@ def test_newer_checkpoints_are_forgotten(bench):
     names = bench.stored(64, 128)
     bench.spool.forget_after(names[0])
     assert bench.newest() == (64, 64.0)
-    assert Storage(bench.run).names() == names[:1]
+    assert RunStorage(bench.run).names() == names[:1]
 
 
 def test_generators_are_found_by_run_and_checkpoint(bench, tmp_path, monkeypatch, fetched):

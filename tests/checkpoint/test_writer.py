@@ -13,7 +13,7 @@ from sid_ray.checkpoint import writer as spool_module
 from sid_ray.checkpoint.manifest import MANIFEST, checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import take_snapshot
-from sid_ray.checkpoint.writer import Spool, Storage
+from sid_ray.checkpoint.writer import RunStorage, Spool
 from sid_ray.storage import errors
 from sid_ray.storage.fence import Fence, lease_name
 from tests.checkpoint.test_manifest import DESCRIPTION
@@ -69,7 +69,7 @@ def bench(tmp_path):
 
 def cut(monkeypatch, error=errno.EIO):
     """Storage that fails until the returned function is called."""
-    real, down = Storage.put, threading.Event()
+    real, down = RunStorage.put, threading.Event()
     down.set()
 
     def put(self, source, name, file):
@@ -77,7 +77,7 @@ def cut(monkeypatch, error=errno.EIO):
             raise OSError(error, "Input/output error")
         real(self, source, name, file)
 
-    monkeypatch.setattr(Storage, "put", put)
+    monkeypatch.setattr(RunStorage, "put", put)
     monkeypatch.setattr(errors, "RETRY_S", (0.01,))
     return down.clear
 
@@ -147,7 +147,7 @@ def test_training_goes_on_while_storage_is_cut_and_the_newest_gets_there(bench, 
     assert newest_whole(bench.storage)[0] is None
     restore()
     bench.spool.flush()
-    stored = Storage(bench.storage).names()
+    stored = RunStorage(bench.storage).names()
     # The first was on its way; of the others the newest followed it.
     assert [name[11:23] for name in stored] == ["000000000192", "000000000064"]
     assert "storage cannot be written" in bench.told[0]

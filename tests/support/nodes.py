@@ -14,7 +14,7 @@ import torch
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Search
 from sid_ray.checkpoint.snapshot import StatefulRole, take_snapshot
-from sid_ray.checkpoint.writer import Spool, Storage
+from sid_ray.checkpoint.writer import RunStorage, Spool
 from sid_ray.distributed.roles import Trainee
 from sid_ray.storage import errors
 from sid_ray.weights.folder import ModelDescription
@@ -29,14 +29,14 @@ class Node:
         self.rank, self.folder, self.trainee, self.roles = rank, folder, trainee, roles
         self.down, self.told = False, list[str]()
         (folder / "run").mkdir(parents=True, exist_ok=True)
-        real, node = Storage.put, self
+        real, node = RunStorage.put, self
 
-        def put(storage: Storage, source: Path, name: str, file: str) -> None:
+        def put(storage: RunStorage, source: Path, name: str, file: str) -> None:
             if node.down:
                 raise OSError("Input/output error")
             real(storage, source, name, file)
 
-        Storage.put = put  # type: ignore[method-assign]
+        RunStorage.put = put  # type: ignore[method-assign]
         errors.RETRY_S = (0.01,)
 
     def start(self, disk: str) -> None:
