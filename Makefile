@@ -1,5 +1,5 @@
 # make quickstart   installs, distils a real teacher into a one-step generator, shows the result
-# make test         installs, runs the test suite in two processes
+# make test         installs, runs the test suite
 # make quick        installs, runs the tests of what a run computes: under a minute
 # make lint         installs, checks style, types and import directions
 PYTHON ?= python3
@@ -13,9 +13,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)
 	@$(BIN)/sid-ray distill digits-sid --run quickstart
 
-# Two processes share the files of tests.
+# Three processes share the files of tests: on two cores one of them waits for a run now and then.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 QUICK := $(addprefix tests/,test_architecture.py test_cli.py test_groups.py config diffusion objectives \
 	recipes training checkpoint storage/test_fence.py data/test_order.py)

@@ -33,9 +33,21 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
+LONGEST = (  # real runs, of which the tests behind them wait for each other's processes
+    "test_distill.py",
+    "test_deepspeed_role.py",
+    "test_driver.py",
+    "test_toys.py",
+    "test_earlier_run.py",
+    "test_hostile.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """What takes longest is begun first: two processes share the files of tests."""
-    items.sort(key=lambda item: "distill_runs" not in getattr(item, "fixturenames", ()))
+    """What takes longest is begun first: several processes share the files of tests."""
+    last = len(LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, last))
 
 
 @pytest.fixture(scope="session")

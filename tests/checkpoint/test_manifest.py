@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,12 +32,19 @@ def write(run, images_seen: int, seed: int = 0):
     return folder, trainee, states
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    write(folder, 64)
+    write(folder, 128, seed=1)
+    (folder / "checkpoint_manager_snapshot.json").write_text("{}")
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path):
-    write(tmp_path, 64)
-    write(tmp_path, 128, seed=1)
-    (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")
-    return tmp_path
+def run(written, tmp_path):
+    """Two checkpoints, to damage."""
+    return Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True))
 
 
 def test_state_survives_exactly(tmp_path):
