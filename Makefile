@@ -13,9 +13,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)
 	@$(BIN)/sid-ray distill digits-sid --run quickstart
 
-# Three processes share the files of tests: on two cores one of them waits for a run now and then.
+# Two processes share the files of tests.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 QUICK := $(addprefix tests/,test_architecture.py test_cli.py test_groups.py config diffusion objectives \
 	recipes training checkpoint storage/test_fence.py data/test_order.py)

@@ -14,6 +14,7 @@ from sid_ray.run_folder import read_record
 from sid_ray.storage.store import Store
 from tests.support.tracking import wait_for
 
+pytestmark = pytest.mark.slow  # two Rays at once; test_api.py asks the same of a stand-in driver
 PATIENCE_S = 280
 KEPT = (
     "signal handlers", "blocked signals", "environment", "file descriptors", "warnings",
@@ -84,7 +85,6 @@ def test_the_generator_samples(scored):
     assert scored["same"], "a seed's image is the same in any call"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ctrl_c_and_a_killed_caller_leave_a_run_that_goes_on(tmp_path):
     """Checkpoints are only written when the workers are asked to save."""
