@@ -4,47 +4,69 @@ That of a head, asked before it is joined, is in test_start.py; that of uploads 
 """
 
 import inspect
+import json
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import ray
 from ray._private import parameter, ray_constants
 from ray._private.node import Node
 
-from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.jobs import upload
 from sid_ray.jobs.local_nodes import LocalNodes
 from sid_ray.ray_setup import ray_private
 
+ASKED = """
+import json, sys, ray
+from sid_ray.actors.own_ray import start_own_ray
+from sid_ray.ray_setup import ray_private
+
+start_own_ray(1, use_gpu=False)
+context = ray.get_runtime_context()
+head = ray_private.Head(context.gcs_address, timeout_s=10)
+found = {
+    "node": context.get_node_id(),
+    "job": context.get_job_id(),
+    "nodes of this machine": list(ray_private.nodes_of_this_machine()),
+    "jobs": ray_private.jobs(),
+    "draining": list(ray_private.draining_nodes()),
+    "versions": [head.ray_version(), head.python_version()],
+    "nodes of the head": list(head.nodes()),
+}
+head.close()
+ray.shutdown()
+print(json.dumps(found))
+"""
+
 
 @pytest.fixture(scope="module")
-def context():
-    """A Ray of this process's own; what its driver knows of itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        start_own_ray(1, use_gpu=False)
-        yield ray.get_runtime_context()
-        ray.shutdown()
+def found():
+    """What a driver with a Ray of its own is told. In a process of its own: Ray looks once a
+    process whether tokens are asked for."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_version_is_the_one_that_is_pinned():
     assert ray_private.is_known()
 
 
-def test_a_cluster_tells_of_its_nodes_and_jobs(context):
-    assert context.get_node_id() in ray_private.nodes_of_this_machine()
-    assert ray_private.jobs() == {context.get_job_id(): False}
-    assert ray_private.draining_nodes() == set()
+def test_a_cluster_tells_of_its_nodes_and_jobs(found):
+    assert found["node"] in found["nodes of this machine"]
+    assert found["jobs"] == {found["job"]: False}
+    assert found["draining"] == []
 
 
-def test_a_head_is_asked_without_joining_it(context):
-    head = ray_private.Head(context.gcs_address, timeout_s=10)
-    try:
-        assert head.ray_version() == ray.__version__
-        assert head.python_version() == platform.python_version()
-        assert head.nodes() == {context.get_node_id()}
-    finally:
-        head.close()
+def test_a_head_is_asked_without_joining_it(found):
+    assert found["versions"] == [ray.__version__, platform.python_version()]
+    assert found["nodes of the head"] == [found["node"]]
 
 
 def test_a_table_of_jobs_that_is_another_says_nothing(monkeypatch):
