@@ -193,6 +193,7 @@ def overlapping() -> bytes:
 
 
 @functools.cache
+@functools.cache
 def large_claims() -> dict[str, bytes]:
     """Small files that announce, or grow into, something large."""
     huge = struct.pack("<Q", GIB_10)
