@@ -91,7 +91,8 @@ def call(folder, run, images, interrupt):
 
     def progress(line):
         lines.append(line)
-        if interrupt and line.startswith("first step"):
+        # Once: a driver that is interrupted while it tells a line tells it again.
+        if interrupt and line.startswith("first step") and lines.count(line) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     settings = {"output__checkpoint_every": 10**6, "output__report_every": 64}
