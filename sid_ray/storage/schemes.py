@@ -61,7 +61,7 @@ class Disk(Scheme):
                 replace_file(Path(url), new)
 
 
-class ParsedAddress(Scheme):
+class NetworkScheme(Scheme):
     """Networks are fetched from there (weights/sources.py); nothing is kept."""
 
     is_store = False
@@ -73,16 +73,16 @@ class ParsedAddress(Scheme):
         raise UserError(f"{text}: expected {stores()}")
 
 
-DISK, BUILTIN = Disk(), ParsedAddress("builtin:", "builtin:NAME", is_fetched=False)
+DISK, BUILTIN = Disk(), NetworkScheme("builtin:", "builtin:NAME", is_fetched=False)
 SCHEMES: dict[str, Scheme] = {
     scheme.prefix: scheme
     for scheme in (
         DISK,
         BUILTIN,
-        ParsedAddress("https://", "https://"),
-        ParsedAddress("http://", "http://"),
+        NetworkScheme("https://", "https://"),
+        NetworkScheme("http://", "http://"),
         S3(),
-        ParsedAddress("hf://", "hf://OWNER/REPO/PATH"),
+        NetworkScheme("hf://", "hf://OWNER/REPO/PATH"),
     )
 }
 
