@@ -97,8 +97,6 @@ def ten_bits(value: Tensor) -> Tensor:
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-
-
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     return {name: relative(found[name], value) for name, value in expected.items()}
 
@@ -106,12 +104,13 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
 def bounded(case: VectorCase, expected: dict[str, Tensor]) -> VectorCase:
     """The case with its bounds; prints what they were made of."""
     cpu = torch.device("cpu")
-    wanted = dataclasses.replace(case, bounds=dict.fromkeys(LEAST, {}))
+    wanted = dataclasses.replace(case, bounds={name: {} for name in LEAST})
     bounds: dict[str, dict[str, float]] = {}
     for precision in precisions_of(wanted):
         own = errors(outcome_of(case, cpu, precision), expected)
         bounds[precision] = {
-            name: float(f"{max(ALLOWED * error, LEAST[precision]):.1e}") for name, error in own.items()
+            name: float(f"{max(ALLOWED * error, LEAST[precision]):.1e}")
+            for name, error in own.items()
         }
         shown = ", ".join(f"{name} {error:.1e}" for name, error in own.items())
         print(f"| {case.name} | {precision} | {shown} |")

@@ -70,9 +70,7 @@ class DoctorOptions(OfRecipe):
                 if getattr(self, name):
                     raise UserError(f"--{name} belongs to sid-ray doctor --device")
         elif self.recipe or self.deep:
-            raise UserError(
-                "--device looks at this machine alone: leave the recipe and --deep out"
-            )
+            raise UserError("--device looks at this machine alone: leave the recipe and --deep out")
 
 
 def check_versions(patient: Patient) -> Iterator[Answer]:

@@ -65,7 +65,7 @@ def gpu_facts() -> dict[str, str]:
 
 
 def gpu_tables(ask: Sequence[Sequence[str]] = (STATE, TOPOLOGY)) -> dict[str, str]:
-    """What nvidia-smi says of clocks, power, links and how GPUs reach each other; '' for nothing."""
+    """What nvidia-smi says of clocks, power and links, and how GPUs reach each other."""
     titles = ("state of the GPUs", "links between GPUs")
     return {title: said_by(command) for title, command in zip(titles, ask, strict=True)}
 

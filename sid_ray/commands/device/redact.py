@@ -6,7 +6,7 @@ import re
 
 # A path's folders, up to its last part; not of numbers such as 3/4, nor of and/or.
 FOLDERS = re.compile(r"(?<![\w.])~?/(?:[^\s/:'\"()<>,;|]+/)+")
-ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\[[0-9a-f:%\w]*::[0-9a-f:%\w]*\](?::\d+)?", re.I)
+ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\[[\w:%]*::[\w:%]*\](?::\d+)?")
 LONG_WORD = re.compile(r"\b[A-Za-z0-9_\-]{32,}\b")  # as keys and tokens are
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,15 +90,14 @@ class DeviceReport:
         lines = ["# sid-ray doctor --device", "", self.in_a_line(), "", *table_of(self.facts), ""]
         lines += ["| check | verdict | rows | seconds |", "|---|---|---|---:|"]
         for each in self.checks:
-            counts = ", ".join(f"{each.counts[word]} {word}" for word in VERDICTS if each.counts[word])
-            lines.append(f"| {each.check.name} | {each.verdict} | {counts} | {each.seconds:.0f} |")
+            words = [f"{each.counts[word]} {word}" for word in VERDICTS if each.counts[word]]
+            cells = each.check.name, each.verdict, ", ".join(words), f"{each.seconds:.0f}"
+            lines.append(table_line(cells))
         for each in self.checks:
             lines += ["", f"## {each.check.name}: {each.check.looks_at}", ""]
             lines += ["| what | measured | bound | verdict |", "|---|---|---|---|"]
-            lines += [
-                "| " + " | ".join(map(in_a_cell, (row.name, row.measured, row.bound, row.verdict))) + " |"
-                for row in each.rows
-            ]
+            cells_of = ((row.name, row.measured, row.bound, row.verdict) for row in each.rows)
+            lines += map(table_line, cells_of)
         for title, text in self.tables.items():
             lines += ["", f"## {title}", "", "```", text, "```"]
         return lines
@@ -114,5 +113,5 @@ class DeviceReport:
         )
 
 
-def in_a_cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def table_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"

@@ -10,14 +10,19 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING
+from sid_ray.commands.device.redact import without_places
+from sid_ray.errors import UserError
+from sid_ray.storage.places import one_line
 
 MEASURED = "measured"  # a figure that is held to no bound
 VERDICTS = (OK, MEASURED, WARNING, SKIPPED, FAILED)
+MOST_LETTERS = 300  # of an error
 Figure = float | int | str | bool
 
 
@@ -89,6 +94,22 @@ def held_to(name: str, what: str, value: float, bound: float, **figures: Figure)
     )
 
 
+def guarded(name: str, look: Callable[[], Iterable[DeviceRow]]) -> Iterator[DeviceRow]:
+    """The rows of a part of a check; one that says how it failed in place of an exception."""
+    try:
+        yield from look()
+    except Exception as error:
+        yield row_of_error(name, error)
+
+
+def row_of_error(name: str, error: Exception) -> DeviceRow:
+    """What went wrong, without anybody's folders in it. The traceback goes to stderr."""
+    traceback.print_exception(error)
+    text = without_places(one_line(str(error)))
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return DeviceRow(name, f"{kind}{text:.{MOST_LETTERS}}", verdict=FAILED)
+
+
 def not_looked_at(name: str, why: str) -> DeviceRow:
     return DeviceRow(name, why, verdict=SKIPPED)
 
@@ -103,5 +124,5 @@ def cut_short(name: str, rig: Rig, needed_s: float) -> Iterator[DeviceRow]:
 
 __all__ = [
     "FAILED", "MEASURED", "OK", "SKIPPED", "VERDICTS", "WARNING", "DeviceRow", "Figure", "Rig",
-    "cut_short", "held_to", "not_looked_at",
+    "cut_short", "guarded", "held_to", "not_looked_at", "row_of_error",
 ]  # fmt: skip

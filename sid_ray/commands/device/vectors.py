@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,13 @@ from sid_ray.objectives.spec import objective_spec
 from sid_ray.tensor_files.tensors import read_safetensors
 from sid_ray.training.assemble import objective_of, schedule_of
 from sid_ray.types import Batch, Condition, Draw, Networks, Scope, Want
+from sid_ray.weights.sources import ASSETS
 
 FOLDER, CASES, TENSORS = "device-vectors", "vectors.json", "vectors.safetensors"
 SAMPLES = 2048  # elements of a gradient
 SPREAD = 0.1  # relative difference of the three networks' weights
 LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
+DRAWN = ("freqs", "phases")  # buffers of random numbers, drawn where a network is built
 STRIDE = 2_654_435_761  # a prime: samples lie everywhere in a gradient
 
 
@@ -57,7 +58,7 @@ class VectorCase:
 
 def read_cases() -> tuple[list[VectorCase], dict[str, Tensor]]:
     """The cases that ship, and CASE/NAME -> what comes out."""
-    folder = files("sid_ray") / "assets" / FOLDER
+    folder = ASSETS / FOLDER
     cases = json.loads((folder / CASES).read_text())["cases"]
     return [VectorCase(**case) for case in cases], read_safetensors(folder / TENSORS)
 
@@ -67,24 +68,26 @@ class Numbers64:
 
     def __init__(self, seed: int, device: torch.device, dtype: torch.dtype):
         self._random = np.random.RandomState(seed)
-        self._to = {"device": device, "dtype": dtype}
+        self.device, self.dtype = device, dtype
 
     def normal(self, *size: int) -> Tensor:
         # Rounded to float32 for float64's sake: both compute with the same numbers.
-        return torch.from_numpy(self._random.standard_normal(size)).float().to(**self._to)
+        return (
+            torch.from_numpy(self._random.standard_normal(size)).float().to(self.device, self.dtype)
+        )
 
     def uniform(self, *size: int) -> Tensor:
-        return torch.from_numpy(self._random.uniform(size=size)).float().to(**self._to)
+        return torch.from_numpy(self._random.uniform(size=size)).float().to(self.device, self.dtype)
 
     def one_hot(self, count: int, classes: int) -> Tensor:
         chosen = torch.from_numpy(self._random.randint(classes, size=count))
-        return nn.functional.one_hot(chosen, classes).to(**self._to)
+        return nn.functional.one_hot(chosen, classes).to(self.device, self.dtype)
 
 
 def filled_network(case: VectorCase, numbers: Numbers64, like: nn.Module | None = None) -> Any:
     """The case's network with weights that are small nowhere; near those of ``like``."""
     net = family_of(case.family).build(case.network)
-    net.to(**numbers._to).eval().requires_grad_(False)
+    net.to(numbers.device, numbers.dtype).eval().requires_grad_(False)
     others = dict(like.named_parameters()) if like is not None else {}
     tensors = {**dict(net.named_buffers()), **dict(net.named_parameters())}
     for name in sorted(tensors):
@@ -93,8 +96,9 @@ def filled_network(case: VectorCase, numbers: Numbers64, like: nn.Module | None 
             value.copy_(others[name] * (1 + SPREAD * numbers.normal(*value.shape)))
         elif isinstance(value, nn.Parameter):
             value.copy_(weight_like(value, numbers))
-        elif "freqs" in name or "phases" in name:  # of noise levels, drawn where a network is built
-            value.copy_(like.get_buffer(name) if like is not None else numbers.uniform(*value.shape))
+        elif name.rpartition(".")[2] in DRAWN:
+            drawn = numbers.uniform(*value.shape) if like is None else like.get_buffer(name)
+            value.copy_(drawn)
     return net
 
 
@@ -144,15 +148,16 @@ def of_network(case: VectorCase, net: nn.Module, numbers: Numbers64) -> dict[str
 def of_objective(case: VectorCase, nets: list[Any], numbers: Numbers64) -> dict[str, Tensor]:
     """Both losses of an objective, and samples of their gradients."""
     family, network, config = family_of(case.family), case.network, case.config
-    text, labels, shape = family.text_shape(network), family.label_dim(network), family.shape(network)
-    count = case.images
+    text, labels = family.text_shape(network), family.label_dim(network)
+    shape, count = family.shape(network), case.images
+    reads_images = objective_spec(config.objective.name).reads_images
     objective = objective_of(config, numbers.normal(*text) if text else None)
     batch = Batch(
         numbers.one_hot(count, labels) if labels else None,
-        numbers.normal(count, *shape) if objective_spec(config.objective.name).reads_images else None,
+        numbers.normal(count, *shape) if reads_images else None,
         numbers.normal(count, *text) if text else None,
     )
-    found = {}
+    found: dict[str, Tensor] = {}
     for phase, net, loss in (
         ("fake score", nets[1], objective.fake_loss),
         ("generator", nets[2], objective.generator_loss),

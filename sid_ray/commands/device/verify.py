@@ -26,6 +26,8 @@ CPU_WORLD = 2  # processes that stand for GPUs there
 DEVICE_CHECKS = (
     DeviceCheck("numbers", "networks, losses and gradients against the vectors that ship",
         "commands.device.numbers:check_numbers", 30),
+    DeviceCheck("steps", "an iteration of each objective against the CPU, and to the same bits",
+        "commands.device.steps:check_steps", 45),
 )  # fmt: skip
 
 
