@@ -28,6 +28,10 @@ DEVICE_CHECKS = (
         "commands.device.numbers:check_numbers", 30),
     DeviceCheck("steps", "an iteration of each objective against the CPU, and to the same bits",
         "commands.device.steps:check_steps", 45),
+    DeviceCheck("collectives", "NCCL over all GPUs, and gloo beside: right sums, and bandwidth",
+        "commands.device.collectives:check_collectives", 45),
+    DeviceCheck("zero", "ZeRO 0 to 3 with offloading against plain torch",
+        "commands.device.zero:check_zero", 75),
 )  # fmt: skip
 
 
