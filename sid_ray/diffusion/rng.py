@@ -73,7 +73,7 @@ def draw_group(
     if spec.num_steps > 1:
         # One step for the whole iteration: every rank then runs as many passes.
         of_iteration = generator_for(seed, stream, images_seen)
-        step = torch.randint(spec.num_steps, (1,), generator=of_iteration).expand(group_size)
+        step = int(torch.randint(spec.num_steps, (1,), generator=of_iteration))
         count = (group_size, spec.num_steps - 1, *shape)
         draw = draw._replace(step=step, more_noise=torch.randn(count, generator=more(STEPS)))
     if spec.text:

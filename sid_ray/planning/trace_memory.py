@@ -247,7 +247,7 @@ def inputs(
         noise=some(*shape),
         time=some() + 0.5,
         dropout_keys=keys,
-        step=torch.full((images,), steps - 1) if steps > 1 else None,
+        step=steps - 1 if steps > 1 else None,
         more_noise=some(steps - 1, *shape) if steps > 1 else None,
         text_uniform=some() if wanted.text else None,
         augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,

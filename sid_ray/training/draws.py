@@ -43,8 +43,10 @@ def draws_of(
         ]
         cut = slice(micro_step.start, micro_step.stop)
 
-        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-            found = [part[cut] for part in parts if part is not None]
+        def joined(parts: Sequence[Tensor | int | None]) -> Tensor | int | None:
+            if isinstance(parts[0], int):
+                return parts[0]
+            found = [part[cut] for part in parts if isinstance(part, Tensor)]
             return torch.cat(found).to(device) if found else None
 
         fields = zip(*(draw for draw, _ in groups), strict=True)
