@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.groups import GroupPlan, MicroStep
-from sid_ray.training.draws import Drawn, Maker, DrawUnit, seen_by
+from sid_ray.training.draws import Drawn, DrawUnit, Maker, seen_by
 from sid_ray.types import Batch, Draw
 
 AHEAD = 2  # units that are made beyond the one that is computed

@@ -11,7 +11,7 @@ import torch
 
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, draw_group
 from sid_ray.groups import GroupPlan, MicroStep
-from sid_ray.training.draws import Drawn, Draws, Maker, DrawUnit, draws_of
+from sid_ray.training.draws import Drawn, Draws, DrawUnit, Maker, draws_of
 from sid_ray.training.draws_ahead import Coming, DrawsAhead, HostLane, lane_to
 from sid_ray.types import Batch, Draw, DrawSpec, Pick
 from tests.support.networks import LabelledNoise
