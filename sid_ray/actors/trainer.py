@@ -212,7 +212,8 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
     if settings.own_scaling:
         alone = not joins_cluster()
         fixed = fixed and alone  # on a cluster the policy is needed to give up silent nodes
-        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone)
+        beside = evaluator_resources(config)
+        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone, beside=beside)
     return make(
         train_loop,
         train_loop_config={
