@@ -45,8 +45,9 @@ from sid_ray.distributed.roles import Trainee
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
+from sid_ray.training.draws import draws_of
 from sid_ray.training.health import Health
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
