@@ -15,7 +15,7 @@ import torch.multiprocessing
 from sid_ray.commands.device.rows import DeviceRow, Rig
 from sid_ray.storage.durable import append_line, read_values
 
-HOST = "127.0.0.1"
+HOST, LOOK_S = "127.0.0.1", 0.2
 FAILURES = (
     torch.multiprocessing.ProcessRaisedException,
     torch.multiprocessing.ProcessExitedException,
@@ -27,18 +27,23 @@ Work = Callable[[Rig, int, torch.device, Tell], None]
 def rows_of_ranks(work: Work, rig: Rig, backend: str) -> Iterator[DeviceRow]:
     """What rank 0 of ``rig.world`` processes tells, each of them work(rig, rank, device, tell).
 
-    They are joined by ``backend``, "nccl" or "gloo". Rows that were told before a process failed
-    are there. Raises torch.multiprocessing's exceptions, which have the traceback of that process.
+    They are joined by ``backend``, "nccl" or "gloo". Raises RuntimeError where one of them fails,
+    behind the rows that were told before.
     """
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
+        given = (work, rig, backend, free_port(), str(rows))
+        processes = torch.multiprocessing.spawn(joined_rank, given, nprocs=rig.world, join=False)
+        seen, over = 0, False
         failed: Exception | None = None
-        try:
-            given = (work, rig, backend, free_port(), str(rows))
-            torch.multiprocessing.spawn(joined_rank, given, nprocs=rig.world)
-        except FAILURES as error:
-            failed = error
-        yield from (DeviceRow(**values) for values in read_values(rows))
+        while not over:
+            try:
+                over = processes.join(timeout=LOOK_S)
+            except FAILURES as error:
+                failed, over = error, True
+            found = read_values(rows)
+            yield from (DeviceRow(**values) for values in found[seen:])
+            seen = len(found)
         if failed is not None:
             raise shortened(failed)
 

@@ -17,7 +17,8 @@ from sid_ray.objectives.spec import objective_specs
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import RECIPES, recipe
 from sid_ray.training.assemble import Data, data_of, find_start, objective_of
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 
 LATE = 1 << 30  # images seen: every warm-up is over
 SPREAD = 0.01  # relative change of the trained weights, as in the midst of a run
@@ -76,11 +77,16 @@ def short_config(name: str, groups: int, group_size: int) -> DistillConfig:
 
 
 def begin_run(
-    config: DistillConfig, device: torch.device, world_size: int = 1, rank: int = 0
+    config: DistillConfig,
+    device: torch.device,
+    world_size: int = 1,
+    rank: int = 0,
+    local_folder: str = "",
 ) -> ShortRun:
     """All that a worker does before its first iteration, but for a state to go on from.
 
-    Where ``world_size`` is more than one, the process group is there. A collective.
+    Where ``world_size`` is more than one, the process group is there. Compiled code is kept in
+    ``local_folder``. A collective.
     """
     start = find_start(config)
     settings = WorkerSettings(
@@ -88,7 +94,7 @@ def begin_run(
         run_folder="",
         teacher_folder=str(start.teacher),
         initial_generator="",
-        local_folder="",
+        local_folder=local_folder,
         run_key="",
         own_scaling=False,
         tracker=None,
