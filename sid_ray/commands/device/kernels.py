@@ -91,7 +91,8 @@ def attention_error(
     few = (1, min(shape[1], 2), *shape[2:])
     given = queries_keys_values(few, dtype, device)
     wide = [value.detach().double().requires_grad_() for value in given]
-    out, expected = attend(*given, backend), plain_attention(*wide)
+    (q, k, v), expected = given, plain_attention(*wide)
+    out = attend(q, k, v, backend)
     out.double().sum().backward()
     expected.sum().backward()
     pairs = [(out, expected)]
@@ -114,6 +115,7 @@ def attention_seconds(
     given = queries_keys_values(shape, dtype, device)
 
     def both_ways() -> None:
-        attend(*given, backend).backward(given[0].detach())
+        q, k, v = given
+        attend(q, k, v, backend).backward(q.detach())
 
     return seconds_of(both_ways, device)

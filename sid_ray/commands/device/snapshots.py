@@ -68,7 +68,7 @@ def check_snapshot(rig: Rig) -> Iterator[DeviceRow]:
     )
     yield DeviceRow(
         f"{name}: all is copied",
-        f"after {later.whole:.2f} s; {expected:.2f} s at {bandwidth / 1e9:.1f} GB/s, one large copy's",
+        f"after {later.whole:.2f} s; a large copy at {bandwidth / 1e9:.1f} GB/s: {expected:.2f} s",
         f"{2 * expected + STALL_S:.2f} s",
         OK if later.whole <= 2 * expected + STALL_S else WARNING,
         {"whole_s": later.whole, "at_bandwidth_s": expected, "bytes_per_s": bandwidth},
