@@ -20,9 +20,10 @@ from sid_ray.actors.build import (
     WorkerSettings,
     build_networks,
     build_spool,
-    object_group,
 )
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
+from sid_ray.actors.passes import short_of_memory
+from sid_ray.actors.process_groups import bind, leave_groups, meeting_group
 from sid_ray.actors.proof import prove
 from sid_ray.actors.signals import (
     LEASE_ENDS,
@@ -32,13 +33,14 @@ from sid_ray.actors.signals import (
     RESIZE,
     Heartbeat,
     PausedError,
+    tell_failure,
 )
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Reachable, Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
@@ -262,15 +264,18 @@ def crossed(every: int, before: int, after: int) -> bool:
 def build_worker(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
+    if micro_batch := ray.get(settings.tracker.micro_batch.remote()):
+        config = replace(config, resources__micro_batch=micro_batch)
     set_endpoint(config.storage.endpoint_url, config.storage.region)
-    group = object_group()
-    settings = prove(config, settings, group)
-    context = ray.train.get_context()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    bind(device)
+    group = meeting_group()
+    settings = prove(config, settings, group)
+    gathered(None, group)  # all have their networks: on NCCL nobody waits for who still fetches
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
-    device = ray.train.torch.get_device()
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings, group)
     return Worker(
@@ -328,7 +333,11 @@ class Loop:
         worker, trainee, output = self.worker, self.worker.trainee, self.worker.config.output
         before = trainee.images_seen
         self.await_data()
-        step(trainee, self.objective, self.settings, self.draws, worker.sums)
+        try:
+            step(trainee, self.objective, self.settings, self.draws, worker.sums)
+        except torch.OutOfMemoryError as error:
+            tracker = worker.settings.tracker
+            raise short_of_memory(worker.config, worker.world_size, tracker) from error
         after, finished = trainee.images_seen, worker.finished
         if worker.heartbeat:
             worker.heartbeat.stepped(after)
@@ -390,6 +399,18 @@ def train_worker(worker: Worker) -> None:
 
 def train_loop(settings: Mapping[str, Any]) -> None:
     """Ray Train's entry point on each worker."""
+    try:
+        run_worker(settings)
+    except PausedError:  # all ranks stop alike
+        raise
+    except BaseException as error:
+        tell_failure(settings["tracker"], ray.train.get_context().get_world_rank(), error)
+        leave_groups()
+        raise
+
+
+def run_worker(settings: Mapping[str, Any]) -> None:
+    """One rank from its start to its end."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     tracker = settings["tracker"]
