@@ -21,6 +21,7 @@ from sid_ray.actors.build import (
     build_networks,
     build_spool,
 )
+from sid_ray.actors.handover import Handover
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.passes import short_of_memory
 from sid_ray.actors.process_groups import bind, leave_groups, meeting_group
@@ -35,6 +36,7 @@ from sid_ray.actors.signals import (
     PausedError,
     tell_failure,
 )
+from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Reachable, Search
 from sid_ray.checkpoint.snapshot import take_snapshot
@@ -92,7 +94,8 @@ class Worker:
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
     data_stalled_s: float = 0.0  # waited for any rank's data since then
     evaluation_stalled_s: float = 0.0  # spent on handing weights to the evaluator since then
-    handed: list[Any] = field(default_factory=list)  # to the evaluator, perhaps on their way
+    copies: Copies = field(default_factory=Copies)  # of the state, for checkpoints
+    handover: Handover | None = None  # on rank 0 of a run that is evaluated
 
     @property
     def finished(self) -> bool:
@@ -137,6 +140,8 @@ class Worker:
 
     def close(self) -> None:
         self.spool.close()
+        if self.handover is not None:
+            self.handover.close()
         if self.heartbeat and self.heartbeat.is_alive():
             self.heartbeat.end()
 
@@ -145,26 +150,28 @@ class Worker:
 
         A collective: every rank holds a part of it.
         """
-        began, weights = time.monotonic(), {}
-        for name, value in whole_state(self.trainee.generator_ema):
-            if self.rank == 0:
-                weights[name] = value.cpu()
-        if self.rank == 0:
-            taken = self.settings.evaluator.take.remote(ray.put(weights), self.trainee.images_seen)
-            self.handed = [*self.unfinished_handovers(), taken]
+        began, weights = time.monotonic(), whole_state(self.trainee.generator_ema)
+        if self.handover is not None:
+            self.handover.give(weights, self.trainee.images_seen)
+        else:
+            for _ in weights:
+                pass
         self.evaluation_stalled_s += time.monotonic() - began
 
-    def unfinished_handovers(self, timeout_s: float = 0.0) -> list[Any]:
-        """Weights that the evaluator has not taken yet: they go with this process."""
-        if not self.handed:
-            return []
-        return ray.wait(self.handed, num_returns=len(self.handed), timeout=timeout_s)[1]
+    def before_writing(self) -> None:
+        """Has copies of the state that are on their way be done before it changes."""
+        self.copies.hold()
 
     def checkpoint(self) -> None:
-        """Copies the state; it is written and uploaded while training goes on. A collective."""
+        """Has the state copied; it is written and uploaded while training goes on. A collective.
+
+        Waits for the checkpoint before it to be on local disk: its memory is used again.
+        """
         began = time.monotonic()
+        self.spool.settle()
         description = generator_description(self.config, self.teacher)
-        snapshot = take_snapshot(self.trainee, self.roles, description, self.config.stored())
+        stored = self.config.stored()
+        snapshot = take_snapshot(self.trainee, self.roles, description, stored, self.copies)
         self.spool.save(snapshot, checkpoint_name(self.trainee.images_seen, self.attempt))
         self.stalled_s += time.monotonic() - began
 
@@ -180,7 +187,8 @@ class Worker:
             if self.spool.flush(self.lease_ends):
                 raise PausedError(NO_LEASE)
             if self.spool.stored == self.trainee.images_seen:
-                self.unfinished_handovers(HANDOVER_PATIENCE_S)
+                if self.handover is not None:
+                    self.handover.unfinished(HANDOVER_PATIENCE_S)
                 return
             if wait_s is not None:
                 time.sleep(wait_s)
@@ -284,6 +292,7 @@ def build_worker(settings: WorkerSettings) -> Worker:
         settings.tracker.event.remote(numbers)
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings, group)
+    gives = rank == 0 and settings.evaluator is not None
     return Worker(
         config=config,
         settings=settings,
@@ -297,6 +306,8 @@ def build_worker(settings: WorkerSettings) -> Worker:
         attempt=new_attempt(spool),
         health=Health(config.health),
         heartbeat=Heartbeat(settings.tracker) if rank == 0 else None,
+        copies=Copies.off(device),
+        handover=Handover(settings.evaluator, Copies.off(device)) if gives else None,
     )
 
 
@@ -311,7 +322,13 @@ class Loop:
     def __init__(self, worker: Worker):
         config, self.worker = worker.config, worker
         training, plan = config.training, config.group_plan(worker.world_size)
-        self.settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
+        self.settings = StepSettings(
+            plan,
+            worker.rank,
+            training.ema_half_life,
+            training.ema_rampup,
+            worker.before_writing,
+        )
         tracker = worker.settings.tracker
         data = data_of(
             config,
