@@ -25,7 +25,7 @@ class Handover:
 
     def __init__(self, evaluator: Any, copies: Copies):
         self.evaluator, self.copies = evaluator, copies
-        self._beside = ThreadPoolExecutor(1, "handover") if copies.lane is not None else None
+        self._beside = ThreadPoolExecutor(1, "handover") if copies.stream is not None else None
         self._sent: list[Future[Any]] = []  # each is the evaluator's answer, a reference of Ray's
 
     def give(self, weights: Iterable[tuple[str, Tensor]], images_seen: int) -> None:

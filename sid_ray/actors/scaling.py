@@ -238,8 +238,7 @@ class Alone(Fixed):
 class OwnTrainer(Trainer):
     """A TorchTrainer with these policies.
 
-    ``alone``: on a Ray of the run's own; ``beside``: what the
-    run's evaluator takes.
+    ``alone``: on a Ray of the run's own. ``beside``: what the run's evaluator takes.
     """
 
     def __init__(

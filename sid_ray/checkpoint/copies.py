@@ -27,7 +27,7 @@ CHUNK = 1 << 29
 ALIGNED = 64  # bytes, at which a copy begins
 
 
-class Lane(Protocol):
+class CopyStream(Protocol):
     """A stream of copies beside the one that computes."""
 
     def is_ours(self, value: Tensor) -> bool:
@@ -49,7 +49,7 @@ class Lane(Protocol):
         """Returns when all before that mark is copied."""
 
 
-class CudaLane:
+class CudaCopyStream:
     """Copies from one GPU."""
 
     def __init__(self, device: torch.device):
@@ -80,7 +80,7 @@ def page_locked(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
-class Shelf:
+class PinnedMemory:
     """Host memory in pieces that are allocated once and handed out anew for each set of copies."""
 
     def __init__(self, allocate: Callable[[int], Tensor] = page_locked, chunk: int = CHUNK):
@@ -114,24 +114,24 @@ class Shelf:
 
 
 class Copies:
-    """One set of copies after another. Without a lane, all that is copied is in CPU memory."""
+    """One set of copies after another. Without a stream, all that is copied is in CPU memory."""
 
-    def __init__(self, lane: Lane | None = None, shelf: Shelf | None = None):
-        self.lane, self._shelf = lane, shelf or Shelf()
+    def __init__(self, stream: CopyStream | None = None, memory: PinnedMemory | None = None):
+        self.stream, self._memory = stream, memory or PinnedMemory()
         self._done: Any = None  # the end of the newest set
         self._held = True
 
     @classmethod
     def off(cls, device: torch.device) -> Copies:
         """For a state that is on this device."""
-        return cls(CudaLane(device) if device.type == "cuda" else None)
+        return cls(CudaCopyStream(device) if device.type == "cuda" else None)
 
     def begin(self) -> None:
         """A new set: what was copied before must not be read any more."""
-        if self.lane is not None:
+        if self.stream is not None:
             self.wait()
-            self._shelf.clear()
-            self.lane.follow()
+            self._memory.clear()
+            self.stream.follow()
 
     def of(self, value: Tensor, lasting: bool = True) -> Tensor:
         """A copy in host memory, also of a tensor that is there already.
@@ -141,28 +141,28 @@ class Copies:
         it computes anything more, so that the tensor's memory may be used again.
         """
         value = value.detach()
-        if self.lane is None or not self.lane.is_ours(value):
+        if self.stream is None or not self.stream.is_ours(value):
             return value.clone()
-        target = self._shelf.like(value)
+        target = self._memory.like(value)
         if not lasting:
-            self.lane.follow()  # it has only just been computed
-        self.lane.copy(target, value)
+            self.stream.follow()  # it has only just been computed
+        self.stream.copy(target, value)
         if not lasting:
-            self.lane.hold(self.lane.mark())
+            self.stream.hold(self.stream.mark())
         return target
 
     def end(self) -> None:
         """The set is whole."""
-        if self.lane is not None:
-            self._done, self._held = self.lane.mark(), False
+        if self.stream is not None:
+            self._done, self._held = self.stream.mark(), False
 
     def hold(self) -> None:
         """To be called before anything that was copied is overwritten. Costs the host nothing."""
-        if self.lane is not None and not self._held:
-            self.lane.hold(self._done)
+        if self.stream is not None and not self._held:
+            self.stream.hold(self._done)
             self._held = True
 
     def wait(self) -> None:
         """Returns when the copies can be read."""
-        if self.lane is not None and self._done is not None:
-            self.lane.wait(self._done)
+        if self.stream is not None and self._done is not None:
+            self.stream.wait(self._done)

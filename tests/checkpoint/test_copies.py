@@ -9,7 +9,7 @@ import torch
 
 from sid_ray.actors import handover as module
 from sid_ray.actors.handover import Handover
-from sid_ray.checkpoint.copies import ALIGNED, Copies, CudaLane, Shelf
+from sid_ray.checkpoint.copies import ALIGNED, Copies, CudaCopyStream, PinnedMemory
 from sid_ray.checkpoint.snapshot import take_snapshot, write_snapshot
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed.roles import fill
@@ -22,7 +22,7 @@ from tests.support.networks import tiny_network
 from tests.training.test_step import CPU, LabelledNoise, trainee_of
 
 
-class LateLane:
+class LateCopies:
     """Copies nothing before somebody has to have it. ``held``: so often the training waited."""
 
     def __init__(self):
@@ -50,12 +50,12 @@ class LateLane:
         self.done = max(self.done, mark)
 
 
-def shelf(chunk=1 << 20):
-    return Shelf(lambda size: torch.full((size,), 0x7F, dtype=torch.uint8), chunk)
+def memory(chunk=1 << 20):
+    return PinnedMemory(lambda size: torch.full((size,), 0x7F, dtype=torch.uint8), chunk)
 
 
 def late():
-    return Copies(LateLane(), shelf())
+    return Copies(LateCopies(), memory())
 
 
 # A snapshot while the training goes on ------------------------------------------------------------
@@ -114,12 +114,12 @@ def test_a_snapshot_in_used_memory_is_the_same(tmp_path):
         )
         plain = take_snapshot(trainee, roles, DESCRIPTION, "{}")
         assert written == write_snapshot(tmp_path / f"plain{number}", plain)
-        sizes.append(copies._shelf.size)
+        sizes.append(copies._memory.size)
     assert sizes == sizes[:1] * 3
 
 
 def test_memory_is_handed_out_once_aligned_and_no_more_than_is_needed():
-    rooms, own = shelf(chunk=1000), []
+    rooms, own = memory(chunk=1000), []
     values = [torch.zeros(30), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(()),
               torch.zeros(700, dtype=torch.float16), torch.zeros(0)]  # fmt: skip
     for value in values:
@@ -142,7 +142,7 @@ def test_what_does_not_last_is_copied_before_its_memory_is_used_again():
     copies.end()
     copies.wait()
     assert copied.tolist() == [1] * 4
-    assert copies.lane.held == 1
+    assert copies.stream.held == 1
 
 
 def test_the_training_waits_once_a_set():
@@ -153,7 +153,7 @@ def test_the_training_waits_once_a_set():
     copies.end()
     for _ in range(5):
         copies.hold()
-    assert copies.lane.held == 1
+    assert copies.stream.held == 1
 
 
 def test_from_cpu_memory_it_is_one_plain_copy():
@@ -164,7 +164,7 @@ def test_from_cpu_memory_it_is_one_plain_copy():
     value.zero_()
     for done in (copies.end, copies.hold, copies.wait):
         done()
-    assert copied.tolist() == [1] * 3 and copies._shelf.size == 0
+    assert copied.tolist() == [1] * 3 and copies._memory.size == 0
 
 
 def test_the_stream_of_a_gpu_is_ordered_as_the_rules_say(monkeypatch):
@@ -203,12 +203,12 @@ def test_the_stream_of_a_gpu_is_ordered_as_the_rules_say(monkeypatch):
         def copy_(self, value, non_blocking):
             said.append(f"copy {value}, non_blocking={non_blocking}")
 
-    lane = CudaLane(torch.device("cuda", 1))
-    lane.follow()
-    lane.copy(Target(), "weights")
-    mark = lane.mark()
-    lane.hold(mark)
-    lane.wait(mark)
+    stream = CudaCopyStream(torch.device("cuda", 1))
+    stream.follow()
+    stream.copy(Target(), "weights")
+    mark = stream.mark()
+    stream.hold(mark)
+    stream.wait(mark)
     assert said == [
         "beside waits for training",
         "on beside",
