@@ -10,6 +10,7 @@ What fails is said by the environment, which workers of a run's own Ray inherit:
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,24 @@ class Faulty(SiD):
 
 
 FAULTY = ObjectiveSpec("faulty", "Faulty", "SiD on a faulty machine", Faulty.of)
+
+
+def entry_point(folder: Path) -> Path:
+    """A folder that, on PYTHONPATH, names the objective to every process."""
+    info = folder / "faulty-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
+    target = "tests.support.faulty_objective:FAULTY"
+    (info / "entry_points.txt").write_text(f"[sid_ray.objectives]\nfaulty = {target}\n")
+    return folder
+
+
+def flags(run: str, folder: Path) -> list[str]:
+    """The command: two workers, ten iterations of four groups."""
+    return [
+        sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid", "--run", run,
+        "--output.folder", str(folder), "--objective.name", "faulty", "--images", "640",
+        "--training.batch-size", "64", "--training.group-size", "16",
+        "--output.checkpoint-every", "320", "--output.report-every", "128",
+        "--evaluation.every", "0", "--evaluation.no-final-report",
+    ]  # fmt: skip
