@@ -114,7 +114,7 @@ class PinnedMemory:
 
 
 class Copies:
-    """One set of copies after another. Without a stream, all that is copied is in CPU memory."""
+    """One set of copies after another. Without a stream each is made at once."""
 
     def __init__(self, stream: CopyStream | None = None, memory: PinnedMemory | None = None):
         self.stream, self._memory = stream, memory or PinnedMemory()
@@ -142,7 +142,7 @@ class Copies:
         """
         value = value.detach()
         if self.stream is None or not self.stream.is_ours(value):
-            return value.clone()
+            return value.clone() if value.device.type == "cpu" else value.cpu()
         target = self._memory.like(value)
         if not lasting:
             self.stream.follow()  # it has only just been computed
