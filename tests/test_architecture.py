@@ -16,7 +16,7 @@ import sid_ray
 PACKAGE = Path(sid_ray.__file__).parent
 ORDER = (  # a folder, or a file of the root, imports only what stands above it here
     ("errors",),
-    ("types", "groups"),
+    ("types", "groups", "device"),
     ("storage",),
     ("ray_setup",),
     ("config", "diffusion"),
@@ -69,6 +69,8 @@ HOMES = {
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),
     "rich": (
         "sid_ray/console.py",
+        "sid_ray/commands/bench.py",
+        "sid_ray/commands/benching/report.py",
         "sid_ray/commands/distill.py",
         "sid_ray/commands/doctor.py",
         "sid_ray/commands/plan.py",
