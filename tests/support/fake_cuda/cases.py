@@ -105,12 +105,17 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def shares(self) -> bool:
+        """Whether roles are DeepSpeed's."""
+        return self.world_size > 1 or self.offload
+
+    @property
     def name(self) -> str:
         """What differs from the plainest case, in a few words."""
         words = [self.path, self.family, self.variant, self.objective, self.precision]
         words.append("" if self.passes == "one" else f"{self.passes} passes")
         words.append("recompute" if self.recompute else "")
-        if self.world_size > 1 or self.offload:
+        if self.shares:
             words.append(f"{self.world_size} ranks ZeRO {self.stage}")
         words.append("sharded teacher" if self.teacher_stage else "")
         words.append("offload" if self.offload else "")

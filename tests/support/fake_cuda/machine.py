@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -129,13 +129,18 @@ def fake_like(tensor: Tensor, device: Any = None, dtype: torch.dtype | None = No
     return fake
 
 
-def replace_tensors(module: nn.Module, device: Any = None, dtype: Any = None) -> nn.Module:
+def replace_tensors(
+    module: nn.Module,
+    device: Any = None,
+    dtype: Any = None,
+    stays: Callable[[Tensor], bool] = lambda tensor: False,
+) -> nn.Module:
     """The module itself, its tensors replaced by fake ones; one that is shared stays shared."""
     made: dict[int, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None:
+                if tensor is not None and not stays(tensor):
                     if id(tensor) not in made:
                         made[id(tensor)] = fake_like(tensor, device, dtype)
                     tensors[name] = made[id(tensor)]
@@ -154,7 +159,12 @@ def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.Module.to: it would write into tensors, which fake ones do not allow."""
     device, dtype, _, order = torch._C._nn._parse_to(*args, **kwargs)
     assert order is None, "orders in memory are not rehearsed"
-    return replace_tensors(module, device, dtype)
+
+    def stays(tensor: Tensor) -> bool:
+        same = dtype in (None, tensor.dtype) or not tensor.is_floating_point()
+        return same and device in (None, tensor.device, torch.device(tensor.device.type))
+
+    return replace_tensors(module, device, dtype, stays)
 
 
 def deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -200,10 +210,25 @@ def rehearsal() -> Iterator[Watch]:
             patch.stop()
 
 
+def agree(ints: Any) -> None:
+    """What rank 0 would have sent is made up: ranks are taken to agree."""
+
+
 def join_fake_group(world_size: int) -> None:
-    """Makes this process rank 0 of a group that never sends anything."""
+    """Makes this process rank 0 of a group that never sends anything, for good: DeepSpeed keeps it.
+
+    Raises ValueError for a second group of another size.
+    """
+    if torch.distributed.is_initialized():
+        if torch.distributed.get_world_size() != world_size:
+            raise ValueError(f"this process is in a group of {torch.distributed.get_world_size()}")
+        return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "DS_ACCELERATOR": "cuda"}
     torch.distributed.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+    # Stage 3 compares the order of modules with rank 0's, which it reads from the device.
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = agree

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -189,7 +188,9 @@ def rehearsed(case: Case) -> dict[str, Any]:
     error, faults, counts = "", dict[str, int](), dict[str, Counts]()
     logging.disable(logging.WARNING)  # fake tensors log what they raise
     try:
-        with group_of(case), rehearsal() as watch:
+        if case.shares:
+            join_fake_group(case.world_size)
+        with rehearsal() as watch:
             PATHS[case.path](case, watch)
             faults, counts = dict(watch.faults), watch.counts
     except Exception as raised:
@@ -212,16 +213,3 @@ def part_of(counts: Counts) -> dict[str, Any]:
     values = {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
     del values["operations"]
     return values
-
-
-@contextlib.contextmanager
-def group_of(case: Case) -> Iterator[None]:
-    """A made-up process group where the case has several ranks."""
-    if case.world_size == 1 and not case.offload:
-        yield
-        return
-    join_fake_group(case.world_size)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()

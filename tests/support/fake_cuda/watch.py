@@ -31,15 +31,13 @@ SIZED_BY_VALUES = (
 )  # fmt: skip
 COPIES = ("_to_copy", "copy_", "_copy_from")
 # Change what a tensor says of itself, or only reserve memory: no kernel.
-FREE = frozenset(
-    """alias as_strided chunk detach diagonal empty empty_like empty_strided expand is_contiguous
-    is_pinned is_same_size layout lift_fresh narrow new_empty new_empty_strided permute prim::device
-    record_stream reshape _reshape_alias resize_ select set_ slice split split_with_sizes squeeze
-    sym_numel sym_size sym_storage_offset sym_stride t transpose unbind unfold _unsafe_view
-    unsafe_split unsqueeze view view_as_complex view_as_real _local_scalar_dense item device
-    broadcast_ allreduce_ allgather_ _allgather_base_ _reduce_scatter_base_ reduce_scatter_
-    reduce_ gather_ scatter_ barrier monitored_barrier_ alltoall_ send recv_ dispatch""".split()
-)
+FREE = (
+    "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand",
+    "lift_fresh", "new_empty", "new_empty_strided", "permute", "_reshape_alias", "resize_",
+    "select", "set_", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind",
+    "unfold", "unsqueeze", "_unsafe_view", "unsafe_split", "view", "view_as_complex",
+    "view_as_real",
+)  # fmt: skip
 # Tensors that one launch of a multi-tensor kernel takes, by how many lists it walks through
 # (aten/src/ATen/native/cuda/MultiTensorApply.cuh, depth_to_max_tensors), and chunks of elements.
 TENSORS_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
@@ -117,7 +115,11 @@ class Watch(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if pinned:
             outputs = [self.pin(tensor) for tensor in outputs]
-        if name in COPIES:
+        if name == "_foreach_copy_":
+            blocking = not (args[2:] == (True,) or kwargs.get("non_blocking"))
+            for target, source in zip(*args[:2], strict=True):
+                self._copied(source, target, blocking)
+        elif name in COPIES:
             blocking = not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,)))
             self._copied(inputs[-1 if name == "copy_" else 0], outputs[0], blocking)
         elif on_device and any(t.device.type == "cpu" and t.dim() for t in inputs):
@@ -148,7 +150,7 @@ class Watch(TorchDispatchMode):
         if func._schema.name.startswith("c10d::"):
             self.here.collectives += 1
             return
-        if name in FREE:
+        if name in FREE or not func._schema.name.startswith("aten::"):
             return
         if cpu_only(func):
             self.faults[f"{name} has no kernel for CUDA {place()}"] += 1
