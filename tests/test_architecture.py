@@ -16,7 +16,7 @@ import sid_ray
 PACKAGE = Path(sid_ray.__file__).parent
 ORDER = (  # a folder, or a file of the root, imports only what stands above it here
     ("errors",),
-    ("types", "groups"),
+    ("types", "groups", "device"),
     ("storage",),
     ("ray_setup",),
     ("config", "diffusion"),
