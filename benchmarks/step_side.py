@@ -35,7 +35,8 @@ from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alo
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
-from sid_ray.training.step import Draws, StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import Draws, draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Batch, Denoiser, Pick
 
 LATE = 1 << 30  # images seen: every warm-up is over
