@@ -78,8 +78,8 @@ class Case:
     """One path.
 
     Args:
-        path: "train" (iterations, then report, average and snapshot), "sample", "features",
-            "codec", "text", or a fault that is planted ("fault: ..."): see run.py.
+        path: "train" (iterations), "run" (and report, hand-over of weights and snapshot behind
+            them), "sample", "features", "codec", "text": see paths.py and others.py.
         family, variant: which network of NETWORKS.
         objective: its name in the registry.
         precision: of the networks' bodies; of codec and text encoder, where it is their path.
@@ -143,7 +143,7 @@ class Rehearsed:
     """One case's outcome.
 
     ``error`` is what was raised, empty for nothing; ``faults`` what a GPU would refuse. ``parts``
-    are those of the second iteration and of what comes between two iterations, by name.
+    are those of the last iteration and of what comes between two iterations, by name.
     """
 
     case: Case

@@ -89,6 +89,7 @@ def of_cuda(watch: Watch) -> dict[str, Any]:
     """What torch.cuda has here, by name."""
     event = event_type(watch)
     stream = stream_type(watch, event)
+    main = stream()
     numbers = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
     return dict.fromkeys(numbers, lambda device=None: 0) | {
         "is_available": lambda: True,
@@ -108,9 +109,10 @@ def of_cuda(watch: Watch) -> dict[str, Any]:
         "synchronize": lambda device=None: watch.wait("torch.cuda.synchronize"),
         "Event": event,
         "Stream": stream,
-        "stream": lambda found: found if found is not None else stream(),
-        "current_stream": lambda device=None: stream(),
-        "default_stream": lambda device=None: stream(),
+        "stream": lambda found: found if found is not None else main,
+        "set_stream": lambda found: None,
+        "current_stream": lambda device=None: main,
+        "default_stream": lambda device=None: main,
         "nvtx": mock.MagicMock(),
     }
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,15 +23,18 @@ from sid_ray.config.sections import ScheduleConfig, TeacherConfig
 from sid_ray.data.source import DataSource
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.fragments import whole_state
+from sid_ray.training import draws_ahead
 from sid_ray.training.assemble import objective_of
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import Maker
+from sid_ray.training.draws_ahead import Coming, DrawsAhead, lane_to
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.description import ModelDescription
 from tests.support.fake_cuda import others
 from tests.support.fake_cuda.cases import BATCH, GROUP, NETWORKS, PASSES, Case
 from tests.support.fake_cuda.machine import CUDA, fake_module, join_fake_group, rehearsal
 from tests.support.fake_cuda.watch import Counts, Watch
 
-ITERATIONS = 2  # the first makes what is kept: Adam's state, tables, buffers
+ITERATIONS = 2  # of DeepSpeed's roles: their first one traces and makes buffers
 
 
 # From a case to objects ---------------------------------------------------------------------------
@@ -129,18 +133,34 @@ ROLE = {"backward": "backward", "update": "update", "average_into": "average"}
 OBJECTIVE = dict.fromkeys(("fake_loss", "generator_loss", "fake_sums", "generator_sums"), "forward")
 
 
+class AtOnce:
+    """An executor that does at once what it is given: a thread would leave the mode of fakes."""
+
+    def __init__(self, workers: int, name: str, begin: Callable[[], None]):
+        begin()
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*args))
+        return future
+
+
 # Paths --------------------------------------------------------------------------------------------
 
 
 def train(case: Case, watch: Watch) -> None:
-    """Iterations, then what comes between two: report, weights for an evaluation, snapshot."""
+    """Iterations; of a whole "run" also what comes between two: report, weights for an evaluation,
+    snapshot.
+    """
     config = config_of(case).check()
     with watch.during("build"):
         networks = built(case, config)
         source, null_text = source_of(case)
     plan = config.group_plan(case.world_size)
     objective = objective_of(config, null_text)
-    draws = draws_of(source, plan, 0, CUDA, objective.draw_spec)
+    make = Maker(source, plan, 0, objective.draw_spec)
+    with mock.patch.object(draws_ahead, "ThreadPoolExecutor", AtOnce):
+        draws = DrawsAhead(make, Coming(plan, 0, objective.trains_generator), lane_to(CUDA))
     trainee = networks.trainee
     watched = dataclasses.replace(
         trainee,
@@ -148,7 +168,7 @@ def train(case: Case, watch: Watch) -> None:
         generator=Parted(watch, trainee.generator, ROLE),
     )
     settings, sums = StepSettings(plan, 0, 1000, 0.05), Sums()
-    for _ in range(ITERATIONS):
+    for _ in range(ITERATIONS if case.shares else 1):
         drop(watch, "step", "draws", "forward", "backward", "update", "average")
         with watch.during("step"):
             step(
@@ -158,7 +178,8 @@ def train(case: Case, watch: Watch) -> None:
                 parted(watch, draws, "draws"),
                 sums,
             )
-    between(config, networks, sums, watch)
+    if case.path == "run":
+        between(config, networks, sums, watch)
 
 
 def drop(watch: Watch, *parts: str) -> None:
@@ -177,7 +198,7 @@ def between(config: DistillConfig, networks: BuiltNetworks, sums: Sums, watch: W
         take_snapshot(trainee, networks.roles, networks.description, config.stored())
 
 
-PATHS: dict[str, Callable[[Case, Watch], None]] = {"train": train} | others.PATHS
+PATHS: dict[str, Callable[[Case, Watch], None]] = {"train": train, "run": train} | others.PATHS
 
 
 # One case -----------------------------------------------------------------------------------------

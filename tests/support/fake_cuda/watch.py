@@ -61,7 +61,7 @@ class Watch(TorchDispatchMode):
     """Counts by part ("forward", "backward" and so on), which ``during`` sets.
 
     Entered after the mode of fake tensors, so that it sees each operation first. Values that are
-    read are made up: 1, or True.
+    read are made up: see ``answer``.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Watch(TorchDispatchMode):
         if name in READS:
             if on_device:
                 self.wait(name)
-            return made_up(inputs[0]) if name in READS[:2] else True
+            return answer(inputs[0]) if name in READS[:2] else True
         if name in SIZED_BY_VALUES and on_device:
             self.wait(name)
         pinned = kwargs.pop("pin_memory", False)
@@ -165,11 +165,27 @@ class Watch(TorchDispatchMode):
             here.wide += count
 
 
-def made_up(tensor: Tensor) -> Any:
-    """The value that a read gets."""
+# Functions that ask whether something went wrong. It did not: else the rest would be left out.
+FEARS = ("is_invalid_grad_norm", "update_offload_overflow_tracker", "_step")
+
+
+def answer(tensor: Tensor) -> Any:
+    """The value that a read gets: 1, or True but for what is feared."""
     if tensor.dtype == torch.bool:
-        return True
+        return not any(name in FEARS for name in callers(4))
     return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def callers(depth: int) -> list[str]:
+    """Names of the innermost functions outside torch and this folder."""
+    names: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(names) < depth:
+        path = frame.f_code.co_filename
+        if "/torch/" not in path and "/fake_cuda/" not in path:
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return names
 
 
 def launches(name: str, args: Any) -> int:
