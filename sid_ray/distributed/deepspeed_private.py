@@ -149,11 +149,19 @@ def wait_on_the_device(engine: Any, stage: int, offload: bool) -> None:
     The overflow tracker of offloading (stage_1_and_2.py:1791): a value read a parameter in the
     backward pass, which nobody looks at in float32 (engine.py:2643).
     Stage 3's epilogue of a backward pass (stage3.py:1413): the host waits for the stream that sums
-    gradients. DeepSpeed leaves that out itself on accelerators that order streams for it.
+    gradients. Its step gathers small parameters and waits for them (partition_parameters.py:2127).
+    DeepSpeed leaves both out itself on accelerators that order streams for it.
     """
     optimizer = engine.optimizer
     if stage == 3:
         optimizer._get_norm_groups = lambda: [torch.ones(())]
+        gather_small = optimizer._post_step
+
+        def post_step(*args: Any) -> None:
+            with in_order():
+                gather_small(*args)
+
+        optimizer._post_step = post_step
         stream = optimizer.reduce_and_partition_stream
         if isinstance(stream, torch.cuda.Stream):
             optimizer.reduce_and_partition_stream = ordered(stream)
@@ -172,6 +180,22 @@ def ordered(stream: torch.cuda.Stream) -> torch.cuda.Stream:
 
     same = ("stream_id", "device_index", "device_type")
     return Ordered(**{name: getattr(stream, name) for name in same})
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Stage 3: the host does not wait for gathered weights (partition_parameters.py:1988 and 2127).
+
+    What the current stream does next comes behind them all the same: torch's collectives order it.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    accelerator.resolves_data_dependency = lambda: True
+    try:
+        yield
+    finally:
+        del accelerator.resolves_data_dependency
 
 
 # Where it keeps state, one class a group of stages, all with the same methods ---------------------
@@ -259,8 +283,10 @@ def found_by_norms(engine: Any) -> Tensor:
     in streams for which the current one waits. A collective.
     """
     optimizer = engine.optimizer
-    for event in getattr(optimizer, "_pending_offload_events", {}).values():
+    pending = getattr(optimizer, "_pending_offload_events", {})  # at stage 3 there are none
+    for event in pending.values():
         event.wait()
+    pending.clear()
     norms = [norm.to(engine.device) for norm in optimizer.norm_for_param_grads.values()]
     mine = torch.stack(norms).isfinite().all().logical_not().float() if norms else None
     return on_any_rank(nothing_found(engine) if mine is None else mine).cpu()
@@ -349,7 +375,8 @@ class FullySharded(Partitioned):
         # What is gathered already stays so: DeepSpeed counts what it has gathered itself.
         gathered = parameter.ds_status.name == "AVAILABLE"  # type: ignore[attr-defined]
         if not gathered:
-            parameter.all_gather()  # type: ignore[attr-defined]
+            with in_order():
+                parameter.all_gather()  # type: ignore[attr-defined]
         try:
             yield parameter.data
         finally:
