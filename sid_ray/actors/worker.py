@@ -40,6 +40,7 @@ from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
+from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
 from sid_ray.storage.s3 import set_endpoint
@@ -272,7 +273,10 @@ def build_worker(settings: WorkerSettings) -> Worker:
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
+    numbers = set_numerics(config.resources.deterministic)
     device = ray.train.torch.get_device()
+    if rank == 0 and device.type == "cuda":
+        settings.tracker.event.remote(numbers)
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings, group)
     return Worker(
