@@ -142,12 +142,15 @@ class Preconditioned(nn.Module):
 def set_precision(module: nn.Module, precision: str) -> None:
     """Sets the precision of a denoiser's body by its name in torch; float32 is its own.
 
-    Raises UserError for networks whose body has no other.
+    A denoiser with another one has the attribute ``compute_dtype``. Raises UserError for one
+    without.
     """
     if precision == "float32":
         return
-    if not isinstance(module, Preconditioned):
-        raise UserError(f"training.precision {precision} is for EDM and EDM2 networks only")
+    if not hasattr(module, "compute_dtype"):
+        raise UserError(
+            f"training.precision is {precision}; {type(module).__name__} computes in float32 only"
+        )
     module.compute_dtype = getattr(torch, precision)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sid_ray.denoisers.family import Arguments, Family
+from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import VP_NOISE, scheduler_file
 from sid_ray.errors import UserError
@@ -52,6 +52,7 @@ class StableDiffusion(Family):
     name = "stable-diffusion"
     noise = VP_NOISE
     teacher_steps = 50
+    precisions = PRECISIONS
     reads_text = True
     text_parts = ("text_encoder", "tokenizer")
     latents = ScaledLatents()

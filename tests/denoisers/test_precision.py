@@ -1,0 +1,158 @@
+"""Half precision of every family: the body alone, near float32, from the same float32 weights.
+
+Errors are relative, of a whole tensor, in units of the format's rounding (2^-11 of float16, 2^-8 of
+bfloat16): 6 to 10 units here, 3e-3 to 5e-3 and 2e-2 to 4e-2.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("diffusers")
+
+from sid_ray.denoisers.convolution import freeze, weights_of
+from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.registry import family_of
+from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
+from sid_ray.errors import UserError
+from sid_ray.types import Condition, Level, Prediction, Want
+from tests.conftest import relative_error
+from tests.support.networks import tiny_edm2, tiny_network
+
+UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+UNITS = 20.0  # twice the largest error
+FAMILIES = ("edm", "edm2", "stable-diffusion")
+
+
+@functools.cache
+def built(family: str) -> nn.Module:
+    if family == "edm":
+        return tiny_network(augment_dim=9)
+    if family == "edm2":
+        return tiny_edm2()
+    torch.manual_seed(0)
+    return family_of(family).build(UNET)
+
+
+def network(family: str, precision: str = "float32") -> nn.Module:
+    found = copy.deepcopy(built(family)).requires_grad_(True)
+    set_precision(found, precision)
+    return found
+
+
+def inputs(family: str) -> tuple[Tensor, Level, Condition]:
+    random = torch.Generator().manual_seed(1)
+    draw = torch.tensor([0.2, 0.7, 0.4])
+    if family == "stable-diffusion":
+        text = torch.randn(3, 7, 16, generator=random)
+        x, level = torch.randn(3, 4, 8, 8, generator=random), DiscreteVPSchedule().fake_level(draw)
+        return x, level, Condition(text=text)
+    level = EDMSchedule().fake_level(draw)
+    x = torch.randn(3, 1, 8, 8, generator=random) * level.sigma[:, None, None, None]
+    return x, level, Condition(labels=torch.eye(10)[:3])
+
+
+def wanted(family: str) -> Want:
+    own = {"edm2": Want.LOGVAR, "stable-diffusion": Want.RAW}.get(family)
+    return Want.X0 | Want.LOGITS | (own or Want.X0)
+
+
+def passed(net: nn.Module, family: str) -> tuple[Prediction, Tensor, Tensor]:
+    """(prediction, gradient of the input, gradients of all weights) of one pass there and back."""
+    x, level, cond = inputs(family)
+    x.requires_grad_(True)
+    found = net(x, level, cond, wanted(family))
+    sum(part.square().sum() for part in found if part is not None).backward()
+    weights = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+    assert x.grad is not None
+    return found, x.grad, torch.cat(weights)
+
+
+@functools.cache
+def in_float32(family: str) -> tuple[Prediction, Tensor, Tensor]:
+    return passed(network(family), family)
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_and_gradients_are_float32s_to_rounding(family, precision):
+    assert precision in family_of(family).precisions
+    (found, of_input, of_weights), expected = (
+        passed(network(family, precision), family),
+        in_float32(family),
+    )
+    pairs = {name: (getattr(found, name), getattr(expected[0], name)) for name in found._fields}
+    pairs |= {"input": (of_input, expected[1]), "weights": (of_weights, expected[2])}
+    for name, (own, wide) in pairs.items():
+        if own is None:
+            continue
+        assert own.dtype == torch.float32, name
+        error = relative_error(own.detach(), wide.detach())
+        if name == "logvar":
+            assert error == 0  # its head is float32
+        else:
+            assert 0.01 * ROUNDING[precision] < error < UNITS * ROUNDING[precision], name
+
+
+class Dtypes(TorchDispatchMode):
+    """Of the results of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        first = out[0] if isinstance(out, tuple) else out
+        if isinstance(first, Tensor):
+            self.found.setdefault(func._opname, set()).add(first.dtype)
+        return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_convolution_and_norm_of_the_body_computes_in_half_precision(family):
+    net = network(family, "bfloat16").requires_grad_(False)
+    with Dtypes() as dtypes:
+        net(*inputs(family), Want.X0 | Want.LOGITS)
+    for name in ("convolution", "native_group_norm", "native_layer_norm"):
+        assert dtypes.found.get(name, {torch.bfloat16}) == {torch.bfloat16}, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_networks_keep_half_of_the_memory_and_the_same_numbers(family):
+    net, frozen = network(family, "float16"), network(family, "float16")
+    before = sum(tensor.nbytes for tensor in weights_of(frozen))
+    freeze(frozen)
+    after = sum(tensor.nbytes for tensor in weights_of(frozen))
+    assert after < 0.7 * before  # embeddings and biases stay as they are
+    want = Want.X0 | Want.LOGITS
+    own, other = (each(*inputs(family), want) for each in (net, frozen))
+    assert torch.equal(own.x0, other.x0)
+    assert torch.equal(own.logits, other.logits)
+
+
+def test_a_unet_with_layers_that_are_not_cast_says_so():
+    net = network("stable-diffusion")
+    net.unet.mid_block.other = nn.PReLU()
+    with pytest.raises(UserError, match=r"other.*--training\.precision float32"):
+        set_precision(net, "float16")
+
+
+def test_a_network_without_another_precision_says_so():
+    with pytest.raises(UserError, match="Linear computes in float32 only"):
+        set_precision(nn.Linear(1, 1), "bfloat16")
