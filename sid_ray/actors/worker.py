@@ -46,8 +46,10 @@ from sid_ray.distributed.roles import Trainee
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
+from sid_ray.training.draws import Maker
+from sid_ray.training.draws_ahead import Coming, DrawsAhead, lane_to
 from sid_ray.training.health import Health
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
@@ -322,8 +324,10 @@ class Loop:
         )
         self.source = data.source
         self.objective = objective_of(config, data.null_text)
-        self.draws = draws_of(
-            data.source, plan, training.seed, worker.device, self.objective.draw_spec
+        self.draws = DrawsAhead(
+            Maker(data.source, plan, training.seed, self.objective.draw_spec),
+            Coming(plan, worker.rank, self.objective.trains_generator, training.images),
+            lane_to(worker.device),
         )
         self._reported, self._reported_at = worker.trainee.images_seen, time.monotonic()
 
@@ -347,6 +351,11 @@ class Loop:
         if saving:
             worker.checkpoint()
         worker.heed()
+
+    def close(self) -> None:
+        """Ends the threads beside it: the source first, whose files the other may wait for."""
+        self.source.close()
+        self.draws.close()
 
     def await_data(self) -> None:
         """Returns when every rank has what its next step needs. A collective, where files are read.
@@ -387,7 +396,7 @@ def train_worker(worker: Worker) -> None:
         while not worker.finished:
             loop.iterate()
     finally:
-        loop.source.close()
+        loop.close()
     worker.secure()
     worker.spool.forget()
 
