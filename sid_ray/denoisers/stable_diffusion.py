@@ -118,7 +118,7 @@ class StableDiffusionDenoiser(nn.Module):
 
     @attention_backend.setter
     def attention_backend(self, backend: str) -> None:
-        use_attention(self.unet, backend)
+        use_attention(self.unet, backend, self.compute_dtype)
         self._attention_backend = backend
 
     @property
@@ -274,15 +274,16 @@ def for_all_levels(value: Any) -> Any:
     return value[0] if repeated and isinstance(value[0], int) else value
 
 
-def use_attention(unet: nn.Module, backend: str) -> None:
+def use_attention(unet: nn.Module, backend: str, dtype: torch.dtype | None = None) -> None:
     """Switches every attention layer of a U-Net or VAE to ``sdpa`` or ``xformers``.
 
-    Raises UserError where xformers is missing or has no GPU to run on.
+    ``dtype`` is what they compute in, None for float32. Raises UserError where xformers is missing,
+    does not work, or has no GPU to run on.
     """
     require_diffusers()
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    check_backend(backend)
+    check_backend(backend, dtype)
     model: Any = unet
     if backend == "sdpa":
         model.set_attn_processor(AttnProcessor2_0())
