@@ -155,8 +155,12 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{self.name} reads no text")
 
-    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
-        """The text encoder of a folder. Only asked where ``reads_text``."""
+    def load_text(
+        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+    ) -> TextEmbeddings:
+        """The text encoder of a folder, computing in a precision; what it returns is float32.
+        Only asked where ``reads_text``.
+        """
         raise NotImplementedError(f"{self.name} reads no text")
 
 

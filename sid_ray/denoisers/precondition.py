@@ -154,6 +154,15 @@ def set_precision(module: nn.Module, precision: str) -> None:
     module.compute_dtype = getattr(torch, precision)
 
 
+def precision_beside(precision: str, device: torch.device | str) -> str:
+    """Of frozen networks beside the trained ones: the generator that is scored, text encoder, VAE.
+
+    On a GPU ``training.precision``, as in the published runs; float32 on a CPU, which has nothing
+    to gain.
+    """
+    return precision if torch.device(device).type == "cuda" else "float32"
+
+
 def set_memory_format(module: nn.Module, name: str) -> None:
     """Sets the order in memory of a denoiser's activations: contiguous (NCHW) or channels_last.
 

@@ -15,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("diffusers")
 
 from sid_ray.denoisers.convolution import freeze, weights_of
-from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.precondition import precision_beside, set_precision
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
 from sid_ray.errors import UserError
 from sid_ray.types import Condition, Level, Prediction, Want
+from sid_ray.weights.components import open_vae
 from tests.conftest import relative_error
+from tests.denoisers.tiny_pipeline import write_pipeline
 from tests.support.networks import tiny_edm2, tiny_network
 
 UNET = {
@@ -156,3 +158,46 @@ def test_a_unet_with_layers_that_are_not_cast_says_so():
 def test_a_network_without_another_precision_says_so():
     with pytest.raises(UserError, match="Linear computes in float32 only"):
         set_precision(nn.Linear(1, 1), "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_pipeline(folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_a_text_encoder_in_half_precision_gives_float32_embeddings_near_its_own(
+    pipeline, precision
+):
+    family = family_of("stable-diffusion")
+    prompts = ["a red cat", "photo of a dog"]
+    half = family.load_text(pipeline, "cpu", precision).embed(prompts)
+    wide = family.load_text(pipeline).embed(prompts)
+    assert half.dtype == torch.float32
+    error = relative_error(half, wide)
+    assert 0.01 * ROUNDING[precision] < error < UNITS * ROUNDING[precision]
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_stable_diffusions_vae_in_half_precision_is_within_a_grey_level(pipeline, precision):
+    """float16 beside bfloat16, too."""
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    half, wide = (
+        open_vae(str(pipeline), "sd", "cpu", own).decode_uint8(latents).int()
+        for own in (precision, "float32")
+    )
+    assert open_vae(str(pipeline), "sd", "cpu", precision).vae.dtype == torch.float16
+    assert (half - wide).abs().max() <= 1
+    assert (half != wide).float().mean() < 0.1
+
+
+def test_edm2s_vae_stays_float32_as_published(pipeline):
+    assert open_vae(str(pipeline), "edm2", "cpu", "float16").vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("device", "found"), [("cpu", "float32"), ("cuda:1", "float16")])
+def test_what_is_beside_the_networks_follows_them_on_gpus_alone(device, found):
+    assert precision_beside("float16", device) == found
+    assert precision_beside("float32", device) == "float32"

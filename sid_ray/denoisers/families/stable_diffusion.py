@@ -25,6 +25,7 @@ class ScaledLatents(LatentConvention):
     """Pixels in [-1, 1]; latents times one number, of the auto-encoder's config."""
 
     name = "sd"
+    half = True  # SiD-LSG's half-precision runs; SDXL's auto-encoder would overflow
 
     def codec(self, vae: Any, batch: int) -> VAECodec:
         from sid_ray.denoisers.codecs import stable_diffusion_codec
@@ -106,11 +107,13 @@ class StableDiffusion(Family):
                 f"{', '.join(map(str, sorted(widths)))}: take the one that it was trained with"
             )
 
-    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
+    def load_text(
+        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+    ) -> TextEmbeddings:
         from sid_ray.denoisers.clip_text import load_text
 
         assert folder is not None  # find_components has seen to it
-        return load_text(folder, device)
+        return load_text(folder, device, precision)
 
 
 SPEC = StableDiffusion()
