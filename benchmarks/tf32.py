@@ -1,7 +1,7 @@
 """What TF32 would do to a step's gradients: python -m benchmarks.tf32 [RECIPE]
 
 TF32 rounds the inputs of a product to 10 bits of mantissa and adds in float32. Here the inputs of
-every convolution, forward and backward, are rounded so on a CPU: torch's own default on NVIDIA GPUs,
+every convolution, forward and backward, are rounded so on a CPU: torch's default on NVIDIA GPUs,
 which this project switches off. Networks have random weights, fake score and generator one percent
 off; noise and latents are 0, as in a plan of memory.
 """
