@@ -165,7 +165,7 @@ class Bench:
         }
         precision = precision_beside(config.training.precision, device)
         if precision != "float32":
-            values["precision"] = precision
+            values["compute"] = precision
         text = json.dumps(values, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
