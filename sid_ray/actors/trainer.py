@@ -357,6 +357,9 @@ def run_training(
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):  # a look at a worker's place found it
+            raise UserError(str(cause)) from error
         raise TrainingFailedError(f"Ray ended: {reason_of(error)}") from error
     finally:
         ray.shutdown()

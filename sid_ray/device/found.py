@@ -90,6 +90,12 @@ def no_gpu_reason() -> str:
     return why_none(look_around())
 
 
+def wasted_gpus_reason() -> str:
+    """``no_gpu_reason`` of a machine that seems to have GPUs, '' of others."""
+    seen = look_around()
+    return why_none(seen) if seen.driver.cards or seen.module else ""
+
+
 def require_gpu() -> None:
     """Raises UserError where torch can use no GPU."""
     found = no_gpu_reason()
