@@ -38,6 +38,7 @@ from sid_ray.actors.beside import (
 )
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.interfaces import AddressConfig
+from sid_ray.actors.gpu_probe import check_attention
 from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.actors.proof import contents, driver_seat
@@ -352,9 +353,13 @@ def run_training(
         config = with_workers_that_fit(config, start, show)
         note_ray(run)
         record = note_record(run, record)
+        check_attention(config)
         clock = Clock(began)
         trouble, interruptions = run_actors(config, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):  # a look at a worker's place found it
+            raise UserError(str(cause)) from error
         raise TrainingFailedError(f"Ray ended: {reason_of(error)}") from error
     finally:
         ray.shutdown()
