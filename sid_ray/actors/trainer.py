@@ -37,10 +37,10 @@ from sid_ray.actors.beside import (
     start_tracker,
 )
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.interfaces import AddressConfig
 from sid_ray.actors.gpu_probe import check_attention
 from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
+from sid_ray.actors.process_groups import GroupConfig
 from sid_ray.actors.proof import contents, driver_seat
 from sid_ray.actors.signals import NO_LEASE
 from sid_ray.actors.timeline import Interruption
@@ -220,7 +220,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
         train_loop_config={
             field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
         },
-        torch_config=AddressConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if fixed else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
@@ -443,10 +443,10 @@ def run_actors(
         board: Board = ray.get(tracker.board.remote())
         if board.refused:
             raise UserError(board.refused)
+        if board.gave_up:  # some ranks raise then, and some return
+            raise GaveUpError(board.gave_up) from fit.error
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
-        if board.gave_up:
-            raise GaveUpError(board.gave_up)
         try:
             if evaluator is not None:
                 trouble = drained(

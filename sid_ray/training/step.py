@@ -65,6 +65,8 @@ class StepSettings:
     rank: int
     ema_half_life: float
     ema_rampup: float
+    before_writing: Callable[[], None] = lambda: None
+    """Called before anything of the state is overwritten: copies of it may be on their way."""
 
 
 @contextmanager
@@ -111,6 +113,7 @@ def run_phase(
     with trainable(role.module), ready:
         for micro_step in micro_steps:
             if micro_step.opens_group:
+                settings.before_writing()
                 role.prepare()
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
@@ -121,6 +124,7 @@ def run_phase(
             role.backward(poison(loss.total) * (micro_step.weight / plan.batch_size))
             if micro_step.weight:
                 sums.add(loss.metrics, len(draw.time))
+        settings.before_writing()
         applied = role.update()
     sums.add({"skipped_updates": applied.logical_not().float()}, 0)
 
