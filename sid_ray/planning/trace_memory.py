@@ -144,10 +144,11 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
-    if config.resources.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
+    chosen = config.chosen
+    if chosen.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
         freeze(nets[0])
     for net in nets:
-        set_recompute(net, config.resources.activation_checkpointing)
+        set_recompute(net, chosen.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
     # A backward pass is a function that a mode is handed: within it the mode is off.
     recompute_within(FusedAttention)

@@ -1,0 +1,113 @@
+"""The machines that a run may use, as ``planning`` wants them: this one, or a cluster's nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from sid_ray.actors.beside import evaluator_resources
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.device.found import gpus_here, no_gpu_reason
+from sid_ray.errors import UserError
+from sid_ray.planning.machine import Machine, Node
+from sid_ray.ray_setup.ray_private import most_of_cluster
+
+CGROUP = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": 2 CPUs; "max 100000": all
+KIND = "accelerator_type:"  # a resource of Ray's that each node with GPUs of a known kind has
+NO_PLACE = ("memory", "object_store_memory")
+A_LITTLE = 0.001
+
+
+def cpus_here(quota: Path = CGROUP) -> int:
+    """CPUs that this process may use: of its affinity, and of its container's share."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        share, period = quota.read_text().split()
+        return max(1, min(count, round(int(share) / int(period))))
+    except (OSError, ValueError):  # no such file, or no limit
+        return count
+
+
+def this_machine(config: DistillConfig) -> Machine:
+    """Where a Ray of the run's own will be."""
+    gpus = gpus_here() if config.resources.use_gpu is not False else []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    names = {gpu.name for gpu in gpus}
+    node = Node(
+        # A CPU of a Ray of its own is a place: it has one for each GPU, however many cores.
+        cpus=max(cpus_here(), len(gpus)),
+        gpus=len(gpus),
+        gpu_bytes=min((gpu.memory for gpu in gpus), default=0),
+        host_bytes=memory,
+        gpu=names.pop() if len(names) == 1 else "",
+    )
+    taken = evaluator_resources(config)
+    if not gpus:  # a CPU more is made for the evaluator (own_ray.py)
+        taken.pop("CPU", None)
+    why = "" if gpus else no_gpu_reason()
+    return Machine((node,), fixed=True, taken=taken, no_gpu=why)
+
+
+def joined_cluster(config: DistillConfig, tell: Callable[[str], None]) -> Machine:
+    """The nodes of the cluster that this process has joined.
+
+    Waits, and says so by ``tell``, for a first node with a GPU where the run needs one.
+    """
+    most = most_of_cluster()
+    wanted = config.resources.use_gpu
+    on_gpu = wanted is True or (wanted is not False and gpus_may_be(most))
+    sizes: dict[str, tuple[str, int]] = {}
+    if on_gpu:
+        if not ray.cluster_resources().get("GPU"):
+            tell("no node with a GPU is there yet: waiting for one")
+        sizes = gpus_of_cluster()
+    nodes = [node_of(node["Resources"], sizes) for node in ray.nodes() if node["Alive"]]
+    return Machine(tuple(nodes), fixed=False, can_hold=most, taken=evaluator_resources(config))
+
+
+def gpus_may_be(most: dict[str, int]) -> bool:
+    return bool(ray.cluster_resources().get("GPU") or most.get("GPU"))
+
+
+def gpus_of_cluster() -> dict[str, tuple[str, int]]:
+    """Kind of GPU, as Ray calls it, -> its name and bytes; '' for any. Waits for a free one."""
+    kinds = [name for name in ray.cluster_resources() if name.startswith(KIND)]
+    asked: list[dict[str, Any]] = [{"resources": {kind: A_LITTLE}} for kind in kinds]
+    looks = [look_at_gpu.options(**options).remote() for options in asked or [{}]]
+    return dict(zip(kinds or [""], ray.get(looks), strict=True))
+
+
+@ray.remote(num_cpus=1, num_gpus=1)
+def look_at_gpu() -> tuple[str, int]:
+    """Name and bytes of one of the workers' GPUs (as a worker's place: a CPU and a GPU).
+
+    Raises UserError where torch can use none on that node.
+    """
+    gpus = gpus_here()
+    if not gpus:
+        raise UserError(f"a node with a GPU: {no_gpu_reason()}")
+    return gpus[0].name, gpus[0].memory
+
+
+def node_of(has: dict[str, float], sizes: dict[str, tuple[str, int]]) -> Node:
+    """A node by its resources of Ray's, and what is known of each kind of GPU."""
+    kind = next((name for name in has if name in sizes), "")
+    name, memory = sizes.get(kind) or sizes.get("") or next(iter(sizes.values()), ("", 0))
+    gpus = has.get("GPU", 0)
+    others = {
+        key: amount
+        for key, amount in has.items()
+        if key not in ("CPU", "GPU", *NO_PLACE) and not key.startswith(("node:", KIND))
+    }
+    return Node(
+        cpus=has.get("CPU", 0),
+        gpus=gpus,
+        gpu_bytes=memory if gpus else 0,
+        host_bytes=int(has.get("memory", 0)),
+        gpu=name if gpus else "",
+        others=others,
+    )
