@@ -265,6 +265,14 @@ def ray_resources(text: str) -> dict[str, float]:
     return found
 
 
+def evaluator_resources(config: DistillConfig) -> dict[str, float]:
+    """Ray resources that the evaluator has to itself while a run trains, beside the workers'.
+
+    Empty where it shares the driver's machine, or where nobody asks it for scores.
+    """
+    return ray_resources(config.evaluation.resources) if config.evaluation.every else {}
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted field names to values, in order."""
     flat: dict[str, Any] = {}

@@ -26,6 +26,7 @@ nothing but the look-up. A GPU is filled to MARGIN; only where nothing fits so, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -339,12 +340,14 @@ class OnGpus:
 
     def candidates(self, config: DistillConfig, gpus: Gpus, memory: int) -> Iterator[Settled]:
         """Every ZeRO stage that fits, with the largest micro-batch that does."""
-        open_fields = left_open(self.config.resources)
+        open_fields, least = left_open(self.config.resources), sys.maxsize
         for stage, variant in self.stages(config, gpus.gpus):
             if "3" in stage and variant.resources.compile != "off":
                 if "compile" not in open_fields:
                     continue
                 variant = replace(variant, resources__compile="off")
+            if "teacher" in stage and self.planner.least_cost(variant, gpus, memory) >= least:
+                continue  # and no trace for it
             if config.resources.micro_batch == AUTO:
                 micro = self.planner.largest(variant, gpus, memory)
             else:
@@ -356,7 +359,7 @@ class OnGpus:
                 continue
             own = replace(variant, resources__micro_batch=micro)
             sent, cost = self.planner.sent(own, gpus, micro)
-            passes = own.group_plan(gpus.gpus).passes_a_rank
+            passes, least = own.group_plan(gpus.gpus).passes_a_rank, min(least, cost)
             yield Settled(own, passes, total, sent, cost)
 
     def stages(self, config: DistillConfig, workers: int) -> Iterator[tuple[str, DistillConfig]]:

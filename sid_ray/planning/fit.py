@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -143,7 +144,11 @@ class Planner:
         return self._teachers[precision]
 
     def activations(self, config: DistillConfig, micro_batch: int) -> dict[str, int]:
-        """Phase -> bytes of one pass: the chord of what is traced, which is never below it."""
+        """Phase -> bytes of one pass: the chord of what is traced, which is never below it.
+
+        Each trace takes seconds at first: of a teacher that is shared out, and of blocks that are
+        computed again, there are traces of their own.
+        """
         resources = plainly(config)
         shared = resources.teacher_zero_stage == 3
         key = (config.training.precision, resources.activation_checkpointing, shared)
@@ -177,6 +182,18 @@ class Planner:
         micro_batch = micro_batch or micro_batch_of(config)
         activations = self.activations(config, micro_batch)
         return peak(self.network, self.layout(config, machine), activations)
+
+    def least_cost(self, config: DistillConfig, machine: Gpus, memory: int) -> int:
+        """What a config with a shared teacher costs at least: its passes are no smaller than those
+        of the same teacher whole, of which there is a trace in any case.
+        """
+        whole = replace(config, resources__teacher_zero_stage=0)
+        activations, sizes = self.activations, micro_batches(config, machine.gpus)
+        layout = self.layout(config, machine)
+        fitting = bisect.bisect_right(
+            sizes, memory, key=lambda n: peak(self.network, layout, activations(whole, n)).total
+        )
+        return self.sent(config, machine, sizes[fitting - 1])[1] if fitting else sys.maxsize
 
     def largest(self, config: DistillConfig, machine: Gpus, memory: int = 0) -> int:
         """The largest micro-batch that fits into a GPU, or into ``memory`` bytes; 0 for none."""

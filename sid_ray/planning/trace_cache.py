@@ -38,7 +38,8 @@ def trace(config: DistillConfig, description: ModelDescription, sizes: Sequence[
         return Traced({int(n): {p: int(b) for p, b in one.items()} for n, one in points.items()})
     found = trace_memory.trace(config, description, sizes)
     with contextlib.suppress(OSError):
-        replace_file(path, json.dumps(found.points) + "\n", folder=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(found.points) + "\n", sync=False)
     return found
 
 
