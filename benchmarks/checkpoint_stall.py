@@ -25,7 +25,8 @@ from sid_ray.groups import GroupPlan
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description, objective_of
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Batch, Pick
 
 ROUNDS = 5

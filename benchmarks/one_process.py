@@ -22,7 +22,8 @@ from sid_ray.training.assemble import (
     rules_of,
     schedule_of,
 )
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.folder import load_model
 
 

@@ -35,7 +35,8 @@ from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
 from sid_ray.planning.trace_memory import LiveBytes, spec_network
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import adam_of, network_of, objective_of
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.description import ModelDescription
 from tests.support.trajectories import LabelledImages
 

@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.step_side import Side, flops, run_side
+from benchmarks.step_side import Side, run_side
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.planning.flops import forward_flops, iteration_flops
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
+from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 
 MIB = 1 << 20
@@ -192,7 +194,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     config = config_of(options)
-    flop, forwards = flops(config)
+    teacher = teacher_of(config)
+    flop = iteration_flops(config, teacher)
+    forwards = flop / forward_flops(config, teacher)
     measured = ceiling(options.device, getattr(torch, options.precision), options.threads)
     top = max(measured.values())
     words = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in measured.items())

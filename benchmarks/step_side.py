@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.official import OfficialRole, as_official
 from sid_ray.config.distill_config import DistillConfig
@@ -28,14 +27,16 @@ from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
+from sid_ray.planning.trace_memory import spec_network
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
-from sid_ray.training.step import Draws, StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import Draws, draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Batch, Denoiser, Pick
 
 LATE = 1 << 30  # images seen: every warm-up is over
@@ -185,8 +186,7 @@ def trainee_of(side: Side, clock: Clock) -> Trainee:
 def run_side(side: Side, pipe: Connection) -> None:
     """Does what it is told through the pipe, an answer each: one iteration, or what is held."""
     torch.set_num_threads(side.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not side.official
-    torch.backends.cudnn.benchmark = True
+    set_numerics(side.config.resources.deterministic)  # TF32 off, as both programs have it
     if not side.official and side.device == "cpu":
         keep_freed_memory()
     clock = Clock(torch.device(side.device))
@@ -265,35 +265,3 @@ def weights(trainee: Trainee) -> dict[str, Tensor]:
         for role, net in nets.items()
         for name, value in net.named_parameters()
     }
-
-
-def flops(config: DistillConfig) -> tuple[int, float]:
-    """(FLOP of one image's iteration, the same in forward passes of the network).
-
-    Counted on the meta device over the losses' own forward and backward passes, without what is
-    computed again for memory: the bill of algorithms, not what an implementation spends.
-    """
-    description = network_of(config, teacher_of(config))
-    nets = [spec_network(config, description, "meta") for _ in range(3)]
-    total = 0
-    for phase, trained in ((FAKE_SCORE, nets[1]), (GENERATOR, nets[2])):
-        with trained_alone(trained), FlopCounterMode(display=False) as counter:
-            trace_phase(config, description, nets, phase, 1)
-        total += counter.get_total_flops()
-    return total, total / forward_flops(config)
-
-
-def forward_flops(config: DistillConfig) -> int:
-    """FLOP of the network for one image: what the fake-score phase's generator spends."""
-    from sid_ray.planning.trace_memory import inputs
-    from sid_ray.types import Networks
-
-    description = network_of(config, teacher_of(config))
-    net = spec_network(config, description, "meta")
-    text = family_of(description.family).text_shape(description.network)
-    objective: Any = objective_of(config, torch.zeros(text, device="meta") if text else None)
-    device = torch.device("meta")
-    draw, batch = inputs(config, description, 1, objective.draw_spec, device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        objective.generate(Networks(net, net, net), batch, draw, dropout=False)
-    return counter.get_total_flops()

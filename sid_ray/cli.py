@@ -98,6 +98,12 @@ LIST = (
         "commands.plan:plan",
     ),
     Command(
+        "bench RECIPE [--minutes M] [--json FILE]",
+        "the fastest settings on this machine, measured",
+        "commands.bench_options:BenchOptions",
+        "commands.bench:bench",
+    ),
+    Command(
         "doctor [RECIPE]",
         "is all there that a run needs?",
         "commands.doctor:DoctorOptions",

@@ -69,6 +69,8 @@ HOMES = {
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),
     "rich": (
         "sid_ray/console.py",
+        "sid_ray/commands/bench.py",
+        "sid_ray/commands/benching/report.py",
         "sid_ray/commands/distill.py",
         "sid_ray/commands/doctor.py",
         "sid_ray/commands/plan.py",

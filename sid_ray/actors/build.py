@@ -97,12 +97,19 @@ def teacher_here(config: DistillConfig, folder: str) -> str:
 
 
 def build_networks(
-    config: DistillConfig, settings: WorkerSettings, world_size: int, device: torch.device
+    config: DistillConfig,
+    settings: WorkerSettings,
+    world_size: int,
+    device: torch.device,
+    loaded: tuple[nn.Module, ModelDescription] | None = None,
 ) -> BuiltNetworks:
-    """Teacher, fake score and generator on this rank, all with the teacher's weights."""
+    """Teacher, fake score and generator on this rank, all with the teacher's weights.
+
+    ``loaded`` is a teacher in place of that of the settings' folder.
+    """
     if device.type == "cpu":
         keep_freed_memory()
-    teacher, given = load_model(Path(settings.teacher_folder))
+    teacher, given = loaded or load_model(Path(settings.teacher_folder))
     description = network_of(config, given)
     if description != given:
         teacher = rebuilt(teacher, description)

@@ -303,8 +303,11 @@ class OnGpus:
 
     def settle(self, workers: int, offload: bool) -> Settled | None:
         """What so many workers take; None where nothing fits."""
-        if measured := self.measured(workers):
-            return measured
+        found = self.counted(workers, offload)
+        return self.measured(workers, found) or found
+
+    def counted(self, workers: int, offload: bool) -> Settled | None:
+        """The same by arithmetic alone."""
         gpus = self.gpus(workers)
         enough = self.enough(gpus)
         for memory in (int(gpus.memory * (1 - MARGIN)), gpus.memory):
@@ -388,23 +391,22 @@ class OnGpus:
         share = self.machine.host_share(gpus.gpus)
         return bool(share) and needed > HOST_SHARE * share
 
-    def measured(self, workers: int) -> Settled | None:
+    def measured(self, workers: int, counted: Settled | None) -> Settled | None:
         """What bench measured for so many GPUs of this kind, where it fitted: it was there."""
         profile = self.profile
-        if profile is None or profile.gpus != workers or not profile.settings:
+        if profile is None or profile.gpus != workers or counted is None:
             return None
         if profile.peak_gib * GIB > self.machine.gpu_bytes:
             return None
-        own = {**PLAIN, "num_workers": workers, "min_workers": workers, **profile.settings}
         open_fields = left_open(self.config.resources)
-        config = with_fields(self.config, {n: own[n] for n in own if n in open_fields})
+        own = {name: value for name, value in profile.settings.items() if name in open_fields}
+        config = with_fields(counted.config, own)
         try:
             config.check()
             passes = config.group_plan(workers).passes_a_rank
         except UserError:  # what a person named does not go with it
             return None
-        gpus, micro = self.gpus(workers), micro_batch_of(config)
-        sent, cost = self.planner.sent(config, gpus, micro)
+        sent, cost = self.planner.sent(config, self.gpus(workers), micro_batch_of(config))
         total = int(profile.peak_gib * GIB)
         return Settled(config, passes, total, sent, cost, profile.seconds)
 

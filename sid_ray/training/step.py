@@ -8,46 +8,30 @@ number comes from (seed, stream, images_seen, group).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.convolution import weights_ready
-from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, PLAIN, draw_group
+from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import Role, Trainee
 from sid_ray.groups import GroupPlan, MicroStep
+from sid_ray.training.draws import Draws
 from sid_ray.types import (
     Batch,
     Denoiser,
     Draw,
-    DrawSpec,
     GroupSums,
     Loss,
     Networks,
     Objective,
-    Pick,
     Scope,
     SumsOf,
 )
-
-
-class BatchSource(Protocol):
-    """What the data set gives a step."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """Shape of one sample, (C, H, W)."""
-
-    def batch(self, pick: Pick) -> Batch:
-        """Labels, prompts and images of these samples."""
-
-
-Draws = Callable[[int, int, MicroStep], tuple[Draw, Batch]]  # (stream, images_seen, micro-step)
 
 
 @dataclass
@@ -81,35 +65,6 @@ def trainable(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.requires_grad_(False)
-
-
-def draws_of(
-    source: BatchSource, plan: GroupPlan, seed: int, device: torch.device, spec: DrawSpec = PLAIN
-) -> Draws:
-    """Keyed draws for micro-steps: whole groups joined, or a part of one group cut out."""
-    inside = torch.arange(plan.group_size)
-
-    def draws(stream: int, images_seen: int, micro_step: MicroStep) -> tuple[Draw, Batch]:
-        groups = [
-            draw_group(seed, stream, images_seen, group, plan.group_size, source.shape, spec)
-            for group in micro_step.groups
-        ]
-        cut = slice(micro_step.start, micro_step.stop)
-
-        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-            found = [part[cut] for part in parts if part is not None]
-            return torch.cat(found).to(device) if found else None
-
-        fields = zip(*(draw for draw, _ in groups), strict=True)
-        draw = Draw(*(joined(parts) for parts in fields))  # type: ignore[arg-type]
-        uniform = torch.cat([data[cut] for _, data in groups])
-        positions = torch.cat(
-            [images_seen + group * plan.group_size + inside[cut] for group in micro_step.groups]
-        )
-        batch = source.batch(Pick(uniform, positions, stream, images_seen))
-        return draw, Batch(*(None if part is None else part.to(device) for part in batch))
-
-    return draws
 
 
 def poison(loss: Tensor) -> Tensor:

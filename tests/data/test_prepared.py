@@ -19,7 +19,7 @@ from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import check_data, data_of
-from sid_ray.training.step import draws_of
+from sid_ray.training.draws import draws_of
 from sid_ray.types import Batch, Pick
 from sid_ray.weights.folder import ModelDescription
 from tests.support.data_writer import layout, numbered_images, numbers_of, write_set

@@ -23,7 +23,8 @@ from sid_ray.distributed.roles import AdamSettings, RoleState, TorchRole, Traine
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Condition
 from tests.conftest import relative_error
 from tests.support.networks import LabelledNoise, UniformLabels, tiny_edm2, tiny_network

@@ -28,7 +28,8 @@ from sid_ray.distributed.roles import AdamSettings, TorchRole, Trainee, UpdateRu
 from sid_ray.groups import GroupPlan
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Batch, Pick
 from tests.conftest import relative_error
 from tests.support.networks import tiny_network

@@ -16,7 +16,8 @@ from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.training.assemble import adam_of, objective_of, rules_of
-from sid_ray.training.step import Draws, StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import Draws, draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Batch, Draw
 from tests.conftest import relative_error
 from tests.support.networks import TINY_EDM2, LabelledNoise, widened

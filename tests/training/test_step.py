@@ -20,7 +20,8 @@ from sid_ray.distributed.update_rules import update_rules
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
-from sid_ray.training.step import Draws, Phase, StepSettings, Sums, draws_of, run_phase, step
+from sid_ray.training.draws import Draws, draws_of
+from sid_ray.training.step import Phase, StepSettings, Sums, run_phase, step
 from sid_ray.types import Batch, Draw, Networks, Objective
 from tests.conftest import Reference, relative_error
 from tests.support.networks import (

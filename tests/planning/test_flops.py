@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.step_side import flops
+from sid_ray.planning.flops import forward_flops, iteration_flops
+from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 
 ENCODER = {"cifar10-uncond-sida": 0.325, "img512-xs-sida": 0.263}  # share of a forward pass
@@ -18,5 +19,7 @@ ENCODER = {"cifar10-uncond-sida": 0.325, "img512-xs-sida": 0.263}  # share of a 
     ],
 )
 def test_an_iteration_computes_no_more_than_the_bill(name, passes):
-    _, forwards = flops(recipe(name))
+    config = recipe(name)
+    teacher = teacher_of(config)
+    forwards = iteration_flops(config, teacher) / forward_flops(config, teacher)
     assert 0.96 * passes < forwards < 1.005 * passes

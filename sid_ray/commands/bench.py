@@ -1,0 +1,131 @@
+"""`sid-ray bench`: which settings are fastest on this machine, measured within a few minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from sid_ray.commands.arguments import expand_aliases
+from sid_ray.commands.bench_options import BenchOptions
+from sid_ray.commands.benching.report import Measurement, as_json, heading, table_of
+from sid_ray.commands.benching.search import NotMeasuredError, Search, fields_to_try
+from sid_ray.commands.benching.turns import Turns
+from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.errors import UserError
+from sid_ray.planning.choose import choose
+from sid_ray.planning.flops import iteration_flops
+from sid_ray.planning.here import this_machine
+from sid_ray.planning.profile import (
+    Profile,
+    batch_key,
+    network_key,
+    versions_here,
+    write_profile,
+)
+from sid_ray.recipes.known_networks import teacher_of, text_bytes
+from sid_ray.storage.durable import replace_file
+from sid_ray.storage.places import check_file
+from sid_ray.weights.description import ModelDescription
+
+CPU = "cpu"  # as a profile calls a machine without GPUs
+WIDTH = 150
+
+
+def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ()) -> int:
+    """Measures, prints, keeps. Raises UserError where nothing can be measured."""
+    began = time.monotonic()
+    fixed = fields_set(flags)
+    if asked.json is not None:
+        check_file(asked.json, "--json")
+    description = teacher_of(config)
+    config, machine = placed(config, description)
+    workers = config.chosen.num_workers
+    deadline = began + 60 * asked.minutes
+    with Turns(description, workers, machine != CPU, deadline, tell) as turns:
+        search = Search(config, workers, turns.measure, fields_to_try(fixed, workers))
+        try:
+            search.run()
+        except NotMeasuredError as error:
+            raise nothing_measured(error, asked, search) from None
+        tell("the machine's ceiling")
+        ceiling = turns.ceiling()
+    profile = profile_of_best(search, description, machine)
+    flop = iteration_flops(config, description)
+    measured = Measurement(
+        config.recipe, config.training.batch_size, flop, ceiling, search.rows, profile
+    )
+    show(measured)
+    path = ""
+    if asked.keep:
+        path = str(write_profile(profile))
+        print(f"profile: {path}; runs of {config.recipe} on such a machine start with it")
+    if asked.json is not None:
+        replace_file(asked.json, json.dumps(as_json(measured, path), indent=2) + "\n")
+    return 0
+
+
+def tell(text: str) -> None:
+    """Progress, which is no part of the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fields_set(flags: Sequence[str]) -> list[str]:
+    """Fields of the resources section that a person has set."""
+    found = []
+    for flag in expand_aliases(flags):
+        name = flag.partition("=")[0].replace("-", "_")
+        if name.startswith("__resources."):
+            name = name.removeprefix("__resources.")
+            known = {each.name for each in dataclasses.fields(type(DistillConfig().resources))}
+            found.append(name if name in known else name.removeprefix("no_"))
+    return found
+
+
+def placed(config: DistillConfig, description: ModelDescription) -> tuple[DistillConfig, str]:
+    """The config as a run would begin it on this machine without a profile, and the machine's name.
+
+    No evaluator takes a part of it. Raises UserError where the run has no room or does not fit.
+    """
+    machine = dataclasses.replace(this_machine(config), taken={})
+    config = replace(config, output__folder="/nowhere")
+    choice = choose(config, description, machine, text_bytes(config))
+    return choice.config, machine.gpu if choice.config.chosen.use_gpu else CPU
+
+
+def profile_of_best(search: Search, description: ModelDescription, machine: str) -> Profile:
+    best, found = search.best, search.best_found
+    return Profile(
+        machine,
+        search.world_size,
+        network_key(description),
+        best.training.precision,
+        batch_key(best),
+        search.settings,
+        found.seconds,
+        found.peak_gib,
+        versions_here(),
+    )
+
+
+def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Search) -> UserError:
+    """Where not even the settings as they are could be measured."""
+    if error.late:
+        return UserError(
+            f"no iteration ended within {asked.minutes:g} minutes: give --minutes more, or fewer "
+            "images a pass, --resources.micro-batch 1"
+        )
+    tried = "; ".join(f"{row.change}: {row.note}" for row in search.rows)
+    return UserError(f"nothing could be measured: {'; '.join(filter(None, (tried, str(error))))}")
+
+
+def show(measured: Measurement) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    for line in heading(measured):
+        console.print(line, markup=False)
+    console.print(table_of(measured))
+    console.print(f"take: {measured.profile.flags}", markup=False)
