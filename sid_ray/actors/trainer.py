@@ -46,8 +46,7 @@ from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.checkpoint.find import newest_listed, newest_whole
 from sid_ray.checkpoint.warm_start import began_at
-from sid_ray.config.chosen import plain
-from sid_ray.config.distill_config import DistillConfig, evaluator_resources, replace
+from sid_ray.config.distill_config import DistillConfig, evaluator_resources, with_plain_resources
 from sid_ray.console import Display
 from sid_ray.errors import UserError
 from sid_ray.planning.choose import Choice, choose_here
@@ -390,7 +389,7 @@ def score_leftovers(
         show.update("", board.metrics, board.events)
 
     try:
-        config = replace(config, resources=plain(config.resources))  # no worker is started
+        config = with_plain_resources(config)  # no worker is started
         start_ray(config)
         tracker = start_tracker(config, record, time.time())
         trouble = drained(start_evaluator(config, start, run, record, tracker), look)

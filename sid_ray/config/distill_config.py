@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from sid_ray.config.auto import AUTO
-from sid_ray.config.chosen import ChosenResources, chosen_of
+from sid_ray.config.chosen import ChosenResources, chosen_of, plain
 from sid_ray.config.confidential import holds_credentials
 from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.ranges import RULES, checked, of_json
@@ -310,6 +310,13 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
             changed = dataclasses.replace(getattr(config, section), **{leaf: value})
             config = dataclasses.replace(config, **{section: changed})
     return config
+
+
+def with_plain_resources(config: DistillConfig) -> DistillConfig:
+    """The config with the plainest value for what is auto: for tools that compute with one and
+    choose nothing.
+    """
+    return replace(config, resources=plain(config.resources))
 
 
 def located(config: DistillConfig) -> DistillConfig:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sid_ray.config.auto import AUTO
-from sid_ray.config.chosen import ChosenResources, chosen_of, plain
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.chosen import ChosenResources
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
@@ -79,7 +79,7 @@ class StageRow:
 
 def plainly(config: DistillConfig) -> ChosenResources:
     """The resources with the plainest value where nothing is chosen yet."""
-    return chosen_of(plain(config.resources))
+    return with_plain_resources(config).chosen
 
 
 def micro_batch_of(config: DistillConfig) -> int:
@@ -106,7 +106,7 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
     On one GPU there is one way, or three where it offloads: what is offloaded differs in buckets.
     """
     resources = plainly(config)
-    config = replace(config, resources=plain(config.resources))
+    config = with_plain_resources(config)
     if not needs_deepspeed(resources, gpus):
         return {NONE: config}
     if gpus == 1:
