@@ -29,7 +29,7 @@ from benchmarks.scaling_model import (
 )
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
-from sid_ray.planning.choose import choose
+from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.fit import Gpus, Planner, stage_variants
 from sid_ray.planning.machine import Machine
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, WORD
@@ -155,7 +155,7 @@ class Model:
     def chosen(self, gpus: int) -> str:
         """The stage that a run takes where nobody names one."""
         machine = Machine.alike(-(-gpus // 8), min(gpus, 8), self.rates.gpu_gib)
-        own = choose(self.config, self.planner.description, machine).config.chosen
+        own = choose_resources(self.config, self.planner.description, machine).config.chosen
         return f"{own.zero_stage}{', teacher' * (own.teacher_zero_stage == 3)}"
 
     def row(self, gpus: int, stage: str, link: StatedLink, bucket: int = 0) -> Row:

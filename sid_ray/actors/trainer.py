@@ -49,8 +49,8 @@ from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, evaluator_resources, with_plain_resources
 from sid_ray.console import Display
 from sid_ray.errors import UserError
-from sid_ray.planning.choose import Choice, choose_here
-from sid_ray.planning.here import this_machine
+from sid_ray.planning.choose import ResourceChoice, choose_measured
+from sid_ray.planning.here import machine_here
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.ray_private import VERSION
 from sid_ray.ray_setup.start import with_ray
@@ -145,7 +145,7 @@ def check_resources(config: DistillConfig, show: Display) -> None:
     raise UserError(f"{found}: {ways}")
 
 
-def ready(config: DistillConfig, start: Start, show: Display) -> Choice:
+def chosen_and_started(config: DistillConfig, start: Start, show: Display) -> ResourceChoice:
     """Starts or joins Ray, and says what the run takes of the machines that are there.
 
     Raises UserError where it does not fit on them, with the nearest that does.
@@ -160,8 +160,8 @@ def ready(config: DistillConfig, start: Start, show: Display) -> Choice:
         start_ray(config)
         machine = joined_cluster(config, tell)
     else:
-        machine = this_machine(config)
-    choice = choose_here(config, start.description, machine, tell)
+        machine = machine_here(config)
+    choice = choose_measured(config, start.description, machine, tell)
     tell(choice.line)
     if not joins_cluster():
         show.update("starting Ray", {}, [])
@@ -351,7 +351,7 @@ def run_training(
         show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
     try:
-        choice = ready(config, start, show)
+        choice = chosen_and_started(config, start, show)
         note_ray(run)
         record = note_record(run, record)
         clock = Clock(began)
@@ -402,7 +402,7 @@ def score_leftovers(
 
 
 def run_actors(
-    choice: Choice,
+    choice: ResourceChoice,
     start: Start,
     run: RunFolder,
     record: RunRecord,

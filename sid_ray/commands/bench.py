@@ -17,9 +17,9 @@ from sid_ray.commands.benching.search import NotMeasuredError, Search, fields_to
 from sid_ray.commands.benching.turns import Turns
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
-from sid_ray.planning.choose import choose
+from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.flops import iteration_flops
-from sid_ray.planning.here import this_machine
+from sid_ray.planning.here import machine_here
 from sid_ray.planning.profile import (
     Profile,
     batch_key,
@@ -91,9 +91,9 @@ def placed(config: DistillConfig, description: ModelDescription) -> tuple[Distil
 
     No evaluator takes a part of it. Raises UserError where the run has no room or does not fit.
     """
-    machine = dataclasses.replace(this_machine(config), taken={})
+    machine = dataclasses.replace(machine_here(config), taken={})
     config = replace(config, output__folder="/nowhere")
-    choice = choose(config, description, machine, text_bytes(config))
+    choice = choose_resources(config, description, machine, text_bytes(config))
     return choice.config, machine.gpu if choice.config.chosen.use_gpu else CPU
 
 

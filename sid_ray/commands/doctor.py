@@ -335,27 +335,27 @@ def check_data_set(patient: Patient) -> Iterator[Answer]:
 def look_at_memory(patient: Patient) -> Iterator[Answer]:
     """What the run would take of the cluster's GPUs, or of this machine, and whether it fits."""
     assert patient.config is not None
-    from sid_ray.planning.choose import choose_here
+    from sid_ray.planning.choose import choose_measured
     from sid_ray.recipes.known_networks import teacher_of
 
     config, told = patient.config, list[str]()
-    machine = machine_of(patient)
+    machine = patients_machine(patient)
     if machine is None or (config.resources.use_gpu is True and not machine.gpu_bytes):
         yield Answer(SKIPPED, f"no GPU here to measure: sid-ray plan {config.recipe} counts")
         return
     description = patient.found.get("teacher") or teacher_of(config)
-    choice = choose_here(config, description, machine, told.append)
+    choice = choose_measured(config, description, machine, told.append)
     yield from (Answer(WARNING, text) for text in told)
     yield Answer(OK, choice.line)
 
 
-def machine_of(patient: Patient) -> Machine | None:
+def patients_machine(patient: Patient) -> Machine | None:
     """The cluster as its nodes have answered, or this machine; None for a cluster that has not."""
-    from sid_ray.planning.here import this_machine
+    from sid_ray.planning.here import machine_here
 
     assert patient.config is not None
     if not joins_cluster():
-        return this_machine(patient.config)
+        return machine_here(patient.config)
     nodes = tuple(
         Node(node.cpus, node.gpus, int(node.gpu_memory_gib * GIB))
         for node in patient.found.get("nodes", ())

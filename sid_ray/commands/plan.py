@@ -16,7 +16,7 @@ from sid_ray.config.distill_config import DistillConfig, evaluator_resources, re
 from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError
 from sid_ray.objectives.spec import objective_spec
-from sid_ray.planning.choose import Choice, choose_here
+from sid_ray.planning.choose import ResourceChoice, choose_measured
 from sid_ray.planning.fit import (
     NONE,
     Gpus,
@@ -50,9 +50,9 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
         raise UserError("sid-ray plan counts GPUs' memory: leave --resources.no-use-gpu out")
     config = replace(config, resources__use_gpu=True)
     enforce(Patient(config, config.output.folder), PLAN)
-    there = machine_of(config, asked)
+    there = asked_machine(config, asked)
     told: list[str] = []
-    choice = choose_here(config, teacher_of(config), there, told.append, asked.reserve)
+    choice = choose_measured(config, teacher_of(config), there, told.append, asked.reserve)
     settled = settled_now(choice, there)
     machine = Gpus(settled.chosen.num_workers, there.gpu_bytes, int(asked.reserve * GIB))
     planner = Planner(teacher_of(config), text_bytes(config))
@@ -71,7 +71,7 @@ def plan(config: DistillConfig, asked: PlanOptions, flags: Sequence[str] = ()) -
     return 0
 
 
-def machine_of(config: DistillConfig, asked: PlanOptions) -> Machine:
+def asked_machine(config: DistillConfig, asked: PlanOptions) -> Machine:
     """The machine that a person names; this one, as far as nothing is named."""
     here = gpus_here() if not (asked.gpus and asked.gpu_memory) else []
     gpus = asked.gpus or len(here) or GPUS
@@ -85,7 +85,7 @@ def machine_of(config: DistillConfig, asked: PlanOptions) -> Machine:
     return dataclasses.replace(machine, nodes=nodes)  # bench may have measured it
 
 
-def settled_now(choice: Choice, machine: Machine) -> DistillConfig:
+def settled_now(choice: ResourceChoice, machine: Machine) -> DistillConfig:
     """The config for the workers that there are room for now."""
     resources = choice.config.chosen
     workers = min(resources.num_workers, max(machine.offers(on_gpu=True), resources.min_workers))

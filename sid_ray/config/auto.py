@@ -25,7 +25,7 @@ class OrAuto:
         from pydantic_core import core_schema
 
         inner = handler.generate_schema(without_auto(source))
-        return core_schema.no_info_wrap_validator_function(read, inner)
+        return core_schema.no_info_wrap_validator_function(word_or, inner)
 
 
 OR_AUTO: Final = OrAuto()
@@ -37,7 +37,7 @@ def without_auto(kind: Any) -> Any:
     return other
 
 
-def read(value: Any, read_other: Callable[[Any], Any]) -> Any:
+def word_or(value: Any, read_other: Callable[[Any], Any]) -> Any:
     """The word, or a value of the other kind. Raises an error that offers the word, too."""
     if value == AUTO:
         return value

@@ -194,14 +194,14 @@ def memory_of_job(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         text = f"GPUs not known yet: sid-ray plan {config.recipe} counts; the run chooses there"
         yield WARNING, "memory", text
         return
-    from sid_ray.planning.choose import choose_here
+    from sid_ray.planning.choose import choose_measured
     from sid_ray.planning.machine import Machine
     from sid_ray.recipes.known_networks import teacher_of
 
     gpus, told = cluster.gpus, list[str]()
     nodes = Machine.alike(1, gpus, cluster.memory_gib, evaluator_resources(config)).nodes
     machine = Machine(nodes, fixed=False, can_hold={"GPU": gpus}, taken=evaluator_resources(config))
-    choice = choose_here(config, teacher_of(config), machine, told.append)
+    choice = choose_measured(config, teacher_of(config), machine, told.append)
     yield OK, "resources", choice.line
     if resources.num_workers != AUTO and gpus < resources.num_workers:
         text = f"{gpus} GPUs at most for {resources.num_workers} workers"

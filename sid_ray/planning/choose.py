@@ -1,6 +1,6 @@
 """``auto``: what a run takes of the machines that are there. The one place where it is resolved.
 
-    choose(config, description, machine, text, profile) -> Choice
+    choose_resources(config, description, machine, text, profile) -> ResourceChoice
     choice.config     everything concrete, for the workers that there are now
     choice.sizes      what another number of workers takes instead (sizes.py looks it up)
     choice.line       one line: what was chosen, and why
@@ -68,7 +68,7 @@ ON_ANY_SIZE = ("compile", "memory_format", "attention", "overlap_comm")  # of a 
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResourceChoice:
     """A config in which nothing is auto, and the line that says what was chosen and why.
 
     ``sizes``: what another number of workers takes instead.
@@ -95,14 +95,14 @@ class Settled:
         return {name: getattr(self.config.resources, name) for name in OF_SIZE}
 
 
-def choose(
+def choose_resources(
     config: DistillConfig,
     description: ModelDescription,
     machine: Machine,
     text: int = 0,
     profile: Profile | None = None,
     reserve_gib: float = RESERVE_GIB,
-) -> Choice:
+) -> ResourceChoice:
     """What the run takes of a machine.
 
     Args:
@@ -115,7 +115,7 @@ def choose(
     """
     on_gpu = wants_gpus(config, machine)
     config = replace(config, resources__use_gpu=on_gpu)
-    workers = workers_for(config, machine, on_gpu)
+    workers = worker_numbers(config, machine, on_gpu)
     if on_gpu:
         return OnGpus(config, Planner(description, text), machine, profile, reserve_gib).choose(
             workers
@@ -123,22 +123,22 @@ def choose(
     return on_cpus(config, description, machine, workers, profile)
 
 
-def choose_here(
+def choose_measured(
     config: DistillConfig,
     description: ModelDescription,
     machine: Machine,
     tell: Callable[[str], None] = lambda text: None,
     reserve_gib: float = RESERVE_GIB,
-) -> Choice:
-    """``choose`` with what bench has measured for this run on such a machine.
+) -> ResourceChoice:
+    """``choose_resources`` with what bench has measured for this run on such a machine.
 
-    ``tell`` hears of a profile that is there and cannot be used. Raises UserError as ``choose``.
+    ``tell`` hears of a profile that is there and cannot be used. Raises UserError like it.
     """
     on_gpu = wants_gpus(config, machine)
     name = machine.gpu if on_gpu else "cpu"
-    now = workers_for(config, machine, on_gpu).now
+    now = worker_numbers(config, machine, on_gpu).now
     profile = read_profile(config, description, name, now, tell) if name else None
-    return choose(config, description, machine, text_bytes(config), profile, reserve_gib)
+    return choose_resources(config, description, machine, text_bytes(config), profile, reserve_gib)
 
 
 def wants_gpus(config: DistillConfig, machine: Machine) -> bool:
@@ -155,7 +155,7 @@ class Workers:
     least: int
 
 
-def workers_for(config: DistillConfig, machine: Machine, on_gpu: bool) -> Workers:
+def worker_numbers(config: DistillConfig, machine: Machine, on_gpu: bool) -> Workers:
     """Raises UserError where there is no room for them and none will come."""
     least, named = config.resources.min_workers, config.resources.num_workers
     groups, offered = config.group_plan(1).num_groups, machine.offers(on_gpu)
@@ -216,7 +216,7 @@ def on_cpus(
     machine: Machine,
     workers: Workers,
     profile: Profile | None,
-) -> Choice:
+) -> ResourceChoice:
     """Traces nothing: a start takes no longer than without auto."""
     now = max(workers.now, 1)
     settled = {
@@ -233,7 +233,7 @@ def on_cpus(
     packed = f"{groups:g} groups in a pass" if groups > 1 else "a group in a pass"
     stage = f", ZeRO-{chosen.resources.zero_stage}" if workers.most > 1 else ""
     line = f"{people(workers, 'CPU')}{stage}, micro-batch {micro} ({packed}){by(profile)}"
-    return Choice(chosen, line)
+    return ResourceChoice(chosen, line)
 
 
 def people(workers: Workers, kind: str) -> str:
@@ -270,7 +270,7 @@ class OnGpus:
     def gpus(self, workers: int) -> Gpus:
         return Gpus(workers, self.machine.gpu_bytes, int(self.reserve_gib * GIB))
 
-    def choose(self, workers: Workers) -> Choice:
+    def choose(self, workers: Workers) -> ResourceChoice:
         """Raises UserError where it fits on no number of workers that there may be."""
         if not self.machine.gpu_bytes:
             raise UserError(f"{self.config.run_name}: the memory of the GPUs is not known")
@@ -286,7 +286,7 @@ class OnGpus:
             own.config, resources__num_workers=workers.most, resources__min_workers=least
         )
         chosen.check()
-        return Choice(chosen, self.line(workers, least, now, own), merged(found))
+        return ResourceChoice(chosen, self.line(workers, least, now, own), steps_of(found))
 
     def walk(self, workers: Workers, offload: bool) -> dict[int, Settled]:
         """Number of workers -> what it takes, downwards until it does not fit.
@@ -474,7 +474,7 @@ def ladder(least: int, most: int, now: int) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def merged(found: Mapping[int, Settled]) -> Sizes:
+def steps_of(found: Mapping[int, Settled]) -> Sizes:
     """(workers, fields) where they change, the fewest workers first."""
     steps: list[tuple[int, Fields]] = []
     for size in sorted(found):

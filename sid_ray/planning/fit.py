@@ -29,7 +29,7 @@ from sid_ray.planning.memory import (
     peak,
     sent_bytes,
 )
-from sid_ray.planning.trace_cache import trace
+from sid_ray.planning.trace_cache import kept_trace
 from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of
 from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
@@ -157,7 +157,7 @@ class Planner:
                 {1, min(TRACED_IMAGES, config.training.batch_size), config.training.batch_size}
             )
             own = replace(config, resources=resources)
-            self._traces[key] = trace(own, self.description, sizes)
+            self._traces[key] = kept_trace(own, self.description, sizes)
         return self._traces[key].at(micro_batch)
 
     def layout(self, config: DistillConfig, machine: Gpus) -> Layout:
@@ -365,28 +365,6 @@ def fitting(planner: Planner, config: DistillConfig, machine: Gpus) -> Moment:
         f"it needs {gib(found.total)} a GPU ({found.name}, micro-batch {micro_batch_of(config)})"
     )
     raise refusal_to_fit(planner, config, machine, needed)
-
-
-def fewest_that_fit(
-    config: DistillConfig,
-    description: ModelDescription,
-    workers: tuple[int, int],
-    memory_gib: float,
-    text: int = 0,
-) -> int:
-    """Down to how many of (least, most) workers, a GPU each, a run may shrink and still fit.
-
-    Raises UserError where not even the most are enough, with the nearest that does fit.
-    """
-    planner = Planner(description, text)
-    fitting(planner, config, Gpus.of(workers[1], memory_gib))
-    least_workers, most = workers
-    # Downwards: one GPU alone has no buckets and may fit where two do not, but the way is barred.
-    for gpus in range(most - 1, least_workers - 1, -1):
-        machine = Gpus.of(gpus, memory_gib)
-        if planner.peak(config, machine).total > machine.memory:
-            return gpus + 1
-    return least_workers
 
 
 def check_any_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[StageRow]:

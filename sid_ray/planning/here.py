@@ -22,7 +22,7 @@ def cpus_here(quota: Path = CGROUP) -> int:
         return count
 
 
-def this_machine(config: DistillConfig) -> Machine:
+def machine_here(config: DistillConfig) -> Machine:
     """Where a Ray of the run's own will be."""
     gpus = gpus_here() if config.resources.use_gpu is not False else []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -22,7 +22,7 @@ def at_size(config: DistillConfig, sizes: Sizes, workers: int) -> DistillConfig:
     return with_fields(config, fields)
 
 
-def in_words(config: DistillConfig) -> str:
+def resources_in_words(config: DistillConfig) -> str:
     """'ZeRO-1, micro-batch 32': what a start of the workers says of its resources."""
     resources = config.chosen
     micro = resources.micro_batch or config.training.group_size

@@ -27,12 +27,14 @@ from sid_ray.storage.durable import replace_file
 from sid_ray.weights.folder import ModelDescription
 
 TRACED = ("teacher.dropout", "training.precision")  # beside the objective and its noise levels
-CODE = ("denoisers", "diffusion", "objectives", "planning", "types.py")
+CODE = ("denoisers", "diffusion", "objectives", "planning/trace_memory.py", "types.py")
 
 
-def trace(config: DistillConfig, description: ModelDescription, sizes: Sequence[int]) -> Traced:
+def kept_trace(
+    config: DistillConfig, description: ModelDescription, sizes: Sequence[int]
+) -> Traced:
     """As trace_memory's on the meta device; of an earlier process where it was the same."""
-    path = cache_folder() / "traces" / f"{key_of(config, description, sizes)}.json"
+    path = cache_folder() / "traces" / f"{trace_key(config, description, sizes)}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         points = json.loads(path.read_text())
         return Traced({int(n): {p: int(b) for p, b in one.items()} for n, one in points.items()})
@@ -43,7 +45,7 @@ def trace(config: DistillConfig, description: ModelDescription, sizes: Sequence[
     return found
 
 
-def key_of(config: DistillConfig, description: ModelDescription, sizes: Sequence[int]) -> str:
+def trace_key(config: DistillConfig, description: ModelDescription, sizes: Sequence[int]) -> str:
     """A checksum of what a trace depends on."""
     fields = {
         name: value
