@@ -222,8 +222,9 @@ class Alone(Fixed):
 
 
 class OwnTrainer(Trainer):
-    """A TorchTrainer with these policies. ``alone``: on a Ray of the run's own. ``beside``: what the
-    run's evaluator takes.
+    """A TorchTrainer with these policies.
+
+    ``alone``: on a Ray of the run's own. ``beside``: what the run's evaluator takes.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ from sid_ray.objectives.spec import objective_specs
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import RECIPES, recipe
 from sid_ray.training.assemble import Data, data_of, find_start, objective_of
-from sid_ray.training.step import StepSettings, Sums, draws_of, step
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 
 LATE = 1 << 30  # images seen: every warm-up is over
 SPREAD = 0.01  # relative change of the trained weights, as in the midst of a run
