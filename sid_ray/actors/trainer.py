@@ -49,7 +49,8 @@ from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, evaluator_resources, with_plain_resources
 from sid_ray.console import Display
 from sid_ray.errors import UserError
-from sid_ray.planning.choose import ResourceChoice, choose_measured
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
 from sid_ray.planning.here import machine_here
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.ray_private import VERSION
