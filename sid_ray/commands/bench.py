@@ -13,8 +13,8 @@ from rich.console import Console
 
 from sid_ray.commands.arguments import expand_aliases
 from sid_ray.commands.bench_options import BenchOptions
-from sid_ray.commands.benching.report import Measurement, as_json, heading, table_of
-from sid_ray.commands.benching.search import NotMeasuredError, Search, fields_to_try
+from sid_ray.commands.benching.report import Measurement, lines_above, table_of, values_of
+from sid_ray.commands.benching.search import Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.turns import Turns
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.device.found import gpus_here
@@ -47,13 +47,12 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
     workers = config.resources.num_workers
     deadline = began + 60 * asked.minutes
     with Turns(description, workers, machine != CPU, deadline, tell) as turns:
-        search = Search(config, workers, turns.measure, fields_to_try(fixed, workers))
+        search = Descent(config, workers, turns.measure, fields_to_try(fixed, workers))
         try:
             search.run()
         except NotMeasuredError as error:
             raise nothing_measured(error, asked, search) from None
-        tell("the machine's ceiling")
-        ceiling = turns.ceiling()
+        ceiling = turns.ceiling
     profile = profile_of_best(search, description, machine)
     flop = iteration_flops(config, description)
     measured = Measurement(
@@ -65,7 +64,7 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
         path = str(write_profile(profile))
         print(f"profile: {path}; runs of {config.recipe} on such a machine start with it")
     if asked.json is not None:
-        replace_file(asked.json, json.dumps(as_json(measured, path), indent=2) + "\n")
+        replace_file(asked.json, json.dumps(values_of(measured, path), indent=2) + "\n")
     return 0
 
 
@@ -112,7 +111,7 @@ def placed(config: DistillConfig, fixed: Sequence[str]) -> tuple[DistillConfig, 
     return changed.check(), name
 
 
-def profile_of_best(search: Search, description: ModelDescription, machine: str) -> Profile:
+def profile_of_best(search: Descent, description: ModelDescription, machine: str) -> Profile:
     best, found = search.best, search.best_found
     return Profile(
         machine,
@@ -127,7 +126,7 @@ def profile_of_best(search: Search, description: ModelDescription, machine: str)
     )
 
 
-def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Search) -> UserError:
+def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Descent) -> UserError:
     """Where not even the settings as they are could be measured."""
     if error.late:
         return UserError(
@@ -140,7 +139,7 @@ def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Searc
 
 def show(measured: Measurement) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for line in heading(measured):
+    for line in lines_above(measured):
         console.print(line, markup=False)
     console.print(table_of(measured))
     console.print(f"take: {measured.profile.flags}", markup=False)

@@ -186,7 +186,7 @@ def serve(pipe: Connection) -> None:
             raise
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_command(parent: int) -> None:
     """Ends this session, in which torch.compile's processes are too, when the command is gone."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
@@ -207,7 +207,7 @@ def why(error: BaseException) -> str:
 def main() -> None:
     """The process: its arguments are the pipe's file and the command's process."""
     file, parent = map(int, sys.argv[1:])
-    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with_command, args=(parent,), daemon=True).start()
     serve(Connection(file))
     sys.stdout.flush()
     os._exit(0)  # the interpreter's own end waits for threads of libraries
