@@ -27,6 +27,7 @@ from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
@@ -185,8 +186,7 @@ def trainee_of(side: Side, clock: Clock) -> Trainee:
 def run_side(side: Side, pipe: Connection) -> None:
     """Does what it is told through the pipe, an answer each: one iteration, or what is held."""
     torch.set_num_threads(side.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not side.official
-    torch.backends.cudnn.benchmark = True
+    set_numerics(side.config.resources.deterministic)  # TF32 off, as both programs have it
     if not side.official and side.device == "cpu":
         keep_freed_memory()
     clock = Clock(torch.device(side.device))

@@ -185,6 +185,7 @@ class RunRecord:
     copied_from: str = ""  # name of the run that this one is a copy of, and its MLflow run
     copied_from_run: str = ""
     lease: int = 0  # number of the lease under which it was written
+    masks: int = 1  # dropout's, by their number in denoisers/dropout.py; older records have none
 
 
 def read_record(run: Store) -> RunRecord | None:
@@ -234,6 +235,19 @@ def check_same_text_encoder(record: RunRecord, fingerprint: str) -> None:
             "the teacher's text encoder or tokenizer is not the one that this run began with "
             f"(fingerprint {record.text_encoder[:12]}, now {fingerprint[:12] or 'none'}): name it "
             "by --teacher.text-encoder, or choose another --run name"
+        )
+
+
+def check_same_masks(record: RunRecord, masks: int, drawn: bool) -> None:
+    """Raises UserError where a run would go on with other dropout masks than it began with.
+
+    ``masks`` are those of this version, ``drawn`` whether the run has any dropout.
+    """
+    if drawn and record.masks != masks:
+        raise UserError(
+            f"this run began with dropout masks {record.masks}, and this version of sid_ray draws "
+            f"masks {masks}, other numbers: go on with the version that began it, or choose "
+            "another --run name"
         )
 
 

@@ -105,17 +105,18 @@ class Draw(NamedTuple):
 
     ``latents`` [B, C, H, W] N(0,1) the generator's input, ``noise`` [B, C, H, W] N(0,1) the
     forward noise, ``time`` [B] the raw draw of the noise level (normal or uniform, as the schedule
-    asks), ``dropout_keys`` [B] int64. Only where the objective asks: ``step`` [B] int64 which of
-    the generator's K evaluations is trained, one number for the whole iteration, ``more_noise``
-    [B, K - 1, C, H, W] N(0,1) of the evaluations after the first, ``text_uniform`` [B] uniform,
-    ``augment`` [B, 2, 15] raw draws of the augmentation of generated and of real images.
+    asks), ``dropout_keys`` [B] int64. Only where the objective asks: ``step`` which of the
+    generator's K evaluations is trained, one number for the whole iteration (known to the host,
+    which runs as many passes), ``more_noise`` [B, K - 1, C, H, W] N(0,1) of the evaluations after
+    the first, ``text_uniform`` [B] uniform, ``augment`` [B, 2, 15] raw draws of the augmentation of
+    generated and of real images.
     """
 
     latents: Tensor
     noise: Tensor
     time: Tensor
     dropout_keys: Tensor | None = None
-    step: Tensor | None = None
+    step: int | None = None
     more_noise: Tensor | None = None
     text_uniform: Tensor | None = None
     augment: Tensor | None = None

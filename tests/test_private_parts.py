@@ -33,6 +33,7 @@ MEMBERS = {  # private members that only the files above may name, and where the
     ),
     "ray/train/v2/_internal/execution/scaling_policy/fixed.py": ("_maybe_send_resource_request",),
     "ray/train/v2/_internal/execution/failure_handling/default.py": ("_worker_group_failures",),
+    "ray/train/v2/api/config.py": ("_resources_per_worker_not_none",),
     "ray/train/v2/api/data_parallel_trainer.py": (
         "_create_default_callbacks", "_initialize_and_run_controller",
     ),

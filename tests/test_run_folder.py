@@ -1,9 +1,11 @@
 """Who works on a run, and whether it is the same run."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -15,6 +17,7 @@ from sid_ray.run_folder import (
     RunFolder,
     RunRecord,
     check_same_data,
+    check_same_masks,
     check_same_run,
     only_driver,
     read_record,
@@ -59,6 +62,18 @@ def test_other_data_is_refused_where_both_are_known():
     check_same_data(RunRecord("{}", data="abc"), "abc")
     with pytest.raises(UserError, match="not the one that this run began with"):
         check_same_data(RunRecord("{}", data="abc"), "abd")
+
+
+def test_a_run_of_older_dropout_masks_is_refused_where_it_has_dropout(store):
+    """Its record says nothing of masks; one without dropout has the same numbers as before."""
+    values = asdict(RunRecord(DIGITS.to_json(), masks=2))
+    del values["masks"]
+    store.write(IDENTITY, json.dumps(values))
+    record = read_record(store)
+    check_same_masks(record, 2, drawn=False)
+    with pytest.raises(UserError, match=r"began with dropout masks 1, and .* draws masks 2"):
+        check_same_masks(record, 2, drawn=True)
+    check_same_masks(RunRecord("", masks=2), 2, drawn=True)
 
 
 HOLD = """

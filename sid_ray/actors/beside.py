@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,40 @@ def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any
     )
 
 
+def evaluator_resources(config: DistillConfig) -> dict[str, float]:
+    """Ray resources that the evaluator has to itself while a run trains, beside the workers'.
+
+    Empty where it shares the driver's machine, or where nobody asks it for scores.
+    """
+    return ray_resources(config.evaluation.resources) if config.evaluation.every else {}
+
+
+def cpus_beside(config: DistillConfig) -> float:
+    """CPUs of a Ray of the run's own that are the evaluator's: no more than the machine has."""
+    return min(evaluator_resources(config).get("CPU", 0.0), float(os.cpu_count() or 1))
+
+
+def lacking(config: DistillConfig, workers: int, there: Mapping[str, float]) -> str:
+    """What so many workers and the evaluator need and ``there`` has not, in words; '' for nothing.
+
+    ``there`` are the resources of the whole cluster. A worker needs a CPU, and a GPU beside it
+    where the run is on GPUs.
+    """
+    beside, use_gpu = evaluator_resources(config), config.resources.use_gpu
+    for name in sorted(beside.keys() | {"CPU"} | ({"GPU"} if use_gpu else set()), reverse=True):
+        own = workers if name == "CPU" or (name == "GPU" and use_gpu) else 0
+        needed, found = own + beside.get(name, 0), there.get(name, 0)
+        if found >= needed:
+            continue
+        who = [f"{workers} worker{'s' * (workers != 1)}"] * bool(own)
+        if name in beside:
+            who.append(f"the evaluator (evaluation.resources {name}={beside[name]:g})")
+        verb = "needs" if who[1:] == [] and own <= 1 else "need"
+        several = "s" if name in ("CPU", "GPU") and needed != 1 else ""
+        return f"{' and '.join(who)} {verb} {needed:g} {name}{several}, the cluster has {found:g}"
+    return ""
+
+
 def start_evaluator(
     config: DistillConfig,
     start: Start,
@@ -87,11 +122,11 @@ def start_evaluator(
     """
     if not config.evaluation.every:
         return None
-    asked = ray_resources(config.evaluation.resources)
+    asked = evaluator_resources(config)
     there = ray.cluster_resources()
-    lacking = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
-    if lacking and not joins_cluster():
-        name = lacking[0]
+    missing = [name for name, wanted in asked.items() if there.get(name, 0) < wanted]
+    if missing and not joins_cluster():
+        name = missing[0]
         raise UserError(
             f"evaluation.resources asks for {name}={asked[name]:g}, here are "
             f"{there.get(name, 0):g}: ask for less, or leave it empty"

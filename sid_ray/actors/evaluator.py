@@ -70,6 +70,7 @@ class Evaluator:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self._folder)
         self._settings, self._config, self._on_gpu = settings, config, bool(ray.get_gpu_ids())
+        settings.tracker.evaluator_sits.remote(ray.get_runtime_context().get_node_id())
         self._changed, self._trouble = threading.Condition(), ""
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()

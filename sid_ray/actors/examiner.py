@@ -13,6 +13,7 @@ import torch
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
@@ -38,6 +39,7 @@ class Examiner:
         self, settings: EvaluatorSettings, device: torch.device, tell: Callable[[str], None]
     ):
         config = DistillConfig.from_json(settings.config)
+        set_numerics(config.resources.deterministic)
         teacher = settings.teacher
         folder = Path(teacher_here(config, settings.teacher_folder))
         net = family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)

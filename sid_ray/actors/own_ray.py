@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,18 @@ from sid_ray.ray_setup.ray_private import without_needless_services
 STARTS, SPARE_STARTS = "RAY_worker_maximum_startup_concurrency", 4
 
 
-def start_own_ray(workers: int, use_gpu: bool) -> None:
-    """A Ray on this machine, which ends with this process."""
-    cpus = max(workers, os.cpu_count() or 1)
+def start_own_ray(workers: int, cpus_beside: float = 0.0) -> None:
+    """A Ray on this machine, which ends with this process.
+
+    A CPU for each worker, however many the machine has, and ``cpus_beside`` for the evaluator: a
+    CPU of Ray's is a place, not a core.
+    """
+    cpus = max(workers + math.ceil(cpus_beside), os.cpu_count() or 1)
     starts = {STARTS: str(workers + SPARE_STARTS)}
     with environment(**starts), without_needless_services():
         ray.init(
             address="local",  # a bare init would attach to any cluster on the machine
-            num_cpus=None if use_gpu else cpus,
+            num_cpus=cpus,
             include_dashboard=False,
             logging_level="warning",
         )

@@ -21,6 +21,7 @@ try:
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
     from ray.train.v2._internal.execution.scaling_policy import (
@@ -34,12 +35,21 @@ try:
 except ImportError:
     ElasticScalingPolicy = FixedScalingPolicy = DefaultFailurePolicy = object
     FailureDecision = NoopDecision = ResizeDecision = None
+    WorkerGroupStartupTimeoutError = ()
     FOUND = False
 
 
 def fit() -> bool:
     """Whether this Ray is the one whose private parts this file knows."""
     return FOUND and is_known()
+
+
+def workers_without_room(error: Any) -> int:
+    """For how many workers the cluster found no room in time; 0 where something else failed."""
+    failure = getattr(error, "controller_failure", None)
+    if not isinstance(failure, WorkerGroupStartupTimeoutError):
+        return 0
+    return int(failure.num_workers)
 
 
 class Elastic(ElasticScalingPolicy):
@@ -57,6 +67,11 @@ class Elastic(ElasticScalingPolicy):
         return self._autoscaling_coordinator.get_reserved_resources.remote(
             self._requester_id, recompute=True
         )
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What one worker needs."""
+        return dict(self.scaling_config._resources_per_worker_not_none)
 
     def suffices(self, reserved: Any) -> bool:
         """Whether the least number of workers has room."""

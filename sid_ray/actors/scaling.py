@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ from sid_ray.actors.ray_train_private import (
     NoopDecision,
     ResizeDecision,
     Trainer,
+    workers_without_room,
 )
 from sid_ray.actors.signals import PausedError
 from sid_ray.actors.watch import LOST_S, Watch, answering, elsewhere
@@ -43,14 +45,45 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 logger = logging.getLogger(__name__)
 
 
+def without(
+    reserved: Mapping[str, Mapping[str, float]], beside: Mapping[str, float], node: str
+) -> dict[str, dict[str, float]]:
+    """What is left of resources by node when the evaluator has its own, on ``node``.
+
+    Where it has no place yet, the first node that can give it one keeps it free.
+    """
+    left = {name: dict(has) for name, has in reserved.items()}
+    fitting = [
+        name for name, has in left.items() if all(has.get(k, 0) >= v for k, v in beside.items())
+    ]
+    seat = node if node in left else next(iter(fitting), "")
+    for kind, amount in beside.items():
+        if kind in left.get(seat, {}):
+            left[seat][kind] = max(0.0, left[seat][kind] - amount)
+    return left
+
+
+def places(workers: int, resources: Mapping[str, float]) -> str:
+    """'2 workers (CPU 1, GPU 1 each)'."""
+    each = ", ".join(f"{kind} {amount:g}" for kind, amount in sorted(resources.items()))
+    return f"{workers} worker{'s' * (workers != 1)} ({each}{' each' * (workers != 1)})"
+
+
 class AskFirst(Elastic):
-    """Elastic, on fresh reservations without draining nodes; asks the workers to pause first."""
+    """Elastic, on fresh reservations without draining nodes; asks the workers to pause first.
+
+    ``beside``: resources that the run's own evaluator takes. Ray counts places from what nodes have
+    in all, so it would promise these to workers, too, and try to start them without end.
+    """
 
     LOOK_S = 1.0  # between two looks at what is reserved
 
-    def __init__(self, scaling_config: Any, tracker: Any, run: str):
+    def __init__(
+        self, scaling_config: Any, tracker: Any, run: str, beside: Mapping[str, float] | None = None
+    ):
         super().__init__(scaling_config)
-        self.tracker, self._run = tracker, run
+        self.tracker, self._run, self._beside = tracker, run, dict(beside or {})
+        self._waits = False  # for nodes; told once
         self._asked_at, self._found = float("-inf"), None  # type: Any, Any
         self._silent: set[str] = set()
         self._watch: Watch | None = None  # in the controller's process
@@ -72,6 +105,9 @@ class AskFirst(Elastic):
             there -= leaving
             reserved = ray.get(asked, timeout=CALL_TIMEOUT_S)
             self._found = {node: has for node, has in reserved.items() if node in there}
+            if self._beside:
+                seat = ray.get(self.tracker.evaluators_node.remote(), timeout=CALL_TIMEOUT_S)
+                self._found = without(self._found, self._beside, seat)
         except Exception:
             logger.warning("reservations cannot be read: not resizing now", exc_info=True)
             self._found = None
@@ -81,9 +117,13 @@ class AskFirst(Elastic):
     def make_decision_for_non_running_worker_group(self) -> Any:
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
+            if not self._waits:
+                least = places(self.scaling_config.min_workers, self.worker_resources)
+                self.tracker.set_phase.remote(f"waiting for nodes: room for {least}")
             time.sleep(IDLE_S)  # the controller would ask again at once
         else:
             self.tracker.mark.remote("reserve", time.time())
+        self._waits = isinstance(decision, NoopDecision)
         return decision
 
     def make_decision_for_running_worker_group(
@@ -144,6 +184,8 @@ class Budget(Failures):
         told = self.tracker.stopped.remote(reason, bool(paused), time.time())
         if paused:
             return FailureDecision.RETRY
+        if workers := workers_without_room(training_failed_error):
+            self.tracker.set_phase.remote(f"waiting for room for {workers} workers")
         try:
             stored = ray.get(told, timeout=CALL_TIMEOUT_S)
         except ray.exceptions.RayError:
@@ -180,11 +222,21 @@ class Alone(Fixed):
 
 
 class OwnTrainer(Trainer):
-    """A TorchTrainer with these policies. ``alone``: on a Ray of the run's own."""
+    """A TorchTrainer with these policies.
 
-    def __init__(self, *args: Any, tracker: Any, alone: bool, **kwargs: Any):
+    ``alone``: on a Ray of the run's own. ``beside``: what the run's evaluator takes.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        tracker: Any,
+        alone: bool,
+        beside: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.tracker, self.alone = tracker, alone
+        self.tracker, self.alone, self.beside = tracker, alone, beside
 
     def policies(self, is_elastic: bool) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -192,7 +244,7 @@ class OwnTrainer(Trainer):
         }
         if is_elastic:
             run = f"{self.run_config.storage_path}/{self.run_config.name}"
-            found["scaling_policy"] = AskFirst(self.scaling_config, self.tracker, run)
+            found["scaling_policy"] = AskFirst(self.scaling_config, self.tracker, run, self.beside)
         elif self.alone:
             found["scaling_policy"] = Alone(self.scaling_config, self.tracker)
         return found

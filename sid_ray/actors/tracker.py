@@ -63,6 +63,7 @@ class Tracker:
         self._board = Board()
         self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
+        self._evaluators_node = ""
         self._said: dict[str, float] = {}
         self._proven: set[str] = set()
         self._lock = threading.Lock()
@@ -138,6 +139,16 @@ class Tracker:
     def prove(self, nodes: Iterable[str]) -> None:
         with self._lock:
             self._proven.update(nodes)
+
+    def evaluator_sits(self, node: str) -> None:
+        """Ray's id of the node on which the evaluator has its resources."""
+        with self._lock:
+            self._evaluators_node = node
+
+    def evaluators_node(self) -> str:
+        """Where the evaluator was last heard of; empty for nowhere yet."""
+        with self._lock:
+            return self._evaluators_node
 
     def beat(self, images_seen: int, at: float) -> str:
         """Rank 0's newest step (0 for none yet). Returns why to pause, empty for going on."""

@@ -28,7 +28,14 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from sid_ray.actors import ray_train_private, scaling
-from sid_ray.actors.beside import drained, start_evaluator, start_tracker
+from sid_ray.actors.beside import (
+    cpus_beside,
+    drained,
+    evaluator_resources,
+    lacking,
+    start_evaluator,
+    start_tracker,
+)
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.interfaces import AddressConfig
 from sid_ray.actors.liveness import note_ray
@@ -114,7 +121,7 @@ def start_ray(config: DistillConfig) -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     resources = config.resources
     with_ray(
-        start=lambda: start_own_ray(resources.num_workers, resources.use_gpu),
+        start=lambda: start_own_ray(resources.num_workers, cpus_beside(config)),
         join=lambda: ray.init(logging_level="warning"),
     )
 
@@ -122,17 +129,18 @@ def start_ray(config: DistillConfig) -> None:
 def check_resources(config: DistillConfig, show: Display) -> None:
     """Says what is waited for on a cluster whose nodes are not there yet.
 
-    Raises UserError where Ray is this run's own and can never hold the workers.
+    Raises UserError where Ray is this run's own and can never hold workers and evaluator.
     """
-    kind = "GPU" if config.resources.use_gpu else "CPU"
-    there, (needed, _) = ray.cluster_resources().get(kind, 0), workers_of(config)
-    if there >= needed:
+    found = lacking(config, workers_of(config)[0], ray.cluster_resources())
+    if not found:
         return
-    found = f"{needed} workers need {needed} {kind}s, the cluster has {there:.0f}"
     if joins_cluster():
         show.update("", {}, [f"{found}: waiting for nodes"])
-    else:
-        raise UserError(f"{found}: lower --resources.num-workers")
+        return
+    ways = "lower --resources.num-workers"
+    if evaluator_resources(config):
+        ways += ", or leave --evaluation.resources empty"
+    raise UserError(f"{found}: {ways}")
 
 
 def with_workers_that_fit(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
@@ -204,7 +212,8 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
     if settings.own_scaling:
         alone = not joins_cluster()
         fixed = fixed and alone  # on a cluster the policy is needed to give up silent nodes
-        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone)
+        beside = evaluator_resources(config)
+        make = partial(scaling.OwnTrainer, tracker=settings.tracker, alone=alone, beside=beside)
     return make(
         train_loop,
         train_loop_config={

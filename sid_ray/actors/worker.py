@@ -40,12 +40,14 @@ from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
+from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
-from sid_ray.training.draws import draws_of
+from sid_ray.training.draws import Maker
+from sid_ray.training.draws_ahead import Coming, DrawsAhead, lane_to
 from sid_ray.training.health import Health
 from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.folder import ModelDescription
@@ -271,7 +273,10 @@ def build_worker(settings: WorkerSettings) -> Worker:
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
     torch.set_num_threads(config.resources.threads)
+    numbers = set_numerics(config.resources.deterministic)
     device = ray.train.torch.get_device()
+    if rank == 0 and device.type == "cuda":
+        settings.tracker.event.remote(numbers)
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings, group)
     return Worker(
@@ -319,8 +324,10 @@ class Loop:
         )
         self.source = data.source
         self.objective = objective_of(config, data.null_text)
-        self.draws = draws_of(
-            data.source, plan, training.seed, worker.device, self.objective.draw_spec
+        self.draws = DrawsAhead(
+            Maker(data.source, plan, training.seed, self.objective.draw_spec),
+            Coming(plan, worker.rank, self.objective.trains_generator, training.images),
+            lane_to(worker.device),
         )
         self._reported, self._reported_at = worker.trainee.images_seen, time.monotonic()
 
@@ -344,6 +351,11 @@ class Loop:
         if saving:
             worker.checkpoint()
         worker.heed()
+
+    def close(self) -> None:
+        """Ends the threads beside it: the source first, whose files the other may wait for."""
+        self.source.close()
+        self.draws.close()
 
     def await_data(self) -> None:
         """Returns when every rank has what its next step needs. A collective, where files are read.
@@ -384,7 +396,7 @@ def train_worker(worker: Worker) -> None:
         while not worker.finished:
             loop.iterate()
     finally:
-        loop.source.close()
+        loop.close()
     worker.secure()
     worker.spool.forget()
 

@@ -25,6 +25,7 @@ from sid_ray.commands.result import Result
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
+from sid_ray.denoisers.dropout import MASKS
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import RunFailedError, UserError
 from sid_ray.evaluation.records import merge_results
@@ -39,6 +40,7 @@ from sid_ray.run_folder import (
     RunFolder,
     RunRecord,
     check_same_data,
+    check_same_masks,
     check_same_run,
     check_same_text_encoder,
     is_job_copy,
@@ -55,7 +57,7 @@ from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import settle_record
 from sid_ray.tracking.mlflow_run import shown_uri
-from sid_ray.training.assemble import Start, bare_source
+from sid_ray.training.assemble import Start, bare_source, drops_out
 from sid_ray.weights.components import fingerprint_of_text as components_fingerprint
 
 if TYPE_CHECKING:
@@ -102,7 +104,9 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
     with only_driver(run, config.storage.lease_s, lease_is_dead) as run:
         with told_to_user():
             fingerprint = data_fingerprint(config.data)
-            record = check_same_run(run.store, config) or RunRecord("", began_from=began_from)
+            fresh = RunRecord("", began_from=began_from, masks=MASKS)
+            record = check_same_run(run.store, config) or fresh
+            check_same_masks(record, MASKS, drops_out(config, start.description))
             check_same_data(record, fingerprint)
             text_encoder = components_fingerprint(start.components)
             check_same_text_encoder(record, text_encoder)

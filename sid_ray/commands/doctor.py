@@ -24,6 +24,7 @@ from tyro.conf import Positional, arg
 from sid_ray.commands.arguments import OfRecipe
 from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Answer, Patient, examine
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import runs_folder
 from sid_ray.storage.cache import cache_folder
@@ -51,6 +52,25 @@ class DoctorOptions(OfRecipe):
     """Name of a recipe; without one this machine is looked at."""
     deep: bool = False
     """Read every sample of a prepared data set, not only its files' sizes and footers."""
+    device: bool = False
+    """Verify the GPUs of this machine instead, in under 10 minutes, and write a report. Exit code 2
+    where there is no GPU to use.
+    """
+    cpu: bool = False
+    """With --device: rehearse its checks on the CPU, with small networks."""
+    only: str = ""
+    """With --device: these checks alone, a comma between their names."""
+    report: str = ""
+    """With --device: folder of the report; empty for device-report-DATE-TIME here."""
+
+    def check(self) -> None:
+        """Raises UserError for arguments that do not go together."""
+        if not self.device:
+            for name in ("cpu", "only", "report"):
+                if getattr(self, name):
+                    raise UserError(f"--{name} belongs to sid-ray doctor --device")
+        elif self.recipe or self.deep:
+            raise UserError("--device looks at this machine alone: leave the recipe and --deep out")
 
 
 def check_versions(patient: Patient) -> Iterator[Answer]:
@@ -383,6 +403,12 @@ def run_doctor(config: DistillConfig | None, runs: str, deep: bool) -> int:
 
 def doctor(config: DistillConfig, options: DoctorOptions, flags: Sequence[str] = ()) -> int:
     """Looks at a recipe's run, or without one at this machine. Raises UserError."""
+    if options.device:
+        from sid_ray.commands.device.verify import verify_device
+
+        if flags:
+            raise UserError(f"--device looks at this machine alone and takes no {flags[0]}")
+        return verify_device(options.cpu, options.report, options.only)
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     return run_doctor(
         config if options.recipe else None, runs_folder(config.output.folder), options.deep

@@ -26,6 +26,7 @@ from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
@@ -347,6 +348,7 @@ def generate(options: GenerateOptions) -> int:
     Raises UserError: before pictures are made for wrong input, later for a disk that fails.
     """
     (seeds, classes), prompts = options.numbers(), options.texts()
+    set_numerics()
     console = output_console()
     try:
         with Meter(console, "generating", "images", "opening the generator") as meter:

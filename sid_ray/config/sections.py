@@ -277,6 +277,10 @@ class ResourcesConfig:
     """
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
+    deterministic: bool = False
+    """GPUs: kernels that give the same bits each time on the same kind of GPU, slower; changes
+    rounding only. CPUs always do.
+    """
     data_cache_gib: Positive = 4.0
     """Memory of a worker for what it has read of a prepared set, and reads ahead."""
     max_failures: CountOrNone = 3

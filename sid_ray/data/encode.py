@@ -14,6 +14,7 @@ import torch
 
 from sid_ray.data.latent_files import MAX_HALF, to_half
 from sid_ray.denoisers.registry import convention_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.weights.components import component_folder, open_text, open_vae, weights_sha256
 
@@ -64,6 +65,7 @@ def plan_text(source: str) -> TextPlan:
 
 def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
     """Pixels [N, H, W, 3] uint8 -> mean and std [N, 2C, h, w] float16. Raises UserError."""
+    set_numerics()
     codec = open_vae(plan.source, plan.convention, device)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     found = codec.encode_moments(images).float().cpu().numpy()
@@ -76,6 +78,7 @@ def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
 
 def encode_prompts(plan: TextPlan, prompts: Sequence[str], device: str) -> np.ndarray:
     """Prompts -> [N, T D] float16. Raises UserError where a number does not fit."""
+    set_numerics()
     found = open_text(plan.source, device).embed(prompts).float().cpu().numpy()
     if not np.isfinite(found).all() or float(np.abs(found).max()) > MAX_HALF:
         raise UserError(f"{plan.source}: an embedding is not finite or beyond float16")

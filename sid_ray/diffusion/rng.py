@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from sid_ray.diffusion.augment import draw_augmentations as draw_augment
 from sid_ray.types import Draw, DrawSpec
@@ -43,6 +45,40 @@ def generator_for(seed: int, stream: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, *key))
 
 
+class Room(NamedTuple):
+    """Memory for the large fields of a Draw, filled in place: several groups share one tensor.
+
+    None where torch shall make each tensor anew.
+    """
+
+    latents: Tensor | None = None
+    noise: Tensor | None = None
+    more_noise: Tensor | None = None
+
+    @classmethod
+    def for_samples(
+        cls, count: int, shape: Sequence[int], spec: DrawSpec, pinned: bool = False
+    ) -> Self:
+        """For ``count`` samples of shape (C, H, W), in page-locked memory where ``pinned``."""
+
+        def empty(*size: int) -> Tensor:
+            return torch.empty(count, *size, *shape, pin_memory=pinned)
+
+        more = empty(spec.num_steps - 1) if spec.num_steps > 1 else None
+        return cls(empty(), empty(), more)
+
+    def part(self, start: int, stop: int) -> Room:
+        """The memory of samples ``start:stop``."""
+        return Room(*(None if field is None else field[start:stop] for field in self))
+
+    def filled(self, draw: Draw) -> Draw:
+        """A Draw whose large fields are these."""
+        return draw._replace(**self._asdict())
+
+
+NO_ROOM = Room()
+
+
 def draw_group(
     seed: int,
     stream: int,
@@ -51,16 +87,18 @@ def draw_group(
     group_size: int,
     shape: Sequence[int],
     spec: DrawSpec = PLAIN,
+    room: Room = NO_ROOM,
 ) -> tuple[Draw, torch.Tensor]:
     """The Draw of one logical group, and uniform numbers [group_size] that pick its data.
 
     ``stream`` is FAKE_SCORE or GENERATOR. What ``spec`` asks for beyond the first draws comes from
-    generators of its own, so that switching it on leaves the others as they are.
+    generators of its own, so that switching it on leaves the others as they are. ``room`` is where
+    the large fields are written.
     """
     rng = generator_for(seed, stream, images_seen, group)
     size = (group_size, *shape)
-    latents = torch.randn(size, generator=rng)
-    noise = torch.randn(size, generator=rng)
+    latents = torch.randn(size, generator=rng, out=room.latents)
+    noise = torch.randn(size, generator=rng, out=room.noise)
     normal = stream == FAKE_SCORE and spec.normal_fake_time
     time = (torch.randn if normal else torch.rand)(group_size, generator=rng)
     data = torch.rand(group_size, generator=rng)
@@ -73,9 +111,10 @@ def draw_group(
     if spec.num_steps > 1:
         # One step for the whole iteration: every rank then runs as many passes.
         of_iteration = generator_for(seed, stream, images_seen)
-        step = torch.randint(spec.num_steps, (1,), generator=of_iteration).expand(group_size)
+        step = int(torch.randint(spec.num_steps, (1,), generator=of_iteration))
         count = (group_size, spec.num_steps - 1, *shape)
-        draw = draw._replace(step=step, more_noise=torch.randn(count, generator=more(STEPS)))
+        more_noise = torch.randn(count, generator=more(STEPS), out=room.more_noise)
+        draw = draw._replace(step=step, more_noise=more_noise)
     if spec.text:
         draw = draw._replace(text_uniform=torch.rand(group_size, generator=more(TEXT)))
     if spec.augment:

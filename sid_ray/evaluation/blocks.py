@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import DataSource, data_fingerprint
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
 from sid_ray.evaluation.judge import Judge, Look, codec_of
@@ -119,6 +120,7 @@ class Bench:
         self.job, self.device = job, torch.device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # the same rounding in every process
+        set_numerics(job.config.resources.deterministic)
         set_endpoint(job.config.storage.endpoint_url, job.config.storage.region)
         subject, evaluation = job.subject, job.config.evaluation
         self.components = components_of_job(job)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
 from sid_ray.evaluation.samplers import (
@@ -93,6 +94,7 @@ def final_report(
     All three make the same seeds and conditions. Evaluation streams only, so the numbers are those
     that the training's own evaluations gave.
     """
+    set_numerics(config.resources.deterministic)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, description = load_model(teacher_folder)
     generator = load_model(generator_folder)[0]

@@ -13,6 +13,7 @@ import torch
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.picture_sets import PictureSet
 from sid_ray.data.source import DataSource
+from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.blocks import FORMAT
 from sid_ray.evaluation.judge import Judge, Look
@@ -62,6 +63,7 @@ class PictureBench:
         where = torch.device(device)
         if where.type == "cpu":
             torch.set_num_threads(1)  # the same rounding in every process
+        set_numerics(job.config.resources.deterministic)
         set_endpoint(job.config.storage.endpoint_url, job.config.storage.region)
         source = DataSource(self.pictures.shape, prompts=self.pictures.captions)
         self.judge = Judge(job.config.evaluation, source, device=where, tell=tell)

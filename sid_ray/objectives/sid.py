@@ -141,7 +141,7 @@ class SiD:
         published code matches the last output alone, and its gradient passes through all K, each
         with dropout of its own.
         """
-        trained = 0 if draw.step is None else int(draw.step[0])
+        trained = 0 if draw.step is None else draw.step
         if self.official:
             trained = self.num_steps - 1
         later = () if draw.more_noise is None else draw.more_noise.unbind(1)

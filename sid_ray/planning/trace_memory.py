@@ -33,6 +33,8 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
+from sid_ray.training.draws import Drawn
+from sid_ray.training.draws_ahead import AHEAD
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
@@ -203,7 +205,12 @@ def trace_phase(
     text = family_of(description.family).text_shape(description.network)
     null_text = torch.zeros(text, device=device) if text else None
     objective = objective_of(config, null_text)
-    draw, batch = inputs(config, description, images, objective.draw_spec, device)
+    # Whole groups are drawn at once, also those that are split, and some are there ahead of a pass.
+    drawn = max(images, config.training.group_size)
+    units = [
+        inputs(config, description, drawn, objective.draw_spec, device) for _ in range(1 + AHEAD)
+    ]
+    draw, batch = units[0].part(0, images)
     loss = objective.fake_loss if phase == FAKE_SCORE else objective.generator_loss
     loss(Networks(*nets), batch, draw, LATE).total.backward()
 
@@ -231,7 +238,7 @@ def inputs(
     images: int,
     wanted: DrawSpec,
     device: torch.device,
-) -> tuple[Draw, Batch]:
+) -> Drawn:
     """A draw and a batch of the right shapes. The step is a number, the costliest one."""
     family, network = family_of(description.family), description.network
     shape, labels = family.shape(network), family.label_dim(network)
@@ -247,10 +254,12 @@ def inputs(
         noise=some(*shape),
         time=some() + 0.5,
         dropout_keys=keys,
-        step=torch.full((images,), steps - 1) if steps > 1 else None,
+        step=steps - 1 if steps > 1 else None,
         more_noise=some(steps - 1, *shape) if steps > 1 else None,
         text_uniform=some() if wanted.text else None,
         augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
     )
     reals = some(*shape) if objective_spec(config.objective.name).reads_images else None
-    return draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)
+    return Drawn(
+        draw, Batch(some(labels) if labels else None, reals, some(*text) if text else None)
+    )

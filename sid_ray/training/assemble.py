@@ -80,6 +80,12 @@ def network_of(config: DistillConfig, description: ModelDescription) -> ModelDes
     return dataclasses.replace(description, network=network or description.network)
 
 
+def drops_out(config: DistillConfig, description: ModelDescription) -> bool:
+    """Whether any dropout mask is drawn in training."""
+    network = network_of(config, description).network
+    return any(float(network.get(name) or 0) > 0 for name in ("dropout", "label_dropout"))
+
+
 @dataclass(frozen=True)
 class Data:
     """The data set as a run sees it, and the empty prompt's embedding where there is text."""

@@ -8,14 +8,17 @@ import pytest
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ResizeDecision,
     create_scaling_policy,
 )
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from sid_ray.actors import scaling
 from sid_ray.actors.scaling import AskFirst, Budget
@@ -137,6 +140,42 @@ def test_nothing_is_given_up_where_too_few_would_be_left(policy, monkeypatch):
     policy._watch = SimpleNamespace(lost={"a", "b"})
     policy.dead = {"a", "b"}  # or it is this node that is cut off
     policy.make_decision_for_running_worker_group(running(2), None)
+
+
+def test_no_worker_is_promised_what_the_evaluator_has(policy):
+    """Ray's coordinator counts what nodes have in all, also what actors hold already."""
+    gpus = {"a": {"CPU": 8.0, "GPU": 4.0}, "b": {"CPU": 8.0, "GPU": 1.0}}
+    policy.cluster.clear()
+    policy.cluster.update(gpus)
+    policy.scaling_config.resources_per_worker = {"CPU": 1, "GPU": 1}
+    policy._beside = {"GPU": 1.0, "evaluator": 1.0}
+    decide = lambda: policy.make_decision_for_non_running_worker_group().num_workers  # noqa: E731
+    policy.tracker.answers["evaluators_node"] = "b"
+    assert decide() == 4
+    policy.cluster.pop("a")
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    policy.cluster.update(gpus)
+    policy.tracker.answers["evaluators_node"] = ""  # and no node offers its own resource yet
+    assert decide() == 4, "no more than max_workers"
+    policy._beside = {"GPU": 1.0}
+    policy.cluster.pop("b")
+    assert decide() == 3, "a place is kept for it"
+    assert gpus["a"]["GPU"] == 4.0, "and nothing was changed in what Ray had told"
+
+
+def test_what_is_waited_for_is_said(policy, budget):
+    policy.cluster.clear()
+    for _ in range(3):
+        policy.make_decision_for_non_running_worker_group()
+    said = ("waiting for nodes: room for 1 worker (CPU 1)",)
+    assert policy.tracker.named("set_phase") == [said]
+    policy.cluster["a"] = {"CPU": 1.0}
+    policy.make_decision_for_non_running_worker_group()
+    policy.cluster.clear()
+    policy.make_decision_for_non_running_worker_group()
+    assert policy.tracker.named("set_phase") == [said] * 2
+    budget.make_decision(ControllerError(WorkerGroupStartupTimeoutError(8)))
+    assert budget.tracker.named("set_phase") == [("waiting for room for 8 workers",)]
 
 
 def test_reservations_that_cannot_be_read_change_nothing(policy, monkeypatch):

@@ -112,7 +112,7 @@ def test_a_ray_of_ones_own_is_started_without_services_of_clusters(monkeypatch):
         node.start_api_server(include_dashboard=False, raise_on_failure=False)
 
     monkeypatch.setattr(own_ray.ray, "init", init)
-    own_ray.start_own_ray(3, use_gpu=False)
+    own_ray.start_own_ray(3)
     assert (seen["address"], seen["starts"]) == ("local", str(3 + own_ray.SPARE_STARTS))
     assert [getattr(Node, name) for name in services] == methods
     assert own_ray.STARTS not in os.environ

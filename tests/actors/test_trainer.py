@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sid_ray.actors import proof, trainer
+from sid_ray.actors import beside, own_ray, proof, trainer
 from sid_ray.actors.tracker import Board
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
@@ -42,10 +42,61 @@ def test_workers_come_and_go_on_a_cluster_only(monkeypatch):
 def test_nodes_that_may_come_are_waited_for(shown, monkeypatch):
     monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: {"CPU": 0.0})
     trainer.check_resources(DIGITS, shown)
-    assert shown.lines == ["1 workers need 1 CPUs, the cluster has 0: waiting for nodes"]
+    assert shown.lines == ["1 worker needs 1 CPU, the cluster has 0: waiting for nodes"]
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(UserError, match="4 workers need 4 CPUs, the cluster has 0: lower"):
         trainer.check_resources(DIGITS, shown)
+
+
+def resources(monkeypatch, **found):
+    monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: found)
+
+
+BESIDE = replace(
+    DIGITS, resources__num_workers=8, resources__use_gpu=True, evaluation__resources="GPU=1"
+)
+
+
+def test_the_evaluators_resources_are_counted_beside_the_workers(shown, monkeypatch):
+    """On a Ray of the run's own, which never grows: the workers would wait without end."""
+    resources(monkeypatch, CPU=16.0, GPU=8.0)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(UserError) as refused:
+        trainer.check_resources(BESIDE, shown)
+    assert str(refused.value) == (
+        "8 workers and the evaluator (evaluation.resources GPU=1) need 9 GPUs, the cluster has 8: "
+        "lower --resources.num-workers, or leave --evaluation.resources empty"
+    )
+    trainer.check_resources(replace(BESIDE, resources__num_workers=7), shown)
+    trainer.check_resources(replace(BESIDE, evaluation__resources=""), shown)
+    trainer.check_resources(replace(BESIDE, evaluation__every=0), shown)
+    assert shown.lines == []
+    with pytest.raises(UserError, match="evaluator=1"):
+        trainer.check_resources(replace(DIGITS, evaluation__resources="evaluator=1"), shown)
+
+
+def test_a_cluster_is_told_what_is_waited_for(shown, monkeypatch):
+    resources(monkeypatch, CPU=16.0, GPU=8.0)
+    trainer.check_resources(BESIDE, shown)  # fewer workers will do there
+    assert shown.lines == []
+    trainer.check_resources(replace(BESIDE, resources__min_workers=8), shown)
+    assert shown.lines == [
+        "8 workers and the evaluator (evaluation.resources GPU=1) need 9 GPUs, the cluster has 8: "
+        "waiting for nodes"
+    ]
+
+
+@pytest.mark.parametrize(("asked", "cpus"), [("CPU=3", 7), ("", 4), ("CPU=40", 8)])
+def test_a_ray_of_ones_own_has_places_for_workers_and_evaluator(monkeypatch, asked, cpus):
+    """A CPU of Ray's is a place; the evaluator's are no more than the machine has."""
+    started = []
+    monkeypatch.setattr(beside.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(trainer, "set_ray_environment", lambda: None)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/somewhere")
+    monkeypatch.setattr(trainer, "with_ray", lambda start, join: start())
+    monkeypatch.setattr(own_ray.ray, "init", lambda **options: started.append(options["num_cpus"]))
+    trainer.start_ray(replace(DIGITS, evaluation__resources=asked))
+    assert started == [cpus]
 
 
 def test_memory_decides_how_far_a_run_may_shrink(shown, monkeypatch):

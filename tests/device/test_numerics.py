@@ -3,11 +3,17 @@
 They are looked at in a process of its own: they hold for the whole process.
 """
 
+import ast
 import functools
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import sid_ray
 
 CODE = """
 import json, os, torch
@@ -63,3 +69,37 @@ def test_deterministic():
     assert found["cudnn_attention"] is False
     assert found["workspace"] == ":4096:8"
     assert "deterministic" in found["said"]
+
+
+ENTRIES = {  # what computes in a process of its own, or in a user's: the function that begins it
+    "actors/worker.py": ["build_worker"],
+    "actors/examiner.py": ["Examiner.__init__"],
+    "evaluation/blocks.py": ["Bench.__init__"],
+    "evaluation/picture_blocks.py": ["PictureBench.__init__"],
+    "evaluation/final_report.py": ["final_report"],
+    "data/encode.py": ["encode_pixels", "encode_prompts"],
+    "commands/generate.py": ["generate"],
+}
+
+
+def calls(function: ast.AST) -> list[tuple[int, str]]:
+    """(line, name) of what a function calls by a bare name."""
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return [(node.lineno, node.func.id) for node in found if isinstance(node.func, ast.Name)]
+
+
+@pytest.mark.parametrize("file", ENTRIES)
+def test_every_entry_sets_them_before_it_loads_a_network(file):
+    tree = ast.parse((Path(sid_ray.__file__).parent / file).read_text())
+    functions = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            functions[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            functions |= {f"{node.name}.{f.name}": f for f in node.body if hasattr(f, "name")}
+    loads = {"build_networks", "family_of", "data_for", "load_model", "open_vae", "open_text"}
+    for name in ENTRIES[file]:
+        found = calls(functions[name])
+        lines = [line for line, called in found if called == "set_numerics"]
+        assert lines, f"{file}: {name} computes with torch's own flags"
+        assert all(lines[0] < line for line, called in found if called in loads)

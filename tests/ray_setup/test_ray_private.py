@@ -24,7 +24,7 @@ import json, sys, ray
 from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.ray_setup import ray_private
 
-start_own_ray(1, use_gpu=False)
+start_own_ray(1)
 context = ray.get_runtime_context()
 head = ray_private.Head(context.gcs_address, timeout_s=10)
 found = {

@@ -99,8 +99,12 @@ class LabelledNoise(UniformLabels):
 
 def widened(values):
     """A Draw or a Batch with the same numbers in float64."""
-    wide = (v if v is None or not v.is_floating_point() else v.double() for v in values)
-    return type(values)(*wide)
+
+    def wide(value):
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.double() if floating else value
+
+    return type(values)(*map(wide, values))
 
 
 def some_draw(count: int, seed: int = 0, shape: tuple[int, ...] = (1, 8, 8)) -> Draw:
