@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from sid_ray.commands.benching.report import Measurement, lines_above, table_of,
 from sid_ray.commands.benching.search import Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.turns import Turns
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError
+from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.flops import iteration_flops
+from sid_ray.planning.here import machine_here
 from sid_ray.planning.profile import (
     Profile,
     batch_key,
@@ -27,7 +27,7 @@ from sid_ray.planning.profile import (
     versions_here,
     write_profile,
 )
-from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.known_networks import teacher_of, text_bytes
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.places import check_file
 from sid_ray.weights.description import ModelDescription
@@ -43,8 +43,8 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
     if asked.json is not None:
         check_file(asked.json, "--json")
     description = teacher_of(config)
-    config, machine = placed(config, fixed)
-    workers = config.resources.num_workers
+    config, machine = placed(config, description)
+    workers = config.chosen.num_workers
     deadline = began + 60 * asked.minutes
     with Turns(description, workers, machine != CPU, deadline, tell) as turns:
         search = Descent(config, workers, turns.measure, fields_to_try(fixed, workers))
@@ -85,30 +85,15 @@ def fields_set(flags: Sequence[str]) -> list[str]:
     return found
 
 
-def placed(config: DistillConfig, fixed: Sequence[str]) -> tuple[DistillConfig, str]:
-    """The config on this machine: (with its workers, the machine's name).
+def placed(config: DistillConfig, description: ModelDescription) -> tuple[DistillConfig, str]:
+    """The config as a run would begin it on this machine without a profile, and the machine's name.
 
-    All GPUs are used, or where there are none as many of the recipe's workers as there are cores
-    for. Raises UserError for more workers than GPUs.
+    No evaluator takes a part of it. Raises UserError where the run has no room or does not fit.
     """
-    gpus, groups = gpus_here(), config.training.batch_size // config.training.group_size
-    wanted = config.resources.num_workers
-    if gpus:
-        workers = wanted if "num_workers" in fixed else min(len(gpus), groups)
-        if workers > len(gpus):
-            raise UserError(f"--workers {workers}: this machine has {len(gpus)} GPUs")
-        name = gpus[0].name
-    else:
-        cores = max(1, (os.cpu_count() or 1) // config.resources.threads)
-        workers, name = wanted if "num_workers" in fixed else min(wanted, cores), CPU
-    changed = replace(
-        config,
-        resources__num_workers=workers,
-        resources__min_workers=min(workers, config.resources.min_workers),
-        resources__use_gpu=bool(gpus),
-        output__folder="/nowhere",
-    )
-    return changed.check(), name
+    machine = dataclasses.replace(machine_here(config), taken={})
+    config = replace(config, output__folder="/nowhere")
+    choice = choose_resources(config, description, machine, text_bytes(config))
+    return choice.config, machine.gpu if choice.config.chosen.use_gpu else CPU
 
 
 def profile_of_best(search: Descent, description: ModelDescription, machine: str) -> Profile:

@@ -130,7 +130,7 @@ NO_RUN = WorkerSettings(
 def join(side: Side, rank: int) -> None:
     """Makes the group of ranks, where there are several, as Ray Train does for a run."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(side.world_size)}
-    if side.world_size == 1 and not side.short.config.resources.offload_optimizer:
+    if side.world_size == 1 and not side.short.config.chosen.offload_optimizer:
         return
     torch.distributed.init_process_group(
         "nccl" if side.on_gpu else "gloo",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
+from sid_ray.config.chosen import ChosenResources
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import ResourcesConfig
 from sid_ray.errors import UserError
@@ -182,10 +183,10 @@ def fields_to_try(fixed: Sequence[str], world_size: int) -> list[str]:
 
 def other_values(config: DistillConfig, name: str) -> Iterator[Any]:
     """What a field of few values may be beside what it is."""
-    kind = get_type_hints(ResourcesConfig)[name]
+    kind = get_type_hints(ChosenResources)[name]
     now = getattr(config.resources, name)
     for value in (False, True) if kind is bool else get_args(kind):
-        if value != now and value != "auto":
+        if value != now:
             yield value
 
 
