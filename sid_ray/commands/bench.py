@@ -10,17 +10,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from sid_ray.commands.arguments import expand_aliases
 from sid_ray.commands.bench_options import BenchOptions
 from sid_ray.commands.benching.report import Measurement, lines_above, table_of, values_of
 from sid_ray.commands.benching.search import Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.turns import Turns
+from sid_ray.config.chosen import left_open
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.flops import iteration_flops
 from sid_ray.planning.here import machine_here
 from sid_ray.planning.profile import (
+    SETTINGS,
     Profile,
     batch_key,
     network_key,
@@ -39,7 +40,7 @@ WIDTH = 150
 def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ()) -> int:
     """Measures, prints, keeps. Raises UserError where nothing can be measured."""
     began = time.monotonic()
-    fixed = fields_set(flags)
+    fixed = [name for name in SETTINGS if name not in left_open(config.resources)]
     if asked.json is not None:
         check_file(asked.json, "--json")
     description = teacher_of(config)
@@ -71,18 +72,6 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
 def tell(text: str) -> None:
     """Progress, which is no part of the table."""
     print(text, file=sys.stderr, flush=True)
-
-
-def fields_set(flags: Sequence[str]) -> list[str]:
-    """Fields of the resources section that a person has set."""
-    found = []
-    for flag in expand_aliases(flags):
-        name = flag.partition("=")[0].replace("-", "_")
-        if name.startswith("__resources."):
-            name = name.removeprefix("__resources.")
-            known = {each.name for each in dataclasses.fields(type(DistillConfig().resources))}
-            found.append(name if name in known else name.removeprefix("no_"))
-    return found
 
 
 def placed(config: DistillConfig, description: ModelDescription) -> tuple[DistillConfig, str]:

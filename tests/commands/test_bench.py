@@ -8,7 +8,6 @@ import psutil
 import pytest
 import torch
 
-from sid_ray.commands.bench import fields_set
 from sid_ray.commands.benching import turns as in_turn
 from sid_ray.commands.benching.made_up import RandomSamples
 from sid_ray.commands.benching.marks import Marks
@@ -16,6 +15,7 @@ from sid_ray.commands.benching.report import Measurement, table_of, values_of
 from sid_ray.commands.benching.search import Descent, Found, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.short import PASSES, short_of, whole_seconds
 from sid_ray.commands.benching.turns import Turns
+from sid_ray.config.chosen import plain
 from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.planning.fit import micro_batch_of
@@ -25,7 +25,8 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.types import Pick
 
 DIGITS = recipe("digits-sid")
-START = replace(DIGITS, resources__num_workers=1, resources__micro_batch=16)
+PLAINEST = replace(DIGITS, resources=plain(DIGITS.resources))
+START = replace(PLAINEST, resources__micro_batch=16)
 
 
 class Machine:
@@ -131,9 +132,7 @@ def test_zero_and_overlap_are_tried_where_there_is_somebody_to_share_with():
     assert fields_to_try([], 2) == list(SETTINGS)
     assert not {"zero_stage", "overlap_comm"} & set(fields_to_try([], 1))
     assert "compile" not in fields_to_try(["compile"], 2)
-    flags = ["--resources.no-overlap-comm", "--workers", "2", "--resources.zero-stage=1"]
-    assert fields_set(flags) == ["overlap_comm", "num_workers", "zero_stage"]
-    config = replace(DIGITS, resources__zero_stage=0)
+    config = replace(PLAINEST, resources__zero_stage=0)
     found = search(Machine(lambda resources: 1.0), config, ["overlap_comm"], world_size=2)
     assert found.rows[-1].note.startswith("nothing to overlap")
 
@@ -173,11 +172,14 @@ def test_a_short_iteration_has_two_whole_passes_and_predicts_the_whole_one(
 
 
 def test_samples_are_of_the_networks_shapes():
-    for name, has_text, has_images in (("emoji-lsg", True, False), ("digits-sida", False, True)):
+    for name, labels, has_images in (("img512-xs-sid", 1000, False), ("digits-sida", 10, True)):
         config = recipe(name)
-        batch = RandomSamples(config, teacher_of(config)).batch(Pick(torch.rand(3)))
-        assert (batch.text is not None) == has_text
+        samples = RandomSamples(config, teacher_of(config))
+        batch = samples.batch(Pick(torch.rand(3)))
+        assert batch.labels.sum(1).tolist() == [1] * 3
+        assert batch.labels.shape == (3, labels)
         assert (batch.images is not None) == has_images
+        assert batch.images is None or batch.images.shape == (3, *samples.shape)
 
 
 def test_marks_name_what_has_passed_between_two_of_them():
@@ -195,20 +197,20 @@ def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch)
     """What a run does, on random weights; what fails is told in one line and ends nothing else."""
     monkeypatch.setattr(in_turn, "MOST_TURNS", 3)
     before = set(psutil.Process().children(recursive=True))
-    description = teacher_of(START)
+    config = replace(START, training__batch_size=16)
     told: list[str] = []
-    with Turns(description, 1, False, time.monotonic() + 120, told.append) as turns:
-        first = turns.measure(START, "as it is", 60)
+    with Turns(teacher_of(config), 1, False, time.monotonic() + 120, told.append) as turns:
+        first = turns.measure(config, "as it is", 60)
         assert first.seconds > 0
         assert 0.1 < first.peak_gib < 4
         assert not first.note  # no update was left out
         assert turns.ceiling["matrix product"] > 1e9
-        other = turns.measure(replace(START, resources__micro_batch=8), "micro_batch 8", 60)
+        other = turns.measure(replace(config, resources__micro_batch=8), "micro_batch 8", 60)
         assert len(other.ratios) >= 3
         with pytest.raises(UserError, match="has kernels for NVIDIA GPUs"):
-            turns.measure(replace(START, resources__attention="xformers"), "xformers", 1)
-        wrong = replace(START, training__precision="float16")
-        with pytest.raises(NotMeasuredError) as failed:
+            turns.measure(replace(config, resources__attention="xformers"), "xformers", 1)
+        wrong = replace(config, training__precision="complex64")
+        with pytest.raises(NotMeasuredError, match="complex64") as failed:
             turns.measure(wrong, "what fails as it is built", 60)
         assert "\n" not in str(failed.value)
         assert turns.best is not None

@@ -143,7 +143,7 @@ def join(side: Side, rank: int) -> None:
 def ceiling(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """FLOP/s of the fastest of a few, of two things that do nothing but multiply."""
     gpu = device.type == "cuda"
-    size, width, images = (8192, 512, 64) if gpu else (2048, 256, 2)
+    size, width, images = (8192, 512, 64) if gpu else (1024, 256, 2)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     last = torch.channels_last
     x = torch.randn(images, width, 32, 32, device=device).to(dtype, memory_format=last)
