@@ -47,6 +47,7 @@ from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
+from sid_ray.planning.sizes import at_size, resources_in_words
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.shared import NotSharedError
 from sid_ray.training.assemble import components_of, data_of, generator_description, objective_of
@@ -286,6 +287,12 @@ def build_worker(settings: WorkerSettings) -> Worker:
     gathered(None, group)  # all have their networks: on NCCL nobody waits for who still fetches
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
+    before, config = config, at_size(config, settings.sizes, world_size)
+    if rank == 0 and config != before:
+        several = "s" * (world_size != 1)
+        settings.tracker.event.remote(
+            f"{world_size} worker{several} now: {resources_in_words(config)}"
+        )
     torch.set_num_threads(config.resources.threads)
     numbers = set_numerics(config.resources.deterministic)
     if rank == 0 and device.type == "cuda":

@@ -92,7 +92,7 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     asked = []
 
-    def open_vae(source, convention, device):
+    def open_vae(source, convention, device, precision):
         asked.append((source, convention))
         return Doubling()
 
