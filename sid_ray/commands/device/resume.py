@@ -142,7 +142,8 @@ def command_of(name: str, folder: Path, rig: Rig) -> list[str]:
         "--images", str(IMAGES // smaller), "--output.checkpoint-every", str(EVERY // smaller),
         "--output.report-every", str(EVERY // smaller), "--output.keep-checkpoints", "20",
         "--evaluation.every", "0", "--evaluation.no-final-report", "--resources.num-workers", "1",
-        "--resources.min-workers", "1", "--resources.deterministic", *device,
+        "--resources.min-workers", "1", "--resources.deterministic", "--resources.attention", "sdpa",
+        *device,
     ]  # fmt: skip
 
 
