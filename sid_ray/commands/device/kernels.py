@@ -35,7 +35,7 @@ SMALL_SHAPES = ((2, 2, 16, 16, 8), (2, 2, 16, 7, 8))
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def check_attention(rig: Rig) -> Iterator[DeviceRow]:
+def verify_attention(rig: Rig) -> Iterator[DeviceRow]:
     """Output and gradients against float64, and seconds, of each kernel that is here."""
     device = torch.device(rig.device)
     for backend in BACKENDS:

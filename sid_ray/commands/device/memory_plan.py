@@ -30,7 +30,7 @@ OFF = 0.15  # relative: beyond it the plan fills a GPU too little, or too much
 PART_S = 12.0  # that a row takes on a GPU, about
 
 
-def check_memory(rig: Rig) -> Iterator[DeviceRow]:
+def verify_memory(rig: Rig) -> Iterator[DeviceRow]:
     """A row a recipe and micro-batch: the plan's tensors, and what the allocator reserved."""
     for sized, micro_batch in ON_CPU if rig.small else MEASURED_AT:
         config = sized.on(rig, micro_batch=micro_batch)

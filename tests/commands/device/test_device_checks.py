@@ -49,9 +49,9 @@ def of_float32(monkeypatch, name: str) -> None:
 @pytest.mark.parametrize("name", ["EDM2 network", "SiD on EDM"])
 def test_tf32_and_nothing_less_is_seen_in_the_vectors(name, monkeypatch):
     of_float32(monkeypatch, name)
-    assert [row.verdict for row in numbers.check_numbers(RIG)] == [OK]
+    assert [row.verdict for row in numbers.verify_numbers(RIG)] == [OK]
     with TF32():
-        assert [row.verdict for row in numbers.check_numbers(RIG)] == [FAILED]
+        assert [row.verdict for row in numbers.verify_numbers(RIG)] == [FAILED]
 
 
 def test_the_vectors_are_what_float64_says_here():
@@ -125,7 +125,7 @@ def test_a_collective_is_right_and_one_that_does_nothing_is_not(alone, collectiv
 
 
 def test_what_collectives_of_several_ranks_make():
-    given = [collectives.numbered(rank, 6, CPU) for rank in range(3)]
+    given = [collectives.given_by(rank, 6, CPU) for rank in range(3)]
     for rank in range(3):
         expected = {
             "all_reduce": sum(given),
@@ -134,7 +134,7 @@ def test_what_collectives_of_several_ranks_make():
             "broadcast": given[0],
         }
         for name, value in expected.items():
-            found = collectives.expected_of(name, rank, 3, 6, CPU)
+            found = collectives.made_of_all(name, rank, 3, 6, CPU)
             assert torch.equal(found, value), name
 
 
@@ -158,18 +158,18 @@ def test_the_plan_is_held_to_what_is_measured(measured, reserved, verdict):
 
 
 def test_a_snapshot_is_timed():
-    waits, whole = snapshots.check_snapshot(RIG)
+    waits, whole = snapshots.verify_snapshot(RIG)
     assert waits.figures["bytes"] > 1 << 20 and waits.figures["stall_s"] > 0
     assert whole.figures["whole_s"] >= waits.figures["stall_s"]
 
 
 def test_attention_is_held_to_float64(monkeypatch):
-    rows = list(kernels.check_attention(RIG))
+    rows = list(kernels.verify_attention(RIG))
     assert [row.verdict for row in rows if row.name.startswith("sdpa")] == [OK] * 6
     assert [row.verdict for row in rows if row.name.startswith("xformers")] == [SKIPPED] * 3
     real = kernels.attend
     monkeypatch.setattr(kernels, "attend", lambda q, k, v, backend: real(q * 1.01, k, v, backend))
-    wrong = [row.verdict for row in kernels.check_attention(RIG) if "float32" in row.name]
+    wrong = [row.verdict for row in kernels.verify_attention(RIG) if "float32" in row.name]
     assert wrong[:2] == [FAILED] * 2
 
 
@@ -199,7 +199,7 @@ def test_half_a_micro_batch_is_one_that_groups_go_into(micro_batch, half):
 
 def test_the_command_that_is_killed_is_one_that_the_door_takes(tmp_path):
     for device in ("cpu", "cuda"):
-        command = resume.command_of("cut", tmp_path, Rig(device, 1, 1 << 30, 60.0))
+        command = resume.resumed_command("cut", tmp_path, Rig(device, 1, 1 << 30, 60.0))
         _, config, _ = of_recipe(DistillOptions, command[command.index("distill") + 1 :], "x")
         assert config.check().resources.deterministic
         assert config.resources.use_gpu == (device == "cuda")

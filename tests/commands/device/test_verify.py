@@ -13,7 +13,7 @@ from sid_ray.commands.device import verify
 from sid_ray.commands.device.apart import DeviceCheck, rows_apart
 from sid_ray.commands.device.facts import machine_facts, said_by
 from sid_ray.commands.device.redact import without_places
-from sid_ray.commands.device.report import DeviceReport, Examined
+from sid_ray.commands.device.report import CheckedDevice, DeviceReport
 from sid_ray.commands.device.rows import (
     FAILED,
     OK,
@@ -101,6 +101,7 @@ def test_a_check_may_take_what_those_before_it_have_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr(verify, "rows_apart", rows)
     checks = [DeviceCheck(str(n), "", "", share) for n, share in enumerate((10.0, 20.0, 30.0))]
+    monkeypatch.setattr(verify, "WHOLE_S", 100.0)
     rig = Rig("cpu", 1, 1, 100.0)
     report = DeviceReport(tmp_path, {}, {})
     verify.look_at_device(checks, rig, report)
@@ -118,7 +119,7 @@ def test_the_report_is_alike_for_programs_and_people(tmp_path):
         DeviceRow("c", "left out", verdict=SKIPPED),
         DeviceRow("d", "slow", "fast", WARNING),
     ]
-    examined = Examined(check_of("x"), 10.0, 3.0, rows)
+    examined = CheckedDevice(check_of("x"), 10.0, 3.0, rows)
     report = DeviceReport(tmp_path / "report", {"GPUs": "8 x some"}, {"links": "X"}, [examined])
     report.write()
     values = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -169,7 +170,7 @@ def test_wrong_input_is_told_in_a_line(args, said, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1900)
 def test_the_whole_on_a_cpu(tmp_path):
     """Nothing is wrong here, within its time; docs/doctor.md has a report of it."""
     done = subprocess.run(
@@ -178,7 +179,7 @@ def test_the_whole_on_a_cpu(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     values = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert values["complete"] and values["failed"] == 0 and values["seconds"] < 600
+    assert values["complete"] and values["failed"] == 0 and values["seconds"] < 1800
     assert [check["name"] for check in values["checks"]] == [c.name for c in verify.DEVICE_CHECKS]
     assert all(check["rows"] for check in values["checks"])
     assert str(tmp_path) not in (tmp_path / "out" / "report.md").read_text()
