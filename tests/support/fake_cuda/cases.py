@@ -36,9 +36,9 @@ EDM2: dict[str, Any] = {
 STABLE_DIFFUSION: dict[str, Any] = {
     "sample_size": 8,
     "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
     "cross_attention_dim": 24,
     "attention_head_dim": 4,
     "norm_num_groups": 4,
