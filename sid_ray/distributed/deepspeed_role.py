@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.config.sections import ResourcesConfig
+from sid_ray.config.chosen import ChosenResources
 from sid_ray.denoisers.family import leave_weight
 from sid_ray.denoisers.recompute import recompute_within
 from sid_ray.distributed.adam import AdamSettings
@@ -152,7 +152,7 @@ def check_no_stale_lock() -> None:
             )
 
 
-def needs_deepspeed(resources: ResourcesConfig, world_size: int) -> bool:
+def needs_deepspeed(resources: ChosenResources, world_size: int) -> bool:
     """Whether roles are DeepSpeed's; else they are plain torch's (roles.TorchRole).
 
     On one worker there is nobody to share with, at any stage: masters, buckets and gathering would

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.compiled import begin_pass
 from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.distributed.ema import ema_beta
@@ -64,6 +65,8 @@ class StepSettings:
     rank: int
     ema_half_life: float
     ema_rampup: float
+    before_writing: Callable[[], None] = lambda: None
+    """Called before anything of the state is overwritten: copies of it may be on their way."""
 
 
 @contextmanager
@@ -110,15 +113,18 @@ def run_phase(
     with trainable(role.module), ready:
         for micro_step in micro_steps:
             if micro_step.opens_group:
+                settings.before_writing()
                 role.prepare()
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
                 scope = replace(scope, sums=whole)
+            begin_pass()
             draw, batch = draws(phase.stream, images_seen, micro_step)
             loss = phase.loss(phase.nets, batch, draw, scope)
             role.backward(poison(loss.total) * (micro_step.weight / plan.batch_size))
             if micro_step.weight:
                 sums.add(loss.metrics, len(draw.time))
+        settings.before_writing()
         applied = role.update()
     sums.add({"skipped_updates": applied.logical_not().float()}, 0)
 
@@ -147,6 +153,7 @@ def sums_of_group(
     found, width = [], first.stop
     for start in range(0, plan.group_size, width):
         part = replace(first, start=start, stop=start + width)
+        begin_pass()
         draw, batch = draws(phase.stream, images_seen, part)
         found.append(sums_of(phase.nets, batch, draw))
     return GroupSums(*(sum(parts[1:], start=parts[0]) for parts in zip(*found, strict=True)))
