@@ -3,10 +3,10 @@
     python -m benchmarks.rehearsal_host cifar10-uncond-sid '{"img_resolution": 4, ...}'
 
 An iteration of a recipe's own code on its own layers, of a few channels and pixels, so that there
-is nothing to compute: what is left is Python, torch's dispatcher and autograd, as they run on the host
-whatever the device. The last line is the process's CPU seconds an operation, the least of several
-iterations; operations are those that would launch on a GPU, counted by their names as the rehearsal
-counts them.
+is nothing to compute: what is left is Python, torch's dispatcher and autograd, as they run on the
+host whatever the device. The last line is the process's CPU seconds an operation, the least of
+several iterations; operations are those that would launch on a GPU, counted by their names as the
+rehearsal counts them.
 
 What it is not: a launch on a GPU (2 to 5 us in the driver, which does not run here), and what
 cuDNN's and cuBLAS's front ends take; in their place are the CPU's own kernels on tensors of a few

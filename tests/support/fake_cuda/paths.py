@@ -101,7 +101,7 @@ def source_of(case: Case) -> tuple[DataSource, Tensor | None]:
     if not family.reads_text:
         classes = torch.zeros(count, dtype=torch.int64)
         return DataSource(shape, family.label_dim(network), classes, images), None
-    text = others.text_of(case.family, "float32", case.variant)
+    text = others.text_of(case.family, case.precision, case.variant)
     prompts = [f"picture {index}" for index in range(count)]
     return DataSource(shape, images=images, prompts=prompts, embed=text.embed), text.null()
 
