@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sid_ray.config.chosen import plain
 from sid_ray.config.distill_config import replace
 from sid_ray.data.source import DataSource
 from sid_ray.denoisers import cpu_convolution
@@ -59,6 +60,7 @@ def main(name: str, small: dict[str, Any]) -> None:
     sizes = {"training__batch_size": PASSES * GROUP, "training__group_size": GROUP}
     config = replace(recipe(name), **sizes)
     config = replace(config, resources__num_workers=1, resources__micro_batch=GROUP)
+    config = replace(config, resources=plain(config.resources))
     description = network_of(config, teacher_of(config))
     family, network = family_of(description.family), dict(description.network) | small
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from sid_ray.actors import build
 from sid_ray.actors.build import BuiltNetworks, WorkerSettings, build_networks
 from sid_ray.actors.measures import reduce_means
+from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.snapshot import take_snapshot
+from sid_ray.config.chosen import plain
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import ScheduleConfig, TeacherConfig
 from sid_ray.data.source import DataSource
@@ -51,7 +53,7 @@ def description_of(case: Case) -> ModelDescription:
 def config_of(case: Case) -> DistillConfig:
     """A config as a recipe would have it, or that of the recipe which ``variant`` names."""
     if case.path == "recipe":
-        return replace(recipe(case.variant), **ONE_GPU, **case.config)
+        return valued(replace(recipe(case.variant), **ONE_GPU, **case.config))
     family, (images, in_a_pass) = family_of(case.family), PASSES[case.passes]
     config = replace(
         DistillConfig(
@@ -72,7 +74,12 @@ def config_of(case: Case) -> DistillConfig:
         resources__activation_checkpointing=case.recompute,
         resources__use_gpu=True,
     )
-    return replace(config, **case.config)
+    return valued(replace(config, **case.config))
+
+
+def valued(config: DistillConfig) -> DistillConfig:
+    """With what a start chooses where nothing is known of the machine."""
+    return dataclasses.replace(config, resources=plain(config.resources))
 
 
 def laid_out(description: ModelDescription) -> nn.Module:
@@ -195,14 +202,19 @@ def drop(watch: Watch, *parts: str) -> None:
 
 
 def between(config: DistillConfig, networks: BuiltNetworks, sums: Sums, watch: Watch) -> None:
-    trainee = networks.trainee
+    trainee, copies = networks.trainee, Copies.off(CUDA)
     with watch.during("report"):
         reduce_means(sums)
-    with watch.during("handover"):
-        for _, value in whole_state(trainee.generator_ema):
-            value.cpu()
     with watch.during("snapshot"):
-        take_snapshot(trainee, networks.roles, networks.description, config.stored())
+        description = networks.description
+        take_snapshot(trainee, networks.roles, description, config.stored(), copies)
+    with watch.during("writing"):
+        copies.wait()
+    copies.hold()
+    with watch.during("hand-over"):
+        copies.begin()
+        for _, value in whole_state(trainee.generator_ema):
+            copies.of(value, lasting=False)
 
 
 PATHS: dict[str, Callable[[Case, Watch], None]] = {
