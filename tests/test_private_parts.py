@@ -52,12 +52,14 @@ MEMBERS = {  # private members that only the files above may name, and where the
         "ds_status",
     ),
     "deepspeed/runtime/zero/stage_1_and_2.py": (
-        "_hp_mapping", "_lazy_init_hp_params_optimizer_state", "_wait_for_offload_copies",
-        "accumulated_grads_in_cpu", "averaged_gradients", "norm_for_param_grads",
-        "single_partition_of_fp32_groups", "update_lp_params",
+        "_hp_mapping", "_lazy_init_hp_params_optimizer_state", "_pending_offload_events",
+        "_wait_for_offload_copies", "accumulated_grads_in_cpu", "averaged_gradients",
+        "norm_for_param_grads", "scaled_global_norm", "single_partition_of_fp32_groups",
+        "update_lp_params", "update_offload_overflow_tracker",
+        "update_offload_overflow_tracker_for_param_grad",
     ),
     "deepspeed/runtime/zero/stage3.py": (
-        "_partition_all_parameters", "fp16_partitioned_groups_flat",
+        "_get_norm_groups", "_partition_all_parameters", "_post_step", "fp16_partitioned_groups_flat",
         "fp32_partitioned_groups_flat", "get_param_id", "grad_partitions_flat_buffer",
         "grad_position",
     ),

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, with_plain_resources
 from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
@@ -146,10 +146,11 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
-    if config.resources.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
+    chosen = with_plain_resources(config).chosen
+    if chosen.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
         freeze(nets[0])
     for net in nets:
-        set_recompute(net, config.resources.activation_checkpointing)
+        set_recompute(net, chosen.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
     # A backward pass is a function that a mode is handed: within it the mode is off.
     recompute_within(FusedAttention)

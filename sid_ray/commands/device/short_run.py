@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.actors.build import TrainedRole, WorkerSettings, build_networks
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.roles import Trainee
 from sid_ray.objectives.spec import objective_specs
@@ -53,7 +53,7 @@ def shipped_recipes() -> dict[str, str]:
 
 def short_config(name: str, groups: int, group_size: int) -> DistillConfig:
     """A recipe with small batches of one worker, and dropout where its network has some."""
-    config = recipe(name)
+    config = with_plain_resources(recipe(name))
     description = teacher_of(config)
     family = family_of(description.family)
     dropped = not family.reads_text and family.with_dropout(description.network, 0) is not None
