@@ -143,7 +143,7 @@ def dropout_with(paused: Paused) -> Callable[..., Tensor]:
         drawn = torch.empty_like(x).bernoulli_(1 - p)
         with paused():
             drawn.copy_(dropout.keep_mask(keys, site, p, x[0].numel()).reshape(x.shape))
-        return x * drawn.div_(1 - p)
+        return x * drawn.div_(1 - dropout.rounded(p) / 2**dropout.LANE)
 
     return apply
 
