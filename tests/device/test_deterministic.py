@@ -18,6 +18,7 @@ from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
+from tests.support import trajectories
 from tests.support.trajectories import CASES, plain_trainee, train
 
 NAMES = """
@@ -125,8 +126,9 @@ def test_xformers_is_refused():
     assert with_fields(config, resources__deterministic=True).check()
 
 
-def test_updates_and_averages_compute_nothing_of_it_either():
+def test_updates_and_averages_compute_nothing_of_it_either(monkeypatch):
     """A whole iteration: clipping, the check of gradients, Adam, EDM2's weights, the average."""
+    monkeypatch.setattr(trajectories, "GROUPS", 1)
     case = CASES["sida-edm2"]
     with Recorded() as recorded:
         train(case, plain_trainee(case), 0, 1, 1)
