@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.config.distill_config import replace
+from sid_ray.config.distill_config import replace, with_plain_resources
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.registry import family_of
@@ -69,10 +69,12 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     if given.device == "cpu":
         keep_freed_memory()
-    config = replace(recipe(given.recipe), training__precision=given.precision)
+    config = replace(
+        with_plain_resources(recipe(given.recipe)), training__precision=given.precision
+    )
     description = network_of(config, teacher_of(config))
     network = spec_network(config, description, given.device).eval()
-    set_memory_format(network, config.resources.memory_format)
+    set_memory_format(network, config.chosen.memory_format)
     freeze(network)
     spec = family_of(description.family)
     shape, classes = spec.shape(description.network), spec.label_dim(description.network)

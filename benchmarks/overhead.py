@@ -25,7 +25,7 @@ from benchmarks.one_process import plain_trainee
 from sid_ray.actors import beside, trainer
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.worker import Loop, build_worker
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.distributed.fragments import whole_tensors
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="overhead_"))
     config = replace(
-        recipe("digits-sid"),
+        with_plain_resources(recipe("digits-sid")),
         training__batch_size=256,
         resources__micro_batch=options.micro_batch,
         resources__num_workers=1,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.convolution import freeze, weights_ready
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import deepspeed_role
@@ -229,7 +229,7 @@ def measured(config: DistillConfig, description: ModelDescription, phase: str, i
 def show_activations() -> None:
     print("\n| run | images | fake-score pass, KiB | generator pass, KiB |\n|---|---|---|---|")
     for name, (changes, sizes) in ACTIVATIONS.items():
-        config = replace(recipe(name.split(",")[0]), **changes)
+        config = replace(with_plain_resources(recipe(name.split(",")[0])), **changes)
         description = EDM2 if "EDM2" in name else teacher_of(config)
         traced = trace(config, description, sizes)
         for images in sizes:

@@ -29,7 +29,9 @@ from benchmarks.scaling_model import (
 )
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed import deepspeed_role
-from sid_ray.planning.fit import Gpus, Planner, recommended, stage_variants
+from sid_ray.planning.choose import choose_resources
+from sid_ray.planning.fit import Gpus, Planner, stage_variants
+from sid_ray.planning.machine import Machine
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, WORD
 from sid_ray.planning.trace_memory import FusedAttention, spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
@@ -151,17 +153,17 @@ class Model:
         return Gpus.of(gpus, self.rates.gpu_gib)
 
     def chosen(self, gpus: int) -> str:
-        """The stage that `sid-ray plan` recommends."""
-        best = recommended(self.planner.rows(self.config, self.machine(gpus)), gpus)
-        assert best is not None
-        return best.stage
+        """The stage that a run takes where nobody names one."""
+        machine = Machine.alike(-(-gpus // 8), min(gpus, 8), self.rates.gpu_gib)
+        own = choose_resources(self.config, self.planner.description, machine).config.chosen
+        return f"{own.zero_stage}{', teacher' * (own.teacher_zero_stage == 3)}"
 
     def row(self, gpus: int, stage: str, link: StatedLink, bucket: int = 0) -> Row:
         """At the largest micro-batch that fits; at the recipe's where none does.
 
         ``bucket`` is elements, 0 for the engine's own; the micro-batch is that of the engine's.
         """
-        config, machine = stage_variants(self.config)[stage], self.machine(gpus)
+        config, machine = stage_variants(self.config, gpus)[stage], self.machine(gpus)
         largest = self.planner.largest(config, machine)
         micro = largest or self.config.training.group_size
         plan = replace(config.group_plan(1), world_size=gpus, micro_batch=micro)
@@ -180,5 +182,5 @@ class Model:
 
     def memory(self, gpus: int, stage: str) -> float:
         """GiB at the recipe's micro-batch."""
-        config = stage_variants(self.config)[stage]
+        config = stage_variants(self.config, gpus)[stage]
         return self.planner.peak(config, self.machine(gpus)).total / GIB

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.official import OfficialRole, as_official
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, with_plain_resources
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_memory_format
@@ -137,7 +137,7 @@ class RandomSource:
 
 def networks(side: Side) -> list[nn.Module]:
     """Teacher, fake score, generator."""
-    config = side.config
+    config = with_plain_resources(side.config)
     torch.manual_seed(0)
     teacher = spec_network(config, network_of(config, teacher_of(config)), side.device)
     with torch.no_grad():
@@ -154,9 +154,9 @@ def networks(side: Side) -> list[nn.Module]:
         found.append(net)
     if not side.official:
         for net in found:
-            set_memory_format(net, config.resources.memory_format)
-            set_attention(net, config.resources.attention)
-            set_recompute(net, config.resources.activation_checkpointing)
+            set_memory_format(net, config.chosen.memory_format)
+            set_attention(net, config.chosen.attention)
+            set_recompute(net, config.chosen.activation_checkpointing)
     return found
 
 

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sid_ray.actors.evaluator import Evaluator
 from sid_ray.actors.evaluator_settings import EvaluatorSettings
 from sid_ray.actors.tracker import Tracker
-from sid_ray.config.distill_config import DistillConfig, flatten, ray_resources
+from sid_ray.config.distill_config import DistillConfig, evaluator_resources, flatten
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import WAITING, RunFolder, RunRecord, tracking_uri
@@ -73,14 +73,6 @@ def start_tracker(config: DistillConfig, record: RunRecord, began: float) -> Any
     )
 
 
-def evaluator_resources(config: DistillConfig) -> dict[str, float]:
-    """Ray resources that the evaluator has to itself while a run trains, beside the workers'.
-
-    Empty where it shares the driver's machine, or where nobody asks it for scores.
-    """
-    return ray_resources(config.evaluation.resources) if config.evaluation.every else {}
-
-
 def cpus_beside(config: DistillConfig) -> float:
     """CPUs of a Ray of the run's own that are the evaluator's: no more than the machine has."""
     return min(evaluator_resources(config).get("CPU", 0.0), float(os.cpu_count() or 1))
@@ -92,7 +84,7 @@ def lacking(config: DistillConfig, workers: int, there: Mapping[str, float]) -> 
     ``there`` are the resources of the whole cluster. A worker needs a CPU, and a GPU beside it
     where the run is on GPUs.
     """
-    beside, use_gpu = evaluator_resources(config), config.resources.use_gpu
+    beside, use_gpu = evaluator_resources(config), config.chosen.use_gpu
     for name in sorted(beside.keys() | {"CPU"} | ({"GPU"} if use_gpu else set()), reverse=True):
         own = workers if name == "CPU" or (name == "GPU" and use_gpu) else 0
         needed, found = own + beside.get(name, 0), there.get(name, 0)

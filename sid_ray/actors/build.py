@@ -30,6 +30,7 @@ from sid_ray.distributed.deepspeed_role import (
 )
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee
+from sid_ray.planning.sizes import Sizes
 from sid_ray.storage.fence import OPEN, Fence
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.schemes import scheme_of
@@ -47,7 +48,7 @@ TrainedRole = TorchRole | DeepSpeedRole
 class WorkerSettings:
     """What the driver hands to every worker. All paths are absolute."""
 
-    config: str
+    config: str  # in which nothing of the resources is auto
     run_folder: str  # a path that all nodes see, or s3://
     teacher_folder: str
     initial_generator: str
@@ -61,6 +62,7 @@ class WorkerSettings:
     components: Components = NO_COMPONENTS  # of the teacher: its text encoder and VAE
     seat: Any = None  # on a joined cluster the driver's (proof.py)
     contents: Mapping[str, Any] = field(default_factory=dict)  # what the driver's host has
+    sizes: Sizes = ()  # resources that other numbers of workers take
 
 
 @dataclass(frozen=True)
@@ -113,24 +115,24 @@ def build_networks(
         teacher = rebuilt(teacher, description)
     teacher.to(device)
     set_precision(teacher, config.training.precision)
-    set_memory_format(teacher, config.resources.memory_format)
-    set_attention(teacher, config.resources.attention)
-    set_recompute(teacher, config.resources.activation_checkpointing)
-    if config.resources.compile != "off":
+    resources = config.chosen
+    set_memory_format(teacher, resources.memory_format)
+    set_attention(teacher, resources.attention)
+    set_recompute(teacher, resources.activation_checkpointing)
+    if resources.compile != "off":
         keep_compiled(local_disk(settings) / "compiled")
     plan = config.group_plan(world_size)
 
     rules = rules_of(config, description.family)
 
-    sharing = needs_deepspeed(config.resources, world_size)
+    sharing = needs_deepspeed(resources, world_size)
     if sharing:
         init_deepspeed()
 
     def role(name: str, start: nn.Module) -> TrainedRole:
         network: nn.Module = copy.deepcopy(start).requires_grad_(True)
-        set_compile(network, config.resources.compile)
-        adam, stage = adam_of(config, name), config.resources.stage_of(name)
-        passes, resources = plan.passes_a_rank, config.resources
+        set_compile(network, resources.compile)
+        adam, stage, passes = adam_of(config, name), resources.stage_of(name), plan.passes_a_rank
         offload, overlap = resources.offload_optimizer, resources.overlap_comm
         built: TrainedRole = (
             DeepSpeedRole(network, adam, stage, passes, rules[name], offload, overlap)
@@ -143,8 +145,8 @@ def build_networks(
     # One after the other: the whole copies that a sharded network is made of are not there at once.
     generator = role("generator", initial_generator(settings, teacher, given))
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
-    set_compile(teacher, config.resources.compile)  # a copy of it would not be
-    if config.resources.teacher_zero_stage == 3 and world_size > 1:
+    set_compile(teacher, resources.compile)  # a copy of it would not be
+    if resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
         freeze(teacher)  # after the roles, which are copies of it
@@ -182,12 +184,6 @@ def initial_generator(
 def local_disk(settings: WorkerSettings) -> Path:
     """A folder on this node's own disk, for all runs."""
     return Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
-
-
-def object_group() -> Any:
-    """The process group in which ranks tell each other small things. A collective."""
-    gloo = torch.distributed.get_backend() == "gloo"
-    return None if gloo else torch.distributed.new_group(backend="gloo")
 
 
 def build_spool(config: DistillConfig, settings: WorkerSettings, group: Any) -> Spool:

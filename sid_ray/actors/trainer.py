@@ -24,23 +24,22 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
-import torch
 from ray.train.torch import TorchTrainer
 
 from sid_ray.actors import ray_train_private, scaling
 from sid_ray.actors.beside import (
     cpus_beside,
     drained,
-    evaluator_resources,
     lacking,
     start_evaluator,
     start_tracker,
 )
 from sid_ray.actors.build import WorkerSettings
-from sid_ray.actors.interfaces import AddressConfig
+from sid_ray.actors.found_nodes import joined_cluster
 from sid_ray.actors.gpu_probe import check_attention
 from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
+from sid_ray.actors.process_groups import GroupConfig
 from sid_ray.actors.proof import contents, driver_seat
 from sid_ray.actors.signals import NO_LEASE
 from sid_ray.actors.timeline import Interruption
@@ -48,14 +47,15 @@ from sid_ray.actors.tracker import Board
 from sid_ray.actors.worker import train_loop
 from sid_ray.checkpoint.find import newest_listed, newest_whole
 from sid_ray.checkpoint.warm_start import began_at
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, evaluator_resources, with_plain_resources
 from sid_ray.console import Display
 from sid_ray.errors import UserError
-from sid_ray.planning.fit import fewest_that_fit
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
+from sid_ray.planning.here import machine_here
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.ray_private import VERSION
 from sid_ray.ray_setup.start import with_ray
-from sid_ray.recipes.known_networks import text_bytes
 from sid_ray.run_folder import LOG, WAITING, RunFolder, RunRecord, note_record
 from sid_ray.storage.errors import StoreError, retrying
 from sid_ray.storage.lease import LeaseLostError
@@ -74,8 +74,9 @@ LOST = "LOST"  # the status of a run that another driver may take over
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOutcome:
-    """How a training ended."""
+    """How a training ended. ``config`` is the run's with the resources that this start chose."""
 
+    config: DistillConfig
     images_seen: int
     checkpoint: Store
     trained_images: int
@@ -116,13 +117,15 @@ class GaveUpError(TrainingFailedError):
 
 
 def start_ray(config: DistillConfig) -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this run alone."""
+    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine for this run alone.
+
+    Its own has a place for each worker: nothing of the config may be auto there.
+    """
     set_ray_environment()
     # Compiled operators stay inside the project's environment.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    resources = config.resources
     with_ray(
-        start=lambda: start_own_ray(resources.num_workers, cpus_beside(config)),
+        start=lambda: start_own_ray(config.chosen.num_workers, cpus_beside(config)),
         join=lambda: ray.init(logging_level="warning"),
     )
 
@@ -144,31 +147,34 @@ def check_resources(config: DistillConfig, show: Display) -> None:
     raise UserError(f"{found}: {ways}")
 
 
-def with_workers_that_fit(config: DistillConfig, start: Start, show: Display) -> DistillConfig:
-    """The config with as many min_workers as the GPUs' memory asks for.
+def chosen_and_started(config: DistillConfig, start: Start, show: Display) -> ResourceChoice:
+    """Starts or joins Ray, and says what the run takes of the machines that are there.
 
-    Raises UserError where the run does not fit on its workers, with the nearest that does.
+    Raises UserError where it does not fit on them, with the nearest that does.
     """
-    if not config.resources.use_gpu:
-        return config
+
+    def tell(text: str) -> None:
+        show.update("", {}, [text])
+
     show.update("counting memory", {}, [])
-    memory_gib = ray.get(gpu_memory_gib.remote())
-    least, most = workers_of(config)
-    fits = fewest_that_fit(config, start.description, (least, most), memory_gib, text_bytes(config))
-    if fits > least:
-        show.update("", {}, [f"needs {fits} GPUs of {memory_gib:.0f} GiB: will not shrink further"])
-    return replace(config, resources__min_workers=fits)
-
-
-@ray.remote(num_cpus=1, num_gpus=1)
-def gpu_memory_gib() -> float:
-    """Memory of one of the workers' GPUs (as a worker's place: a CPU and a GPU); all are alike."""
-    return torch.cuda.get_device_properties(0).total_memory / 2**30
+    if joins_cluster():
+        show.update("starting Ray", {}, [])
+        start_ray(config)
+        machine = joined_cluster(config, tell)
+    else:
+        machine = machine_here(config)
+    choice = choose_measured(config, start.description, machine, tell)
+    tell(choice.line)
+    if not joins_cluster():
+        show.update("starting Ray", {}, [])
+        start_ray(choice.config)
+    check_resources(choice.config, show)
+    return choice
 
 
 def workers_of(config: DistillConfig) -> tuple[int, int]:
     """(least, most) workers. On a Ray of its own nothing comes or goes: the number is fixed."""
-    resources = config.resources
+    resources = config.chosen
     if not joins_cluster():
         return resources.num_workers, resources.num_workers
     return resources.min_workers, resources.num_workers
@@ -206,7 +212,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
 
     Ray only keeps its notes in ``folder``, a path: it never needs S3, nor a path that nodes share.
     """
-    resources = config.resources
+    resources = config.chosen
     on_gpu = resources.use_gpu
     least, most = workers_of(config)
     make, fixed = TorchTrainer, least == most
@@ -220,7 +226,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
         train_loop_config={
             field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
         },
-        torch_config=AddressConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if fixed else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
@@ -343,19 +349,16 @@ def run_training(
         if newest == there[0]:
             show.update("", {}, [f"already complete: {newest}"])
             trouble = score_leftovers(config, start, run, record, show)
-            return TrainingOutcome(before, run.store / newest, 0, 0.0, 0.0, trouble)
+            return TrainingOutcome(config, before, run.store / newest, 0, 0.0, 0.0, trouble)
         show.update("", {}, [f"damaged checkpoint skipped: {line}" for line in damage])
     began = time.monotonic()
-    show.update("starting Ray", {}, [])
     try:
-        start_ray(config)
-        check_resources(config, show)
-        config = with_workers_that_fit(config, start, show)
+        choice = chosen_and_started(config, start, show)
         note_ray(run)
         record = note_record(run, record)
-        check_attention(config)
+        check_attention(choice.config)
         clock = Clock(began)
-        trouble, interruptions = run_actors(config, start, run, record, show, clock)
+        trouble, interruptions = run_actors(choice, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):  # a look at a worker's place found it
@@ -372,7 +375,7 @@ def run_training(
         raise TrainingFailedError(f"no whole checkpoint in {run.store}; see {run.local / LOG}")
     last, seen = run.store / there[0], there[1].images_seen
     times = clock.train_seconds, clock.startup_seconds
-    return TrainingOutcome(seen, last, seen - before, *times, trouble, interruptions)
+    return TrainingOutcome(choice.config, seen, last, seen - before, *times, trouble, interruptions)
 
 
 def score_leftovers(
@@ -392,6 +395,7 @@ def score_leftovers(
         show.update("", board.metrics, board.events)
 
     try:
+        config = with_plain_resources(config)  # no worker is started
         start_ray(config)
         tracker = start_tracker(config, record, time.time())
         trouble = drained(start_evaluator(config, start, run, record, tracker), look)
@@ -404,7 +408,7 @@ def score_leftovers(
 
 
 def run_actors(
-    config: DistillConfig,
+    choice: ResourceChoice,
     start: Start,
     run: RunFolder,
     record: RunRecord,
@@ -415,6 +419,7 @@ def run_actors(
 
     Returns what tracking could not write, and what stopped the workers on the way.
     """
+    config = choice.config
     tracker = start_tracker(config, record, time.time() - (time.monotonic() - clock.began))
     seat = driver_seat(run.store) if joins_cluster() else None
     token = seat.token if seat else None
@@ -434,6 +439,7 @@ def run_actors(
         components=start.components,
         seat=seat,
         contents=contents(config, str(start.teacher), str(start.generator or "")) if seat else {},
+        sizes=choice.sizes,
     )
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))
@@ -443,10 +449,10 @@ def run_actors(
         board: Board = ray.get(tracker.board.remote())
         if board.refused:
             raise UserError(board.refused)
+        if board.gave_up:  # some ranks raise then, and some return
+            raise GaveUpError(board.gave_up) from fit.error
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
-        if board.gave_up:
-            raise GaveUpError(board.gave_up)
         try:
             if evaluator is not None:
                 trouble = drained(

@@ -23,9 +23,11 @@ import tyro
 # tests/commands/test_arguments.py holds what is used of it.
 from tyro import _errors as findings
 
+from sid_ray.config.auto import AUTO, Auto
 from sid_ray.config.distill_config import DistillConfig, replace, unknown_field
 from sid_ray.config.ranges import checked
 from sid_ray.config.registry import OBJECTIVES
+from sid_ray.config.sections import OPEN_SWITCHES
 from sid_ray.errors import UserError, did_you_mean
 from sid_ray.recipes.registry import GUIDANCE, RECIPES, guidance_strategy, recipe
 
@@ -43,6 +45,12 @@ ALIASES = {
     "--workers": "--resources.num-workers",
     "--alpha": "--objective.alpha",
     "--compat": "--objective.compat",
+}
+
+# The switches of resources that may be auto, too: --resources.use-gpu -> --resources.no-use-gpu.
+SWITCHES = {
+    f"--resources.{name}": f"--resources.no-{name}"
+    for name in (each.replace("_", "-") for each in OPEN_SWITCHES)
 }
 
 
@@ -73,23 +81,31 @@ def flags_of(kind: type) -> list[str]:
             each.type
         ):
             name = each.name.replace("_", "-")
-            found += [f"--{name}", f"--no-{name}"][: 1 + isinstance(each.default, bool)]
+            switch = isinstance(each.default, bool) or each.name in OPEN_SWITCHES
+            found += [f"--{name}", f"--no-{name}"][: 1 + switch]
     return found
 
 
 def expand_aliases(args: Sequence[str]) -> list[str]:
-    """Short flags of a config's fields to full ones."""
+    """Short flags of a config's fields to full ones, and switches that may be auto to their value:
+    tyro takes no --no-X beside a third value.
+    """
     expanded: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        flag, equals, value = arg.partition("=")
+    rest = list(reversed(args))
+    while rest:
+        flag, equals, value = rest.pop().partition("=")
         if flag == "--guidance":
-            expanded += guidance_flags(value if equals else next(rest, ""))
+            expanded += guidance_flags(value if equals else rest.pop() if rest else "")
             continue
         flag = ALIASES.get(flag, flag)
         if flag.startswith("--eval."):
             flag = f"--evaluation.{flag.removeprefix('--eval.')}"
         expanded.append(flag + equals + value)
+        for on, off in SWITCHES.items():
+            if expanded[-1] == off:
+                expanded[-1:] = [on, "False"]
+            elif expanded[-1] == on and rest[-1:] not in ([AUTO], ["True"], ["False"]):
+                expanded.append("True")
     return expanded
 
 
@@ -177,7 +193,7 @@ def refusal(finding: Any, kind: type, own: type | None, prog: str, args: Sequenc
             return f"name {kind.first.replace('PROG', prog)}"
         return f"{flag} {'is missing' if argument.is_positional() else 'without a value'}{lists}"
     if isinstance(finding, findings.InvalidChoice):
-        choices = ", ".join(finding.choices)
+        choices = ", ".join(in_order(finding.choices))
         return f"{flag} {finding.value!r:.60}: expected one of {choices}{lists}"
     wanted = number_wanted(argument.field.type) if argument is not None else ""
     if wanted:
@@ -187,10 +203,17 @@ def refusal(finding: Any, kind: type, own: type | None, prog: str, args: Sequenc
 
 
 def number_wanted(kind: Any) -> str:
-    """'a whole number' for a type that holds one, alone or beside None; '' for no number."""
+    """'a whole number' for a type that holds one, alone or beside others; '' for no number."""
     if kind in NUMBERS:
         return NUMBERS[kind]
-    return next(filter(None, map(number_wanted, get_args(kind))), "")
+    members = get_args(kind)
+    found = next(filter(None, map(number_wanted, members)), "")
+    return f"{found} or auto" if found and Auto in members else found
+
+
+def in_order(choices: Sequence[str]) -> list[str]:
+    """Choices as tyro has them; of a union, where it has them in any order, sorted."""
+    return sorted(choices, key=lambda each: (each == AUTO, each)) if AUTO in choices else [*choices]
 
 
 def value_of(flag: str, args: Sequence[str]) -> str:

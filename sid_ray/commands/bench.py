@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from sid_ray.commands.arguments import expand_aliases
 from sid_ray.commands.bench_options import BenchOptions
-from sid_ray.commands.benching.report import Measurement, as_json, heading, table_of
-from sid_ray.commands.benching.search import NotMeasuredError, Search, fields_to_try
+from sid_ray.commands.benching.report import Measurement, lines_above, table_of, values_of
+from sid_ray.commands.benching.search import Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.turns import Turns
+from sid_ray.config.chosen import left_open
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError
+from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.flops import iteration_flops
+from sid_ray.planning.here import machine_here
 from sid_ray.planning.profile import (
+    SETTINGS,
     Profile,
     batch_key,
     network_key,
     versions_here,
     write_profile,
 )
-from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.known_networks import teacher_of, text_bytes
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.places import check_file
 from sid_ray.weights.description import ModelDescription
@@ -39,21 +40,20 @@ WIDTH = 150
 def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ()) -> int:
     """Measures, prints, keeps. Raises UserError where nothing can be measured."""
     began = time.monotonic()
-    fixed = fields_set(flags)
+    fixed = [name for name in SETTINGS if name not in left_open(config.resources)]
     if asked.json is not None:
         check_file(asked.json, "--json")
     description = teacher_of(config)
-    config, machine = placed(config, fixed)
-    workers = config.resources.num_workers
+    config, machine = placed(config, description)
+    workers = config.chosen.num_workers
     deadline = began + 60 * asked.minutes
     with Turns(description, workers, machine != CPU, deadline, tell) as turns:
-        search = Search(config, workers, turns.measure, fields_to_try(fixed, workers))
+        search = Descent(config, workers, turns.measure, fields_to_try(fixed, workers))
         try:
             search.run()
         except NotMeasuredError as error:
             raise nothing_measured(error, asked, search) from None
-        tell("the machine's ceiling")
-        ceiling = turns.ceiling()
+        ceiling = turns.ceiling
     profile = profile_of_best(search, description, machine)
     flop = iteration_flops(config, description)
     measured = Measurement(
@@ -65,7 +65,7 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
         path = str(write_profile(profile))
         print(f"profile: {path}; runs of {config.recipe} on such a machine start with it")
     if asked.json is not None:
-        replace_file(asked.json, json.dumps(as_json(measured, path), indent=2) + "\n")
+        replace_file(asked.json, json.dumps(values_of(measured, path), indent=2) + "\n")
     return 0
 
 
@@ -74,45 +74,18 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def fields_set(flags: Sequence[str]) -> list[str]:
-    """Fields of the resources section that a person has set."""
-    found = []
-    for flag in expand_aliases(flags):
-        name = flag.partition("=")[0].replace("-", "_")
-        if name.startswith("__resources."):
-            name = name.removeprefix("__resources.")
-            known = {each.name for each in dataclasses.fields(type(DistillConfig().resources))}
-            found.append(name if name in known else name.removeprefix("no_"))
-    return found
+def placed(config: DistillConfig, description: ModelDescription) -> tuple[DistillConfig, str]:
+    """The config as a run would begin it on this machine without a profile, and the machine's name.
 
-
-def placed(config: DistillConfig, fixed: Sequence[str]) -> tuple[DistillConfig, str]:
-    """The config on this machine: (with its workers, the machine's name).
-
-    All GPUs are used, or where there are none as many of the recipe's workers as there are cores
-    for. Raises UserError for more workers than GPUs.
+    No evaluator takes a part of it. Raises UserError where the run has no room or does not fit.
     """
-    gpus, groups = gpus_here(), config.training.batch_size // config.training.group_size
-    wanted = config.resources.num_workers
-    if gpus:
-        workers = wanted if "num_workers" in fixed else min(len(gpus), groups)
-        if workers > len(gpus):
-            raise UserError(f"--workers {workers}: this machine has {len(gpus)} GPUs")
-        name = gpus[0].name
-    else:
-        cores = max(1, (os.cpu_count() or 1) // config.resources.threads)
-        workers, name = wanted if "num_workers" in fixed else min(wanted, cores), CPU
-    changed = replace(
-        config,
-        resources__num_workers=workers,
-        resources__min_workers=min(workers, config.resources.min_workers),
-        resources__use_gpu=bool(gpus),
-        output__folder="/nowhere",
-    )
-    return changed.check(), name
+    machine = dataclasses.replace(machine_here(config), taken={})
+    config = replace(config, output__folder="/nowhere")
+    choice = choose_resources(config, description, machine, text_bytes(config))
+    return choice.config, machine.gpu if choice.config.chosen.use_gpu else CPU
 
 
-def profile_of_best(search: Search, description: ModelDescription, machine: str) -> Profile:
+def profile_of_best(search: Descent, description: ModelDescription, machine: str) -> Profile:
     best, found = search.best, search.best_found
     return Profile(
         machine,
@@ -127,7 +100,7 @@ def profile_of_best(search: Search, description: ModelDescription, machine: str)
     )
 
 
-def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Search) -> UserError:
+def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Descent) -> UserError:
     """Where not even the settings as they are could be measured."""
     if error.late:
         return UserError(
@@ -140,7 +113,7 @@ def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Searc
 
 def show(measured: Measurement) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for line in heading(measured):
+    for line in lines_above(measured):
         console.print(line, markup=False)
     console.print(table_of(measured))
     console.print(f"take: {measured.profile.flags}", markup=False)

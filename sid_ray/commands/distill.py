@@ -22,6 +22,7 @@ from sid_ray.checkpoint.find import find_generator, newest_listed
 from sid_ray.checkpoint.warm_start import check_donor_network, check_newest
 from sid_ray.commands.checks import DISTILL, Patient, enforce
 from sid_ray.commands.result import Result
+from sid_ray.config.auto import AUTO
 from sid_ray.config.distill_config import DistillConfig, flags, located, replace
 from sid_ray.console import Display, duration, quiet_output
 from sid_ray.data.source import data_fingerprint
@@ -120,11 +121,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
         )
         log = run.local / LOG
         with quiet_output(log) as console:
-            count = config.resources.num_workers
-            console.print(
-                f"{config.recipe}: {config.objective.name} on {count} worker{'s' * (count != 1)}, "
-                f"ZeRO-{config.resources.zero_stage}; full log: {shown_path(log)}"
-            )
+            console.print(f"{config.recipe}: {config.objective.name}; full log: {shown_path(log)}")
             if copied:
                 console.print(copied, markup=False)
             try:
@@ -177,6 +174,7 @@ def distil_with(
             raise RunFailedError(f"failed: {error}; {left}", code, str(run.store)) from error
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
+        config = outcome.config
         report = measure(config, start.teacher, run, outcome, display)
     run.check_lease()
     show_table(console, report)
@@ -231,6 +229,7 @@ def measure(
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
     import torch
 
+    from sid_ray.actors.reserve import reserved_device
     from sid_ray.evaluation.final_report import FinalReport, final_report
 
     if not config.evaluation.final_report:
@@ -243,13 +242,15 @@ def measure(
         return FinalReport()
     # Two threads on two cores were no faster here than one, and far slower beside other work.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    return final_report(
-        config,
-        teacher,
-        generator,
-        run.local / GRID,
-        progress=lambda text: display.update(text, {}, []),
-    )
+    with reserved_device(lambda text: display.update("", {}, [f"final report: {text}"])) as device:
+        return final_report(
+            config,
+            teacher,
+            generator,
+            run.local / GRID,
+            progress=lambda text: display.update(text, {}, []),
+            device=device,
+        )
 
 
 def show_table(console: Console, report: FinalReport) -> None:
@@ -287,15 +288,21 @@ def write_summary(
         "train_seconds": round(outcome.train_seconds, 1),
         "startup_seconds": round(outcome.startup_seconds, 1),
         "total_seconds": round(total_s, 1),
-        "num_workers": config.resources.num_workers,
+        "num_workers": taken(config, "num_workers"),
         "interruptions": [dataclasses.asdict(item) for item in outcome.interruptions],
-        "zero_stage": config.resources.zero_stage,
+        "zero_stage": taken(config, "zero_stage"),
         "checkpoint": outcome.checkpoint.name,  # in the run's folder, wherever that lies
         "grid": GRID if rows else None,
         "milliseconds_per_image": {row.name: round(row.milliseconds, 3) for row in rows},
     }
     (run.local / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def taken(config: DistillConfig, name: str) -> Any:
+    """A field of the resources; None where it is auto and nothing was trained: none was chosen."""
+    value = getattr(config.resources, name)
+    return None if value == AUTO else value
 
 
 def give_away(

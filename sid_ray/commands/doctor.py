@@ -23,8 +23,10 @@ from tyro.conf import Positional, arg
 
 from sid_ray.commands.arguments import OfRecipe
 from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Answer, Patient, examine
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.auto import AUTO
+from sid_ray.config.distill_config import DistillConfig, evaluator_resources, replace
 from sid_ray.errors import UserError
+from sid_ray.planning.machine import Machine, Node
 from sid_ray.ray_setup.environment import joins_cluster
 from sid_ray.run_folder import runs_folder
 from sid_ray.storage.cache import cache_folder
@@ -116,14 +118,15 @@ def check_machine(patient: Patient) -> Iterator[Answer]:
     if config is None or joins_cluster():
         return  # the workers are elsewhere
     resources = config.resources
-    kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cores)
-    if resources.use_gpu and not gpus:
+    on_gpu = gpus > 0 if resources.use_gpu == AUTO else resources.use_gpu
+    kind, there = ("GPUs", gpus) if on_gpu else ("CPUs", cores)
+    if on_gpu and not gpus:
         yield Answer(
             FAILED,
             f"resources.use_gpu is set: {no_gpu_reason()}; or join a cluster with RAY_ADDRESS",
         )
-    elif resources.num_workers > there:
-        state = FAILED if resources.use_gpu else WARNING
+    elif resources.num_workers != AUTO and resources.num_workers > there:
+        state = FAILED if on_gpu else WARNING
         yield Answer(
             state,
             f"{resources.num_workers} workers on {there} {kind}: lower --resources.num-workers",
@@ -175,18 +178,18 @@ def look_at_nodes(patient: Patient) -> Iterator[Answer]:
             wrong = [f"what {node.name} writes is not seen here"]
             yield Answer(FAILED, str(not_shared(patient.runs, wrong, "--output.folder")))
     gpus = sum(node.gpus for node in nodes)
-    memory = [node.gpu_memory_gib for node in nodes if node.gpu_memory_gib]
-    patient.found["gpu_memory_gib"] = min(memory, default=0.0)
+    patient.found["nodes"] = nodes
     cpus = sum(node.cpus for node in nodes)
     yield Answer(OK, f"{len(nodes)} nodes, {cpus:.0f} CPUs, {gpus:.0f} GPUs")
     if patient.config is not None:
         resources = patient.config.resources
-        kind, there = ("GPUs", gpus) if resources.use_gpu else ("CPUs", cpus)
-        if there < resources.min_workers:
+        on_gpu = gpus > 0 if resources.use_gpu == AUTO else resources.use_gpu
+        kind, there = ("GPUs", gpus) if on_gpu else ("CPUs", cpus)
+        least = 1 if resources.min_workers == AUTO else resources.min_workers
+        if there < least:
             yield Answer(
                 WARNING,
-                f"{resources.min_workers} workers at least on {there:.0f} {kind}: the run will "
-                "wait for nodes",
+                f"{least} workers at least on {there:.0f} {kind}: the run will wait for nodes",
             )
 
 
@@ -333,33 +336,35 @@ def check_data_set(patient: Patient) -> Iterator[Answer]:
 
 
 def look_at_memory(patient: Patient) -> Iterator[Answer]:
-    """The fullest moment of the run against the smallest GPU of the cluster, or of here."""
+    """What the run would take of the cluster's GPUs, or of this machine, and whether it fits."""
     assert patient.config is not None
-    import torch
+    from sid_ray.planning.choose import choose_measured
+    from sid_ray.recipes.known_networks import teacher_of
 
-    from sid_ray.planning.fit import GIB as UNIT
-    from sid_ray.planning.fit import check_fits
-    from sid_ray.recipes.known_networks import teacher_of, text_bytes
-
-    config = patient.config
-    if not config.resources.use_gpu:
-        yield Answer(SKIPPED, "no GPU is asked for (resources.use_gpu)")
-        return
-    there = patient.found.get("gpu_memory_gib", 0.0)
-    if not there and torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory / UNIT
-    if not there:
+    config, told = patient.config, list[str]()
+    machine = patients_machine(patient)
+    if machine is None or (config.resources.use_gpu is True and not machine.gpu_bytes):
         yield Answer(SKIPPED, f"no GPU here to measure: sid-ray plan {config.recipe} counts")
         return
     description = patient.found.get("teacher") or teacher_of(config)
-    moment = check_fits(
-        config,
-        description,
-        config.resources.num_workers,
-        there,
-        text_bytes(config),
+    choice = choose_measured(config, description, machine, told.append)
+    yield from (Answer(WARNING, text) for text in told)
+    yield Answer(OK, choice.line)
+
+
+def patients_machine(patient: Patient) -> Machine | None:
+    """The cluster as its nodes have answered, or this machine; None for a cluster that has not."""
+    from sid_ray.planning.here import machine_here
+
+    assert patient.config is not None
+    if not joins_cluster():
+        return machine_here(patient.config)
+    nodes = tuple(
+        Node(node.cpus, node.gpus, int(node.gpu_memory_gib * GIB))
+        for node in patient.found.get("nodes", ())
     )
-    yield Answer(OK, f"{moment.total / UNIT:.1f} of {there:.0f} GiB a GPU, in the {moment.name}")
+    taken = evaluator_resources(patient.config)
+    return Machine(nodes, fixed=False, taken=taken) if nodes else None
 
 
 def check_disk(patient: Patient) -> Iterator[Answer]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from sid_ray.config.auto import AUTO
+from sid_ray.config.chosen import ChosenResources, chosen_of, plain
 from sid_ray.config.confidential import holds_credentials
 from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.ranges import RULES, checked, of_json
@@ -58,9 +60,17 @@ class DistillConfig:
         """The objective's section gets the dataclass of its name, with the objective's fields."""
         object.__setattr__(self, "objective", of_its_name(self.objective))
 
+    @property
+    def chosen(self) -> ChosenResources:
+        """The resources as values, for everything that computes. Raises ValueError before a start
+        has chosen what is auto.
+        """
+        return chosen_of(self.resources)
+
     def group_plan(self, world_size: int) -> GroupPlan:
-        training = self.training
-        micro_batch = self.resources.micro_batch or training.group_size
+        """The split of a batch; group by group where the micro-batch is not chosen yet."""
+        training, asked = self.training, self.resources.micro_batch
+        micro_batch = training.group_size if asked in (0, AUTO) else asked
         return GroupPlan(training.batch_size, training.group_size, micro_batch, world_size)
 
     @property
@@ -95,7 +105,7 @@ class DistillConfig:
         if model and not self.output.log_model:
             raise UserError("output.register_model needs the weights in MLflow: --output.log-model")
         for role in ("fake_score", "generator"):
-            if self.resources.offload_optimizer and self.resources.stage_of(role) == 0:
+            if self.resources.offload_optimizer is True and self.resources.stage_of(role) == 0:
                 raise UserError(
                     f"resources.offload_optimizer needs ZeRO stage 1, 2 or 3, but {role} is at "
                     f"stage 0: set resources.{role}_zero_stage, or --resources.no-offload-optimizer"
@@ -114,13 +124,11 @@ class DistillConfig:
             )
         asked_metrics(evaluation.metrics)
         ray_resources(evaluation.resources)
-        resources = self.resources
-        if resources.min_workers > resources.num_workers:
-            raise UserError(
-                f"resources.min_workers is {resources.min_workers}, above num_workers "
-                f"({resources.num_workers})"
-            )
-        self.group_plan(resources.num_workers)
+        least, most = self.resources.min_workers, self.resources.num_workers
+        if least != AUTO and most != AUTO and least > most:
+            raise UserError(f"resources.min_workers is {least}, above num_workers ({most})")
+        for workers in (least, most):
+            self.group_plan(1 if workers == AUTO else workers)
         return self
 
     def to_json(self) -> str:
@@ -212,7 +220,7 @@ def check_schedule(schedule: ScheduleConfig) -> None:
 
 def check_compile(resources: ResourcesConfig) -> None:
     """Raises UserError where resources.compile cannot work."""
-    if resources.compile == "off":
+    if resources.compile in ("off", AUTO):
         return
     stages = {role: resources.stage_of(role) for role in ("fake_score", "generator")}
     for role, stage in (stages | {"teacher": resources.teacher_zero_stage}).items():
@@ -222,12 +230,12 @@ def check_compile(resources: ResourcesConfig) -> None:
                 f"gathers weights inside the networks, but {role} is at stage 3: set "
                 f"resources.{role}_zero_stage, or --resources.compile off"
             )
-    if resources.compile == "cudagraphs" and not resources.use_gpu:
+    if resources.compile == "cudagraphs" and resources.use_gpu is False:
         raise UserError(
             "resources.compile cudagraphs needs GPUs: set --resources.use-gpu, or "
             "--resources.compile default"
         )
-    if resources.compile == "cudagraphs" and resources.activation_checkpointing:
+    if resources.compile == "cudagraphs" and resources.activation_checkpointing is True:
         raise UserError(
             "resources.compile cudagraphs compiles whole networks, in which blocks cannot be "
             "computed again: set --resources.no-activation-checkpointing, or "
@@ -262,6 +270,14 @@ def ray_resources(text: str) -> dict[str, float]:
     return found
 
 
+def evaluator_resources(config: DistillConfig) -> dict[str, float]:
+    """Ray resources that the evaluator has to itself while a run trains, beside the workers'.
+
+    Empty where it shares the driver's machine, or where nobody asks it for scores.
+    """
+    return ray_resources(config.evaluation.resources) if config.evaluation.every else {}
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted field names to values, in order."""
     flat: dict[str, Any] = {}
@@ -294,6 +310,13 @@ def replace(config: DistillConfig, **dotted: Any) -> DistillConfig:
             changed = dataclasses.replace(getattr(config, section), **{leaf: value})
             config = dataclasses.replace(config, **{section: changed})
     return config
+
+
+def with_plain_resources(config: DistillConfig) -> DistillConfig:
+    """The config with the plainest value for what is auto: for tools that compute with one and
+    choose nothing.
+    """
+    return replace(config, resources=plain(config.resources))
 
 
 def located(config: DistillConfig) -> DistillConfig:

@@ -90,4 +90,5 @@ def told_range(name: str, error: Mapping[str, Any]) -> str:
     if not name or not words:
         return f"{name or 'its text'}: {error['msg'].lower()} (found {found!r:.60})"
     bounds = {key: f"{v:g}" if isinstance(v, float) else v for key, v in context.items()}
-    return f"{name} is {found!a:.100}; it {words.format(**bounds)}"
+    or_auto = context.get("or_auto", "")  # auto.py
+    return f"{name} is {found!a:.100}; it {words.format(**bounds)}{or_auto}"

@@ -9,11 +9,12 @@ number is finite, whatever its range.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt, MaxLen
 
+from sid_ray.config.auto import AUTO, OR_AUTO, Auto
 from sid_ray.config.ranges import RULES
 
 MOST = 10**15  # of a whole number that has no smaller maximum: beyond it tensors overflow
@@ -222,15 +223,25 @@ class TrainingConfig:
     """Seed of every random number of the run."""
 
 
+Switch = Annotated[bool | Auto, OR_AUTO]
+Workers = Annotated[int, Interval(ge=1, le=1_000_000)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """Where the run computes. Changes speed, never numbers."""
+    """Where the run computes. Changes speed, never numbers. What is auto is chosen at each start
+    for the machines that are there, and said in one line; sid-ray plan says it before. A switch
+    alone is True, --resources.no-SWITCH is False.
+    """
 
-    num_workers: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
-    """Ray Train workers; at most batch_size / group_size."""
-    min_workers: Count = 1
+    num_workers: Annotated[Workers | Auto, OR_AUTO] = AUTO
+    """Ray Train workers; at most batch_size / group_size. auto: one on each GPU, else on each CPU;
+    on a cluster that was joined, all that come.
+    """
+    min_workers: Annotated[Count | Auto, OR_AUTO] = AUTO
     """On a cluster that was joined, the run goes on with as few workers when nodes go, and grows
-    back to num_workers when they come. On a Ray of its own it always has num_workers.
+    back to num_workers when they come. auto: the fewest on which it fits. On a Ray of its own it
+    always has num_workers.
     """
     scaling: Literal["sid_ray", "ray"] = "sid_ray"
     """sid_ray: no step is lost when nodes come or go by plan; ray: Ray Train's own elasticity,
@@ -238,48 +249,53 @@ class ResourcesConfig:
     """
     resize_check_s: Annotated[float, Ge(1)] = 10.0
     """Seconds between two looks for nodes that have come."""
-    use_gpu: bool = False
-    """One GPU a worker instead of one CPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    use_gpu: Switch = AUTO
+    """One GPU a worker instead of one CPU. auto: where there are GPUs."""
+    zero_stage: Annotated[Literal[0, 1, 2, 3] | Auto, OR_AUTO] = AUTO
     """DeepSpeed ZeRO stage of fake score and generator: what is shared out over workers. 1 Adam's
-    state and the master weights, 2 gradients too, 3 the networks themselves.
+    state and the master weights, 2 gradients too, 3 the networks themselves. auto: the one that
+    costs least in passes and in what is sent, of those that fit; 1 on CPUs.
     """
     fake_score_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
     """Stage of the fake score alone; -1 for zero_stage."""
     generator_zero_stage: Literal[-1, 0, 1, 2, 3] = -1
     """Stage of the generator alone; -1 for zero_stage."""
-    teacher_zero_stage: Literal[0, 3] = 0
-    """0: the frozen teacher is whole on each worker; 3: each keeps a part of it."""
-    offload_optimizer: bool = False
+    teacher_zero_stage: Annotated[Literal[0, 3] | Auto, OR_AUTO] = AUTO
+    """0: the frozen teacher is whole on each worker; 3: each keeps a part of it. auto: as
+    zero_stage.
+    """
+    offload_optimizer: Switch = AUTO
     """Keep Adam's state, the master weights and accumulated gradients in CPU memory and step there,
     ZeRO stages 1 to 3. Saves 12 bytes a parameter over the workers' GPUs, 16 with a first moment
-    (beta1 above 0); a step takes longer.
+    (beta1 above 0); a step takes longer. auto: where nothing else fits.
     """
-    activation_checkpointing: bool = False
+    activation_checkpointing: Switch = AUTO
     """Compute the networks' blocks again in the backward pass instead of keeping what is inside
-    them: about a third more arithmetic for far less memory.
+    them: about a third more arithmetic for far less memory. auto: where too few images fit without.
     """
-    overlap_comm: bool = False
-    """ZeRO stages 1 to 3: sum gradients over workers while the backward pass goes on. Not measured
-    on GPUs; brings nothing on CPUs.
+    overlap_comm: Switch = AUTO
+    """ZeRO stages 1 to 3: sum gradients over workers while the backward pass goes on. Brings
+    nothing on CPUs. auto: off unless sid-ray bench has measured it faster.
     """
-    compile: Literal["off", "default", "cudagraphs"] = "off"
+    compile: Literal["auto", "off", "default", "cudagraphs"] = AUTO
     """torch.compile of the networks: default compiles their blocks, cudagraphs whole networks into
     CUDA graphs. Compiled code stays on each node's disk for later starts. Rounding differs; not
-    measured on GPUs; not with ZeRO stage 3.
+    with ZeRO stage 3. auto: off unless sid-ray bench has measured it faster.
     """
-    micro_batch: CountOrNone = 0
+    micro_batch: Annotated[CountOrNone | Auto, OR_AUTO] = AUTO
     """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
-    group_size.
+    group_size. auto: as many whole groups as fit into a GPU's memory; up to 32 images on a CPU.
     """
     threads: Annotated[int, Interval(ge=1, le=4_096)] = 1
     """CPU threads a worker."""
-    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = AUTO
     """Order in memory of images within EDM and EDM2 networks: which kernels a convolution takes.
-    Changes rounding only.
+    Changes rounding only. auto: channels_last unless sid-ray bench has measured the other faster.
     """
-    attention: Literal["sdpa", "xformers"] = "sdpa"
-    """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs."""
+    attention: Literal["auto", "sdpa", "xformers"] = AUTO
+    """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs. auto: sdpa unless
+    sid-ray bench has measured the other faster.
+    """
     deterministic: bool = False
     """GPUs: kernels that give the same bits each time on the same kind of GPU, slower; changes
     rounding only. CPUs always do.
@@ -289,10 +305,14 @@ class ResourcesConfig:
     max_failures: CountOrNone = 3
     """Worker failures in a row, without a new checkpoint between, after which the run gives up."""
 
-    def stage_of(self, role: str) -> int:
+    def stage_of(self, role: str) -> int | Auto:
         """ZeRO stage of "fake_score" or "generator"."""
         own: int = getattr(self, f"{role}_zero_stage")
         return self.zero_stage if own < 0 else own
+
+
+OPEN_SWITCHES = tuple(each.name for each in fields(ResourcesConfig) if each.type == "Switch")
+"""Those that are on, off or auto."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,7 @@ def final_report(
     generator_folder: Path,
     picture: Path,
     progress: Callable[[str], None],
+    device: torch.device,
 ) -> FinalReport:
     """Measures and draws: the rows in the order of samplers(), the contact sheet at ``picture``.
 
@@ -96,7 +97,6 @@ def final_report(
     that the training's own evaluations gave.
     """
     set_numerics(config.resources.deterministic)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, description = load_model(teacher_folder)
     generator = load_model(generator_folder)[0]
     components = components_of(config, description, teacher_folder)

@@ -229,6 +229,7 @@ class Judge:
         found: dict[str, float] = {}
         for spec in self.specs:
             own = [each.own[spec.name] for each in held if spec.name in each.own]
-            evidence = Evidence(self.extractor.space, made, own, lambda: self.real)
+            space, device = self.extractor.space, str(self.device)
+            evidence = Evidence(space, made, own, lambda: self.real, device)
             found |= spec.scored(evidence)
         return found

@@ -18,8 +18,9 @@ from typing import Any
 import sid_ray
 from sid_ray.commands.arguments import OfRecipe
 from sid_ray.commands.checks import SUBMIT, Patient, enforce
+from sid_ray.config.auto import AUTO
 from sid_ray.config.confidential import named_secret, secrets_of
-from sid_ray.config.distill_config import DistillConfig, flatten, replace
+from sid_ray.config.distill_config import DistillConfig, evaluator_resources, flatten, replace
 from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow_job, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
@@ -185,23 +186,25 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
 
 
 def memory_of_job(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
-    """The plan against the cluster's GPUs. Raises UserError where the run cannot fit."""
+    """What the run would take of the cluster's GPUs. Raises UserError where it cannot fit."""
     resources = config.resources
-    if not resources.use_gpu:
+    if resources.use_gpu is False or (resources.use_gpu == AUTO and not cluster.gpus):
         return
     if not cluster.gpus or not cluster.memory_gib:
-        text = f"GPUs not known yet: sid-ray plan {config.recipe} counts; the run checks again"
+        text = f"GPUs not known yet: sid-ray plan {config.recipe} counts; the run chooses there"
         yield WARNING, "memory", text
         return
-    from sid_ray.planning.fit import check_fits
-    from sid_ray.recipes.known_networks import teacher_of, text_bytes
+    from sid_ray.planning.choose import choose_measured
+    from sid_ray.planning.machine import Machine
+    from sid_ray.recipes.known_networks import teacher_of
 
-    workers, unit = min(resources.num_workers, cluster.gpus), 1 << 30
-    moment = check_fits(config, teacher_of(config), workers, cluster.memory_gib, text_bytes(config))
-    needed = f"{moment.total / unit:.1f} of {cluster.memory_gib:.0f} GiB on each of {workers} GPUs"
-    yield OK, "memory", needed
-    if workers < resources.num_workers:
-        text = f"{cluster.gpus} GPUs at most for {resources.num_workers} workers"
+    gpus, told = cluster.gpus, list[str]()
+    nodes = Machine.alike(1, gpus, cluster.memory_gib, evaluator_resources(config)).nodes
+    machine = Machine(nodes, fixed=False, can_hold={"GPU": gpus}, taken=evaluator_resources(config))
+    choice = choose_measured(config, teacher_of(config), machine, told.append)
+    yield OK, "resources", choice.line
+    if resources.num_workers != AUTO and gpus < resources.num_workers:
+        text = f"{gpus} GPUs at most for {resources.num_workers} workers"
         yield WARNING, "workers", text
 
 

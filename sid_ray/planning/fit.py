@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.auto import AUTO
+from sid_ray.config.chosen import ChosenResources
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.errors import UserError
@@ -16,6 +21,7 @@ from sid_ray.planning.memory import (
     RESERVE_GIB,
     TEACHER,
     TRAINED,
+    WORD,
     Layout,
     Moment,
     Network,
@@ -24,18 +30,24 @@ from sid_ray.planning.memory import (
     peak,
     sent_bytes,
 )
-from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of, trace
+from sid_ray.planning.trace_cache import kept_trace
+from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of
 from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 
 LIVE = 1_000_000_000  # DeepSpeed's default of both keys below
 LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
-# The order in which stages are recommended. 0 and 1 send least, and 1, for half as much again, is
-# less memory and has each rank step its part alone; 2 sends as much again for each further pass, 3
-# gathers the networks in each of them.
-PREFERENCE = ("1", "2", "0", "3", "3, teacher")
+# What a pass of both phases costs beside its images, in networks that a GPU would send meanwhile:
+# each pass reads, casts and normalises the weights of all networks and launches every kernel. For
+# EDM2-XXL 558 GiB move through memory (docs/scaling.md), 0.18 s on an H100, in which NVLink, or
+# InfiniBand with 400 Gb/s a GPU, sends 5.7 GiB ten times. Computing blocks again adds a quarter of
+# an image's arithmetic: of its 12,906 GFLOP, 33 ms at 40 % of an H100's half precision, in which
+# two networks are sent; float32 without TF32 takes 15 times as long. Counted and assumed, not
+# measured.
+PASS = 10.0
+AGAIN, AGAIN_FLOAT32 = 0.5, 7.5  # an image
+TRACED_IMAGES = 16  # with 1 and the whole batch: beyond it a pass grows evenly
 NONE = "none"  # the stage of a run whose roles are plain torch's
-ALONE = (NONE, "1", "2", "3")
 MORE_GPUS = 8  # times as many are looked at
 
 
@@ -56,7 +68,8 @@ class Gpus:
 class StageRow:
     """One ZeRO stage: its fullest moment at the config's micro-batch, and what fits.
 
-    ``largest`` is 0 where no micro-batch fits; ``sent`` bytes a GPU and iteration.
+    ``largest`` is 0 where no micro-batch fits; ``sent`` bytes a GPU and iteration; ``cost`` what
+    passes and sending cost together, in bytes sent.
     """
 
     stage: str
@@ -65,11 +78,18 @@ class StageRow:
     fits: bool
     largest: int
     sent: int
+    cost: int
     host: int
 
 
+def plainly(config: DistillConfig) -> ChosenResources:
+    """The resources with the plainest value where nothing is chosen yet."""
+    return with_plain_resources(config).chosen
+
+
 def micro_batch_of(config: DistillConfig) -> int:
-    return config.resources.micro_batch or config.training.group_size
+    asked = config.resources.micro_batch
+    return config.training.group_size if asked in (0, AUTO) else asked
 
 
 def micro_batches(config: DistillConfig, gpus: int) -> list[int]:
@@ -90,16 +110,25 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
 
     On one GPU there is one way, or three where it offloads: what is offloaded differs in buckets.
     """
-    if not needs_deepspeed(config.resources, gpus):
+    resources = plainly(config)
+    config = with_plain_resources(config)
+    if not needs_deepspeed(resources, gpus):
         return {NONE: config}
     if gpus == 1:
         return {str(n): replace(config, resources__zero_stage=n) for n in (1, 2, 3)}
-    found = {str(n): replace(config, resources__zero_stage=n) for n in (0, 1, 2)}
-    if config.resources.teacher_zero_stage == 0:
+    stages = (1, 2) if resources.offload_optimizer else (0, 1, 2)
+    found = {str(n): replace(config, resources__zero_stage=n) for n in stages}
+    if resources.teacher_zero_stage == 0:
         found["3"] = replace(config, resources__zero_stage=3)
     both = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
     found["3, teacher"] = replace(config, **both)
     return found
+
+
+@functools.cache
+def frozen_size(description: str, precision: str) -> int:
+    """``frozen_bytes`` of a description's JSON: seconds for a large network."""
+    return frozen_bytes(ModelDescription.from_json(description, "the teacher"), precision)
 
 
 class Planner:
@@ -110,7 +139,7 @@ class Planner:
 
     def __init__(self, description: ModelDescription, text: int = 0):
         self.description, self.text = description, text
-        self._traces: dict[tuple, dict[int, Mapping[str, int]]] = {}
+        self._traces: dict[tuple, Traced] = {}
         self._network: Network | None = None
         self._teachers: dict[str, int] = {}
 
@@ -122,28 +151,29 @@ class Planner:
 
     def teacher_bytes(self, precision: str) -> int:
         if precision not in self._teachers:
-            self._teachers[precision] = frozen_bytes(self.description, precision)
+            self._teachers[precision] = frozen_size(self.description.to_json(), precision)
         return self._teachers[precision]
 
-    def activations(self, config: DistillConfig, micro_batch: int, gpus: int) -> dict[str, int]:
-        """Phase -> bytes of one pass. Traces a micro-batch that is the config's own, else the chord
-        of the smallest and the largest one.
+    def activations(self, config: DistillConfig, micro_batch: int) -> dict[str, int]:
+        """Phase -> bytes of one pass: the chord of what is traced, which is never below it.
+
+        Each trace takes seconds at first: of a teacher that is shared out, and of blocks that are
+        computed again, there are traces of their own.
         """
-        resources = config.resources
+        resources = plainly(config)
         shared = resources.teacher_zero_stage == 3
         key = (config.training.precision, resources.activation_checkpointing, shared)
-        points = self._traces.setdefault(key, {})
-        wanted = {micro_batch}
-        if micro_batch != micro_batch_of(config) and micro_batch not in points:
-            wanted = {1, micro_batches(config, gpus)[-1]}
-        missing = sorted(wanted - points.keys())
-        if missing:
-            points |= trace(config, self.description, missing).points
-        return Traced(points).at(micro_batch)
+        if key not in self._traces:
+            sizes = sorted(
+                {1, min(TRACED_IMAGES, config.training.batch_size), config.training.batch_size}
+            )
+            own = replace(config, resources=resources)
+            self._traces[key] = kept_trace(own, self.description, sizes)
+        return self._traces[key].at(micro_batch)
 
     def layout(self, config: DistillConfig, machine: Gpus) -> Layout:
         zero = deepspeed_config(3, 1, machine.gpus)["zero_optimization"]
-        resources = config.resources
+        resources = plainly(config)
         shared = needs_deepspeed(resources, machine.gpus)
         stages = {role: resources.stage_of(role) if shared else 0 for role in TRAINED}
         teacher = resources.teacher_zero_stage if machine.gpus > 1 else 0
@@ -161,23 +191,49 @@ class Planner:
     def peak(self, config: DistillConfig, machine: Gpus, micro_batch: int = 0) -> Moment:
         """The fullest moment on a GPU, at the config's micro-batch or another."""
         micro_batch = micro_batch or micro_batch_of(config)
-        activations = self.activations(config, micro_batch, machine.gpus)
+        activations = self.activations(config, micro_batch)
         return peak(self.network, self.layout(config, machine), activations)
 
-    def largest(self, config: DistillConfig, machine: Gpus) -> int:
-        """The largest micro-batch that fits; 0 for none."""
-        sizes = micro_batches(config, machine.gpus)
-        fitting = [n for n in sizes if self.peak(config, machine, n).total <= machine.memory]
-        return max(fitting, default=0)
+    def least_cost(self, config: DistillConfig, machine: Gpus, memory: int) -> int:
+        """What a config with a shared teacher costs at least: its passes are no smaller than those
+        of the same teacher whole, of which there is a trace in any case.
+        """
+        whole = replace(config, resources__teacher_zero_stage=0)
+        activations, sizes = self.activations, micro_batches(config, machine.gpus)
+        layout = self.layout(config, machine)
+        fitting = bisect.bisect_right(
+            sizes, memory, key=lambda n: peak(self.network, layout, activations(whole, n)).total
+        )
+        return self.sent(config, machine, sizes[fitting - 1])[1] if fitting else sys.maxsize
+
+    def largest(self, config: DistillConfig, machine: Gpus, memory: int = 0) -> int:
+        """The largest micro-batch that fits into a GPU, or into ``memory`` bytes; 0 for none."""
+        sizes, memory = micro_batches(config, machine.gpus), memory or machine.memory
+        fitting = bisect.bisect_right(
+            sizes, memory, key=lambda size: self.peak(config, machine, size).total
+        )
+        return sizes[fitting - 1] if fitting else 0
+
+    def sent(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> tuple[int, int]:
+        """(bytes that a GPU sends in an iteration, what passes and sending cost in such bytes)."""
+        plan = dataclasses.replace(
+            config.group_plan(1), world_size=machine.gpus, micro_batch=micro_batch
+        )
+        passes = plan.passes_a_rank
+        sent = sent_bytes(self.network, self.layout(config, machine), passes)
+        beside = PASS * passes
+        if plainly(config).activation_checkpointing:
+            again = AGAIN_FLOAT32 if config.training.precision == "float32" else AGAIN
+            beside += again * plan.group_size * -(-plan.num_groups // machine.gpus)
+        return sent, sent + int(beside * WORD * self.network.parameters)
 
     def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
-        layout = self.layout(config, machine)
-        found = self.peak(config, machine)
-        fits, largest = found.total <= machine.memory, self.largest(config, machine)
+        found, largest = self.peak(config, machine), self.largest(config, machine)
+        fits = found.total <= machine.memory
         used = micro_batch_of(config) if fits or not largest else largest
-        plan = dataclasses.replace(config.group_plan(1), world_size=machine.gpus, micro_batch=used)
-        sent = sent_bytes(self.network, layout, plan.passes_a_rank)
-        return StageRow(stage, config, found, fits, largest, sent, host_bytes(self.network, layout))
+        sent, cost = self.sent(config, machine, used)
+        host = host_bytes(self.network, self.layout(config, machine))
+        return StageRow(stage, config, found, fits, largest, sent, cost, host)
 
     def rows(self, config: DistillConfig, machine: Gpus) -> list[StageRow]:
         """Every stage."""
@@ -190,14 +246,14 @@ class Planner:
         return checkpoint_bytes(self.network, stored)
 
 
-def recommended(rows: list[StageRow], gpus: int) -> StageRow | None:
-    """The first of PREFERENCE where the config's micro-batch fits, else any; None for none."""
-    order = {row.stage: row for row in rows}
-    names = [name for name in (PREFERENCE if gpus > 1 else ALONE) if name in order]
-    for fits in (lambda row: row.fits, lambda row: row.largest):
-        for name in names:
-            if fits(order[name]):
-                return order[name]
+def recommended(rows: list[StageRow]) -> StageRow | None:
+    """What costs least where the config's micro-batch fits, else where any does; None for none.
+
+    Of two that cost as much, the one that needs less memory.
+    """
+    for fitting in ([row for row in rows if row.fits], [row for row in rows if row.largest]):
+        if fitting:
+            return min(fitting, key=lambda row: (row.cost, row.peak.total))
     return None
 
 
@@ -208,7 +264,7 @@ def gib(size: float) -> str:
 def wider(config: DistillConfig, precisions: Sequence[str]) -> Iterator[tuple[str, DistillConfig]]:
     """(flags, config) of settings that save memory and are not on, one by one and together."""
     names = ("offload_optimizer", "activation_checkpointing")
-    off = [name for name in names if not getattr(config.resources, name)]
+    off = [name for name in names if not getattr(plainly(config), name)]
     for chosen in [[name] for name in off] + [off] * (len(off) > 1):
         flags = " ".join(f"--resources.{name.replace('_', '-')}" for name in chosen)
         yield flags, replace(config, **{f"resources__{name}": True for name in chosen})
@@ -243,7 +299,7 @@ def flags_of_plan(stage: str, micro_batch: int = 0) -> list[str]:
 
 def any_stage(planner: Planner, config: DistillConfig, machine: Gpus) -> str:
     """Flags of the best stage that fits and, where it must be another, the micro-batch; or ''."""
-    row = recommended(planner.rows(config, machine), machine.gpus)
+    row = recommended(planner.rows(config, machine))
     if row is None:
         return ""
     micro_batch = 0 if row.fits else row.largest
@@ -274,7 +330,7 @@ def nearest_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list
         found.append(f"--resources.micro-batch {smaller} ({gib(size)})")
     stage = any_stage(planner, config, machine)
     if stage:
-        shared = needs_deepspeed(config.resources, machine.gpus)
+        shared = needs_deepspeed(plainly(config), machine.gpus)
         return [*found, stage] if shared else found  # else it is that micro-batch again
     precisions = family_of(planner.description.family).precisions
     for flag, own in wider(config, precisions):
@@ -292,7 +348,8 @@ def refusal_to_fit(
     """One line: what is needed, what there is, and what fits."""
     ways = "; or ".join(nearest_fits(planner, config, machine))
     return UserError(
-        f"{config.run_name} does not fit on {machine.gpus} GPUs of {gib(machine.memory)}: {needed}."
+        f"{config.run_name} does not fit on {machine.gpus} GPU{'s' * (machine.gpus != 1)} of "
+        f"{gib(machine.memory)}: {needed}."
         f" What fits: {ways}"
     )
 
@@ -326,32 +383,10 @@ def fitting(planner: Planner, config: DistillConfig, machine: Gpus) -> Moment:
     raise refusal_to_fit(planner, config, machine, needed)
 
 
-def fewest_that_fit(
-    config: DistillConfig,
-    description: ModelDescription,
-    workers: tuple[int, int],
-    memory_gib: float,
-    text: int = 0,
-) -> int:
-    """Down to how many of (least, most) workers, a GPU each, a run may shrink and still fit.
-
-    Raises UserError where not even the most are enough, with the nearest that does fit.
-    """
-    planner = Planner(description, text)
-    fitting(planner, config, Gpus.of(workers[1], memory_gib))
-    least_workers, most = workers
-    # Downwards: one GPU alone has no buckets and may fit where two do not, but the way is barred.
-    for gpus in range(most - 1, least_workers - 1, -1):
-        machine = Gpus.of(gpus, memory_gib)
-        if planner.peak(config, machine).total > machine.memory:
-            return gpus + 1
-    return least_workers
-
-
 def check_any_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[StageRow]:
     """Every stage's row. Raises UserError where no micro-batch fits at any stage."""
     rows = planner.rows(config, machine)
-    if recommended(rows, machine.gpus) is None:
+    if recommended(rows) is None:
         size, stage = least(planner, config, machine)
         needed = f"the least is {gib(size)} a GPU, at ZeRO stage {stage}, one image a pass"
         raise refusal_to_fit(planner, config, machine, needed)

@@ -25,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, with_plain_resources
 from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.registry import family_of
+from sid_ray.diffusion.augment import PLANNED
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
@@ -40,7 +41,6 @@ from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 
 LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
-AUGMENT_DRAWS = 15
 
 
 class LiveBytes(TorchDispatchMode):
@@ -146,10 +146,11 @@ def trace(
     """
     description = network_of(config, description)
     nets = [spec_network(config, description, device) for _ in range(3)]
-    if config.resources.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
+    chosen = with_plain_resources(config).chosen
+    if chosen.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
         freeze(nets[0])
     for net in nets:
-        set_recompute(net, config.resources.activation_checkpointing)
+        set_recompute(net, chosen.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
     # A backward pass is a function that a mode is handed: within it the mode is off.
     recompute_within(FusedAttention)
@@ -257,7 +258,7 @@ def inputs(
         step=steps - 1 if steps > 1 else None,
         more_noise=some(steps - 1, *shape) if steps > 1 else None,
         text_uniform=some() if wanted.text else None,
-        augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
+        augment=some(2, PLANNED) if wanted.augment else None,
     )
     reals = some(*shape) if objective_spec(config.objective.name).reads_images else None
     return Drawn(

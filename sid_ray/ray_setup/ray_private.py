@@ -113,6 +113,18 @@ def jobs() -> dict[str, bool]:
         return {}
 
 
+def most_of_cluster() -> dict[str, int]:
+    """Resource -> how much of it a cluster's autoscaler may bring; empty where none scales, or its
+    table is another. ``ray status`` shows it, and no public function tells.
+    """
+    import ray
+
+    try:
+        return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    except (AttributeError, KeyError, TypeError):
+        return {}
+
+
 # A Ray of one run alone ---------------------------------------------------------------------------
 
 

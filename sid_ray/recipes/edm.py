@@ -18,13 +18,13 @@ from sid_ray.config.sections import (
 from sid_ray.recipes.published import (
     MILLION,
     NVIDIA,
+    ON_GPUS,
     SID_HUB,
     SIDA_HUB,
     Method,
     Published,
     Recipe,
     remarks,
-    resources,
     sid_objective,
     sida_objective,
     unscored,
@@ -219,7 +219,7 @@ def edm_recipe(run: EDMRun) -> Recipe:
         schedule=ScheduleConfig(kind="edm", p_mean=-1.2, p_std=1.2, t_max=0.8, init_sigma=2.5),
         data=DataConfig(name=teacher.data),
         training=settings,
-        resources=resources(settings.group_size),
+        resources=ON_GPUS,
         evaluation=unscored(teacher.teacher_steps),
         output=OutputConfig(checkpoint_every=teacher.checkpoint_every, report_every=20_000),
     )

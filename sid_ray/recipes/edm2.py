@@ -18,12 +18,12 @@ from sid_ray.config.sections import (
 from sid_ray.recipes.published import (
     MILLION,
     NVIDIA,
+    ON_GPUS,
     SIDA_HUB,
     Method,
     Published,
     Recipe,
     remarks,
-    resources,
     sid_objective,
     sida_objective,
     unscored,
@@ -149,7 +149,7 @@ def edm2_recipe(run: EDM2Run) -> Recipe:
             normalize_weights=run.logvar or run.method == "SiD",
             precision="float16",
         ),
-        resources=resources(teacher.group_size),
+        resources=ON_GPUS,
         evaluation=unscored(teacher_steps=32),
         output=OutputConfig(checkpoint_every=200_000, report_every=20_000),
     )

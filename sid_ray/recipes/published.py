@@ -59,9 +59,9 @@ class Recipe:
     script: str = "sid_edm.py"
 
 
-def resources(group_size: int) -> ResourcesConfig:
-    """The scripts' four GPUs, one group in each forward pass."""
-    return ResourcesConfig(num_workers=4, use_gpu=True, micro_batch=group_size)
+# On a machine whose GPU cannot be used a published run is refused: on CPUs it would take years. How
+# many there are, and how they are used best, is known at the start alone.
+ON_GPUS = ResourcesConfig(use_gpu=True)
 
 
 def unscored(teacher_steps: int = EvaluationConfig.teacher_steps) -> EvaluationConfig:

@@ -12,7 +12,6 @@ from sid_ray.config.sections import (
     EvaluationConfig,
     ObjectiveConfig,
     OutputConfig,
-    ResourcesConfig,
     ScheduleConfig,
     TeacherConfig,
     TrainingConfig,
@@ -81,7 +80,6 @@ DIGITS_SID = DistillConfig(
         ema_half_life=5_000,
         ema_rampup=0.2,
     ),
-    resources=ResourcesConfig(num_workers=2, zero_stage=2, micro_batch=32),
     evaluation=EvaluationConfig(feature_space="digits-cnn", every=2_500, num_images=2048),
     output=OutputConfig(checkpoint_every=2_500, report_every=640),
 )
@@ -115,7 +113,6 @@ EMOJI_LSG = DistillConfig(
     ),
     schedule=ScheduleConfig(kind="vp"),
     training=replace(DIGITS_SID, training__images=20_000).training,
-    resources=DIGITS_SID.resources,
     evaluation=EvaluationConfig(
         feature_space="emoji-cnn",
         every=2_500,

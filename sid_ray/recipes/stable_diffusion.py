@@ -20,10 +20,10 @@ from sid_ray.config.sections import (
 from sid_ray.recipes.published import (
     LSG_HUB,
     MILLION,
+    ON_GPUS,
     Published,
     Recipe,
     remarks,
-    resources,
     unscored,
 )
 
@@ -121,7 +121,7 @@ def lsg_recipe(run: LSGRun) -> Recipe:
             ema_half_life=50_000,
             precision="float32",
         ),
-        resources=resources(group_size=1),
+        resources=ON_GPUS,
         evaluation=unscored(),
         output=OutputConfig(checkpoint_every=20_000, report_every=2_048),
     )

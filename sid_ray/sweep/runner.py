@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sid_ray.checkpoint.find import newest_listed
+from sid_ray.config.auto import AUTO
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.data.pipeline import check_shared
 from sid_ray.errors import UserError
@@ -84,7 +85,7 @@ def start_ray_for_sweep(base: DistillConfig) -> None:
     with_ray(
         start=lambda: ray.init(
             address="local",
-            num_cpus=None if base.resources.use_gpu else os.cpu_count(),
+            num_cpus=os.cpu_count(),
             include_dashboard=False,
             logging_level="warning",
             log_to_driver=False,
@@ -95,8 +96,9 @@ def start_ray_for_sweep(base: DistillConfig) -> None:
 
 def share(base: DistillConfig, concurrent: int) -> int:
     """Workers of a trial where so many run at once."""
-    kind = "GPU" if base.resources.use_gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
+    has, asked = ray.cluster_resources(), base.resources.use_gpu
+    kind = "GPU" if asked is True or (asked == AUTO and has.get("GPU")) else "CPU"
+    there = int(has.get(kind, 0))
     if there < concurrent:
         raise UserError(
             f"{concurrent} trials at once need {concurrent} {kind}s, the cluster has {there}: "

@@ -5,11 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from sid_ray.actors import beside, own_ray, proof, trainer
+from sid_ray.actors import beside, found_nodes, own_ray, proof, trainer
 from sid_ray.actors.tracker import Board
-from sid_ray.config.distill_config import replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
+from sid_ray.device.found import Gpu
 from sid_ray.errors import UserError
-from sid_ray.planning import fit
+from sid_ray.planning import fit, here
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
+from sid_ray.planning.fit import GIB, Gpus, Planner
+from sid_ray.planning.machine import Machine, Node
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunFolder, RunRecord
@@ -17,18 +22,38 @@ from sid_ray.storage.store import Store
 from sid_ray.training.assemble import Start
 from tests.commands.test_plan import straight
 
-DIGITS = replace(recipe("digits-sid"), resources__num_workers=4)
+ASKED = recipe("digits-sid")  # all of its resources are auto
+DIGITS = replace(with_plain_resources(ASKED), resources__num_workers=4)
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What was shown; a cluster of GPUs of 8 GiB is joined."""
+    """What was shown; a cluster is joined."""
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
-    fake = SimpleNamespace(remote=lambda: 8.0)
-    monkeypatch.setattr(trainer, "gpu_memory_gib", fake)
-    monkeypatch.setattr(trainer.ray, "get", lambda value: value)
+    monkeypatch.setattr(fit, "kept_trace", straight)  # a trace takes seconds
     lines: list[str] = []
     return SimpleNamespace(lines=lines, update=lambda phase, metrics, events: lines.extend(events))
+
+
+GPU = {"CPU": 8.0, "GPU": 1.0, "memory": 64.0 * GIB, "node:1": 1.0, "accelerator_type:A": 1.0}
+
+
+def cluster(monkeypatch, nodes, most=None, memory_gib=8.0):
+    """Ray as a cluster of these nodes answers for it."""
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            total[name] = total.get(name, 0) + amount
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    look = SimpleNamespace(remote=lambda: ("A", int(memory_gib * GIB)))
+    monkeypatch.setattr(found_nodes, "look_at_gpu", SimpleNamespace(options=lambda **_: look))
+    monkeypatch.setattr(found_nodes, "most_of_cluster", lambda: most or {})
+    monkeypatch.setattr(found_nodes.ray, "get", lambda value: value)
+    monkeypatch.setattr(found_nodes.ray, "nodes", lambda: alive)
+    monkeypatch.setattr(found_nodes.ray, "cluster_resources", lambda: total)
+    started: list[DistillConfig] = []
+    monkeypatch.setattr(trainer, "start_ray", started.append)
+    return started
 
 
 def test_workers_come_and_go_on_a_cluster_only(monkeypatch):
@@ -99,30 +124,68 @@ def test_a_ray_of_ones_own_has_places_for_workers_and_evaluator(monkeypatch, ask
     assert started == [cpus]
 
 
+START = Start(Path(), teacher_of(ASKED))
+
+
+def test_a_start_on_a_cluster_takes_what_the_plan_says(shown, monkeypatch):
+    """Through the driver's own code, against `sid-ray plan`'s machine of the same nodes."""
+    cluster(monkeypatch, [GPU, GPU])
+    choice = trainer.chosen_and_started(ASKED, START, shown)
+    node = Node(cpus=8, gpus=1, gpu_bytes=8 * GIB)
+    planned = choose_measured(ASKED, START.description, Machine((node, node), fixed=False))
+    assert (choice.config, choice.sizes) == (planned.config, planned.sizes)
+    assert shown.lines == [planned.line]
+    resources = choice.config.chosen
+    assert (resources.use_gpu, resources.min_workers, resources.num_workers) == (True, 1, 4)
+    assert choice.line.startswith("2 of up to 4 workers, a GPU of 8 GiB each, ZeRO-0")
+
+
+def test_a_start_on_this_machine_takes_what_the_plan_says(shown, monkeypatch):
+    """Nothing is started before it is chosen: Ray has a place for each worker then."""
+    monkeypatch.delenv("RAY_ADDRESS")
+    started = cluster(monkeypatch, [{"CPU": 8.0, "GPU": 2.0}])
+    gpus = [Gpu(index, "A", 8 * GIB, (9, 0)) for index in range(2)]
+    monkeypatch.setattr(here, "gpus_here", lambda: gpus)
+    choice = trainer.chosen_and_started(ASKED, START, shown)
+    planned = choose_measured(ASKED, START.description, Machine.alike(1, 2, 8))
+    assert started == [choice.config] == [planned.config]
+    assert shown.lines == [planned.line]
+    assert choice.config.chosen.num_workers == 2
+
+
+def test_a_cluster_without_gpus_that_may_bring_some_is_waited_for(shown, monkeypatch):
+    cluster(monkeypatch, [{"CPU": 2.0}], most={"GPU": 3, "CPU": 24})
+    choice = trainer.chosen_and_started(ASKED, START, shown)
+    assert shown.lines[0] == "no node with a GPU is there yet: waiting for one"
+    assert choice.config.chosen.use_gpu and choice.config.chosen.num_workers == 3
+
+
+def test_a_cluster_of_cpus_has_a_worker_on_each(shown, monkeypatch):
+    cluster(monkeypatch, [{"CPU": 2.0}])
+    choice = trainer.chosen_and_started(ASKED, START, shown)
+    resources = choice.config.chosen
+    assert (resources.use_gpu, resources.min_workers, resources.num_workers) == (False, 1, 4)
+
+
 def test_memory_decides_how_far_a_run_may_shrink(shown, monkeypatch):
-    asked = []
-
-    def fits(config, description, workers, memory_gib, text):
-        asked.append((workers, memory_gib))
-        return 3
-
-    monkeypatch.setattr(trainer, "fewest_that_fit", fits)
-    start = Start(Path(), teacher_of(DIGITS))
-    assert (
-        trainer.with_workers_that_fit(DIGITS, start, shown) == DIGITS
-    )  # on CPUs nothing is counted
-    on_gpus = replace(DIGITS, resources__use_gpu=True)
-    assert trainer.with_workers_that_fit(on_gpus, start, shown).resources.min_workers == 3
-    assert asked == [((1, 4), 8.0)]
-    assert shown.lines == ["needs 3 GPUs of 8 GiB: will not shrink further"]
+    asked = replace(ASKED, resources__zero_stage=2, resources__micro_batch=1)
+    full = [Planner(START.description).peak(asked, Gpus.of(n, 8)).total / GIB for n in (2, 3)]
+    cluster(monkeypatch, [GPU] * 4, memory_gib=sum(full) / 2)
+    choice = trainer.chosen_and_started(asked, START, shown)
+    assert choice.config.chosen.min_workers == 3
+    assert ", 3 at least, ZeRO-2" in choice.line
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(shown, monkeypatch):
-    monkeypatch.setattr(trainer, "gpu_memory_gib", SimpleNamespace(remote=lambda: 0.01))
-    monkeypatch.setattr(fit, "trace", straight)  # refusals trace at many sizes: seconds
-    on_gpus = replace(DIGITS, resources__use_gpu=True)
-    with pytest.raises(UserError, match="fits"):
-        trainer.with_workers_that_fit(on_gpus, Start(Path(), teacher_of(DIGITS)), shown)
+    started = cluster(monkeypatch, [GPU] * 4, memory_gib=0.01)
+    with pytest.raises(UserError, match="digits-sid does not fit on 4 GPUs"):
+        trainer.chosen_and_started(ASKED, START, shown)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(here, "gpus_here", lambda: [Gpu(0, "A", GIB // 100, (9, 0))])
+    started.clear()
+    with pytest.raises(UserError, match="digits-sid does not fit on 1 GPU"):
+        trainer.chosen_and_started(ASKED, START, shown)
+    assert started == []
 
 
 def test_another_ray_falls_back_to_its_own_elasticity_with_a_warning(shown, monkeypatch):
@@ -166,7 +229,7 @@ def test_what_the_workers_refuse_is_the_users_to_mend(monkeypatch, tmp_path, clu
     run = RunFolder(Store.at(tmp_path), tmp_path)
     with pytest.raises(UserError, match="not one folder"):
         trainer.run_actors(
-            DIGITS, Start(Path(), teacher_of(DIGITS)), run, RunRecord(""), None, trainer.Clock(0.0)
+            ResourceChoice(DIGITS, ""), START, run, RunRecord(""), None, trainer.Clock(0.0)
         )
     assert (given[0].seat is not None) == cluster  # one machine is asked nothing
     assert list(tmp_path.iterdir()) == []  # the driver's token is gone

@@ -1,6 +1,7 @@
 """`sid-ray doctor`: what is wrong is named with the next step, and the other checks go on."""
 
 from collections import namedtuple
+from dataclasses import replace as replace_fields
 
 import pytest
 
@@ -8,11 +9,14 @@ from sid_ray.commands import doctor
 from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING, Patient, examine
 from sid_ray.commands.doctor import run_doctor
 from sid_ray.config.distill_config import replace
+from sid_ray.device.found import Gpu
 from sid_ray.errors import UserError
+from sid_ray.planning import fit, here
 from sid_ray.ray_setup import start
 from sid_ray.recipes.registry import recipe
 from sid_ray.storage.shared import Token
 from sid_ray.storage.store import Store, probe
+from tests.commands.test_plan import straight
 from tests.support.other_host import on_host
 
 Usage = namedtuple("Usage", "total used free")
@@ -105,7 +109,7 @@ def test_a_teacher_of_other_images(tmp_path):
     assert "disk" in answers  # the others went on
 
 
-def test_a_gpu_that_is_too_small(tmp_path):
+def test_a_gpu_that_is_too_small(tmp_path, monkeypatch):
     # What saves memory is on already: traces of other settings are test_plan.py's.
     config = replace(
         recipe("digits-sid"),
@@ -115,11 +119,18 @@ def test_a_gpu_that_is_too_small(tmp_path):
         resources__activation_checkpointing=True,
         training__precision="bfloat16",
     )
-    answers = findings(tmp_path, config, gpu_memory_gib=1.0)
+    assert findings(tmp_path, config)["memory"][0][0] == SKIPPED  # no GPU is here
+    monkeypatch.setattr(fit, "kept_trace", straight)
+    one = [Gpu(0, "A", 1 << 30, (9, 0))]
+    monkeypatch.setattr(here, "gpus_here", lambda: one)
+    answers = findings(tmp_path, config)
     assert answers["memory"][0][0] == FAILED and "does not fit" in answers["memory"][0][1]
-    answers = findings(tmp_path, config, gpu_memory_gib=80.0)
-    assert answers["memory"][0][0] == OK
-    assert findings(tmp_path, recipe("digits-sid"))["memory"][0][0] == SKIPPED
+    one[0] = replace_fields(one[0], memory=80 << 30)
+    ((state, text),) = findings(tmp_path, config)["memory"]
+    assert state == OK and "1 worker on a GPU of 80 GiB" in text
+    config = replace(recipe("digits-sid"), resources__use_gpu=False)
+    ((state, text),) = findings(tmp_path, config)["memory"]
+    assert state == OK and "a CPU" in text and "micro-batch 32" in text
 
 
 def test_a_gpu_that_is_not_there(tmp_path):

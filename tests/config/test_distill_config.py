@@ -133,7 +133,10 @@ def test_offload_needs_something_that_is_shared_out():
     [
         ({"zero_stage": 3}, "fake_score is at stage 3: set resources.fake_score_zero_stage"),
         ({"teacher_zero_stage": 3}, "teacher is at stage 3: set resources.teacher_zero_stage"),
-        ({"compile": "cudagraphs"}, "needs GPUs: set --resources.use-gpu"),
+        (
+            {"compile": "cudagraphs", "use_gpu": False},
+            "needs GPUs: set --resources.use-gpu",
+        ),
         (
             {"compile": "cudagraphs", "use_gpu": True, "activation_checkpointing": True},
             "set --resources.no-activation-checkpointing",

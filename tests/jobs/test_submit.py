@@ -51,6 +51,7 @@ from sid_ray.jobs.upload import (
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import default_tracking_uri, runs_folder
 from sid_ray.tracking.mlflow_run import signed_in
+from tests.commands.test_plan import straight
 from tests.support.canaries import canary, leaks
 
 REPOSITORY = Path(__file__).parents[2]
@@ -445,26 +446,22 @@ def test_gpus_are_known_by_what_names_them(name, gib):
 
 
 def test_the_plan_is_held_against_the_cluster(monkeypatch):
-    """A run of four workers on two GPUs; that the plan itself is right, test_plan.py shows."""
-
-    def counted(config, description, gpus, memory_gib, text):
-        assert (config.recipe, description.family, gpus) == ("digits-sid", "edm", 2)
-        if memory_gib < 10:
-            raise UserError("it needs more")
-        return SimpleNamespace(total=10 << 30)
-
-    monkeypatch.setattr("sid_ray.planning.fit.check_fits", counted)
-    asked = {"resources__use_gpu": True, "resources__num_workers": 4}
-    config = replace(recipe("digits-sid"), **asked)
+    """A run on two GPUs; that the plan itself is right, test_choose.py shows."""
+    monkeypatch.setattr("sid_ray.planning.fit.kept_trace", straight)
+    config = recipe("digits-sid")
     node = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}
     cluster = of_nodes([{"CPU": 4.0}, node, node])
     assert (cluster.nodes, cluster.gpus, cluster.memory_gib) == (3, 2, 79)
-    fits, fewer = memory_of_job(config, cluster)
-    assert fits == ("ok", "memory", "10.0 of 79 GiB on each of 2 GPUs")
+    ((state, name, text),) = memory_of_job(config, cluster)
+    assert (state, name) == ("ok", "resources")
+    assert text.startswith("2 workers, a GPU of 79 GiB each, ZeRO-0 (")
+    _, fewer = memory_of_job(replace(config, resources__num_workers=4), cluster)
     assert fewer[2] == "2 GPUs at most for 4 workers"
-    with pytest.raises(UserError, match="needs more"):
-        list(memory_of_job(config, Cluster(1, (Group(2, 2.0),))))
-    ((state, _, text),) = memory_of_job(config, Cluster(1, ()))
+    with pytest.raises(UserError, match=r"does not fit on 2 GPUs of 1\.0 GiB"):
+        list(memory_of_job(config, Cluster(1, (Group(2, 1.0),))))
+    assert list(memory_of_job(config, Cluster(1, ()))) == []  # it may run on CPUs
+    on_gpus = replace(config, resources__use_gpu=True)
+    ((state, _, text),) = memory_of_job(on_gpus, Cluster(1, ()))
     assert state == "warning"
     assert "not known" in text
 

@@ -13,6 +13,7 @@ import pytest
 from sid_ray import cli
 from sid_ray.commands import distill
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.sections import ResourcesConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import RECIPES, guidance_strategy, recipe, recipe_entry
@@ -152,8 +153,7 @@ def common(config: DistillConfig) -> None:
     """What all published configurations share."""
     training, evaluation = config.training, config.evaluation
     assert (training.fake_score_beta1, training.beta2, training.ema_rampup) == (0.0, 0.999, 0.05)
-    assert (config.resources.num_workers, config.resources.use_gpu) == (4, True)
-    assert config.resources.micro_batch == training.group_size
+    assert config.resources == ResourcesConfig(use_gpu=True)  # the rest is chosen at each start
     assert (evaluation.feature_space, evaluation.every) == ("", 0)
     assert not evaluation.final_report
     assert config.objective.fake_scale == 1.0
