@@ -148,12 +148,10 @@ def test_what_a_person_names_stays(field, value):
 def test_what_saves_memory_is_taken_where_it_is_needed():
     """Blocks are computed again where sending would cost more; the host's memory comes last."""
     seen = []
-    for gib in (141, 80, 24, 20):
+    for gib in (80, 24, 20):
         resources = chosen(XXL, Machine.alike(1, 8, gib)).config.chosen
         seen.append((resources.activation_checkpointing, resources.offload_optimizer))
-    assert seen == [(False, False), (False, False), (True, False), (True, True)]
-    with pytest.raises(UserError, match=r"img512-xxl-sida does not fit on 8 GPUs of 6\.0 GiB"):
-        chosen(XXL, Machine.alike(1, 8, 6))
+    assert seen == [(False, False), (True, False), (True, True)]
 
 
 def test_offloading_needs_the_hosts_memory():
@@ -161,8 +159,9 @@ def test_offloading_needs_the_hosts_memory():
     resources = chosen(XXL, small).config.chosen
     assert resources.offload_optimizer and resources.zero_stage in (1, 2, 3)
     node = dataclasses.replace(small.nodes[0], host_bytes=16 * GIB)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError) as refused:
         chosen(XXL, Machine((node,)))
+    assert str(refused.value).startswith("img512-xxl-sida does not fit on 1 GPU of 36.0 GiB: the ")
 
 
 def test_the_evaluators_gpu_is_not_a_workers():
