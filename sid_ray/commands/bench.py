@@ -10,17 +10,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from sid_ray.commands.arguments import expand_aliases
 from sid_ray.commands.bench_options import BenchOptions
-from sid_ray.commands.benching.report import Measurement, as_json, heading, table_of
-from sid_ray.commands.benching.search import NotMeasuredError, Search, fields_to_try
+from sid_ray.commands.benching.report import Measurement, lines_above, table_of, values_of
+from sid_ray.commands.benching.search import Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.turns import Turns
+from sid_ray.config.chosen import left_open
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.flops import iteration_flops
 from sid_ray.planning.here import machine_here
 from sid_ray.planning.profile import (
+    SETTINGS,
     Profile,
     batch_key,
     network_key,
@@ -39,7 +40,7 @@ WIDTH = 150
 def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ()) -> int:
     """Measures, prints, keeps. Raises UserError where nothing can be measured."""
     began = time.monotonic()
-    fixed = fields_set(flags)
+    fixed = [name for name in SETTINGS if name not in left_open(config.resources)]
     if asked.json is not None:
         check_file(asked.json, "--json")
     description = teacher_of(config)
@@ -47,13 +48,12 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
     workers = config.chosen.num_workers
     deadline = began + 60 * asked.minutes
     with Turns(description, workers, machine != CPU, deadline, tell) as turns:
-        search = Search(config, workers, turns.measure, fields_to_try(fixed, workers))
+        search = Descent(config, workers, turns.measure, fields_to_try(fixed, workers))
         try:
             search.run()
         except NotMeasuredError as error:
             raise nothing_measured(error, asked, search) from None
-        tell("the machine's ceiling")
-        ceiling = turns.ceiling()
+        ceiling = turns.ceiling
     profile = profile_of_best(search, description, machine)
     flop = iteration_flops(config, description)
     measured = Measurement(
@@ -65,25 +65,13 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
         path = str(write_profile(profile))
         print(f"profile: {path}; runs of {config.recipe} on such a machine start with it")
     if asked.json is not None:
-        replace_file(asked.json, json.dumps(as_json(measured, path), indent=2) + "\n")
+        replace_file(asked.json, json.dumps(values_of(measured, path), indent=2) + "\n")
     return 0
 
 
 def tell(text: str) -> None:
     """Progress, which is no part of the table."""
     print(text, file=sys.stderr, flush=True)
-
-
-def fields_set(flags: Sequence[str]) -> list[str]:
-    """Fields of the resources section that a person has set."""
-    found = []
-    for flag in expand_aliases(flags):
-        name = flag.partition("=")[0].replace("-", "_")
-        if name.startswith("__resources."):
-            name = name.removeprefix("__resources.")
-            known = {each.name for each in dataclasses.fields(type(DistillConfig().resources))}
-            found.append(name if name in known else name.removeprefix("no_"))
-    return found
 
 
 def placed(config: DistillConfig, description: ModelDescription) -> tuple[DistillConfig, str]:
@@ -97,7 +85,7 @@ def placed(config: DistillConfig, description: ModelDescription) -> tuple[Distil
     return choice.config, machine.gpu if choice.config.chosen.use_gpu else CPU
 
 
-def profile_of_best(search: Search, description: ModelDescription, machine: str) -> Profile:
+def profile_of_best(search: Descent, description: ModelDescription, machine: str) -> Profile:
     best, found = search.best, search.best_found
     return Profile(
         machine,
@@ -112,7 +100,7 @@ def profile_of_best(search: Search, description: ModelDescription, machine: str)
     )
 
 
-def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Search) -> UserError:
+def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Descent) -> UserError:
     """Where not even the settings as they are could be measured."""
     if error.late:
         return UserError(
@@ -125,7 +113,7 @@ def nothing_measured(error: NotMeasuredError, asked: BenchOptions, search: Searc
 
 def show(measured: Measurement) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    for line in heading(measured):
+    for line in lines_above(measured):
         console.print(line, markup=False)
     console.print(table_of(measured))
     console.print(f"take: {measured.profile.flags}", markup=False)

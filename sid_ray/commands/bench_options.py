@@ -16,7 +16,8 @@ class BenchOptions(OfRecipe):
     """Measures which settings are fastest on this machine, on random weights and noise: seconds of
     an iteration and peak memory of each, one change at a time from the best so far. Prints the
     table and the flags, and keeps them as a profile, which later runs of such a recipe on such a
-    machine start with. What is set by a flag is not varied. Needs no Ray and downloads nothing.
+    machine start with. What is set, by a flag or by the recipe, is not varied. Needs no Ray and
+    downloads nothing.
     """
 
     minutes: Annotated[float, Gt(0)] = 5.0

@@ -36,14 +36,14 @@ KEY_DIGITS = 12
 MEASURED_WITH = ("torch", "deepspeed")  # and sid_ray itself
 SETTINGS = (
     "micro_batch",
-    "compile",
-    "memory_format",
-    "attention",
     "zero_stage",
     "overlap_comm",
+    "memory_format",
+    "attention",
     "activation_checkpointing",
+    "compile",
 )
-"""The fields of the resources section that a profile may set: what bench tries."""
+"""The fields of the resources section that a profile may set: what bench tries, in its order."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def join(side: Side, rank: int) -> None:
 def ceiling(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """FLOP/s of the fastest of a few, of two things that do nothing but multiply."""
     gpu = device.type == "cuda"
-    size, width, images = (8192, 512, 64) if gpu else (2048, 256, 2)
+    size, width, images = (8192, 512, 64) if gpu else (1024, 256, 2)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     last = torch.channels_last
     x = torch.randn(images, width, 32, 32, device=device).to(dtype, memory_format=last)
@@ -186,7 +186,7 @@ def serve(pipe: Connection) -> None:
             raise
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_command(parent: int) -> None:
     """Ends this session, in which torch.compile's processes are too, when the command is gone."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
@@ -207,7 +207,7 @@ def why(error: BaseException) -> str:
 def main() -> None:
     """The process: its arguments are the pipe's file and the command's process."""
     file, parent = map(int, sys.argv[1:])
-    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with_command, args=(parent,), daemon=True).start()
     serve(Connection(file))
     sys.stdout.flush()
     os._exit(0)  # the interpreter's own end waits for threads of libraries

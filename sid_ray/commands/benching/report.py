@@ -46,7 +46,7 @@ class Measurement:
         return self.flops(found) / top if top else None
 
 
-def heading(measured: Measurement) -> list[str]:
+def lines_above(measured: Measurement) -> list[str]:
     profile = measured.profile
     workers = "worker" if profile.gpus == 1 else "workers"
     if profile.machine == "cpu":
@@ -74,7 +74,7 @@ def table_of(measured: Measurement) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for row in measured.rows:
-        table.add_row(row.change, *cells(measured, row.found), escape(said(row)))
+        table.add_row(row.change, *cells(measured, row.found), escape(remark(row)))
     table.caption = (
         "s/iteration: of the whole batch. Where it has more than "
         f"{PASSES} passes a rank and phase, {PASSES} of each phase and both updates\n"
@@ -102,13 +102,13 @@ def cells(measured: Measurement, found: Found | None) -> list[str]:
     ]
 
 
-def said(row: Row) -> str:
+def remark(row: Row) -> str:
     """Whether it was kept, and what else is to be known."""
     kept = "kept" if row.kept and row.found and row.found.ratios else ""
     return "; ".join(filter(None, (kept, row.note)))
 
 
-def as_json(measured: Measurement, path: str) -> dict[str, Any]:
+def values_of(measured: Measurement, path: str) -> dict[str, Any]:
     """For a file: all that the table has, with every turn. ``path``: where the profile lies."""
     rows = []
     for row in measured.rows:

@@ -16,12 +16,14 @@ from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import ResourcesConfig
 from sid_ray.errors import UserError
 from sid_ray.planning.fit import micro_batch_of, micro_batches
+from sid_ray.planning.memory import TRAINED
 from sid_ray.planning.profile import SETTINGS
 
 GAIN = 0.01  # a change must be at least so much faster: less is within the noise
 AGREE = 2 / 3  # and faster in this share of the turns
 SHARED = ("zero_stage", "overlap_comm")  # say nothing where there is nobody to share with
 MICRO = "micro_batch"
+MICRO_CHANGES = 3  # about so many micro-batches are tried
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Row:
 
 
 Measure = Callable[[DistillConfig, str, int], Found]
-"""(config, what is changed, how many more may come) -> Found. Raises NotMeasuredError."""
+"""(config, what is changed, changes still to try) -> Found. Raises NotMeasuredError."""
 
 
 class NotMeasuredError(Exception):
@@ -71,7 +73,7 @@ class NotMeasuredError(Exception):
 
 
 @dataclass
-class Search:
+class Descent:
     """A coordinate descent. ``best`` is the config that was fastest so far."""
 
     best: DistillConfig
@@ -86,22 +88,26 @@ class Search:
 
         Raises NotMeasuredError where not even the smallest micro-batch can be measured.
         """
-        self.begin()
+        counts = [self.count(name) for name in self.fields]
+        self.begin(sum(counts))
         for number, name in enumerate(self.fields):
-            more = len(self.fields) - number
             if name == MICRO:
-                self.climb(more)
+                self.climb(sum(counts[number:]))
                 continue
-            for value in other_values(self.best, name):
-                self.attempt(name, value, more)
+            for tried, value in enumerate(list(other_values(self.best, name))):
+                self.attempt(name, value, sum(counts[number:]) - tried)
 
-    def begin(self) -> None:
+    def count(self, name: str) -> int:
+        """About how many changes of a field are tried."""
+        return MICRO_CHANGES if name == MICRO else len(list(other_values(self.best, name)))
+
+    def begin(self, more: int) -> None:
         """The first row: the settings as they are, with a smaller micro-batch where these fail."""
         while True:
             size = micro_batch_of(self.best)
-            what = f"as it is, {worded(MICRO, size)}"
+            what = f"as it is, {change_words(MICRO, size)}"
             try:
-                found = self.measure(self.best, what, len(self.fields))
+                found = self.measure(self.best, what, more)
             except NotMeasuredError as error:
                 smaller = self.neighbour(size, up=False)
                 if error.late or smaller is None or MICRO not in self.fields:
@@ -134,12 +140,13 @@ class Search:
 
     def attempt(self, name: str, value: Any, more: int) -> bool:
         """Measures one change; whether it is kept."""
-        what = worded(name, value)
+        what = change_words(name, value)
         if self.late:
             self.rows.append(Row(what, note="not tried: the time was up"))
             return False
         try:
             changed = replace(self.best, **{f"resources__{name}": value}).check()
+            check_differs(changed, name)
             found = self.measure(changed, what, more)
         except (UserError, NotMeasuredError) as error:
             self.late = getattr(error, "late", False)
@@ -158,7 +165,8 @@ class Search:
     @property
     def settings(self) -> dict[str, Any]:
         """The best's values of what was tried."""
-        return {name: getattr(self.best.resources, name) for name in self.fields}
+        found = {name: getattr(self.best.resources, name) for name in self.fields}
+        return found | ({MICRO: micro_batch_of(self.best)} if MICRO in found else {})
 
 
 def fields_to_try(fixed: Sequence[str], world_size: int) -> list[str]:
@@ -182,7 +190,16 @@ def other_values(config: DistillConfig, name: str) -> Iterator[Any]:
             yield value
 
 
-def worded(name: str, value: Any) -> str:
+def check_differs(changed: DistillConfig, name: str) -> None:
+    """Raises NotMeasuredError for a change that does nothing."""
+    resources = changed.resources
+    if name == "overlap_comm" and not any(map(resources.stage_of, TRAINED)):
+        raise NotMeasuredError(
+            "nothing to overlap: at ZeRO stage 0 gradients are summed at the end"
+        )
+
+
+def change_words(name: str, value: Any) -> str:
     """'micro_batch 64', 'overlap_comm on'."""
     shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
     return f"{name} {shown}"

@@ -31,7 +31,7 @@ class Short:
     whole: bool
 
 
-def shortened(config: DistillConfig, world_size: int) -> Short:
+def short_of(config: DistillConfig, world_size: int) -> Short:
     """Two passes a rank and phase of what the config asks for, or all where there are no more.
 
     Raises UserError where the sizes do not divide, or there are more ranks than groups.

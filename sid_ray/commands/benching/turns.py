@@ -16,7 +16,7 @@ from types import TracebackType
 from sid_ray.commands.benching.processes import Processes, SettingFailedError
 from sid_ray.commands.benching.rank import Iteration
 from sid_ray.commands.benching.search import Found, NotMeasuredError
-from sid_ray.commands.benching.short import shortened
+from sid_ray.commands.benching.short import short_of
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.weights.description import ModelDescription
@@ -26,6 +26,7 @@ WARM_UPS = 2  # iterations that do not count: allocators, cuDNN's search, Adam's
 GRAPH_WARM_UPS = 4  # CUDA graphs run twice before they are recorded
 SLOW_S = 2.0  # after an iteration of so long, another one is no warm-up but a loss of time
 LEAST_SHARE_S = 20.0  # of the time left that one setting may take, starting included
+PATIENCE = 3  # shares until the first iteration of a setting must have ended
 FULL = ("out of memory", "SIGKILL")
 Tell = Callable[[str], None]
 
@@ -46,6 +47,8 @@ class Turns:
         self.best: Processes | None = None
         self.best_config: DistillConfig | None = None
         self.best_seconds = 0.0
+        self.ceiling: dict[str, float] = {}
+        """FLOP/s of all ranks at once, by what does nothing but multiply."""
 
     def __enter__(self) -> Turns:
         return self
@@ -72,7 +75,7 @@ class Turns:
 
         Args:
             what: is said to whoever waits.
-            more: fields that are still to be tried, this one included: they share the time.
+            more: changes that are still to be tried, this one included: they share the time.
 
         Raises NotMeasuredError, UserError for settings that cannot work here.
         """
@@ -95,25 +98,15 @@ class Turns:
                 reason = f"no iteration ended within {spent:.0f} s: give --minutes more"
             raise NotMeasuredError(reason, late=late) from None
 
-    def ceiling(self) -> dict[str, float]:
-        """FLOP/s of all ranks at once, of what does nothing but multiply; {} where it fails."""
-        if self.best is None or not self.best.alive:
-            return {}
-        try:
-            answers = self.best.ask("ceiling", time.monotonic() + max(self.left_s, LEAST_SHARE_S))
-        except SettingFailedError:
-            return {}
-        return {name: sum(answer[name] for answer in answers) for name in answers[0]}
-
     def start(self, config: DistillConfig) -> Processes:
-        short = shortened(config, self.world_size)
+        short = short_of(config, self.world_size)
         return Processes(short, self.description, self.world_size, self.on_gpu)
 
     def _in_turn(self, config: DistillConfig, share: float) -> Found:
         """Beside the best; where the two do not fit into memory together, alone."""
         until = time.monotonic() + share
         # Starting and compiling may take longer than a fair share, but not all there is.
-        patience = min(time.monotonic() + max(2 * share, self.left_s / 2), self.deadline)
+        patience = min(time.monotonic() + PATIENCE * share, self.deadline)
         if self.best is None or not self.best.alive:
             assert self.best_config is not None
             self.best = self.start(self.best_config)
@@ -167,6 +160,8 @@ class Turns:
         try:
             processes.ready(patience)
             warm_up(processes, config, patience)
+            if first:
+                self.ceiling = summed(processes.ask("ceiling", patience))
             mine: list[Iteration] = []
             while goes_on(len(mine), until, self.deadline):
                 mine.append(iterate(processes, self.deadline))
@@ -192,6 +187,11 @@ class Turns:
         if any(each.skipped for each in taken):
             note = "; ".join(filter(None, (note, "updates were left out: gradients not finite")))
         return Found(statistics.median(each.seconds for each in taken), max(peaks), (), note)
+
+
+def summed(rates: list[dict[str, float]]) -> dict[str, float]:
+    """Over ranks."""
+    return {name: sum(each[name] for each in rates) for name in rates[0]}
 
 
 def iterate(processes: Processes, deadline: float) -> Iteration:
