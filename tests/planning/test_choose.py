@@ -266,6 +266,8 @@ def test_fields_of_a_number_of_workers_are_those_of_the_next_smaller():
     config = with_plain_resources(DIGITS)
     found = [at_size(config, sizes, n).chosen.micro_batch for n in (1, 2, 7, 8, 99)]
     assert found == [0, 4, 4, 16, 16]
+    found = [at_size(config, sizes, n, 8).chosen.micro_batch for n in (1, 2, 8)]
+    assert found == [8, 4, 8]  # after memory has run out: no larger pass on any number
 
 
 @pytest.mark.parametrize(
