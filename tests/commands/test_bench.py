@@ -196,6 +196,7 @@ def test_marks_name_what_has_passed_between_two_of_them():
 def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch):
     """What a run does, on random weights; what fails is told in one line and ends nothing else."""
     monkeypatch.setattr(in_turn, "MOST_TURNS", 3)
+    monkeypatch.setattr(in_turn, "WARM_UPS", 1)
     before = set(psutil.Process().children(recursive=True))
     config = replace(START, training__batch_size=16)
     told: list[str] = []
@@ -210,7 +211,7 @@ def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch)
         with pytest.raises(UserError, match="has kernels for NVIDIA GPUs"):
             turns.measure(replace(config, resources__attention="xformers"), "xformers", 1)
         wrong = replace(config, training__precision="complex64")
-        with pytest.raises(NotMeasuredError, match="complex64") as failed:
+        with pytest.raises(NotMeasuredError, match="ComplexFloat") as failed:
             turns.measure(wrong, "what fails as it is built", 60)
         assert "\n" not in str(failed.value)
         assert turns.best is not None
