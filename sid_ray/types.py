@@ -8,7 +8,7 @@ Symbols
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -108,8 +108,8 @@ class Draw(NamedTuple):
     asks), ``dropout_keys`` [B] int64. Only where the objective asks: ``step`` which of the
     generator's K evaluations is trained, one number for the whole iteration (known to the host,
     which runs as many passes), ``more_noise`` [B, K - 1, C, H, W] N(0,1) of the evaluations after
-    the first, ``text_uniform`` [B] uniform, ``augment`` [B, 2, 15] raw draws of the augmentation of
-    generated and of real images.
+    the first, ``text_uniform`` [B] uniform, ``augment`` [B, 2, 15] what DrawSpec.augment makes of
+    the draws for generated and for real images.
     """
 
     latents: Tensor
@@ -122,14 +122,22 @@ class Draw(NamedTuple):
     augment: Tensor | None = None
 
 
+# Raw draws [..., 15] of an augmentation and an image's shape (C, H, W) -> what is done to each.
+Augment = Callable[[Tensor, Sequence[int]], Tensor]
+
+
 @dataclass(frozen=True)
 class DrawSpec:
-    """Which random numbers an objective needs beside the first four."""
+    """Which random numbers an objective needs beside the first four.
+
+    ``augment`` is what it makes of raw draws of augmentations, on the host, where they are made;
+    they are drawn for the fake-score phase alone.
+    """
 
     normal_fake_time: bool = True
     num_steps: int = 1
     text: bool = False
-    augment: bool = False
+    augment: Augment | None = None
 
 
 class GroupSums(NamedTuple):

@@ -186,12 +186,6 @@ def local_disk(settings: WorkerSettings) -> Path:
     return Path(settings.local_folder or Path(tempfile.gettempdir()) / "sid_ray")
 
 
-def object_group() -> Any:
-    """The process group in which ranks tell each other small things. A collective."""
-    gloo = torch.distributed.get_backend() == "gloo"
-    return None if gloo else torch.distributed.new_group(backend="gloo")
-
-
 def build_spool(config: DistillConfig, settings: WorkerSettings, group: Any) -> Spool:
     """This rank's spool. A collective."""
     run, tracker = Store.at(settings.run_folder), settings.tracker

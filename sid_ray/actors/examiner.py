@@ -12,6 +12,7 @@ import torch
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.precondition import precision_beside, set_precision
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
@@ -43,12 +44,14 @@ class Examiner:
         teacher = settings.teacher
         folder = Path(teacher_here(config, settings.teacher_folder))
         net = family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        precision = precision_beside(config.training.precision, device)
+        set_precision(net, precision)
         self.net = net.to(device)
         num_steps = config.objective.num_steps
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
         components = components_of(config, teacher, folder, settings.components)
         source = data_of(config, teacher, components, device).source
-        codec = codec_of(teacher, config.evaluation.vae or components.vae, device)
+        codec = codec_of(teacher, config.evaluation.vae or components.vae, device, precision)
         self.judge = Judge(config.evaluation, source, codec, num_steps, device, tell)
 
     def examine(self, weights: Path, images_seen: int) -> Examined:

@@ -14,7 +14,8 @@ from sid_ray.training.step import Sums
 def reduce_means(sums: Sums, group: Any = None) -> dict[str, float]:
     """Means over samples of all ranks; plain sums over ranks where there were no samples."""
     names = sorted(sums.values)
-    packed = torch.stack([sums.values[name].double().cpu() for name in names])
+    # Together, and then to the host: its one wait for the device.
+    packed = torch.stack([sums.values[name].double() for name in names]).cpu()
     counts = torch.tensor([float(sums.counts[name]) for name in names], dtype=torch.float64)
     both = torch.stack([packed, counts])
     if world()[1] > 1:

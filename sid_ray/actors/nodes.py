@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import ray
-import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sid_ray.device.found import gpus_here, no_gpu_reason
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.start import with_ray
 from sid_ray.storage.shared import Token, host_name
@@ -48,8 +48,9 @@ def look_at_node(resources: dict[str, float], reach: Reach) -> NodeFacts:
     found = {name: version(name) for name in SAME} | {"Python": platform.python_version()}
     gpus = resources.get("GPU", 0)
     memory = 0.0
-    if gpus and torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if gpus:  # NVML's, as none may be free
+        memory = min((gpu.memory for gpu in gpus_here()), default=0) / 2**30
+        trouble = trouble or no_gpu_reason()
     name = host_name(ray.util.get_node_ip_address())
     return NodeFacts(name, found, resources.get("CPU", 0), gpus, memory, trouble, token)
 

@@ -92,7 +92,7 @@ def found_looks(
         raise StoppedError(f"Ray: {cause_of(error)}") from error
     try:
         if use_gpu and not ray.cluster_resources().get("GPU"):
-            raise UserError("--use-gpu: Ray has no GPU here")
+            raise UserError("--device cuda: the cluster has no GPU")
         context = ray.data.DataContext.get_current()
         quieten(context)
         context.execution_options.preserve_order = False

@@ -31,21 +31,26 @@ from sid_ray.actors.ray_train_private import (
     Trainer,
     workers_without_room,
 )
-from sid_ray.actors.signals import PausedError
+from sid_ray.actors.signals import (
+    OutOfMemoryAgainError,
+    PausedError,
+    SmallerPassesError,
+    failed_in_words,
+    lost_peer,
+)
 from sid_ray.actors.watch import LOST_S, Watch, answering, elsewhere
 from sid_ray.ray_setup.ray_private import draining_nodes
 
 CALL_TIMEOUT_S = 5.0
 IDLE_S = 0.2
 LEAVING = "a node is about to go"
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was abort")
 # An actor of Ray's that would look for drains; AskFirst looks for them itself.
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 logger = logging.getLogger(__name__)
 
 
-def without(
+def without_evaluators(
     reserved: Mapping[str, Mapping[str, float]], beside: Mapping[str, float], node: str
 ) -> dict[str, dict[str, float]]:
     """What is left of resources by node when the evaluator has its own, on ``node``.
@@ -107,7 +112,7 @@ class AskFirst(Elastic):
             self._found = {node: has for node, has in reserved.items() if node in there}
             if self._beside:
                 seat = ray.get(self.tracker.evaluators_node.remote(), timeout=CALL_TIMEOUT_S)
-                self._found = without(self._found, self._beside, seat)
+                self._found = without_evaluators(self._found, self._beside, seat)
         except Exception:
             logger.warning("reservations cannot be read: not resizing now", exc_info=True)
             self._found = None
@@ -171,7 +176,10 @@ class AskFirst(Elastic):
 
 
 class Budget(Failures):
-    """Ray's failure policy, in which pauses are free and a new checkpoint fills the budget."""
+    """Ray's failure policy, in which pauses are free and a new checkpoint fills the budget.
+
+    Smaller passes after a lack of memory are free, too; a second lack is the end.
+    """
 
     def __init__(self, failure_config: Any, tracker: Any):
         super().__init__(failure_config)
@@ -182,8 +190,10 @@ class Budget(Failures):
         paused = [error for error in failures.values() if isinstance(error, PausedError)]
         reason = str(paused[0]) if paused else failure_in_words(training_failed_error, failures)
         told = self.tracker.stopped.remote(reason, bool(paused), time.time())
-        if paused:
+        if paused or any(isinstance(error, SmallerPassesError) for error in failures.values()):
             return FailureDecision.RETRY
+        if any(isinstance(error, OutOfMemoryAgainError) for error in failures.values()):
+            return FailureDecision.RAISE
         if workers := workers_without_room(training_failed_error):
             self.tracker.set_phase.remote(f"waiting for room for {workers} workers")
         try:
@@ -196,17 +206,21 @@ class Budget(Failures):
         return super().make_decision(training_failed_error)
 
 
-def failure_in_words(error: BaseException, failures: dict) -> str:
-    """What failed, in a few words: a person reads it above the progress line."""
+def failure_in_words(error: BaseException, failures: Mapping[int, BaseException]) -> str:
+    """What failed, in a few words: a person reads it above the progress line.
+
+    A rank's own failure comes first: on NCCL it may end the processes of its peers.
+    """
     deaths = {rank: e for rank, e in failures.items() if hasattr(e, "health_check_failure")}
+    for rank, own in failures.items():
+        if rank not in deaths and not lost_peer(own):
+            return failed_in_words(rank, own)
     if deaths:  # what the others say is that they lost their peer
         return f"worker {', '.join(map(str, deaths))} died"
-    rank, cause = next(iter(failures.items()), (None, error))
-    if any(text in str(cause) for text in LOST_PEER):
+    if failures:
         return "a worker was lost"
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
-    return (text if rank is None else f"worker {rank} failed: {text}")[:200]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
 
 
 class Alone(Fixed):

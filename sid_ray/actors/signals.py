@@ -1,9 +1,10 @@
-"""What a running group of workers hears from outside: pause for a resize, or a node will go."""
+"""What a running group of workers hears from outside, and what it says where it stops by itself."""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -15,6 +16,46 @@ BEAT_S = 0.25
 
 class PausedError(RuntimeError):
     """The workers have saved their state and stopped by themselves, to start again elsewhere."""
+
+
+class SmallerPassesError(RuntimeError):
+    """A rank ran out of memory: all start again with smaller passes, for the same numbers."""
+
+
+class OutOfMemoryAgainError(RuntimeError):
+    """A rank ran out of memory, and smaller passes were tried, or there are none."""
+
+
+# What the others say when a rank is gone: gloo's pairs, NCCL's communicators.
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL communicator was abort",
+    "ncclRemoteError",
+    "remote process exited",
+)
+
+
+def lost_peer(error: object) -> bool:
+    """Whether a rank's error only says that another one is gone."""
+    return any(text in str(error) for text in LOST_PEER)
+
+
+def failed_in_words(rank: int, error: BaseException) -> str:
+    """A rank's own failure in a few words: a person reads it above the progress line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"worker {rank} failed: {text}"[:200]
+
+
+def tell_failure(tracker: Any, rank: int, error: BaseException) -> None:
+    """Has the reason known before peers fail for want of this rank, and their errors hide it."""
+    if lost_peer(error):
+        return
+    told = isinstance(error, SmallerPassesError | OutOfMemoryAgainError)
+    reason = str(error) if told else failed_in_words(rank, error)
+    with suppress(ray.exceptions.RayError):
+        ray.get(tracker.failed.remote(reason))
 
 
 class Heartbeat(threading.Thread):

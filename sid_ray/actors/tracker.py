@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from sid_ray.actors.passes import Passes
 from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.evaluation.records import add_result
 from sid_ray.run_folder import EVALUATIONS
@@ -63,7 +64,8 @@ class Tracker:
         self._board = Board()
         self._timeline = Timeline(batch_size, began, time.time())
         self._pause, self._stored = "", -1
-        self._evaluators_node = ""
+        self._evaluators_node, self._failed = "", ""
+        self._passes = Passes()
         self._said: dict[str, float] = {}
         self._proven: set[str] = set()
         self._lock = threading.Lock()
@@ -169,7 +171,7 @@ class Tracker:
     def group_starts(self, workers: int) -> None:
         """A new group of workers is there: what was asked of an earlier one is done."""
         with self._lock:
-            self._pause = ""
+            self._pause, self._failed = "", ""
             self._timeline.group_is(workers, time.time())
             self._timeline.mark("start processes", time.time())
 
@@ -178,10 +180,27 @@ class Tracker:
         with self._lock:
             self._timeline.mark(phase, at)
 
+    def failed(self, reason: str) -> None:
+        """A rank has failed by itself; what its peers make of that is no reason any more."""
+        with self._lock:
+            self._failed = self._failed or reason
+
+    def micro_batch(self) -> int:
+        """The micro-batch of this run's workers from now on; 0 for the config's."""
+        with self._lock:
+            return self._passes.now
+
+    def smaller_passes(self, tried: int, smaller: int) -> int:
+        """A rank ran out of memory at a micro-batch. Returns the one to start again with, 0 for
+        none.
+        """
+        with self._lock:
+            return self._passes.after(tried, smaller)
+
     def stopped(self, reason: str, planned: bool, at: float) -> int:
         """The group has stopped. Returns images_seen of the newest checkpoint in storage."""
         with self._lock:
-            self._timeline.stopped(reason, planned, at)
+            self._timeline.stopped(reason if planned else self._failed or reason, planned, at)
             self._board.phase = "restarting"
             return self._stored
 

@@ -36,9 +36,10 @@ from sid_ray.actors.beside import (
 )
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.found_nodes import joined_cluster
-from sid_ray.actors.interfaces import AddressConfig
+from sid_ray.actors.gpu_probe import check_attention
 from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
+from sid_ray.actors.process_groups import GroupConfig
 from sid_ray.actors.proof import contents, driver_seat
 from sid_ray.actors.signals import NO_LEASE
 from sid_ray.actors.timeline import Interruption
@@ -49,7 +50,8 @@ from sid_ray.checkpoint.warm_start import began_at
 from sid_ray.config.distill_config import DistillConfig, evaluator_resources, with_plain_resources
 from sid_ray.console import Display
 from sid_ray.errors import UserError
-from sid_ray.planning.choose import ResourceChoice, choose_measured
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
 from sid_ray.planning.here import machine_here
 from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
 from sid_ray.ray_setup.ray_private import VERSION
@@ -224,7 +226,7 @@ def build_trainer(config: DistillConfig, settings: WorkerSettings, folder: Path)
         train_loop_config={
             field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
         },
-        torch_config=AddressConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if fixed else (least, most),
             elastic_resize_monitor_interval_s=resources.resize_check_s,
@@ -354,9 +356,13 @@ def run_training(
         choice = chosen_and_started(config, start, show)
         note_ray(run)
         record = note_record(run, record)
+        check_attention(choice.config)
         clock = Clock(began)
         trouble, interruptions = run_actors(choice, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):  # a look at a worker's place found it
+            raise UserError(str(cause)) from error
         raise TrainingFailedError(f"Ray ended: {reason_of(error)}") from error
     finally:
         ray.shutdown()
@@ -443,10 +449,10 @@ def run_actors(
         board: Board = ray.get(tracker.board.remote())
         if board.refused:
             raise UserError(board.refused)
+        if board.gave_up:  # some ranks raise then, and some return
+            raise GaveUpError(board.gave_up) from fit.error
         if fit.error is not None:
             raise TrainingFailedError(reason_of(fit.error)) from fit.error
-        if board.gave_up:
-            raise GaveUpError(board.gave_up)
         try:
             if evaluator is not None:
                 trouble = drained(

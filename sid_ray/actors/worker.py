@@ -20,9 +20,11 @@ from sid_ray.actors.build import (
     WorkerSettings,
     build_networks,
     build_spool,
-    object_group,
 )
+from sid_ray.actors.handover import Handover
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
+from sid_ray.actors.passes import short_of_memory
+from sid_ray.actors.process_groups import bind, leave_groups, meeting_group
 from sid_ray.actors.proof import prove
 from sid_ray.actors.signals import (
     LEASE_ENDS,
@@ -32,13 +34,15 @@ from sid_ray.actors.signals import (
     RESIZE,
     Heartbeat,
     PausedError,
+    tell_failure,
 )
+from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.manifest import checkpoint_name, load_files
 from sid_ray.checkpoint.restore import Reachable, Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
@@ -91,7 +95,8 @@ class Worker:
     stalled_s: float = 0.0  # spent on checkpoints between steps since the last report
     data_stalled_s: float = 0.0  # waited for any rank's data since then
     evaluation_stalled_s: float = 0.0  # spent on handing weights to the evaluator since then
-    handed: list[Any] = field(default_factory=list)  # to the evaluator, perhaps on their way
+    copies: Copies = field(default_factory=Copies)  # of the state, for checkpoints
+    handover: Handover | None = None  # on rank 0 of a run that is evaluated
 
     @property
     def finished(self) -> bool:
@@ -136,6 +141,8 @@ class Worker:
 
     def close(self) -> None:
         self.spool.close()
+        if self.handover is not None:
+            self.handover.close()
         if self.heartbeat and self.heartbeat.is_alive():
             self.heartbeat.end()
 
@@ -144,26 +151,28 @@ class Worker:
 
         A collective: every rank holds a part of it.
         """
-        began, weights = time.monotonic(), {}
-        for name, value in whole_state(self.trainee.generator_ema):
-            if self.rank == 0:
-                weights[name] = value.cpu()
-        if self.rank == 0:
-            taken = self.settings.evaluator.take.remote(ray.put(weights), self.trainee.images_seen)
-            self.handed = [*self.unfinished_handovers(), taken]
+        began, weights = time.monotonic(), whole_state(self.trainee.generator_ema)
+        if self.handover is not None:
+            self.handover.give(weights, self.trainee.images_seen)
+        else:
+            for _ in weights:
+                pass
         self.evaluation_stalled_s += time.monotonic() - began
 
-    def unfinished_handovers(self, timeout_s: float = 0.0) -> list[Any]:
-        """Weights that the evaluator has not taken yet: they go with this process."""
-        if not self.handed:
-            return []
-        return ray.wait(self.handed, num_returns=len(self.handed), timeout=timeout_s)[1]
+    def before_writing(self) -> None:
+        """Has copies of the state that are on their way be done before it changes."""
+        self.copies.hold()
 
     def checkpoint(self) -> None:
-        """Copies the state; it is written and uploaded while training goes on. A collective."""
+        """Has the state copied; it is written and uploaded while training goes on. A collective.
+
+        Waits for the checkpoint before it to be on local disk: its memory is used again.
+        """
         began = time.monotonic()
+        self.spool.settle()
         description = generator_description(self.config, self.teacher)
-        snapshot = take_snapshot(self.trainee, self.roles, description, self.config.stored())
+        stored = self.config.stored()
+        snapshot = take_snapshot(self.trainee, self.roles, description, stored, self.copies)
         self.spool.save(snapshot, checkpoint_name(self.trainee.images_seen, self.attempt))
         self.stalled_s += time.monotonic() - began
 
@@ -179,7 +188,8 @@ class Worker:
             if self.spool.flush(self.lease_ends):
                 raise PausedError(NO_LEASE)
             if self.spool.stored == self.trainee.images_seen:
-                self.unfinished_handovers(HANDOVER_PATIENCE_S)
+                if self.handover is not None:
+                    self.handover.unfinished(HANDOVER_PATIENCE_S)
                 return
             if wait_s is not None:
                 time.sleep(wait_s)
@@ -266,11 +276,15 @@ def crossed(every: int, before: int, after: int) -> bool:
 def build_worker(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
+    if micro_batch := ray.get(settings.tracker.micro_batch.remote()):
+        config = replace(config, resources__micro_batch=micro_batch)
     set_endpoint(config.storage.endpoint_url, config.storage.region)
-    group = object_group()
-    settings = prove(config, settings, group)
-    context = ray.train.get_context()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    bind(device)
+    group = meeting_group()
+    settings = prove(config, settings, group)
+    gathered(None, group)  # all have their networks: on NCCL nobody waits for who still fetches
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
     before, config = config, at_size(config, settings.sizes, world_size)
@@ -281,11 +295,11 @@ def build_worker(settings: WorkerSettings) -> Worker:
         )
     torch.set_num_threads(config.resources.threads)
     numbers = set_numerics(config.resources.deterministic)
-    device = ray.train.torch.get_device()
     if rank == 0 and device.type == "cuda":
         settings.tracker.event.remote(numbers)
     networks = build_networks(config, settings, world_size, device)
     spool = build_spool(config, settings, group)
+    gives = rank == 0 and settings.evaluator is not None
     return Worker(
         config=config,
         settings=settings,
@@ -299,6 +313,8 @@ def build_worker(settings: WorkerSettings) -> Worker:
         attempt=new_attempt(spool),
         health=Health(config.health),
         heartbeat=Heartbeat(settings.tracker) if rank == 0 else None,
+        copies=Copies.off(device),
+        handover=Handover(settings.evaluator, Copies.off(device)) if gives else None,
     )
 
 
@@ -313,7 +329,13 @@ class Loop:
     def __init__(self, worker: Worker):
         config, self.worker = worker.config, worker
         training, plan = config.training, config.group_plan(worker.world_size)
-        self.settings = StepSettings(plan, worker.rank, training.ema_half_life, training.ema_rampup)
+        self.settings = StepSettings(
+            plan,
+            worker.rank,
+            training.ema_half_life,
+            training.ema_rampup,
+            worker.before_writing,
+        )
         tracker = worker.settings.tracker
         data = data_of(
             config,
@@ -343,7 +365,11 @@ class Loop:
         worker, trainee, output = self.worker, self.worker.trainee, self.worker.config.output
         before = trainee.images_seen
         self.await_data()
-        step(trainee, self.objective, self.settings, self.draws, worker.sums)
+        try:
+            step(trainee, self.objective, self.settings, self.draws, worker.sums)
+        except torch.OutOfMemoryError as error:
+            tracker = worker.settings.tracker
+            raise short_of_memory(worker.config, worker.world_size, tracker) from error
         after, finished = trainee.images_seen, worker.finished
         if worker.heartbeat:
             worker.heartbeat.stepped(after)
@@ -410,6 +436,18 @@ def train_worker(worker: Worker) -> None:
 
 def train_loop(settings: Mapping[str, Any]) -> None:
     """Ray Train's entry point on each worker."""
+    try:
+        run_worker(settings)
+    except PausedError:  # all ranks stop alike
+        raise
+    except BaseException as error:
+        tell_failure(settings["tracker"], ray.train.get_context().get_world_rank(), error)
+        leave_groups()
+        raise
+
+
+def run_worker(settings: Mapping[str, Any]) -> None:
+    """One rank from its start to its end."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     tracker = settings["tracker"]

@@ -1,7 +1,8 @@
 """What one rank puts into a checkpoint: copied off the training in a moment, written at leisure.
 
-``take_snapshot`` is a collective and stalls the training for as long as a copy takes;
-``write_snapshot`` speaks to nobody and may run in a thread beside it.
+``take_snapshot`` is a collective. From CPU memory it stalls the training for as long as a copy
+takes; from a GPU it has the state copied beside the training (copies.py). ``write_snapshot`` speaks
+to nobody and may run in a thread beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.parts import Row, part_name, write_part
 from sid_ray.distributed.fragments import Held, Read, Shapes, whole_state, world
 from sid_ray.distributed.roles import Trainee
@@ -41,7 +43,7 @@ class StatefulRole(Protocol):
 
 @dataclass(frozen=True)
 class RoleSnapshot:
-    """The fragments of one role that this rank owns, in host memory."""
+    """The fragments of one role that this rank owns, in host memory or on their way there."""
 
     owned: list[Held]
     kinds: tuple[str, ...]
@@ -52,7 +54,8 @@ class RoleSnapshot:
 class Snapshot:
     """One rank's share of a training state, apart from the training that goes on.
 
-    ``average`` is the whole averaged generator on rank 0, None on the others.
+    ``average`` is the whole averaged generator on rank 0, None on the others. What is copied can be
+    read once ``copies.wait`` has returned.
     """
 
     rank: int
@@ -61,6 +64,7 @@ class Snapshot:
     roles: dict[str, RoleSnapshot]
     average: dict[str, Tensor] | None
     description: ModelDescription
+    copies: Copies
 
 
 @dataclass(frozen=True)
@@ -71,32 +75,35 @@ class Part:
     fragments: dict[str, dict[str, list[Row]]]
 
 
-def copied(value: Tensor) -> Tensor:
-    """A copy in host memory, also of a tensor that is there already."""
-    value = value.detach()
-    return value.clone() if value.device.type == "cpu" else value.cpu()
-
-
 def take_snapshot(
     trainee: Trainee,
     roles: Mapping[str, StatefulRole],
     description: ModelDescription,
     config: str,
+    copies: Copies | None = None,
 ) -> Snapshot:
-    """Copies this rank's share of the state. A collective: the average is gathered on rank 0."""
+    """Copies this rank's share of the state. A collective: the average is gathered on rank 0.
+
+    ``copies``: where the state is on a GPU. They are used again: the snapshot before this one must
+    be written by now, and ``copies.hold`` comes before the next update.
+    """
     rank, _ = world()
-    taken = {}
-    for name, role in roles.items():
-        owned = [
-            Held(held.fragment, {kind: copied(held.values[kind]) for kind in role.kinds})
-            for held in role.owned()
-        ]
-        taken[name] = RoleSnapshot(owned, role.kinds, role.optimizer_steps())
+    copies = copies or Copies()
+    copies.begin()
+    # First what the training waits for: copies come one after the other.
     average: dict[str, Tensor] | None = {} if rank == 0 else None
     for name, value in whole_state(trainee.generator_ema):
         if average is not None:
-            average[name] = copied(value)
-    return Snapshot(rank, trainee.images_seen, config, taken, average, description)
+            average[name] = copies.of(value, lasting=False)
+    taken = {}
+    for name, role in roles.items():
+        owned = [
+            Held(held.fragment, {kind: copies.of(held.values[kind]) for kind in role.kinds})
+            for held in role.owned()
+        ]
+        taken[name] = RoleSnapshot(owned, role.kinds, role.optimizer_steps())
+    copies.end()
+    return Snapshot(rank, trainee.images_seen, config, taken, average, description, copies)
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> Part:
@@ -104,6 +111,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Part:
 
     Raises OSError, for one when the disk is full.
     """
+    snapshot.copies.wait()
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, tuple[str, int]] = {}
     rows: dict[str, dict[str, list[Row]]] = {}

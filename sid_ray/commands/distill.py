@@ -229,6 +229,7 @@ def measure(
     """Teacher and generator side by side, and the contact sheet; nothing where switched off."""
     import torch
 
+    from sid_ray.actors.reserve import reserved_device
     from sid_ray.evaluation.final_report import FinalReport, final_report
 
     if not config.evaluation.final_report:
@@ -241,13 +242,15 @@ def measure(
         return FinalReport()
     # Two threads on two cores were no faster here than one, and far slower beside other work.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    return final_report(
-        config,
-        teacher,
-        generator,
-        run.local / GRID,
-        progress=lambda text: display.update(text, {}, []),
-    )
+    with reserved_device(lambda text: display.update("", {}, [f"final report: {text}"])) as device:
+        return final_report(
+            config,
+            teacher,
+            generator,
+            run.local / GRID,
+            progress=lambda text: display.update(text, {}, []),
+            device=device,
+        )
 
 
 def show_table(console: Console, report: FinalReport) -> None:

@@ -102,15 +102,19 @@ def check_versions(patient: Patient) -> Iterator[Answer]:
 
 def check_machine(patient: Patient) -> Iterator[Answer]:
     """Processors, memory and GPUs of this machine against what the run asks for."""
-    import torch
+    from sid_ray.device.found import gpus_here, no_gpu_reason, wasted_gpus_reason
 
     cores = os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    gpus = torch.cuda.device_count()
+    found = gpus_here()
+    gpus = len(found)
     shown = f"{cores} CPUs, {memory:.0f} GiB memory, "
-    shown += f"{gpus} GPUs ({torch.cuda.get_device_name(0)})" if gpus else "no GPU"
+    shown += f"{gpus} GPUs ({found[0].name})" if gpus else "no GPU"
     yield Answer(OK, shown)
     config = patient.config
+    wasted = wasted_gpus_reason()
+    if wasted and (config is None or config.resources.use_gpu is not True):
+        yield Answer(WARNING, wasted)
     if config is None or joins_cluster():
         return  # the workers are elsewhere
     resources = config.resources
@@ -119,8 +123,7 @@ def check_machine(patient: Patient) -> Iterator[Answer]:
     if on_gpu and not gpus:
         yield Answer(
             FAILED,
-            "resources.use_gpu is set and torch sees no GPU: check nvidia-smi and that torch is a "
-            f"CUDA build (this is {torch.__version__}), or join a cluster with RAY_ADDRESS",
+            f"resources.use_gpu is set: {no_gpu_reason()}; or join a cluster with RAY_ADDRESS",
         )
     elif resources.num_workers != AUTO and resources.num_workers > there:
         state = FAILED if on_gpu else WARNING

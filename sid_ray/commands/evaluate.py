@@ -24,6 +24,8 @@ from sid_ray.config.sections import DATA_SETS, DataConfig, EvaluationConfig, Tea
 from sid_ray.data.command import Meter
 from sid_ray.data.picture_sets import holds_pictures, open_pictures
 from sid_ray.data.progress import StoppedError
+from sid_ray.device.choice import Device, device_for, on_gpu
+from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError, nearest
 from sid_ray.evaluation.blocks import Bench, Job, Kept, kept_folder
 from sid_ray.evaluation.judge import Look, seed_blocks
@@ -52,6 +54,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     Raises UserError: before images are made for wrong input, later for storage or Ray that fail.
     """
     options.check()
+    options = dataclasses.replace(options, use_gpu=wants_gpu(options))
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200  # a file has no edge at which numbers would be cut
@@ -61,6 +64,11 @@ def run_evaluation(options: EvaluateOptions) -> int:
         raise UserError(with_own_flags(str(error))) from None
     except (StoreError, StoppedError) as error:
         raise UserError(f"{error}; {GOES_ON}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"not enough GPU memory for {options.batch_size} images at once: give a smaller "
+            f"--batch-size, or --device cpu; {GOES_ON}"
+        ) from None
     except BrokenPipeError:  # nobody reads the output
         raise
     except OSError as error:
@@ -245,21 +253,27 @@ def data_config(options: EvaluateOptions) -> DataConfig:
     return replace(DistillConfig(), data__name=options.data, data__source=source).data
 
 
+def wants_gpu(options: EvaluateOptions) -> bool:
+    """Whether each process gets a GPU. Raises UserError where one is asked for, and there can be
+    none.
+    """
+    asked: Device = "cuda" if options.use_gpu else options.device
+    return True if asked == "cuda" and joins_cluster() else on_gpu(asked)
+
+
 def own_device(options: EvaluateOptions) -> torch.device:
-    """Of this process. Raises UserError where a GPU is asked for, and there can be none."""
-    there = torch.cuda.is_available()
-    if options.use_gpu and not there and not joins_cluster():
-        raise UserError("--use-gpu: torch finds no GPU here, and RAY_ADDRESS names no cluster")
-    return torch.device("cuda" if options.use_gpu and there else "cpu")
+    """Of this process, which may have none of the cluster's GPUs."""
+    return device_for("auto" if options.use_gpu else "cpu")
 
 
 def is_here(count: int, options: EvaluateOptions) -> bool:
     """Whether so many blocks are made by this process: they are few, or there is no other."""
-    if options.use_gpu and not torch.cuda.is_available():
+    gpus = len(gpus_here()) if options.use_gpu else 0
+    if options.use_gpu and not gpus:
         return False
     if count <= SMALL or joins_cluster():
         return count <= SMALL
-    found = torch.cuda.device_count() if options.use_gpu else os.cpu_count()
+    found = gpus if options.use_gpu else os.cpu_count()
     return (options.actors or found or 1) == 1
 
 

@@ -26,10 +26,11 @@ from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.registry import family_of
+from sid_ray.device.choice import device_for
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
-from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile, to_picture
+from sid_ray.evaluation.pictures import PictureWriter, pixel_scale, save_picture, tile
 from sid_ray.evaluation.samplers import (
     Inputs,
     Sampler,
@@ -148,7 +149,7 @@ class OneStepNetwork:
     @cached_property
     def text(self) -> Any:
         """Its text encoder."""
-        return self.family.load_text(self.components.text)
+        return self.family.load_text(self.components.text, self.device)
 
     @cached_property
     def codec(self) -> Codec:
@@ -190,8 +191,9 @@ class Painter(OneStepNetwork):
         prompts: Sequence[str],
         batch: int,
         named: Named = OWN,
+        device: torch.device | str = "cpu",
     ):
-        super().__init__(source, batch, named)
+        super().__init__(source, batch, named, device)
         self.classes, self.prompts = classes, prompts
         self._conditions = self.conditions(classes, prompts)
         _ = self.codec, self.sampler  # what is missing is found before a folder is touched
@@ -201,8 +203,10 @@ class Painter(OneStepNetwork):
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def images(self, seeds: Sequence[int]) -> Tensor:
-        """Of up to ``batch`` seeds: uint8 [N, C, H, W], each a function of its seed alone."""
-        return self.paint(seeds, self._conditions(seeds))
+        """Of up to ``batch`` seeds: uint8 [N, C, H, W] in CPU memory, each a function of its seed
+        alone.
+        """
+        return self.paint(seeds, self._conditions(seeds)).cpu()
 
     def made_of(self) -> dict[str, Any]:
         """All that the pictures depend on beside their seeds. Raises UserError."""
@@ -214,6 +218,8 @@ class Painter(OneStepNetwork):
             "batch": self.batch,
             "torch": torch.__version__,
         }
+        if self.device.type != "cpu":
+            found["device"] = self.device.type  # rounds otherwise
         if self.components.text is not None:
             found["text_encoder_sha256"] = text_encoder_sha256(self.components.text)
         if self.components.vae is not None:
@@ -348,13 +354,14 @@ def generate(options: GenerateOptions) -> int:
     Raises UserError: before pictures are made for wrong input, later for a disk that fails.
     """
     (seeds, classes), prompts = options.numbers(), options.texts()
+    device = device_for(options.device)
     set_numerics()
     console = output_console()
     try:
         with Meter(console, "generating", "images", "opening the generator") as meter:
             made = generate_pictures(
                 options.source, seeds, classes, prompts, options.out, options.batch,
-                Named(options.text_encoder, options.vae), options.overwrite, meter.tell,
+                Named(options.text_encoder, options.vae), options.overwrite, meter.tell, device,
             )  # fmt: skip
     except BrokenPipeError:  # nobody reads the output
         raise
@@ -364,6 +371,7 @@ def generate(options: GenerateOptions) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         raise UserError(
             f"not enough memory for {options.batch} images at once: give a smaller --batch"
+            f"{', or --device cpu' * (device.type != 'cpu')}"
         ) from None
     except KeyboardInterrupt:
         console.print(f"interrupted: {GOES_ON}")
@@ -383,6 +391,7 @@ def generate_pictures(
     named: Named = OWN,
     overwrite: bool = False,
     tell: Tell = lambda done, total: None,
+    device: torch.device | str = "cpu",
 ) -> Made:
     """Writes out/seed000000.png ... as they are made, and out/grid.png of the first 100.
 
@@ -390,7 +399,7 @@ def generate_pictures(
     UserError before any is made, OSError for a disk that fails.
     """
     check_pictures_folder(out)
-    painter = Painter(source, classes, prompts, batch, named)
+    painter = Painter(source, classes, prompts, batch, named, device)
     with claimed(out, painter.made_of(), painter.name, overwrite):
         return make_missing(painter, seeds, out, tell)
 
@@ -411,14 +420,19 @@ def make_missing(painter: Painter, seeds: Sequence[int], out: Path, tell: Tell) 
 
     tell(done, len(seeds))
     first, todo = seeds[:GRID_IMAGES], missing()
-    while chunk := list(itertools.islice(todo, painter.batch)):
-        for seed, image in zip(chunk, painter.images(chunk), strict=True):
-            save_picture(to_picture(image), picture_path(out, seed))
-        made += len(chunk)
+    beside = painter.device.type != "cpu"
+    with PictureWriter(beside) as writer:
+        while chunk := list(itertools.islice(todo, painter.batch)):
+            paths = [picture_path(out, seed) for seed in chunk]
+            writer.write(painter.images(chunk), paths)
+            made += len(chunk)
+            tell(min(done + writer.written, len(seeds)), len(seeds))
+            if looked_at >= len(first) and not has_grid:
+                writer.finish()
+                save_grid(out, first)
+                has_grid = True
+    if beside and made:  # the last ones were on their way
         tell(min(done + made, len(seeds)), len(seeds))
-        if looked_at >= len(first) and not has_grid:
-            save_grid(out, first)
-            has_grid = True
     if not has_grid:
         save_grid(out, first)
     return Made(len(seeds) - made, painter.name)

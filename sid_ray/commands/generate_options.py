@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from sid_ray.commands.arguments import is_address, number_list, typed_prompts, without_repeats
 from sid_ray.data.options import MAX_CLASSES
+from sid_ray.device.choice import Device
 from sid_ray.errors import UserError
 from sid_ray.storage.places import check_folder
 
@@ -40,6 +41,9 @@ class GenerateOptions:
     are kept."""
     batch: Annotated[int, Interval(ge=1, le=4096)] = 64
     """Images made at once."""
+    device: Device = "auto"
+    """auto: a GPU where there is one. A seed's noise is the same on every device, a picture may
+    differ in its last bits."""
     vae: str = ""
     """Diffusers folder whose vae turns latents into images; empty for the network's own folder, or
     its teacher's."""

@@ -16,7 +16,8 @@ from sid_ray.config.distill_config import DistillConfig, evaluator_resources, re
 from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError
 from sid_ray.objectives.spec import objective_spec
-from sid_ray.planning.choose import ResourceChoice, choose_measured
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
 from sid_ray.planning.fit import (
     NONE,
     Gpus,

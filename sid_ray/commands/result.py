@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sid_ray.device.choice import device_for
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Generator:
         from sid_ray.weights.components import Named
 
         random.setstate(drawn)  # what is imported draws from it
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device or device_for("auto")
         named = Named(self.text_encoder, self.vae)
         network = OneStepNetwork(self.source, self.batch, named, device)
         with torch.random.fork_rng(devices=[]):  # new networks draw weights before they read them

@@ -215,7 +215,10 @@ class TrainingConfig:
     on S. With compat official and no discriminator it is on whatever stands here.
     """
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the networks' bodies (EDM, EDM2). Weights, optimizer and losses stay float32."""
+    """Precision of the networks' bodies, and on GPUs of what is beside them: the generator that is
+    scored, Stable Diffusion's text encoder and VAE. Weights, optimizer and losses stay float32. As
+    published, no loss is scaled: an update that is not finite is skipped.
+    """
     seed: Seed = 0
     """Seed of every random number of the run."""
 

@@ -17,43 +17,27 @@ Symbols
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sid_ray.denoisers.layouts import is_channels_last
+from sid_ray.denoisers.xformers_package import xformers_ops
 from sid_ray.errors import UserError, nearest
 
 BACKENDS = ("sdpa", "xformers")
-INSTALL = "pip install 'sid_ray[xformers]'"
 
 
-@functools.cache
-def _xformers_ops() -> ModuleType:
-    """xformers.ops. Raises UserError when xformers cannot be imported."""
-    try:
-        import xformers.ops  # type: ignore[import-not-found, unused-ignore]
-    except (ImportError, OSError) as error:
-        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"fails: {error}"
-        raise UserError(f"attention 'xformers' {reason}; install it: {INSTALL}") from error
-    return xformers.ops
+def check_backend(backend: str, dtype: torch.dtype | None = None) -> None:
+    """Raises UserError, in one line, for a backend that is unknown or cannot run here.
 
-
-def check_backend(backend: str) -> None:
-    """Raises UserError, in one line, for a backend that is unknown or cannot run here."""
+    ``dtype`` is what it is asked to compute in, None for float32.
+    """
     if backend not in BACKENDS:
         hint = nearest(backend, BACKENDS)
         raise UserError(f"unknown attention {backend!r}; known: {', '.join(BACKENDS)}.{hint}")
     if backend == "xformers":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "attention 'xformers' has kernels for NVIDIA GPUs only and this process sees none; "
-                f"use 'sdpa' here (on a GPU machine: {INSTALL})"
-            )
-        _xformers_ops()
+        xformers_ops(dtype or torch.float32)
 
 
 def set_attention(module: nn.Module, backend: str) -> None:
@@ -61,7 +45,7 @@ def set_attention(module: nn.Module, backend: str) -> None:
 
     Raises UserError, before anything is changed, for one that is unknown or cannot run here.
     """
-    check_backend(backend)
+    check_backend(backend, getattr(module, "compute_dtype", None))
     for layer in module.modules():
         if hasattr(layer, "attention_backend"):
             layer.attention_backend = backend  # type: ignore[assignment]
@@ -79,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
         check_backend(backend)
         raise UserError(f"attention 'xformers' cannot run on {q.device.type!r}; use 'sdpa'")
     swapped = (t.transpose(1, 2) for t in (q, k, v))  # [B, L, heads, d]
-    return _xformers_ops().memory_efficient_attention(*swapped).transpose(1, 2)
+    return xformers_ops(q.dtype).memory_efficient_attention(*swapped).transpose(1, 2)
 
 
 def head_count(channels: int, channels_per_head: int) -> int:

@@ -86,12 +86,18 @@ def load_encoder(folder: Path) -> Any:
     return encoder.float().eval().requires_grad_(False)
 
 
-def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) -> TextEmbeddings:
+def load_text(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    **options: Any,
+) -> TextEmbeddings:
     """The text encoder and tokenizer of a pipeline folder; ``options`` are TextEmbeddings'.
 
-    Embeddings are kept up to CACHE_BYTES.
+    The encoder computes in ``precision``, its name in torch; embeddings are float32 and kept up to
+    CACHE_BYTES.
     """
-    encoder = load_encoder(folder).to(device)
+    encoder = load_encoder(folder).to(device, getattr(torch, precision))
     tokenizer = load_tokenizer(tokenizer_folder(folder))
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
@@ -102,7 +108,7 @@ def load_text(folder: Path, device: torch.device | str = "cpu", **options: Any) 
 
     def encode(tokens: Tensor) -> Tensor:
         """The last hidden state, after the final norm; no padding mask, as published."""
-        return encoder(input_ids=tokens).last_hidden_state
+        return encoder(input_ids=tokens).last_hidden_state.float()
 
     size = 4 * length * encoder.config.hidden_size
     return TextEmbeddings(tokenize, encode, **{"max_prompts": CACHE_BYTES // size} | options)

@@ -13,12 +13,14 @@ network (copy.deepcopy) is not compiled.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sid_ray.errors import UserError
 
@@ -43,6 +45,9 @@ def set_compile(network: nn.Module, mode: str, backend: str = "inductor") -> Non
         return
     limit_loudly()
     share_sites(network)
+    if mode == "cudagraphs":
+        Recorded.graphs = True
+        own_gradients(network)
     how: dict[str, Any] = {"dynamic": False, "backend": backend}
     # xformers' dispatch is plain Python between its kernels.
     how["fullgraph"] = "xformers" not in attention_backends(network)
@@ -50,6 +55,46 @@ def set_compile(network: nn.Module, mode: str, backend: str = "inductor") -> Non
         how = how | {"mode": "reduce-overhead"}
     for part in blocks_to_compile(network) if mode == "default" else [body(network)]:
         part.compile(**how)
+
+
+class Recorded:
+    """Whether this process runs networks as recorded CUDA graphs."""
+
+    graphs = False
+
+
+def begin_pass() -> None:
+    """Called before each forward pass of a step, and of a look ahead.
+
+    What graphs return lies in memory that the next pass writes again. Left to itself, torch takes
+    every call of a compiled network for a new pass while no backward pass is pending
+    (torch/_inductor/cudagraph_trees.py:2557): the fake score's call would end the life of the
+    image that the generator made without gradient just before. Once told, it goes by what it is
+    told alone.
+    """
+    if Recorded.graphs:
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def own_gradients(network: nn.Module) -> None:
+    """Has every parameter's gradient live outside the graphs' memory.
+
+    Where there is no gradient yet, autograd takes the tensor that it is given
+    (torch/include/torch/csrc/autograd/functions/accumulate_grad.h:188), here one of the graph's
+    memory: the next pass would add to a gradient that it has just overwritten. So the first one is
+    copied; later ones are added to the copy. Before any engine takes the parameters.
+    """
+    for parameter in network.parameters():
+        trained = parameter.requires_grad
+        parameter.requires_grad_(True)  # or torch takes no hook
+        parameter.register_hook(partial(copied_where_first, weakref.ref(parameter)))
+        parameter.requires_grad_(trained)
+
+
+def copied_where_first(of: weakref.ref[nn.Parameter], gradient: Tensor) -> Tensor | None:
+    """A gradient that nothing was added to yet, in memory of its own; None leaves it as it is."""
+    parameter = of()
+    return gradient.clone() if parameter is None or parameter.grad is None else None
 
 
 def blocks_to_compile(network: nn.Module) -> Iterator[nn.Module]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Constrain = Callable[[str, "Tensor"], "Tensor | None"]
 Arguments = Mapping[str, Any]  # of a network, as model.json holds them
+PRECISIONS = ("float32", "float16", "bfloat16")  # of networks with a ``compute_dtype``
 
 
 class Family(ABC):
@@ -40,7 +41,8 @@ class Family(ABC):
         name: in model.json, messages and tables.
         noise: its kind of noise levels and the teacher's sampler on them.
         teacher_steps: of that sampler, where nobody asks for another number.
-        precisions: of ``training.precision``, those that its networks can compute in.
+        precisions: of ``training.precision``, those that its networks can compute in. Any but
+            float32 asks for the attribute ``compute_dtype`` of a denoiser (precondition.py).
         reads_text: whether networks are conditioned on prompts.
         text_parts: of a pipeline's folder, what embeds them: the encoder first.
         latents: how pixels become what its networks see; None where all of them see pixels.
@@ -153,8 +155,12 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{self.name} reads no text")
 
-    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
-        """The text encoder of a folder. Only asked where ``reads_text``."""
+    def load_text(
+        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+    ) -> TextEmbeddings:
+        """The text encoder of a folder, computing in a precision; what it returns is float32.
+        Only asked where ``reads_text``.
+        """
         raise NotImplementedError(f"{self.name} reads no text")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from sid_ray.denoisers.codecs import Standard, VAECodec
@@ -16,15 +17,26 @@ class LatentConvention:
 
     Attributes:
         name: in ``sid-ray data prepare --convention`` and in manifests of prepared sets.
+        half: whether the auto-encoder may compute in float16 where a run is in half precision.
     """
 
     name: ClassVar[str]
+    half: ClassVar[bool] = False
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""
         from sid_ray.denoisers.autoencoder import check_vae
 
         return check_vae(folder)
+
+    def dtype(self, precision: str) -> torch.dtype:
+        """What the auto-encoder computes in beside networks of a precision.
+
+        float16 beside bfloat16, too: that has 8 bits, as many as a pixel.
+        """
+        import torch
+
+        return torch.float16 if self.half and precision != "float32" else torch.float32
 
     def load(self, folder: Path) -> nn.Module:
         """The auto-encoder of a folder, or of its part ``vae``. Raises UserError."""

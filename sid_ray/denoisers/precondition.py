@@ -142,13 +142,25 @@ class Preconditioned(nn.Module):
 def set_precision(module: nn.Module, precision: str) -> None:
     """Sets the precision of a denoiser's body by its name in torch; float32 is its own.
 
-    Raises UserError for networks whose body has no other.
+    A denoiser with another one has the attribute ``compute_dtype``. Raises UserError for one
+    without.
     """
     if precision == "float32":
         return
-    if not isinstance(module, Preconditioned):
-        raise UserError(f"training.precision {precision} is for EDM and EDM2 networks only")
+    if not hasattr(module, "compute_dtype"):
+        raise UserError(
+            f"training.precision is {precision}; {type(module).__name__} computes in float32 only"
+        )
     module.compute_dtype = getattr(torch, precision)
+
+
+def precision_beside(precision: str, device: torch.device | str) -> str:
+    """Of frozen networks beside the trained ones: the generator that is scored, text encoder, VAE.
+
+    On a GPU ``training.precision``, as in the published runs; float32 on a CPU, which has nothing
+    to gain.
+    """
+    return precision if torch.device(device).type == "cuda" else "float32"
 
 
 def set_memory_format(module: nn.Module, name: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
+from sid_ray.denoisers.casting import make_casting, not_casting
 from sid_ray.denoisers.component import (
     filled,
     fitting_tensors,
@@ -61,7 +62,9 @@ UNET_FILES = ("diffusion_pytorch_model",)
 class StableDiffusionDenoiser(nn.Module):
     """D(x_t; t, text): x_0 in closed form from the U-Net's epsilon or v.
 
-    The network runs in its parameters' dtype; everything around it in float32 at least.
+    ``compute_dtype`` is the precision of the network's body: None for that of its parameters, or
+    torch.float16 or torch.bfloat16, to which they are cast layer by layer. The embedding of the
+    timestep has the parameters' own; everything around the network is float32 at least.
     ``cond.text`` is required; labels, augment labels and dropout keys have no meaning here.
 
     Args:
@@ -75,6 +78,9 @@ class StableDiffusionDenoiser(nn.Module):
             known = ", ".join(PREDICTION_TYPES)
             raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
         self.unet: Any = unet
+        for part in self._body():
+            make_casting(part)
+        self._compute_dtype: torch.dtype | None = None
         self._attention_backend = "sdpa"
         self._recompute = False
         self.prediction_type = prediction_type
@@ -85,6 +91,26 @@ class StableDiffusionDenoiser(nn.Module):
         config = self.unet.config
         return config.in_channels, config.sample_size, config.sample_size
 
+    def _body(self) -> list[nn.Module]:
+        """What computes in ``compute_dtype``."""
+        parts = self.unet.named_children()
+        return [part for name, part in parts if name != "time_embedding"]
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """The body's precision; denoisers.precondition.set_precision sets it."""
+        return self._compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype | None) -> None:
+        others = [name for part in self._body() for name in not_casting(part)]
+        if dtype is not None and others:
+            raise UserError(
+                f"this U-Net computes in its weights' precision only, because of {others[0]}: set "
+                "--training.precision float32"
+            )
+        self._compute_dtype = dtype
+
     @property
     def attention_backend(self) -> str:
         """``sdpa`` or ``xformers``; denoisers.attention.set_attention sets it."""
@@ -92,7 +118,7 @@ class StableDiffusionDenoiser(nn.Module):
 
     @attention_backend.setter
     def attention_backend(self, backend: str) -> None:
-        use_attention(self.unet, backend)
+        use_attention(self.unet, backend, self.compute_dtype)
         self._attention_backend = backend
 
     @property
@@ -114,9 +140,10 @@ class StableDiffusionDenoiser(nn.Module):
         if cond.text is None:
             raise ValueError("Stable Diffusion needs cond.text [B, T, D], got None")
         wide = torch.promote_types(x_t.dtype, torch.float32)
-        dtype = self.unet.dtype
-        emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(dtype), level.t))
-        text, x, own = cond.text.to(x_t.device, dtype), x_t, len(x_t)
+        own = self.unet.time_embedding.linear_1.weight.dtype
+        dtype = self.compute_dtype or own
+        emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(own), level.t)).to(dtype)
+        text, x, count = cond.text.to(x_t.device, dtype), x_t, len(x_t)
         if cond.real is not None:  # one pass of the encoder for both
             x, emb, both = with_real(x_t, emb, cond)
             assert both.text is not None
@@ -126,11 +153,11 @@ class StableDiffusionDenoiser(nn.Module):
         logits = real_logits = raw = x0 = None
         if Want.LOGITS in want:
             logits = mid.to(torch.float32).mean(dim=1, keepdim=True)  # [B, 1, h, w]
-            real_logits = None if cond.real is None else logits[own:]
-            logits = logits[:own]
+            real_logits = None if cond.real is None else logits[count:]
+            logits = logits[:count]
         if want & (Want.X0 | Want.RAW):
-            skips = tuple(skip[:own] for skip in skips)
-            raw = self._decode(mid[:own], skips, emb[:own], text[:own]).to(wide)
+            skips = tuple(skip[:count] for skip in skips)
+            raw = self._decode(mid[:count], skips, emb[:count], text[:count]).to(wide)
         if Want.X0 in want and raw is not None:
             x0 = x0_from_raw(self.prediction_type, x_t.to(wide), raw, level)
         raw = raw if Want.RAW in want else None
@@ -228,7 +255,7 @@ def unet_written_out(network: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a U-Net's arguments that say which it is, defaults filled in.
 
     Versions of diffusers record different sets of them. Dropout is of training; upcast_attention
-    changes nothing in float32, the one precision that these networks have here.
+    changes nothing here: attention keeps its products in float32 in every precision (attention.py).
     """
     require_diffusers()
     from diffusers import UNet2DConditionModel
@@ -247,15 +274,16 @@ def for_all_levels(value: Any) -> Any:
     return value[0] if repeated and isinstance(value[0], int) else value
 
 
-def use_attention(unet: nn.Module, backend: str) -> None:
+def use_attention(unet: nn.Module, backend: str, dtype: torch.dtype | None = None) -> None:
     """Switches every attention layer of a U-Net or VAE to ``sdpa`` or ``xformers``.
 
-    Raises UserError where xformers is missing or has no GPU to run on.
+    ``dtype`` is what they compute in, None for float32. Raises UserError where xformers is missing,
+    does not work, or has no GPU to run on.
     """
     require_diffusers()
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    check_backend(backend)
+    check_backend(backend, dtype)
     model: Any = unet
     if backend == "sdpa":
         model.set_attn_processor(AttnProcessor2_0())

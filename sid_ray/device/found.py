@@ -90,6 +90,12 @@ def no_gpu_reason() -> str:
     return why_none(look_around())
 
 
+def wasted_gpus_reason() -> str:
+    """``no_gpu_reason`` of a machine that seems to have GPUs, '' of others."""
+    seen = look_around()
+    return why_none(seen) if seen.driver.cards or seen.module else ""
+
+
 def require_gpu() -> None:
     """Raises UserError where torch can use no GPU."""
     found = no_gpu_reason()
@@ -141,15 +147,20 @@ def wrong_build(seen: Seen) -> str:
     what = f"built for ROCm {seen.rocm}" if seen.rocm else "a build without CUDA"
     return (
         f"torch {seen.torch} is {what}, and this machine has {names_of(seen.driver.cards)}: "
-        f"install one for the driver's CUDA {newest[0]}.{newest[1]} or older: {install(newest)}"
+        f"install one for the driver's CUDA {newest[0]}.{newest[1]} or older: {install(seen)}"
     )
 
 
-def install(newest: tuple[int, int]) -> str:
-    """The command that installs torch for a driver that runs CUDA up to ``newest``."""
-    if newest >= (13, 0):
-        return "pip install --force-reinstall torch (the registry's is CUDA 13)"
-    return f"pip install --force-reinstall torch --index-url {INDEX}/cu126"
+def install(seen: Seen, old_card: bool = False) -> str:
+    """The command that installs the same torch for this driver, or for GPUs before Turing.
+
+    torch 2.13 has two builds: CUDA 13.0, the registry's, and 12.6, the last with kernels for Volta
+    (pytorch issues 178665 and 190385).
+    """
+    command = f"pip install --force-reinstall torch=={seen.torch.partition('+')[0]}"
+    if (seen.driver.cuda or (0, 0)) >= (13, 0) and not old_card:
+        return f"{command} (the registry's is CUDA 13)"
+    return f"{command} --index-url {INDEX}/cu126"
 
 
 def old_driver(seen: Seen) -> str:
@@ -164,7 +175,7 @@ def old_driver(seen: Seen) -> str:
     driver = f"driver {needed} or newer" if needed else "a newer driver"
     return (
         f"NVIDIA's driver {seen.driver.version} runs CUDA up to {newest[0]}.{newest[1]}, and torch "
-        f"{seen.torch} is built for {seen.cuda}: install {driver}, or {install(newest)}"
+        f"{seen.torch} is built for {seen.cuda}: install {driver}, or {install(seen)}"
     )
 
 
@@ -188,7 +199,7 @@ def old_gpu(seen: Seen) -> str:
             return (
                 f"torch {seen.torch} has no kernels for {card.name} (compute capability {shown}; "
                 f"it has {' '.join(seen.architectures)}): hide it with CUDA_VISIBLE_DEVICES, or "
-                f"pip install --force-reinstall torch --index-url {INDEX}/cu126"
+                f"{install(seen, old_card=True)}"
             )
     return ""
 

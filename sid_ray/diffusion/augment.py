@@ -6,7 +6,9 @@ StyleGAN2-ADA (arXiv:2006.06676), appendix B. Transforms that EDM defines but sw
 published setting (whole quarter turns and pixel shifts, and all of colour) are not built.
 
 The pipe is a pure function of images and raw draws: random numbers are keyed and come from
-outside. A sample's result does not depend on the other samples: the official code pads by what the
+outside. It has two halves: ``plan`` turns draws into a few numbers a sample, in float64 on the host
+(training/draws_ahead.py: beside a step), and ``apply`` does to images what these say, on their
+device. A sample's result does not depend on the other samples: the official code pads by what the
 most displaced sample of a batch needs, here the padding follows from the image's size alone. On
 white noise of 32x32 at p = 0.12 the two differ by up to 2e-5 in batches of 128 and 2e-4 in batches
 of 8, where the official padding may leave the filters' ends off. batch_margin=True is official.
@@ -14,32 +16,35 @@ of 8, where the official padding may leave the filters' ends off. batch_margin=T
 Symbols
     B, C, H, W   batch, channels, height, width    p      probability of a transform
     w            a transform's raw value, 0: none  r      angle of the anisotropy
-    s, a         factors of scale and anisotropy   h      low-pass filter, 12 taps
-    A            [B, 3, 3] a matrix that takes output to input coordinates: pixels, x to the right,
-                 y down, origin at the image's centre
+    s, a         factors of scale and anisotropy   A      [B, 3, 3], output to input: warp.py
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sid_ray.diffusion.warp import (
+    Filters,
+    Margin,
+    batch_margin,
+    grid_matrix,
+    largest_margin,
+    matrix_product,
+    rotation,
+    scaling,
+    translation,
+    warped,
+)
 from sid_ray.errors import UserError
 
 LABELS = 9
-
-# h: symlet 6, the low-pass filter of decomposition. Sum sqrt(2), sum of squares 1.
-SYM6 = (
-    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
-    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
-    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
-)  # fmt: skip
-FILTER_PAD = len(SYM6) // 4  # pixels that the filter needs beyond each border
+PLANNED = LABELS + 6  # a sample's labels, of which the first two are its flips, and its matrix
 
 
 class Draws(NamedTuple):
@@ -114,15 +119,6 @@ class Transforms(NamedTuple):
         )
 
 
-class Margin(NamedTuple):
-    """Pixels that reflection adds on each side."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
 @dataclass(frozen=True)
 class AugmentPipe:
     """Augments images, differentiably in them. Defaults are the published settings.
@@ -151,6 +147,9 @@ class AugmentPipe:
     aniso_rotate_prob: float = 0.5
     translate_frac_std: float = 0.125
     batch_margin: bool = False
+    _filters: dict[tuple[object, ...], Filters] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -159,22 +158,68 @@ class AugmentPipe:
     def __call__(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, C, H, W] and draws [B, 15] -> images of the same kind, labels [B, 9].
 
-        Pixels are computed, and labels returned, in the images' precision, float32 at least. What
-        is to be done is computed where the draws are (the CPU, as a rule), in float64: in float32
-        a sine may be rounded differently at another place in the batch.
+        Both halves in one, the matrices in float64 where the draws are.
         """
         if images.ndim != 4:
             raise ValueError(f"images must be [B, C, H, W], got {list(images.shape)}")
         if draws.shape != (len(images), DRAWS):
             expected = [len(images), DRAWS]
             raise ValueError(f"draws must be [B, {DRAWS}] = {expected}, got {list(draws.shape)}")
+        height, width = images.shape[2:]
+        margin = self.margin(draws, height, width)
+        return self.apply(images, self.planned(draws, height, width, margin), margin)
+
+    def plan(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draws [..., 15] -> what ``apply`` does to images of a shape (C, H, W): [..., 15] float32.
+
+        The same numbers for a sample whatever else is planned with it.
+        """
+        if self.batch_margin:
+            raise ValueError("batch_margin ties the samples of a pass together: nothing to plan")
+        height, width = shape[1:]
+        flat = draws.reshape(-1, DRAWS)
+        planned = self.planned(flat, height, width, largest_margin(height, width))
+        return planned.float().reshape(*draws.shape[:-1], PLANNED)
+
+    def planned(self, draws: Tensor, height: int, width: int, margin: Margin) -> Tensor:
+        """[B, 15] float64: in float32 a sine may be rounded differently at another place."""
+        todo = self.transforms(Draws(*draws.double().unbind(1)))
+        matrix = grid_matrix(self.matrix(todo, height, width), height, width, margin)
+        return torch.cat([todo.labels(), matrix.flatten(1)], 1)
+
+    def margin(self, draws: Tensor, height: int, width: int) -> Margin:
+        """What is padded. Published: by the most displaced sample."""
+        if not self.batch_margin:
+            return largest_margin(height, width)
+        todo = self.transforms(Draws(*draws.double().unbind(1)))
+        return batch_margin(self.matrix(todo, height, width), height, width)
+
+    def apply(
+        self, images: Tensor, planned: Tensor, margin: Margin | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """images [B, C, H, W] and what was planned [B, 15] -> images of the same kind, labels.
+
+        Pixels are computed, and labels returned, in the images' precision, float32 at least. Every
+        image is resampled, also where nothing is to be done.
+        """
         wide = torch.promote_types(images.dtype, torch.float32)
         if self.probability == 0:
             return images, images.new_zeros(len(images), LABELS, dtype=wide)
-        todo = self.transforms(Draws(*draws.double().unbind(1)))
-        matrix = self.matrix(todo, *images.shape[2:])
-        augmented = self.warp(flip(images.to(wide), todo), matrix).to(images.dtype)
-        return augmented, todo.labels().to(images.device, wide)
+        found = images.to(wide)
+        filters = self.filters(found, margin)
+        planned = planned.to(found)
+        labels = planned[:, :LABELS]
+        matrix = planned[:, LABELS:].unflatten(1, (2, 3))
+        return warped(flip(found, labels), matrix, filters).to(images.dtype), labels
+
+    def filters(self, images: Tensor, margin: Margin | None) -> Filters:
+        """Made once for a size, device and precision where the margin follows from the size."""
+        if self.batch_margin and margin is not None:
+            return Filters.of(images, margin)
+        key = (*images.shape[2:], images.device, images.dtype)
+        if key not in self._filters:
+            self._filters[key] = Filters.of(images, largest_margin(*images.shape[2:]))
+        return self._filters[key]
 
     def transforms(self, draws: Draws) -> Transforms:
         """Scales the draws and closes the gates."""
@@ -215,149 +260,10 @@ class AugmentPipe:
             ),
         )
 
-    def warp(self, images: Tensor, matrix: Tensor) -> Tensor:
-        """Resamples every image by A, also where A is the identity.
 
-        At twice the resolution, between the two filters of a wavelet transform, so that bilinear
-        interpolation does not blur (StyleGAN2-ADA, appendix B).
-        """
-        height, width = images.shape[2:]
-        if self.batch_margin:
-            margin = batch_margin(matrix, height, width)
-        else:
-            margin = largest_margin(height, width)
-        return downsample(interpolate(pad_and_upsample(images, margin), matrix, margin))
-
-
-def flip(images: Tensor, todo: Transforms) -> Tensor:
-    """Mirrors pixels, left to right and top to bottom."""
-    for w, axis in ((todo.xflip, 3), (todo.yflip, 2)):
-        mirrored = (w == 1).to(images.device).reshape(-1, 1, 1, 1)
+def flip(images: Tensor, labels: Tensor) -> Tensor:
+    """Mirrors pixels where the first labels are 1: left to right, and top to bottom."""
+    for column, axis in ((0, 3), (1, 2)):
+        mirrored = (labels[:, column] == 1).reshape(-1, 1, 1, 1)
         images = torch.where(mirrored, images.flip(axis), images)
     return images
-
-
-# Matrices [B, 3, 3] on (x, y, 1).
-
-
-def affine(like: Tensor, *entries: Tensor | float) -> Tensor:
-    """The two upper rows from six entries, each [B] or a number, for ``like`` [B]."""
-    whole = (*entries, 0.0, 0.0, 1.0)
-    filled = [e if isinstance(e, Tensor) else torch.full_like(like, e) for e in whole]
-    return torch.stack(filled, dim=1).unflatten(1, (3, 3))
-
-
-def scaling(like: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """S(x, y) = diag(x, y, 1)."""
-    return affine(like, x, 0.0, 0.0, 0.0, y, 0.0)
-
-
-def translation(like: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """T(x, y): moves by x and y."""
-    return affine(like, 1.0, 0.0, x, 0.0, 1.0, y)
-
-
-def rotation(angle: Tensor) -> Tensor:
-    """R(t) = [[cos t, -sin t, 0], [sin t, cos t, 0], [0, 0, 1]]."""
-    cos, sin = angle.cos(), angle.sin()
-    return affine(angle, cos, -sin, 0.0, sin, cos, 0.0)
-
-
-def matrix_product(first: Tensor, *others: Tensor) -> Tensor:
-    """[B, M, 3] [B, 3, N] ..., from left to right.
-
-    Three terms written out: torch.matmul may round differently for another B, and may be told to
-    use TF32, which would move pixels.
-    """
-    for other in others:
-        x, y, one = (first[:, :, k, None] * other[:, k, None, :] for k in range(3))
-        first = x + y + one
-    return first
-
-
-def largest_margin(height: int, width: int) -> Margin:
-    """As much as reflection can give, whatever is done to the images."""
-    return Margin(width - 1, height - 1, width - 1, height - 1)
-
-
-def batch_margin(matrix: Tensor, height: int, width: int) -> Margin:
-    """How far the corners of any image of the batch leave the frame, and the filters' reach."""
-    x, y = (width - 1) / 2, (height - 1) / 2
-    corners = matrix.new_tensor([[-x, x, x, -x], [-y, -y, y, y], [1, 1, 1, 1]])
-    x_in, y_in, _ = matrix_product(matrix, corners.expand(len(matrix), 3, 4)).unbind(1)  # [B, 4]
-    reach = torch.stack([-x_in, -y_in, x_in, y_in]).amax(dim=(1, 2))
-    reach = reach + matrix.new_tensor([2 * FILTER_PAD - c for c in (x, y, x, y)])
-    limit = matrix.new_tensor(largest_margin(height, width))
-    return Margin(*reach.clamp_min(0).minimum(limit).ceil().int().tolist())
-
-
-def filter_matrix(rows: int, columns: int, start: int, like: Tensor) -> Tensor:
-    """[rows, columns] of h[start + row - 2 * column], 0 where h ends."""
-    row = torch.arange(rows, device=like.device)[:, None]
-    column = torch.arange(columns, device=like.device)
-    tap = start + row - 2 * column
-    h = like.new_tensor(SYM6)
-    return torch.where((tap >= 0) & (tap < len(SYM6)), h[tap.clamp(0, len(SYM6) - 1)], 0.0)
-
-
-def pad_and_upsample_matrix(size: int, before: int, after: int, like: Tensor) -> Tensor:
-    """[2 * padded, size] for one axis: reflects at both borders, then doubles the resolution.
-
-    Reflection leaves out the border pixel. The filter is the reversed h over pixels with zeros
-    between them, no gain, zeros beyond the padding.
-    """
-    pixel = (torch.arange(-before, size + after, device=like.device)).abs()
-    pixel = torch.where(pixel < size, pixel, 2 * (size - 1) - pixel)
-    reflection = F.one_hot(pixel, size).to(like.dtype)
-    return filter_matrix(2 * len(pixel), len(pixel), len(SYM6) // 2 - 1, like) @ reflection
-
-
-def pad_and_upsample(images: Tensor, margin: Margin) -> Tensor:
-    """[B, C, H, W] -> twice the padded size.
-
-    Both filters are products with a banded matrix an axis: at 32x32 and 64x64, 6 to 20 times
-    faster on a CPU than convolutions one channel at a time, and exact where those default to TF32.
-    """
-    height, width = images.shape[2:]
-    along_x = pad_and_upsample_matrix(width, margin.left, margin.right, images)
-    along_y = pad_and_upsample_matrix(height, margin.top, margin.bottom, images)
-    return along_y @ (images @ along_x.T)
-
-
-def centred(size: int, like: Tensor) -> Tensor:
-    """[size] coordinates of pixels' centres, their mean 0."""
-    return torch.arange(size, device=like.device).to(like.dtype) - (size - 1) / 2
-
-
-def interpolate(upsampled: Tensor, matrix: Tensor, margin: Margin) -> Tensor:
-    """Bilinear sampling at A's coordinates -> [B, C, 2 (H + 6), 2 (W + 6)], zeros outside."""
-    height_in, width_in = upsampled.shape[2:]
-    height_out = height_in - 2 * (margin.top + margin.bottom - 2 * FILTER_PAD)
-    width_out = width_in - 2 * (margin.left + margin.right - 2 * FILTER_PAD)
-    one = torch.ones_like(matrix[:, 0, 0])
-    matrix = matrix_product(
-        # Back to the frame of pixels of the padded image; to the doubled one, whose pixels'
-        # centres lie half a pixel off; to the coordinates of grid_sample, -1 to 1.
-        scaling(one, 2 / width_in, 2 / height_in),
-        translation(one, -0.5, -0.5),
-        scaling(one, 2, 2),
-        translation(one, (margin.left - margin.right) / 2, (margin.top - margin.bottom) / 2),
-        matrix,
-        scaling(one, 0.5, 0.5),
-        translation(one, 0.5, 0.5),
-    )
-    x, y = (centred(n, upsampled) for n in (width_out, height_out))
-    pixels = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones_like(y[:, None] + x)])
-    grid = matrix_product(
-        matrix[:, :2].to(upsampled), pixels.flatten(1)[None]
-    )  # [B, 2, H_out * W_out]
-    grid = grid.mT.unflatten(1, (height_out, width_out))
-    return F.grid_sample(upsampled, grid, "bilinear", "zeros", align_corners=False)
-
-
-def downsample(images: Tensor) -> Tensor:
-    """[B, C, 2 (H + 6), 2 (W + 6)] -> [B, C, H, W]: every second pixel of a correlation with h."""
-    height, width = images.shape[2:]
-    along_x = filter_matrix(width, width // 2 - 2 * FILTER_PAD, -1, images)
-    along_y = filter_matrix(height, height // 2 - 2 * FILTER_PAD, -1, images)
-    return along_y.T @ (images @ along_x)

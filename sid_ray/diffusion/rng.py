@@ -117,9 +117,9 @@ def draw_group(
         draw = draw._replace(step=step, more_noise=more_noise)
     if spec.text:
         draw = draw._replace(text_uniform=torch.rand(group_size, generator=more(TEXT)))
-    if spec.augment:
-        raw = draw_augment(2 * group_size, more(AUGMENT))
-        draw = draw._replace(augment=raw.reshape(group_size, 2, -1))
+    if spec.augment and stream == FAKE_SCORE:  # the other phase augments nothing
+        raw = draw_augment(2 * group_size, more(AUGMENT)).reshape(group_size, 2, -1)
+        draw = draw._replace(augment=spec.augment(raw, shape))
     return draw, data
 
 

@@ -28,6 +28,7 @@ def heun(
     """
     grid = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     sigmas = torch.cat([schedule.sigma_at(grid), torch.zeros(1, dtype=torch.float64)])
+    last = len(sigmas) - 2  # the step to sigma 0, which has no second evaluation
     sigmas = sigmas.to(latents.device)
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
@@ -37,10 +38,10 @@ def heun(
         return (x - denoised.to(x.dtype)) / sigma
 
     x = latents.double() * sigmas[0]
-    for here, there in itertools.pairwise(sigmas):
+    for step, (here, there) in enumerate(itertools.pairwise(sigmas)):
         d = slope(x, here)
         x_next = x + (there - here) * d
-        if there > 0:
+        if step < last:
             x_next = x + (there - here) * (d + slope(x_next, there)) / 2
         x = x_next
     return x.to(latents.dtype)

@@ -2,6 +2,9 @@
 
 With beta1 = 0 the first moment is the gradient of this very step. The gradients stand in for it:
 the kernel reads each element, finds it equal to its own new value and writes that back.
+
+Whether gradients are finite is known to the device that has them, and the host does not ask: the
+kernels read it themselves, from ``Adam.found_inf``.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ class Adam(torch.optim.Adam):
         betas = (float(settings.beta1), float(settings.beta2))  # torch refuses int next to float
         super().__init__(parameters, lr=settings.lr, betas=betas, eps=settings.epsilon)
         self.moments = settings.moments
+        # float32 [] on any device: a step where it is 1 changes nothing and is not counted. Named
+        # as torch's GradScaler names what it leaves on optimizers.
+        self.found_inf: Tensor | None = None
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of one tensor, created as zeros when there was no step yet."""
@@ -71,6 +77,9 @@ class Adam(torch.optim.Adam):
             kernels: dict[bool, list[Tensor]] = {True: [], False: []}
             for parameter in stepped:
                 kernels[self._fits_fused(parameter)].append(parameter)
+            # Only fused kernels read found_inf: for others the host has to.
+            if kernels[False] and self.found_inf is not None and bool(self.found_inf):
+                kernels[False] = []
             for fused, parameters in kernels.items():
                 if parameters:
                     self._step(group, parameters, fused)
@@ -107,6 +116,7 @@ class Adam(torch.optim.Adam):
             [state["step"] for state in states],
             fused=fused,
             foreach=not fused,
+            found_inf=self.found_inf if fused else None,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -126,11 +136,21 @@ class Adam(torch.optim.Adam):
             state["step"].fill_(float(steps))
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no element is infinite or NaN, without temporaries of their size.
+@torch.no_grad()
+def found_inf_in(tensors: list[Tensor]) -> Tensor:
+    """1 where any element is infinite or NaN, else 0: float32 [] where the tensors are.
 
-    The sum of squares is fast and finite only where all elements are; where it is not, it may have
-    overflowed: the largest element decides.
+    Without temporaries of their size; on a GPU the host does not wait. The largest element decides,
+    for sums overflow. On a CPU a sum of squares is ten times as fast and finite only where all
+    elements are: it is asked first.
     """
-    norms = (torch._foreach_norm(tensors, order) for order in (2, inf))
-    return any(bool(torch.stack(norm).isfinite().all()) for norm in norms)
+    if not tensors:
+        return torch.zeros(())
+    if tensors[0].device.type == "cpu" and not beyond(tensors, 2):
+        return torch.zeros(())
+    return beyond(tensors, inf).float()
+
+
+def beyond(tensors: list[Tensor], order: float) -> Tensor:
+    """Whether any tensor's norm is not finite, bool []."""
+    return torch.stack(torch._foreach_norm(tensors, order)).isfinite().all().logical_not()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.distributed.adam import Adam
+from sid_ray.distributed.adam import Adam, found_inf_in
 from sid_ray.distributed.fragments import MASTER, Fragment, Held, Shapes, own_slice, world
 from sid_ray.distributed.roles import whole_held
 
@@ -137,11 +137,77 @@ def rank_zero_weights(module: nn.Module) -> Iterator[None]:
         DeepSpeedEngine._broadcast_model, Init._zero_init_param = theirs
 
 
+# Waits for the device, 0.19.8 ---------------------------------------------------------------------
+
+
+def wait_on_the_device(engine: Any, stage: int, offload: bool) -> None:
+    """What DeepSpeed has the host wait for in each iteration is left to the device.
+
+    Norms of gradients (stage_1_and_2.py:1914 and 2926, stage3.py:2571): a copy to the device and a
+    value read a role, with offloading one a parameter. What is not finite is looked for here, by
+    ``found_inf``, and 1 stands for the norm, which nothing else reads as nothing is clipped.
+    The overflow tracker of offloading (stage_1_and_2.py:1791): a value read a parameter in the
+    backward pass, which nobody looks at in float32 (engine.py:2643).
+    Stage 3's epilogue of a backward pass (stage3.py:1413): the host waits for the stream that sums
+    gradients. Its step gathers small parameters and waits for them (partition_parameters.py:2127).
+    DeepSpeed leaves both out itself on accelerators that order streams for it.
+    """
+    optimizer = engine.optimizer
+    if stage == 3:
+        optimizer._get_norm_groups = lambda: [torch.ones(())]
+        gather_small = optimizer._post_step
+
+        def post_step(*args: Any) -> None:
+            with in_order():
+                gather_small(*args)
+
+        optimizer._post_step = post_step
+        stream = optimizer.reduce_and_partition_stream
+        if isinstance(stream, torch.cuda.Stream):
+            optimizer.reduce_and_partition_stream = ordered(stream)
+    elif offload:
+        optimizer.scaled_global_norm = lambda: torch.ones(())
+        optimizer.update_offload_overflow_tracker = lambda gradient: None
+        optimizer.update_offload_overflow_tracker_for_param_grad = lambda parameter: None
+
+
+def ordered(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """The same stream, for which the current stream waits where the host was to."""
+
+    class Ordered(torch.cuda.Stream):
+        def synchronize(self) -> None:
+            torch.cuda.current_stream(self.device).wait_stream(self)
+
+    same = ("stream_id", "device_index", "device_type")
+    return Ordered(**{name: getattr(stream, name) for name in same})
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Stage 3: the host does not wait for gathered weights (partition_parameters.py:1988 and 2127).
+
+    What the current stream does next comes behind them all the same: torch's collectives order it.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    accelerator.resolves_data_dependency = lambda: True
+    try:
+        yield
+    finally:
+        del accelerator.resolves_data_dependency
+
+
 # Where it keeps state, one class a group of stages, all with the same methods ---------------------
 
 
 class Replicated:
-    """Stage 0: every rank holds everything, and owns a slice of each parameter."""
+    """Stage 0: every rank holds everything, and owns a slice of each parameter.
+
+    ``steps_on_host``: the optimizer, and what it is told, is in CPU memory.
+    """
+
+    steps_on_host = False
 
     def __init__(self, engine: Any):
         self.engine = engine
@@ -183,6 +249,13 @@ class Replicated:
     def gradients_changed(self) -> None:
         """Called when the values of ``gradients`` were written, before step()."""
 
+    def found_inf(self) -> Tensor:
+        """1 where any rank's gradients are not finite, else 0, as Adam reads it: float32 [].
+
+        The host does not wait, but where the optimizer steps there. A collective.
+        """
+        return found_inf_in(self.gradients())  # summed over ranks already: alike on all
+
     def forget_gradients(self) -> None:
         """Called after each update."""
 
@@ -190,6 +263,33 @@ class Replicated:
     def whole(self, parameter: nn.Parameter) -> Iterator[Tensor]:
         """One whole working weight. A collective."""
         yield parameter.data
+
+
+def nothing_found(engine: Any) -> Tensor:
+    """Of a rank that has no gradients."""
+    return torch.zeros((), device=engine.device)
+
+
+def on_any_rank(found_inf: Tensor) -> Tensor:
+    """1 where it is 1 on some rank. A collective."""
+    torch.distributed.all_reduce(found_inf, torch.distributed.ReduceOp.MAX)
+    return found_inf
+
+
+def found_by_norms(engine: Any) -> Tensor:
+    """``found_inf`` of gradients that go to CPU memory, by the norms taken on their way; there.
+
+    The host waits for the device here, once: it then has the gradients too, as their copies are
+    in streams for which the current one waits. A collective.
+    """
+    optimizer = engine.optimizer
+    pending = getattr(optimizer, "_pending_offload_events", {})  # at stage 3 there are none
+    for event in pending.values():
+        event.wait()
+    pending.clear()
+    norms = [norm.to(engine.device) for norm in optimizer.norm_for_param_grads.values()]
+    mine = torch.stack(norms).isfinite().all().logical_not().float() if norms else None
+    return on_any_rank(nothing_found(engine) if mine is None else mine).cpu()
 
 
 class Partitioned(Replicated):
@@ -225,6 +325,10 @@ class Partitioned(Replicated):
     def gradients(self) -> list[Tensor]:
         parts = self.engine.optimizer.averaged_gradients.values()
         return [gradient for part in parts if part is not None for gradient in part]
+
+    def found_inf(self) -> Tensor:
+        mine = self.gradients()
+        return on_any_rank(found_inf_in(mine) if mine else nothing_found(self.engine))
 
 
 class FullySharded(Partitioned):
@@ -271,7 +375,8 @@ class FullySharded(Partitioned):
         # What is gathered already stays so: DeepSpeed counts what it has gathered itself.
         gathered = parameter.ds_status.name == "AVAILABLE"  # type: ignore[attr-defined]
         if not gathered:
-            parameter.all_gather()  # type: ignore[attr-defined]
+            with in_order():
+                parameter.all_gather()  # type: ignore[attr-defined]
         try:
             yield parameter.data
         finally:
@@ -283,8 +388,13 @@ class OffloadedPartitioned(Partitioned):
     """Stages 1 and 2 with masters, moments and gradients in CPU memory.
 
     The gradients are in the masters' ``grad``, which lives as long as the run; their norms are
-    taken as they arrive there, and what is not finite is told by the norms alone.
+    taken on their way there, and what is not finite is told by the norms alone.
     """
+
+    steps_on_host = True
+
+    def found_inf(self) -> Tensor:
+        return found_by_norms(self.engine)
 
     def gradients(self) -> list[Tensor]:
         self.engine.optimizer._wait_for_offload_copies()
@@ -301,19 +411,26 @@ class OffloadedPartitioned(Partitioned):
 
     def forget_gradients(self) -> None:
         # As at stage 3; and a later pass adds to what the passes of the last step left.
-        for gradient in (
-            *self.gradients(),
-            *self.engine.optimizer.accumulated_grads_in_cpu.values(),
-        ):
+        optimizer = self.engine.optimizer
+        flat = [flat.grad for flat in optimizer.single_partition_of_fp32_groups]
+        for gradient in (*flat, *optimizer.accumulated_grads_in_cpu.values()):
             gradient.zero_()
 
 
 class OffloadedFullySharded(FullySharded):
     """Stage 3 with masters, moments and gradients in CPU memory; see OffloadedPartitioned."""
 
+    steps_on_host = True
+
+    def found_inf(self) -> Tensor:
+        return found_by_norms(self.engine)
+
     def gradients(self) -> list[Tensor]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # they are copied out in the background
+        return self._in_memory()
+
+    def _in_memory(self) -> list[Tensor]:
         return [flat.grad for flat in self.engine.optimizer.fp32_partitioned_groups_flat]
 
     def gradients_changed(self) -> None:
@@ -326,7 +443,7 @@ class OffloadedFullySharded(FullySharded):
 
     def forget_gradients(self) -> None:
         super().forget_gradients()
-        for gradient in self.gradients():
+        for gradient in self._in_memory():
             gradient.zero_()
 
 

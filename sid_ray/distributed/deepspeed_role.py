@@ -7,8 +7,11 @@ Facts of DeepSpeed 0.19.8 that this file rests on; deepspeed_private.py has thos
     gradient_clipping defaults to 1.0, so every behaviour-relevant key is set in deepspeed_config.
     Within the generator phase the fake score is called as the bare module, frozen; through its
     engine the gradients would be wrong (stage 3) or the call would raise (stages 0 to 2).
-    In float32, stages 1 to 3 skip a step by themselves when the global gradient norm is not
-    finite; stage 0 does not, so its gradients are checked here.
+    In float32, stages 1 to 3 look by themselves for a global gradient norm that is not finite, and
+    the host waits for it. Here the device looks, at every stage alike, and Adam's kernels heed it:
+    DeepSpeed's own look is left out (stages 1 and 2 by its compute_grad_norm, the others in
+    deepspeed_private.py).
+    Its throughput timer waits for the device before and after each pass; it is off.
     Over gloo, gathering several parameters at once waits for the last one only: stage 3 gathers
     them one by one there.
 """
@@ -27,17 +30,24 @@ from torch import Tensor, nn
 from sid_ray.config.chosen import ChosenResources
 from sid_ray.denoisers.family import leave_weight
 from sid_ray.denoisers.recompute import recompute_within
-from sid_ray.distributed.adam import AdamSettings, all_finite
+from sid_ray.distributed.adam import AdamSettings
 from sid_ray.distributed.deepspeed_private import (
     build_no_inference_operator,
     import_deepspeed,
     kept_gathered,
     layout_of,
     rank_zero_weights,
+    wait_on_the_device,
 )
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
-from sid_ray.distributed.roles import PLAIN_RULES, RoleState, UpdateRules, fill
+from sid_ray.distributed.roles import (
+    PLAIN_RULES,
+    RoleState,
+    UpdateRules,
+    fill,
+    write_where,
+)
 from sid_ray.types import Denoiser
 
 LOCK_PATIENCE_S = 5.0
@@ -74,6 +84,7 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "steps_per_print": 2**31,
     }
 
@@ -90,7 +101,7 @@ def zero_config(stage: int, offload: bool, overlap: bool = False) -> dict[str, A
         "allgather_partitions": True,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
-        "compute_grad_norm": True,  # what is not finite shows in it
+        "compute_grad_norm": stage not in (1, 2) or offload,  # else it must be on: see the top
         "ignore_unused_parameters": True,  # the generator's log-variance head
         "parameter_alignment": False,
         "elastic_checkpoint": False,
@@ -209,6 +220,7 @@ class DeepSpeedRole:
                 config=deepspeed_config(zero_stage, passes, self.world_size, offload, overlap),
                 dist_init_required=False,
             )
+        wait_on_the_device(self.engine, zero_stage, offload)
         self._layout = layout_of(self.engine, zero_stage, offload)
         self._passes_pending = False
         if not rules.constrain_first:
@@ -237,51 +249,45 @@ class DeepSpeedRole:
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
         self._passes_pending = True
 
-    def update(self) -> bool:
+    def update(self) -> Tensor:
         self._passes_pending = False
         if self.rules.adjusts:
             self.rules.adjust(self._layout.gradients())
             self._layout.gradients_changed()
-        if self.stage == 0:
-            applied = self._update_unsharded()
-        else:
-            self.engine.step()
-            applied = not self.engine.optimizer.overflow
+        found_inf = self._layout.found_inf()
+        self._layout.adam.found_inf = found_inf
+        self.engine.step()
         self._layout.forget_gradients()
-        if applied and not self.rules.constrain_first:
-            self._constrain()
+        applied = found_inf == 0
+        if not self.rules.constrain_first:
+            self._constrain(applied)
         return applied
 
-    def _update_unsharded(self) -> bool:
-        """Stage 0 has no check of its own: gradients are reduced already, alike on every rank."""
-        gradients = self._layout.gradients()
-        finite = all_finite(gradients)
-        if not finite:
-            for parameter in self.module.parameters():
-                parameter.grad = None  # Adam leaves a parameter without gradient alone
-        self.engine.step()
-        return finite
-
     @torch.no_grad()
-    def _constrain(self) -> None:
-        """The family's rule on working weights and masters alike. At stage 3 a collective.
+    def _constrain(self, applied: Tensor | None = None) -> None:
+        """The family's rule on working weights and masters alike, but where ``applied`` is False.
+        At stage 3 a collective.
 
         On the working weights alone it would be undone by the next step, which copies the
         masters over them. Each rank takes its part of the master out of the new whole weight.
         """
         if self.rules.constrain is leave_weight:
             return
+        if applied is not None and self._layout.steps_on_host:
+            if not applied:
+                return
+            applied = None
         held = {item.fragment.name: item for item in self._layout.held()}
         for name, parameter in self.module.named_parameters():
             with self._layout.whole(parameter) as weight:
                 new = self.rules.constrain(name, weight)
                 if new is None:
                     continue
-                weight.copy_(new)
+                write_where(applied, new, weight)
                 mine = held.get(name)
                 if mine is not None:
                     _, offset, length = mine.fragment
-                    mine.values[MASTER].copy_(new.reshape(-1)[offset : offset + length])
+                    mine.values[MASTER].copy_(weight.reshape(-1)[offset : offset + length])
         self._layout.settle()
 
     @torch.no_grad()

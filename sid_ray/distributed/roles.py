@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.family import Constrain, leave_weight
-from sid_ray.distributed.adam import Adam, AdamSettings, all_finite
+from sid_ray.distributed.adam import Adam, AdamSettings, found_inf_in
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import (
     EXP_AVG,
@@ -45,8 +45,10 @@ class Role(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of a sum over this rank's samples."""
 
-    def update(self) -> bool:
-        """Sums gradients over ranks and steps; False when they were not finite: nothing changed."""
+    def update(self) -> Tensor:
+        """Sums gradients over ranks and steps. Whether it did, bool []: where they were not finite
+        nothing changed. On the device; the host has not waited for it.
+        """
 
     def average_into(self, average: nn.Module, beta: float) -> None:
         """average = beta * average + (1 - beta) * weights: an average that this role can read."""
@@ -128,12 +130,23 @@ def whole_held(module: nn.Module, optimizer: Adam) -> Iterator[Held]:
 
 
 @torch.no_grad()
-def constrain_module(module: nn.Module, constrain: Constrain) -> None:
-    """Writes a family's rule into the parameters it changes."""
+def constrain_module(
+    module: nn.Module, constrain: Constrain, applied: Tensor | None = None
+) -> None:
+    """Writes a family's rule into the parameters it changes; nothing where ``applied`` is False."""
     for name, parameter in module.named_parameters():
         new = constrain(name, parameter)
         if new is not None:
-            parameter.copy_(new)
+            write_where(applied, new, parameter)
+
+
+@torch.no_grad()
+def write_where(applied: Tensor | None, new: Tensor, tensor: Tensor) -> None:
+    """tensor = new, where ``applied``, a bool [] on its device, is not False. In one kernel."""
+    if applied is None:
+        tensor.copy_(new)
+    else:
+        torch.where(applied, new, tensor, out=tensor)
 
 
 @torch.no_grad()
@@ -173,7 +186,7 @@ class TorchRole:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def update(self) -> bool:
+    def update(self) -> Tensor:
         gradients = []
         for parameter in self._module.parameters():
             if parameter.grad is None:
@@ -182,13 +195,13 @@ class TorchRole:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         self.rules.adjust(gradients)
-        finite = all_finite(gradients)
-        if finite:
-            self.optimizer.step()
-            if not self.rules.constrain_first:
-                constrain_module(self._module, self.rules.constrain)
+        self.optimizer.found_inf = found_inf_in(gradients)
+        applied = self.optimizer.found_inf == 0
+        self.optimizer.step()
+        if not self.rules.constrain_first:
+            constrain_module(self._module, self.rules.constrain, applied)
         self.optimizer.zero_grad(set_to_none=True)
-        return finite
+        return applied
 
     def average_into(self, average: nn.Module, beta: float) -> None:
         weights: Iterable[Tensor] = self._module.parameters()

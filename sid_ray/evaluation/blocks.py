@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import DataSource, data_fingerprint
+from sid_ray.denoisers.precondition import precision_beside, set_precision
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
@@ -125,7 +126,9 @@ class Bench:
         subject, evaluation = job.subject, job.config.evaluation
         self.components = components_of_job(job)
         data = data_for(job, self.components, self.device)
-        codec = codec_of(subject.description, self.components.vae, self.device)
+        precision = precision_beside(job.config.training.precision, self.device)
+        set_precision(network, precision)
+        codec = codec_of(subject.description, self.components.vae, self.device, precision)
         self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
         self._sampler = sampler_of(job, network.to(self.device), data)
 
@@ -160,6 +163,9 @@ class Bench:
             "device": device,
             "torch": torch.__version__,
         }
+        precision = precision_beside(config.training.precision, device)
+        if precision != "float32":
+            values["compute"] = precision
         text = json.dumps(values, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

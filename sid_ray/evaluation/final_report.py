@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.precondition import precision_beside, set_precision
 from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
@@ -88,6 +89,7 @@ def final_report(
     generator_folder: Path,
     picture: Path,
     progress: Callable[[str], None],
+    device: torch.device,
 ) -> FinalReport:
     """Measures and draws: the rows in the order of samplers(), the contact sheet at ``picture``.
 
@@ -95,12 +97,15 @@ def final_report(
     that the training's own evaluations gave.
     """
     set_numerics(config.resources.deterministic)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher, description = load_model(teacher_folder)
     generator = load_model(generator_folder)[0]
     components = components_of(config, description, teacher_folder)
     data = data_of(config, description, components, device)
-    codec = codec_of(description, config.evaluation.vae or components.vae, device)
+    precision = precision_beside(config.training.precision, device)
+    for net in (teacher, generator):
+        set_precision(net, precision)
+    vae = config.evaluation.vae or components.vae
+    codec = codec_of(description, vae, device, precision)
     judge = Judge(
         config.evaluation, data.source, codec, config.objective.num_steps, device, progress
     )

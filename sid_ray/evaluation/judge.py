@@ -66,9 +66,14 @@ def open_extractor(chosen: EvaluationConfig, device: torch.device | str = "cpu")
 
 
 def codec_of(
-    description: ModelDescription, vae: str | Path | None, device: torch.device | str = "cpu"
+    description: ModelDescription,
+    vae: str | Path | None,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
 ) -> Codec:
     """From the space of a denoiser to pixels, with the VAE of a folder.
+
+    ``precision``: of the denoiser.
 
     Raises UserError where latents are to be decoded and there is no VAE, or that of others.
     """
@@ -81,7 +86,7 @@ def codec_of(
             "their vae (evaluation.vae or teacher.vae of a run, else --vae FOLDER)"
         )
     check_vae_suits(description, component_folder(vae, "vae"))
-    return open_vae(str(vae), family.latent_convention().name, str(device))
+    return open_vae(str(vae), family.latent_convention().name, str(device), precision)
 
 
 class Judge:
@@ -224,6 +229,7 @@ class Judge:
         found: dict[str, float] = {}
         for spec in self.specs:
             own = [each.own[spec.name] for each in held if spec.name in each.own]
-            evidence = Evidence(self.extractor.space, made, own, lambda: self.real)
+            space, device = self.extractor.space, str(self.device)
+            evidence = Evidence(space, made, own, lambda: self.real, device)
             found |= spec.scored(evidence)
         return found

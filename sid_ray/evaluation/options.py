@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from sid_ray.device.choice import Device
 from sid_ray.errors import UserError
 from sid_ray.storage.places import check_file
 
@@ -68,10 +69,13 @@ class EvaluateOptions:
     batch_size: int = 64
     """Images made at once."""
     actors: int = 0
-    """Processes at work, at most; 0 for as many as there are CPUs (with --use-gpu GPUs), and more
+    """Processes at work, at most; 0 for as many as there are GPUs, or CPUs without them, and more
     when nodes come to the cluster of RAY_ADDRESS. 1 without a cluster: this process alone."""
+    device: Device = "auto"
+    """auto: one GPU a process where this machine has GPUs; cuda: also those of the cluster of
+    RAY_ADDRESS alone."""
     use_gpu: bool = False
-    """One GPU a process."""
+    """The same as --device cuda."""
     steps: int = 0
     """Of a teacher: steps of Heun's method (EDM, EDM2) or of DDIM (Stable Diffusion). 0 for 18
     (EDM), 32 (EDM2) or 50."""
@@ -105,6 +109,8 @@ class EvaluateOptions:
                 raise UserError(f"--{flag} {value}: at most {most:,}")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UserError(f"--guidance {self.guidance}: expected a finite number")
+        if self.use_gpu and self.device == "cpu":
+            raise UserError("--use-gpu and --device cpu: give one of them")
         if self.data_source and not self.data:
             raise UserError("--data-source needs --data: prepared, prompts, or a data set's name")
         if re.match(r"[a-z0-9]+:/", str(self.out)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,44 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with moved_into_place(path, sync=False) as temporary:
         picture.save(temporary, "PNG")
+
+
+class PictureWriter:
+    """Writes pictures, a PNG each.
+
+    ``beside``: in threads, while a GPU makes the next ones; one batch at a time waits to be
+    written. Else at once. ``written``: how many are on disk. Raises OSError for a disk that fails.
+    """
+
+    def __init__(self, beside: bool = False):
+        self.written = 0
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1)) if beside else None
+        self._waiting: list[Future[None]] = []
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+    def write(self, images: Tensor, paths: Sequence[Path]) -> None:
+        """Images uint8 [N, C, H, W] in CPU memory. Returns when those before them are written."""
+        self.finish()
+        for image, path in zip(images, paths, strict=True):
+            if self._pool is None:
+                save_picture(to_picture(image), path)
+                self.written += 1
+            else:
+                self._waiting.append(self._pool.submit(save_picture, to_picture(image), path))
+
+    def finish(self) -> None:
+        """Returns when all are written."""
+        for each in self._waiting:
+            each.result()
+        self.written += len(self._waiting)
+        self._waiting = []

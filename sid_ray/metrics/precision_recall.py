@@ -5,7 +5,8 @@ nearest neighbour in the set. Precision: the share of made samples in that of th
 good). Recall: the share of real samples in that of the made ones (how varied).
 
 Distances are made in tiles and only the k smallest of a row are kept, so memory grows with the
-number of samples and not with its square. Float64, so that rounding decides ties only.
+number of samples and not with its square. Float64, so that rounding decides ties only, on the
+device that the features came from: of two sets of 50,000 in 2,048 dimensions it is 41 TFLOP.
 
 Source: Kynkaanniemi et al., arXiv 1904.06991.
 """
@@ -70,9 +71,14 @@ def covered(x: Tensor, y: Tensor, radii: Tensor, tile: int = TILE) -> Tensor:
 
 
 def precision_recall(
-    made: NDArray | Tensor, real: NDArray | Tensor, neighbours: int = NEIGHBOURS, tile: int = TILE
+    made: NDArray | Tensor,
+    real: NDArray | Tensor,
+    neighbours: int = NEIGHBOURS,
+    tile: int = TILE,
+    device: torch.device | str | None = None,
 ) -> PrecisionRecall:
-    """Of features [N, D] of made images and [M, D] of real ones, on the device they are on.
+    """Of features [N, D] of made images and [M, D] of real ones, on ``device``; without one, on
+    that which they are on.
 
     Raises UserError for a set of no more samples than neighbours.
     """
@@ -81,7 +87,7 @@ def precision_recall(
             f"precision and recall of {len(made)} made and {len(real)} real samples: more than "
             f"{neighbours} of each are needed"
         )
-    x, y = torch.as_tensor(made).double(), torch.as_tensor(real).double()
+    x, y = (torch.as_tensor(each, device=device).double() for each in (made, real))
     centre = y.mean(0)  # far from the origin, distances by scalar products lose digits
     x, y = x - centre, y - centre
     precise = covered(x, y, squared_radii(y, neighbours, tile), tile)

@@ -116,12 +116,14 @@ class Evidence:
         made: sums of the made images' features; features and classes where some metric reads them.
         own: what the metric's Gauge saw, [N <= 256, D] block by block; empty without one.
         real: of the real images, opened by whoever asks.
+        device: on which images were looked at, for metrics that compare them one by one.
     """
 
     space: str
     made: SeenBlocks
     own: Sequence[NDArray]
     real: Callable[[], RealImages]
+    device: str = "cpu"
 
     @property
     def own_sums(self) -> FeatureSums:

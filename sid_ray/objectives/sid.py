@@ -129,7 +129,8 @@ class SiD:
     def draw_spec(self) -> DrawSpec:
         drops = self.guidance.drops_text
         normal = self.schedule.normal_fake_time
-        return DrawSpec(normal, self.num_steps, drops, self.augment is not None)
+        plan = None if self.augment is None else self.augment.plan
+        return DrawSpec(normal, self.num_steps, drops, plan)
 
     def trains_generator(self, images_seen: int) -> bool:
         return True
@@ -203,7 +204,7 @@ class SiD:
         if self.augment is None:
             return images, None
         assert draw.augment is not None
-        return self.augment(images, draw.augment[:, int(real)])
+        return self.augment.apply(images, draw.augment[:, int(real)])
 
     def denoising_loss(self, seen: Denoised) -> Tensor:
         """Sum of lambda (f_psi - y)^2, or with log-variance lambda / e^u (f_psi - y)^2 + u."""

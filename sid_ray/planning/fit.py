@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,12 @@ LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # What a pass of both phases costs beside its images, in networks that a GPU would send meanwhile:
 # each pass reads, casts and normalises the weights of all networks and launches every kernel. For
 # EDM2-XXL 558 GiB move through memory (docs/scaling.md), 0.18 s on an H100, in which NVLink, or
-# InfiniBand with 400 Gb/s a GPU, sends 5.7 GiB ten times. Counted and assumed, not measured.
-PASS = 10
+# InfiniBand with 400 Gb/s a GPU, sends 5.7 GiB ten times. Computing blocks again adds a quarter of
+# an image's arithmetic: of its 12,906 GFLOP, 33 ms at 40 % of an H100's half precision, in which
+# two networks are sent; float32 without TF32 takes 15 times as long. Counted and assumed, not
+# measured.
+PASS = 10.0
+AGAIN, AGAIN_FLOAT32 = 0.5, 7.5  # an image
 TRACED_IMAGES = 16  # with 1 and the whole batch: beyond it a pass grows evenly
 NONE = "none"  # the stage of a run whose roles are plain torch's
 MORE_GPUS = 8  # times as many are looked at
@@ -120,6 +125,12 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
     return found
 
 
+@functools.cache
+def frozen_size(description: str, precision: str) -> int:
+    """``frozen_bytes`` of a description's JSON: seconds for a large network."""
+    return frozen_bytes(ModelDescription.from_json(description, "the teacher"), precision)
+
+
 class Planner:
     """Memory of variants of one run: traces each network once, then it is arithmetic.
 
@@ -140,7 +151,7 @@ class Planner:
 
     def teacher_bytes(self, precision: str) -> int:
         if precision not in self._teachers:
-            self._teachers[precision] = frozen_bytes(self.description, precision)
+            self._teachers[precision] = frozen_size(self.description.to_json(), precision)
         return self._teachers[precision]
 
     def activations(self, config: DistillConfig, micro_batch: int) -> dict[str, int]:
@@ -210,7 +221,11 @@ class Planner:
         )
         passes = plan.passes_a_rank
         sent = sent_bytes(self.network, self.layout(config, machine), passes)
-        return sent, sent + PASS * passes * WORD * self.network.parameters
+        beside = PASS * passes
+        if plainly(config).activation_checkpointing:
+            again = AGAIN_FLOAT32 if config.training.precision == "float32" else AGAIN
+            beside += again * plan.group_size * -(-plan.num_groups // machine.gpus)
+        return sent, sent + int(beside * WORD * self.network.parameters)
 
     def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
         found, largest = self.peak(config, machine), self.largest(config, machine)
@@ -333,7 +348,8 @@ def refusal_to_fit(
     """One line: what is needed, what there is, and what fits."""
     ways = "; or ".join(nearest_fits(planner, config, machine))
     return UserError(
-        f"{config.run_name} does not fit on {machine.gpus} GPUs of {gib(machine.memory)}: {needed}."
+        f"{config.run_name} does not fit on {machine.gpus} GPU{'s' * (machine.gpus != 1)} of "
+        f"{gib(machine.memory)}: {needed}."
         f" What fits: {ways}"
     )
 

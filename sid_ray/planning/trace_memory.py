@@ -30,6 +30,7 @@ from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.registry import family_of
+from sid_ray.diffusion.augment import PLANNED
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
 from sid_ray.training.assemble import network_of, objective_of
@@ -40,7 +41,6 @@ from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 
 LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
-AUGMENT_DRAWS = 15
 
 
 class LiveBytes(TorchDispatchMode):
@@ -258,7 +258,7 @@ def inputs(
         step=steps - 1 if steps > 1 else None,
         more_noise=some(steps - 1, *shape) if steps > 1 else None,
         text_uniform=some() if wanted.text else None,
-        augment=some(2, AUGMENT_DRAWS) if wanted.augment else None,
+        augment=some(2, PLANNED) if wanted.augment else None,
     )
     reals = some(*shape) if objective_spec(config.objective.name).reads_images else None
     return Drawn(

@@ -17,6 +17,7 @@ from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of, noise_of
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
@@ -109,7 +110,8 @@ def data_of(
     ``tell`` hears of its storage.
     """
     family = family_of(teacher.family)
-    text = family.load_text(components.text, device) if family.reads_text else None
+    precision = precision_beside(config.training.precision, device)
+    text = family.load_text(components.text, device, precision) if family.reads_text else None
     embed, null_text = (None, None) if text is None else (text.embed, text.null())
     shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if not is_prepared(config.data):

@@ -8,13 +8,14 @@ number comes from (seed, stream, images_seen, group).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.compiled import begin_pass
 from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR
 from sid_ray.distributed.ema import ema_beta
@@ -36,15 +37,24 @@ from sid_ray.types import (
 
 @dataclass
 class Sums:
-    """Metrics summed over samples, and how many samples; added up until someone reports."""
+    """Metrics summed over samples, and how many samples; added up until someone reports.
+
+    They stay on the device that has them: nothing waits for them before a report.
+    """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, metrics: dict[str, Tensor], samples: int) -> None:
-        for name, value in metrics.items():
-            self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
-            self.counts[name] += samples
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor], samples: int) -> None:
+        """Adds sums over so many samples, all at once."""
+        names = list(metrics)
+        new = [metrics[name] for name in names]
+        old = [self.values.get(name) for name in names]
+        begun = [torch.zeros_like(n) if o is None else o for o, n in zip(old, new, strict=True)]
+        if names:
+            self.values |= zip(names, torch._foreach_add(begun, new), strict=True)
+        self.counts.update(dict.fromkeys(names, samples))
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class StepSettings:
     rank: int
     ema_half_life: float
     ema_rampup: float
+    before_writing: Callable[[], None] = lambda: None
+    """Called before anything of the state is overwritten: copies of it may be on their way."""
 
 
 @contextmanager
@@ -101,17 +113,20 @@ def run_phase(
     with trainable(role.module), ready:
         for micro_step in micro_steps:
             if micro_step.opens_group:
+                settings.before_writing()
                 role.prepare()
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)
                 scope = replace(scope, sums=whole)
+            begin_pass()
             draw, batch = draws(phase.stream, images_seen, micro_step)
             loss = phase.loss(phase.nets, batch, draw, scope)
             role.backward(poison(loss.total) * (micro_step.weight / plan.batch_size))
             if micro_step.weight:
-                sums.add(dict(loss.metrics), len(draw.time))
+                sums.add(loss.metrics, len(draw.time))
+        settings.before_writing()
         applied = role.update()
-    sums.add({"skipped_updates": torch.tensor(float(not applied))}, 0)
+    sums.add({"skipped_updates": applied.logical_not().float()}, 0)
 
 
 def leave_out_phase(role: Role, settings: StepSettings) -> None:
@@ -138,6 +153,7 @@ def sums_of_group(
     found, width = [], first.stop
     for start in range(0, plan.group_size, width):
         part = replace(first, start=start, stop=start + width)
+        begin_pass()
         draw, batch = draws(phase.stream, images_seen, part)
         found.append(sums_of(phase.nets, batch, draw))
     return GroupSums(*(sum(parts[1:], start=parts[0]) for parts in zip(*found, strict=True)))

@@ -168,12 +168,15 @@ def files_sha256(files: Sequence[Path]) -> str:
 
 
 @cache
-def open_vae(source: str, convention: str, device: str) -> Any:
-    """The codec around a folder's VAE, loaded once a process. Raises UserError."""
+def open_vae(source: str, convention: str, device: str, precision: str = "float32") -> Any:
+    """The codec around a folder's VAE, loaded once a process. Raises UserError.
+
+    ``precision``: of the networks beside it.
+    """
     one_thread_on_cpu(device)
     chosen = convention_of(convention)
     vae = chosen.load(component_folder(source, "vae"))
-    return chosen.codec(vae.to(device), BATCH)
+    return chosen.codec(vae.to(device, chosen.dtype(precision)), BATCH)
 
 
 @cache

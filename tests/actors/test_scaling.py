@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from sid_ray.actors import scaling
 from sid_ray.actors.scaling import AskFirst, Budget
-from sid_ray.actors.signals import PausedError
+from sid_ray.actors.signals import OutOfMemoryAgainError, PausedError, SmallerPassesError
 
 
 class Remote:
@@ -217,18 +217,29 @@ def test_failures_in_a_row_use_up_the_budget_and_a_checkpoint_fills_it(budget):
 def test_the_reason_is_said_in_a_line(budget):
     dead = WorkerHealthCheckFailedError("unhealthy", RuntimeError("The actor died\nlong story"))
     peer = RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [192.0.2.1]")
-    for errors in ((peer, dead), (peer,), (ValueError("wrong\nlong story"),)):
+    wrong = ValueError("wrong\nlong story")
+    for errors in ((peer, dead), (peer,), (wrong,), (peer, dead, wrong)):
         budget.make_decision(failure(*errors))
     told = [(reason, planned) for reason, planned, _ in budget.tracker.named("stopped")]
     assert told == [
         ("worker 1 died", False),
         ("a worker was lost", False),
         ("worker 0 failed: ValueError: wrong", False),
+        ("worker 2 failed: ValueError: wrong", False),  # NCCL ends the processes of its peers
     ]
 
 
+def test_smaller_passes_are_free_and_a_second_lack_of_memory_is_the_end(budget):
+    smaller, peer = SmallerPassesError("less"), RuntimeError("Connection closed by peer")
+    for _ in range(5):
+        assert budget.make_decision(failure(peer, smaller)) == FailureDecision.RETRY
+    again = failure(peer, OutOfMemoryAgainError("again"))
+    assert budget.make_decision(again) == FailureDecision.RAISE
+
+
 def test_what_goes_to_the_controller_can_be_sent():
-    assert pickle.loads(pickle.dumps(PausedError("why"))).args == ("why",)
+    for kind in (PausedError, SmallerPassesError, OutOfMemoryAgainError):
+        assert pickle.loads(pickle.dumps(kind("why"))).args == ("why",)
 
 
 def test_a_new_driver_takes_over_what_a_dead_one_had_reserved(policy, monkeypatch):

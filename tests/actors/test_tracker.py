@@ -24,6 +24,27 @@ def test_a_line_of_several_ranks_is_said_once_whatever_seconds_they_measured(tra
     assert len(tracker.board().events) == 2
 
 
+def test_the_reason_of_a_stop_is_the_rank_that_failed_not_who_missed_it(tracker):
+    def stopped(*failures):
+        tracker.group_starts(2)
+        tracker.beat(64, 1.0)
+        for failure in failures:
+            tracker.failed(failure)
+        tracker.stopped("a worker was lost", False, 2.0)
+        tracker.group_starts(2)
+        tracker.beat(128, 3.0)
+        return tracker.board().interruptions[-1].reason
+
+    assert stopped("worker 1 failed: x", "worker 0 failed: y") == "worker 1 failed: x"
+    assert stopped() == "a worker was lost", "what an earlier group had is done"
+
+
+def test_all_ranks_start_with_the_micro_batch_that_was_found(tracker):
+    assert tracker.micro_batch() == 0
+    assert [tracker.smaller_passes(96, 48) for _ in range(2)] == [48, 48]
+    assert tracker.micro_batch() == 48
+
+
 def test_the_best_score_of_all_starts_counts(tmp_path):
     kind = Tracker.__ray_metadata__.modified_class
     nan = float("nan")

@@ -11,7 +11,8 @@ from sid_ray.config.distill_config import DistillConfig, replace, with_plain_res
 from sid_ray.device.found import Gpu
 from sid_ray.errors import UserError
 from sid_ray.planning import fit, here
-from sid_ray.planning.choose import ResourceChoice, choose_measured
+from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choose import choose_measured
 from sid_ray.planning.fit import GIB, Gpus, Planner
 from sid_ray.planning.machine import Machine, Node
 from sid_ray.recipes.known_networks import teacher_of

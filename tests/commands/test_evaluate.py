@@ -218,7 +218,9 @@ def test_wrong_choices_are_refused(run, capsys, tmp_path):
     assert "images of shape" in refused(capsys, run, "--feature-space", "emoji-cnn")
     assert "reads text: name its prompts" in refused(capsys, "builtin:emoji-teacher")
     assert "need real images" in refused(capsys, teacher, "--metrics", "pr")
-    assert "no GPU here" in refused(capsys, run, "--use-gpu")
+    for flag in (["--use-gpu"], ["--device", "cuda"]):
+        assert "--device cuda: no NVIDIA driver" in refused(capsys, run, *flag)
+    assert "give one of them" in refused(capsys, run, "--use-gpu", "--device", "cpu")
 
 
 def test_a_reference_of_another_size_is_refused(run, capsys, tmp_path):

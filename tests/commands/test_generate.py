@@ -7,17 +7,21 @@ import re
 import shutil
 import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import sid_ray
 from sid_ray.commands.arguments import number_list, without_repeats
-from sid_ray.commands.generate import Painter, claimed, generate_pictures
+from sid_ray.commands.generate import Painter, claimed, generate, generate_pictures
+from sid_ray.commands.generate_options import GenerateOptions
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.errors import UserError
 from sid_ray.evaluation import judge
+from sid_ray.evaluation.pictures import PictureWriter
+from sid_ray.evaluation.samplers import Inputs
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import generator_description
 from sid_ray.weights.components import Named
@@ -88,7 +92,7 @@ def test_latents_are_decoded(latents, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     asked = []
 
-    def open_vae(source, convention, device):
+    def open_vae(source, convention, device, precision):
         asked.append((source, convention))
         return Doubling()
 
@@ -271,6 +275,49 @@ def test_a_place_below_a_file_is_refused_with_what_helps(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Not a directory: name a folder that can be written"):
         generate_pictures(run, range(2), None, (), tmp_path / "file" / "x", batch=2)
+
+
+def test_pictures_of_a_gpu_say_so_and_those_of_a_cpu_are_as_before(run):
+    """Folders of earlier versions, which know no device, go on."""
+    assert "device" not in Painter(run, None, (), 8).made_of()
+    painter = Painter(run, None, (), 8)
+    painter.device = torch.device("cuda")
+    assert painter.made_of()["device"] == "cuda"
+
+
+def test_noise_is_drawn_on_the_cpu_and_pictures_come_back_to_it(run, monkeypatch):
+    """So a seed's noise is the same on every device."""
+    moved, painter = [], Painter(run, None, (), 4)
+
+    def to(self, device):
+        moved.append((self.latents.device.type, device))
+        return self
+
+    monkeypatch.setattr(Inputs, "to", to)
+    assert painter.images(range(3)).device.type == "cpu"
+    assert moved == [("cpu", painter.device)]
+
+
+def test_a_gpu_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"^--device cuda: no NVIDIA driver.*run on CPUs$"):
+        generate(GenerateOptions(str(run), out=tmp_path / "x", device="cuda"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_pictures_are_the_same_whoever_writes_them(tmp_path, beside):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    with PictureWriter(beside) as writer:
+        writer.write(images[:3], [tmp_path / f"{n}.png" for n in range(3)])
+        writer.write(images[3:], [tmp_path / f"{n}.png" for n in (3, 4)])
+        assert writer.written == (3 if beside else 5)
+    assert writer.written == 5
+    for number, image in enumerate(images):
+        with Image.open(tmp_path / f"{number}.png") as picture:
+            assert torch.equal(torch.from_numpy(np.array(picture)).permute(2, 0, 1), image)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError), PictureWriter(beside) as writer:
+        writer.write(images[:1], [tmp_path / "file" / "0.png"])
 
 
 def test_a_seed_that_stands_twice_is_one_picture():

@@ -7,10 +7,11 @@ import types
 import pytest
 import torch
 
-from sid_ray.denoisers import attention
+from sid_ray.denoisers import attention, xformers_package
 from sid_ray.denoisers.attention import attend, merge_heads, set_attention, split_heads
 from sid_ray.denoisers.edm import EDMDenoiser, EDMNetwork
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
+from sid_ray.denoisers.precondition import set_precision
 from sid_ray.errors import UserError
 from tests.denoisers.official import Official, fill, relative_error
 
@@ -76,12 +77,19 @@ def fake_xformers(monkeypatch, calls):
     """A stand-in with the layout of xformers: [B, L, heads, d]."""
 
     def memory_efficient_attention(q, k, v):
-        calls.append(tuple(q.shape))
+        if tuple(q.shape) != xformers_package.TRIAL:
+            calls.append(tuple(q.shape))
         return reference(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
+    install_fake(monkeypatch, memory_efficient_attention)
+
+
+def install_fake(monkeypatch, memory_efficient_attention):
+    """A package xformers with this attention; the CPU stands for the GPU."""
     package, ops = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
     ops.memory_efficient_attention = memory_efficient_attention
     package.ops = ops
+    monkeypatch.setattr(xformers_package, "DEVICE", "cpu")
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -89,9 +97,9 @@ def fake_xformers(monkeypatch, calls):
 
 @pytest.fixture(autouse=True)
 def forget_xformers():
-    attention._xformers_ops.cache_clear()
+    xformers_package.WORKING.clear()
     yield
-    attention._xformers_ops.cache_clear()
+    xformers_package.WORKING.clear()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -161,6 +169,73 @@ def test_broken_xformers_says_why(monkeypatch):
     monkeypatch.setattr("builtins.__import__", broken)
     with pytest.raises(UserError, match="undefined symbol"):
         set_attention(NETWORKS["song"](), "xformers")
+
+
+class InvalidLibError(Exception):
+    """As xformers keeps it: what its compiled part was built for."""
+
+    build_info = types.SimpleNamespace(
+        metadata={"version": {"torch": "2.10.0+cu128", "cuda": 1208}}
+    )
+
+
+def no_operator(q, k, v):
+    """What memory_efficient_attention raises where the compiled part was not loaded."""
+    raise NotImplementedError(
+        "No operator found for `memory_efficient_attention_forward` with inputs:\n     query ..."
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_xformers_whose_import_only_warns_is_refused_before_the_first_pass(monkeypatch, kept):
+    """As 0.0.35 of the registry, built for CUDA 12, beside torch 2.13 for CUDA 13."""
+    install_fake(monkeypatch, no_operator)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    if kept:
+        library = types.ModuleType("xformers._cpp_lib")
+        library._cpp_library_load_exception = InvalidLibError("xFormers can't load its extensions")
+        monkeypatch.setitem(sys.modules, "xformers._cpp_lib", library)
+    network = NETWORKS["song"]()
+    with pytest.raises(UserError) as error:
+        set_attention(network, "xformers")
+    said = str(error.value)
+    assert "\n" not in said
+    assert "(CUDA 13.0)" in said and "whl/cu130" in said and "--resources.attention sdpa" in said
+    expected = "built for torch 2.10.0+cu128 and CUDA 12.8" if kept else "No operator found"
+    assert expected in said
+    assert network.model.dec["8x8_in0"].attention_backend == "sdpa"
+
+
+def test_xformers_that_fails_on_the_way_back_is_refused(monkeypatch):
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            return q * 1
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nmore")
+
+    install_fake(monkeypatch, OneWay.apply)
+    with pytest.raises(UserError, match="no kernel image") as error:
+        set_attention(NETWORKS["edm2"](), "xformers")
+    assert "\n" not in str(error.value)
+
+
+def test_xformers_is_tried_in_the_precision_that_is_wanted(monkeypatch):
+    """Some of its kernels have half precision alone."""
+
+    def half_only(q, k, v):
+        if q.dtype == torch.float32:
+            raise NotImplementedError("dtype=torch.float32 (supported: float16, bfloat16)")
+        return q + k + v
+
+    install_fake(monkeypatch, half_only)
+    network = NETWORKS["edm2"]()
+    with pytest.raises(UserError, match="does not work in float32"):
+        set_attention(network, "xformers")
+    set_precision(network, "float16")
+    set_attention(network, "xformers")
 
 
 def test_xformers_is_refused_on_a_cpu(monkeypatch):

@@ -12,6 +12,9 @@ import torch
 import torch._dynamo
 import torch._inductor.metrics
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.compilers import nop
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from benchmarks import compile_cache, overlap
@@ -22,11 +25,17 @@ from sid_ray.denoisers.edm import EDMDenoiser
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.stable_diffusion import build_stable_diffusion
 from sid_ray.diffusion.schedules import EDMSchedule
+from sid_ray.distributed.adam import AdamSettings
+from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.errors import UserError
+from sid_ray.groups import GroupPlan
+from sid_ray.objectives.sida import SiDA
+from sid_ray.training.draws import draws_of
+from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Condition, Level, Want
 from tests.conftest import relative_error
 from tests.denoisers.test_recompute import FAMILIES
-from tests.support.networks import TINY, some_draw, tiny_edm2, tiny_network
+from tests.support.networks import TINY, LabelledNoise, some_draw, tiny_edm2, tiny_network
 
 ROUNDING = 2e-5
 TINY_UNET = {
@@ -47,6 +56,7 @@ def fresh(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # slow, and long
+    monkeypatch.setattr(compiled.Recorded, "graphs", False)
     monkeypatch.setattr(cpu_convolution, "ONEDNN", False)  # compiled networks do not use it
     with torch._dynamo.config.patch():
         yield
@@ -217,6 +227,74 @@ def test_a_cache_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match="belongs to another user"):
         keep_compiled(tmp_path)
+
+
+class Replayed:
+    """A backend that emulates CUDA graphs: what a backward graph returns is the same memory at
+    every run, written again by the next one (torch/_inductor/cudagraph_trees.py)."""
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[int, int], Tensor] = {}
+        self.compiled = aot_autograd(fw_compiler=nop, bw_compiler=self.recorded)
+
+    def __call__(self, graph, inputs, **options):
+        return self.compiled(graph, inputs)
+
+    def recorded(self, graph, inputs):
+        def replay(*given):
+            found = []
+            for index, value in enumerate(graph(*given)):
+                if isinstance(value, Tensor):
+                    place = self.memory.setdefault((id(graph), index), torch.empty_like(value))
+                    value = place.copy_(value).detach()  # a new tensor in the old memory
+                found.append(value)
+            return found
+
+        return make_boxed_func(replay)
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = None
+        self.weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight * x).square()
+
+
+def summed_over_passes(network: nn.Module, passes: list[float]) -> Tensor:
+    for x in passes:
+        network(torch.full((2,), x)).sum().backward()
+    found = network.weight.grad
+    network.weight.grad = None
+    return found
+
+
+def test_gradients_outlive_the_graphs_that_made_them():
+    """Two and three passes a phase, and a phase after another."""
+    plain, network, passes = Squared(), Squared(), [1.0, 2.0, 5.0]
+    stolen = torch.compile(Squared(), backend=Replayed())
+    set_compile(network, "cudagraphs", backend=Replayed())
+    assert not torch.equal(summed_over_passes(stolen, passes), summed_over_passes(plain, passes))
+    for some in (passes[:1], passes[:2], passes, passes[1:]):
+        assert torch.equal(summed_over_passes(network, some), summed_over_passes(plain, some))
+
+
+def test_each_pass_of_a_step_is_told_where_graphs_are_recorded(monkeypatch):
+    """Also those of a look ahead at a group that is split; nowhere else."""
+    told: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(1))
+    plan, objective = GroupPlan(8, 4, 2, 1), SiDA(EDMSchedule(), alpha=1.0)
+    network = tiny_network()
+    adam = AdamSettings(1e-3, 0.0, 0.999, 1e-8)
+    roles = [TorchRole(copy.deepcopy(network), adam) for _ in range(2)]
+    trainee = Trainee(network.requires_grad_(False), *roles, copy.deepcopy(network))
+    draws = draws_of(LabelledNoise(), plan, 0, torch.device("cpu"), objective.draw_spec)
+    for passes in (0, 2 * (4 + 4)):
+        step(trainee, objective, StepSettings(plan, 0, 100, 0.05), draws, Sums())
+        assert len(told) == passes
+        compiled.Recorded.graphs = True
 
 
 @slow

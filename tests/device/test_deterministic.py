@@ -18,6 +18,7 @@ from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
+from tests.support.trajectories import CASES, plain_trainee, train
 
 NAMES = """
     avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward
@@ -122,3 +123,12 @@ def test_xformers_is_refused():
     with pytest.raises(UserError, match=r"resources\.attention is xformers"):
         with_fields(config, **fields).check()
     assert with_fields(config, resources__deterministic=True).check()
+
+
+def test_updates_and_averages_compute_nothing_of_it_either():
+    """A whole iteration: clipping, the check of gradients, Adam, EDM2's weights, the average."""
+    case = CASES["sida-edm2"]
+    with Recorded() as recorded:
+        train(case, plain_trainee(case), 0, 1, 1)
+    assert {"convolution_backward", "_fused_adam_", "_foreach_lerp_"} <= recorded.names
+    assert not recorded.names & RAISES

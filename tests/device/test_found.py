@@ -46,7 +46,13 @@ TROUBLES = {
     ),
     "an old driver": (
         replace(GOOD, driver=OLD),
-        ("535.104.05 runs CUDA up to 12.2", "built for 13.0", "driver 580", "/cu126"),
+        (
+            "535.104.05 runs CUDA up to 12.2",
+            "built for 13.0",
+            "driver 580",
+            "torch==2.13.0",
+            "/cu126",
+        ),
     ),
     "a container without GPUs": (
         replace(GOOD, driver=Driver(NO_LIBRARY)),
@@ -66,7 +72,7 @@ TROUBLES = {
     ),
     "an old GPU": (
         replace(GOOD, driver=V100),
-        ("no kernels for Tesla V100 (compute capability 7.0", "CUDA_VISIBLE_DEVICES"),
+        ("no kernels for Tesla V100 (compute capability 7.0", "CUDA_VISIBLE_DEVICES", "/cu126"),
     ),
     "MIG without an instance": (
         replace(GOOD, driver=replace(DRIVER, cards=(), undivided=(0,))),

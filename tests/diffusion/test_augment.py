@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sid_ray.diffusion.augment import (
     DRAWS,
     AugmentPipe,
     Draws,
-    Margin,
-    batch_margin,
     draw_augmentations,
 )
+from sid_ray.diffusion.warp import Margin, batch_margin
 from sid_ray.errors import UserError
 from tests.conftest import Reference
 from tests.denoisers.official import uniform
@@ -142,6 +143,53 @@ def test_the_batch_margin_does_depend_on_the_others():
     together, _ = pipe(images, draws)
     apart = torch.cat([pipe(images[i : i + 1], draws[i : i + 1])[0] for i in range(12)])
     assert (apart - together).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 16, 12)])
+def test_what_was_planned_on_the_host_gives_the_same_pixels(shape):
+    """To the bit, whatever samples are planned together: groups are planned, passes are applied."""
+    pipe, images, draws = AugmentPipe(0.7), noise(12, *shape), some_draws(12)
+    expected, labels = pipe(images, draws)
+    for size in (1, 5, 12):
+        planned = torch.cat([pipe.plan(part, shape) for part in draws.split(size)])
+        assert planned.dtype == torch.float32
+        found, found_labels = AugmentPipe(0.7).apply(images, planned)
+        assert torch.equal(found, expected)
+        assert torch.equal(found_labels, labels)
+    two = draws.reshape(6, 2, -1)  # of generated and of real images
+    assert torch.equal(pipe.plan(two, shape).reshape(12, -1), planned)
+    with pytest.raises(ValueError, match="nothing to plan"):
+        AugmentPipe(0.7, batch_margin=True).plan(draws, shape)
+
+
+class Kernels(TorchDispatchMode):
+    """The operators that were run, and whether any saw float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.wide: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.names.append(func.__name__)
+            seen = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            self.wide += [func.__name__ for t in seen if t.dtype == torch.float64]
+        return out
+
+
+def test_on_the_device_there_is_float32_alone_and_nothing_made_again():
+    """Matrices and filters are ready: left are flips, products, one grid and its samples."""
+    pipe, images = AugmentPipe(0.12), noise(4, 3, 32, 32)
+    planned = pipe.plan(some_draws(4), (3, 32, 32))
+    pipe.apply(images, planned)
+    with Kernels() as seen:
+        pipe.apply(images, planned)
+    assert seen.wide == []
+    assert len(seen.names) < 25, seen.names
+    made = {"arange.default", "full_like.default", "sin.default", "one_hot.default"}
+    assert not made & set(seen.names)
 
 
 def test_gradient_equals_finite_differences():

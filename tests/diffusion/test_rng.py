@@ -2,7 +2,15 @@
 
 import torch
 
-from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, derive_seed, draw_group, generator_for
+from sid_ray.diffusion.augment import AugmentPipe, draw_augmentations
+from sid_ray.diffusion.rng import (
+    AUGMENT,
+    FAKE_SCORE,
+    GENERATOR,
+    derive_seed,
+    draw_group,
+    generator_for,
+)
 from sid_ray.types import DrawSpec
 
 KEY = {"seed": 0, "images_seen": 512, "group": 3, "group_size": 8, "shape": (1, 4, 4)}
@@ -13,16 +21,25 @@ def same(a, b):
 
 
 def test_a_draw_is_the_same_whatever_was_drawn_before():
-    every = DrawSpec(num_steps=3, text=True, augment=True)
-    first, labels = draw_group(stream=GENERATOR, spec=every, **KEY)
+    every = DrawSpec(num_steps=3, text=True, augment=AugmentPipe(0.5).plan)
+    first, labels = draw_group(stream=FAKE_SCORE, spec=every, **KEY)
     torch.manual_seed(123)
     torch.randn(7)
-    draw_group(stream=FAKE_SCORE, **KEY)
-    again, labels_again = draw_group(stream=GENERATOR, spec=every, **KEY)
+    draw_group(stream=GENERATOR, **KEY)
+    again, labels_again = draw_group(stream=FAKE_SCORE, spec=every, **KEY)
     assert all(map(same, first, again))
-    plain, _ = draw_group(stream=GENERATOR, **KEY)
+    plain, _ = draw_group(stream=FAKE_SCORE, **KEY)
     assert all(same(a, b) for a, b in zip(first, plain, strict=True) if b is not None)
     assert torch.equal(labels, labels_again)
+
+
+def test_only_the_phase_that_augments_draws_augmentations():
+    """And what it draws is as it was when both did."""
+    spec = DrawSpec(augment=AugmentPipe(0.5).plan)
+    assert draw_group(stream=GENERATOR, spec=spec, **KEY)[0].augment is None
+    raw = draw_augmentations(16, generator_for(0, FAKE_SCORE, 512, 3, AUGMENT)).reshape(8, 2, -1)
+    found = draw_group(stream=FAKE_SCORE, spec=spec, **KEY)[0].augment
+    assert torch.equal(found, AugmentPipe(0.5).plan(raw, (1, 4, 4)))
 
 
 def test_every_part_of_the_key_matters():

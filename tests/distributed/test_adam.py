@@ -11,7 +11,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import adam
-from sid_ray.distributed.adam import AdamSettings, all_finite
+from sid_ray.distributed.adam import AdamSettings, found_inf_in
 from sid_ray.distributed.deepspeed_role import DeepSpeedRole, needs_deepspeed
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import ShardedAverage
@@ -91,12 +91,30 @@ def test_a_parameter_without_gradient_is_left_alone():
 @pytest.mark.parametrize("value", [nan, inf, -inf])
 def test_what_is_not_finite_is_seen_and_what_overflows_is_not_taken_for_it(value):
     large = [torch.full((1001,), 3e38), torch.tensor(-3e38)]
-    assert all_finite(large)  # the sum of their squares is not
+    assert not found_inf_in(large)  # the sum of their squares is not finite
     for index in (0, 500, 1000):
         poisoned = [large[0].clone(), large[1]]
         poisoned[0][index] = value
-        assert not all_finite(poisoned)
-    assert not all_finite([*large, torch.tensor(value)])
+        assert found_inf_in(poisoned)
+    assert found_inf_in([*large, torch.tensor(value)])
+
+
+@pytest.mark.parametrize("devices", [adam.FUSED_DEVICES, ()], ids=["fused", "not fused"])
+def test_a_step_that_is_told_of_infinities_changes_and_counts_nothing(monkeypatch, devices):
+    monkeypatch.setattr(adam, "FUSED_DEVICES", devices)
+    ours = [torch.nn.Parameter(value) for value in starts(torch.float32)]
+    found = settings(0.9).build(ours)
+    for number, told in enumerate((0.0, 1.0, 0.0, 1.0)):
+        for parameter in ours:
+            parameter.grad = torch.full_like(parameter, torch.nan if told else 1.0)
+        before = [p.detach().clone() for p in ours]
+        moments = [{k: v.clone() for k, v in found.state_of(p).items()} for p in ours]
+        found.found_inf = torch.tensor(told)
+        found.step()
+        for p, old, state in zip(ours, before, moments, strict=True):
+            assert torch.equal(p, old) == bool(told)
+            assert all(torch.equal(found.state[p][k], v) for k, v in state.items()) == bool(told)
+        assert found.steps() == 1 + number // 2
 
 
 def one_step(role: TorchRole | DeepSpeedRole, number: int) -> None:
@@ -260,7 +278,7 @@ def test_updates_make_no_temporaries_of_the_network_s_size():
     held = [value for item in role.owned() for value in item.values.values()]
     gradients = [parameter.grad for parameter in network.parameters()]
     with LiveBytes([*held, *gradients, *average.parameters()]) as live:
-        all_finite(gradients)
+        found_inf_in(gradients)
         role.optimizer.step()
         update_ema(average.parameters(), (p.view(-1) for p in network.parameters()), 0.5)
     assert live.peak < 4 * 64 * 64

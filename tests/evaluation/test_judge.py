@@ -17,7 +17,7 @@ from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.samplers import Inputs, index_of
 from sid_ray.metrics.features import load_feature_space
 from sid_ray.metrics.kid import SUBSETS, choose_subsets, kernel_distance
-from sid_ray.metrics.precision_recall import precision_recall
+from sid_ray.metrics.precision_recall import PrecisionRecall, precision_recall
 from sid_ray.metrics.scores import features_of
 from sid_ray.storage.store import Store
 from sid_ray.types import Condition
@@ -76,6 +76,19 @@ def test_whoever_looks_first_the_scores_are_the_same_bits(everything, order):
     parts = list(seed_blocks(one.seeds))
     made = {block: one.look(noisy, parts[block]) for block in order}
     assert one.scores([made[block] for block in range(3)]) == one.scores(held)
+
+
+def test_samples_are_compared_on_the_device_that_looked_at_them(everything, monkeypatch):
+    found, seen = everything, []
+
+    def compare(made, real, **where):
+        seen.append(where)
+        return PrecisionRecall(0.5, 0.5)
+
+    monkeypatch.setattr("sid_ray.metrics.precision_recall.precision_recall", compare)
+    monkeypatch.setattr(found[0], "device", torch.device("cuda:0"))
+    found[0].scores(found[1])
+    assert seen == [{"device": "cuda:0"}]
 
 
 def test_a_seeds_picture_does_not_depend_on_its_neighbours():

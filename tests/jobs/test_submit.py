@@ -457,7 +457,7 @@ def test_the_plan_is_held_against_the_cluster(monkeypatch):
     assert text.startswith("2 workers, a GPU of 79 GiB each, ZeRO-0 (")
     _, fewer = memory_of_job(replace(config, resources__num_workers=4), cluster)
     assert fewer[2] == "2 GPUs at most for 4 workers"
-    with pytest.raises(UserError, match="does not fit on 2 GPUs of 1.0 GiB"):
+    with pytest.raises(UserError, match=r"does not fit on 2 GPUs of 1\.0 GiB"):
         list(memory_of_job(config, Cluster(1, (Group(2, 1.0),))))
     assert list(memory_of_job(config, Cluster(1, ()))) == []  # it may run on CPUs
     on_gpus = replace(config, resources__use_gpu=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sid_ray.diffusion.augment import AugmentPipe
 from sid_ray.diffusion.rng import FAKE_SCORE, GENERATOR, draw_group
 from sid_ray.groups import GroupPlan, MicroStep
 from sid_ray.training.draws import Drawn, Draws, DrawUnit, Maker, draws_of
@@ -18,7 +19,7 @@ from tests.support.networks import LabelledNoise
 
 CPU = torch.device("cpu")
 SEED, SHAPE = 5, (1, 8, 8)
-EVERYTHING = DrawSpec(num_steps=3, text=True, augment=True)
+EVERYTHING = DrawSpec(num_steps=3, text=True, augment=AugmentPipe(0.5).plan)
 Asked = tuple[int, int, MicroStep]
 
 
@@ -61,6 +62,8 @@ def expected_parts(draws: Draws, asked_for: Asked, plan: GroupPlan) -> Iterator[
         parts = [own[index] for own, _ in groups]
         if name == "step":
             yield torch.tensor(draw.step), torch.tensor(parts[0])
+        elif name == "augment" and stream == GENERATOR:
+            assert draw.augment is None
         else:
             yield draw[index], torch.cat([part[cut] for part in parts])
     data = source.batch(Pick(torch.cat([uniform[cut] for _, uniform in groups])))

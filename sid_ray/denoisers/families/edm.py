@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sid_ray.denoisers.family import Arguments, Family
+from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 from sid_ray.denoisers.noise import EDM_NOISE
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 LAST_BLOCK = "the channel mean of the last encoder block"
 BY_PLACE = (
     "img_resolution",

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sid_ray.denoisers.families.edm import (
     EDM,
     LAST_BLOCK,
-    PRECISIONS,
     inputs_of,
     levels_attended,
 )
-from sid_ray.denoisers.family import Arguments, Family
+from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import EDM_NOISE
 from sid_ray.errors import UserError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sid_ray.denoisers.family import Arguments, Family
+from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import VP_NOISE, scheduler_file
 from sid_ray.errors import UserError
@@ -25,6 +25,7 @@ class ScaledLatents(LatentConvention):
     """Pixels in [-1, 1]; latents times one number, of the auto-encoder's config."""
 
     name = "sd"
+    half = True  # SiD-LSG's half-precision runs; SDXL's auto-encoder would overflow
 
     def codec(self, vae: Any, batch: int) -> VAECodec:
         from sid_ray.denoisers.codecs import stable_diffusion_codec
@@ -52,6 +53,7 @@ class StableDiffusion(Family):
     name = "stable-diffusion"
     noise = VP_NOISE
     teacher_steps = 50
+    precisions = PRECISIONS
     reads_text = True
     text_parts = ("text_encoder", "tokenizer")
     latents = ScaledLatents()
@@ -105,11 +107,13 @@ class StableDiffusion(Family):
                 f"{', '.join(map(str, sorted(widths)))}: take the one that it was trained with"
             )
 
-    def load_text(self, folder: Path | None, device: Any = "cpu") -> TextEmbeddings:
+    def load_text(
+        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+    ) -> TextEmbeddings:
         from sid_ray.denoisers.clip_text import load_text
 
         assert folder is not None  # find_components has seen to it
-        return load_text(folder, device)
+        return load_text(folder, device, precision)
 
 
 SPEC = StableDiffusion()

@@ -14,15 +14,17 @@ RECALL = Score("recall", larger_is_better=True)
 
 
 def neighbour_scored(evidence: Evidence) -> dict[str, float]:
-    return neighbour_scores(evidence.space, evidence.made, evidence.real().seen)
+    return neighbour_scores(evidence.space, evidence.made, evidence.real().seen, evidence.device)
 
 
-def neighbour_scores(space: str, made: SeenBlocks, real: SeenBlocks) -> dict[str, float]:
+def neighbour_scores(
+    space: str, made: SeenBlocks, real: SeenBlocks, device: str = "cpu"
+) -> dict[str, float]:
     """Raises UserError where features were not kept, or are too few."""
     from sid_ray.metrics.precision_recall import precision_recall
     from sid_ray.metrics.scores import both_features
 
-    inside = precision_recall(*both_features(made, real))
+    inside = precision_recall(*both_features(made, real), device=device)
     return {PRECISION.named_in(space): inside.precision, RECALL.named_in(space): inside.recall}
 
 

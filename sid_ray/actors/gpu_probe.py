@@ -1,0 +1,45 @@
+"""A look at a worker's kind of GPU before the workers start: what fails there fails in one line."""
+
+from __future__ import annotations
+
+import ray
+
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.errors import UserError
+
+
+def gpu_trouble(attention: str, precision: str) -> str:
+    """Why a run cannot compute so in this process, in one line; '' where it can."""
+    import torch
+
+    from sid_ray.denoisers.attention import check_backend
+    from sid_ray.device.found import require_gpu
+
+    try:
+        require_gpu()
+        check_backend(attention, getattr(torch, precision))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@ray.remote(num_cpus=1, num_gpus=1, max_retries=0)
+def probe_gpu(attention: str, precision: str) -> str:
+    """``gpu_trouble`` in a worker's place."""
+    return gpu_trouble(attention, precision)
+
+
+def check_attention(config: DistillConfig) -> None:
+    """Raises UserError where attention is another library's that does not work where workers are.
+
+    Ray is there. Waits for a free GPU.
+    """
+    attention, precision = config.resources.attention, config.training.precision
+    if attention == "sdpa":
+        return
+    if ray.cluster_resources().get("GPU"):
+        trouble = ray.get(probe_gpu.remote(attention, precision))
+    else:
+        trouble = gpu_trouble(attention, precision)
+    if trouble:
+        raise UserError(trouble)

@@ -1,0 +1,236 @@
+"""torch.cuda, streams, events and modules as they are where the fake device is."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from tests.support.fake_cuda.watch import Watch
+
+CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+MEMORY = 80 * 2**30
+NAME, CAPABILITY = "rehearsed GPU", (9, 0)
+
+
+class Properties:
+    name, total_memory = NAME, MEMORY
+    major, minor = CAPABILITY
+    multi_processor_count = 132
+
+
+def event_type(watch: Watch) -> type:
+    class Event:
+        """Has always happened; waiting for it is told."""
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            pass
+
+        def record(self, stream: Any = None) -> None:
+            pass
+
+        def wait(self, stream: Any = None) -> None:
+            pass
+
+        def query(self) -> bool:
+            return True
+
+        def synchronize(self) -> None:
+            watch.wait("event.synchronize")
+
+        def elapsed_time(self, end: Any) -> float:
+            watch.wait("event.elapsed_time")
+            return 1.0
+
+    return Event
+
+
+def stream_type(watch: Watch, event: type) -> type:
+    class Stream:
+        """In order with all others; waiting for it on the host is told."""
+
+        device, device_index, device_type, stream_id, cuda_stream = CUDA, 0, 1, 0, 0
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            pass
+
+        def synchronize(self) -> None:
+            watch.wait("stream.synchronize")
+
+        def query(self) -> bool:
+            return True
+
+        def wait_stream(self, stream: Any) -> None:
+            pass
+
+        def wait_event(self, found: Any) -> None:
+            pass
+
+        def record_event(self, found: Any = None) -> Any:
+            return found or event()
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    return Stream
+
+
+def of_cuda(watch: Watch) -> dict[str, Any]:
+    """What torch.cuda has here, by name."""
+    event = event_type(watch)
+    stream = stream_type(watch, event)
+    main = stream()
+    numbers = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+    return dict.fromkeys(numbers, lambda device=None: 0) | {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": lambda: None,
+        "_lazy_init": lambda: None,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "get_device_name": lambda device=None: NAME,
+        "get_device_capability": lambda device=None: CAPABILITY,
+        "get_device_properties": lambda device=None: Properties(),
+        "is_bf16_supported": lambda *args, **kwargs: True,
+        "mem_get_info": lambda device=None: (MEMORY, MEMORY),
+        "reset_peak_memory_stats": lambda device=None: None,
+        "empty_cache": lambda: watch.wait("torch.cuda.empty_cache"),  # waits where it frees
+        "synchronize": lambda device=None: watch.wait("torch.cuda.synchronize"),
+        "Event": event,
+        "Stream": stream,
+        "stream": lambda found: found if found is not None else main,
+        "set_stream": lambda found: None,
+        "current_stream": lambda device=None: main,
+        "default_stream": lambda device=None: main,
+        "nvtx": mock.MagicMock(),
+    }
+
+
+# Fake modules -------------------------------------------------------------------------------------
+
+
+def fake_like(tensor: Tensor, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+    """A fake tensor of the same shape and order in memory, a parameter if it is one."""
+    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    fake = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=dtype, device=device or tensor.device
+    )
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake
+
+
+def replace_tensors(
+    module: nn.Module,
+    device: Any = None,
+    dtype: Any = None,
+    stays: Callable[[Tensor], bool] = lambda tensor: False,
+) -> nn.Module:
+    """The module itself, its tensors replaced by fake ones; one that is shared stays shared."""
+    made: dict[int, Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and not stays(tensor):
+                    if id(tensor) not in made:
+                        made[id(tensor)] = fake_like(tensor, device, dtype)
+                    tensors[name] = made[id(tensor)]
+    return module
+
+
+def fake_module(module: nn.Module, device: Any = CPU) -> nn.Module:
+    """A module, which may be laid out on torch's meta device, with fake tensors on a device.
+
+    Within the mode of fake tensors.
+    """
+    return replace_tensors(module, device)
+
+
+def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Module.to: it would write into tensors, which fake ones do not allow."""
+    device, dtype, _, order = torch._C._nn._parse_to(*args, **kwargs)
+    assert order is None, "orders in memory are not rehearsed"
+
+    def stays(tensor: Tensor) -> bool:
+        same = dtype in (None, tensor.dtype) or not tensor.is_floating_point()
+        return same and device in (None, tensor.device, torch.device(tensor.device.type))
+
+    return replace_tensors(module, device, dtype, stays)
+
+
+def deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """copy.deepcopy of a module: torch's own leaves the mode of fake tensors."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        memo.setdefault(id(tensor), fake_like(tensor))
+    for part in module.modules():
+        for value in part.__dict__.values():
+            if isinstance(value, FakeTensor):
+                memo.setdefault(id(value), fake_like(value))
+    new = type(module).__new__(type(module))
+    memo[id(module)] = new
+    new.__dict__ = copy.deepcopy(module.__dict__, memo)
+    return new
+
+
+@contextmanager
+def rehearsal() -> Iterator[Watch]:
+    """Inside, tensors are fake, ``cuda:0`` is there, and what runs on it is watched."""
+    watch = Watch()
+
+    def pinned(tensor: Tensor, *args: Any) -> Tensor:
+        return tensor if watch.is_pinned(tensor) else watch.pin(tensor.clone())
+
+    patches: list[Any] = [mock.patch.multiple(torch.cuda, create=True, **of_cuda(watch))]
+    patches += [
+        mock.patch.object(torch.Tensor, "pin_memory", pinned),
+        mock.patch.object(torch.Tensor, "is_pinned", lambda t, *args: watch.is_pinned(t)),
+        mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
+        mock.patch.object(nn.Module, "to", moved),
+        mock.patch.object(nn.Module, "__deepcopy__", deep_copied, create=True),
+        # Values of tensors on the host are lifted as they are there, and then copied: so a constant
+        # that is made on the device is seen as the copy that it is.
+        mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda mode: True)),
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), watch:
+            yield watch
+    finally:
+        for patch in reversed(patches):
+            patch.stop()
+
+
+def agree(ints: Any) -> None:
+    """What rank 0 would have sent is made up: ranks are taken to agree."""
+
+
+def join_fake_group(world_size: int) -> None:
+    """Makes this process rank 0 of a group that never sends anything, for good: DeepSpeed keeps it.
+
+    Raises ValueError for a second group of another size.
+    """
+    if torch.distributed.is_initialized():
+        if torch.distributed.get_world_size() != world_size:
+            raise ValueError(f"this process is in a group of {torch.distributed.get_world_size()}")
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "DS_ACCELERATOR": "cuda"}
+    torch.distributed.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+    # Stage 3 compares the order of modules with rank 0's, which it reads from the device.
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = agree
