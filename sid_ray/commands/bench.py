@@ -42,7 +42,6 @@ CPU_FLOPS, ITERATIONS = 1e10, 20  # FLOP/s of a CPU worker at least, and iterati
 
 def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ()) -> int:
     """Measures, prints, keeps. Raises UserError where nothing can be measured."""
-    began = time.monotonic()
     fixed = [name for name in SETTINGS if name not in left_open(config.resources)]
     if asked.json is not None:
         check_file(asked.json, "--json")
@@ -52,7 +51,7 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
     if machine == CPU and MICRO not in fixed:
         config = with_affordable_passes(config, flop, asked.minutes)
     workers = config.chosen.num_workers
-    deadline = began + 60 * asked.minutes
+    deadline = time.monotonic() + 60 * asked.minutes
     with Turns(description, workers, machine != CPU, deadline, tell) as turns:
         search = Descent(config, workers, turns.measure, fields_to_try(fixed, workers))
         try:
