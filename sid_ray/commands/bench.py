@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from sid_ray.commands.bench_options import BenchOptions
-from sid_ray.commands.benching.report import Measurement, lines_above, table_of, values_of
+from sid_ray.commands.benching.report import Measurement, bench_table, lines_above, values_of
 from sid_ray.commands.benching.search import MICRO, Descent, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.short import PASSES
 from sid_ray.commands.benching.turns import Turns
@@ -135,5 +135,5 @@ def show(measured: Measurement) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for line in lines_above(measured):
         console.print(line, markup=False)
-    console.print(table_of(measured))
+    console.print(bench_table(measured))
     console.print(f"take: {measured.profile.flags}", markup=False)

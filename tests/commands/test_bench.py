@@ -11,7 +11,7 @@ import torch
 from sid_ray.commands.benching import turns as in_turn
 from sid_ray.commands.benching.made_up import RandomSamples
 from sid_ray.commands.benching.marks import Marks
-from sid_ray.commands.benching.report import Measurement, table_of, values_of
+from sid_ray.commands.benching.report import Measurement, bench_table, values_of
 from sid_ray.commands.benching.search import Descent, Found, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.short import PASSES, short_of, whole_seconds
 from sid_ray.commands.benching.turns import Turns
@@ -227,7 +227,7 @@ def test_the_table_and_the_file_say_the_same():
     profile = Profile("cpu", 1, "n", "float32", "b", found.settings, 1, 1, {"torch": "2"})
     measured = Measurement("digits-sid", 64, 10**9, {"matrix product": 1e12}, found.rows, profile)
     values = json.loads(json.dumps(values_of(measured, "/profile")))
-    assert len(values["rows"]) == table_of(measured).row_count == len(found.rows)
+    assert len(values["rows"]) == bench_table(measured).row_count == len(found.rows)
     first = values["rows"][0]
     assert first["flops"] == pytest.approx(64e9 / first["seconds"])
     assert first["share_of_ceiling"] == pytest.approx(first["flops"] / 1e12)
