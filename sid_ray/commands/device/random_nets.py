@@ -14,7 +14,7 @@ import torch
 from sid_ray.actors.build import build_networks
 from sid_ray.commands.benching.made_up import RandomSamples, random_teacher
 from sid_ray.commands.benching.rank import NO_RUN
-from sid_ray.commands.benching.short import shortened
+from sid_ray.commands.benching.short import short_of
 from sid_ray.commands.device.rows import Rig
 from sid_ray.commands.device.short_run import ShortRun, run_of
 from sid_ray.config.distill_config import DistillConfig, replace
@@ -55,7 +55,7 @@ def largest_micro_batch(config: DistillConfig, memory: int, gpus: int) -> int:
 
 def random_run(config: DistillConfig, device: torch.device) -> ShortRun:
     """A short iteration (benching/short.py) of a config on one device, with random weights."""
-    short, description = shortened(config, 1).config, teacher_of(config)
+    short, description = short_of(config, 1).config, teacher_of(config)
     built = build_networks(short, NO_RUN, 1, device, (random_teacher(description), description))
     samples = RandomSamples(short, built.description)
     text = text_shape(built.description)
