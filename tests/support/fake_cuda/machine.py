@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -117,6 +119,27 @@ def of_cuda(watch: Watch) -> dict[str, Any]:
     }
 
 
+# Operators that a CPU build composes of others where CUDA has a kernel of its own: with any kernel
+# for CUDA they stay whole. It is never run.
+KERNELS = torch.library.Library("aten", "IMPL")
+for _name in ("silu_backward", "mish_backward"):
+    KERNELS.impl(_name, lambda grad, x: torch.empty_like(x), "CUDA")
+
+
+ATTENTION = F.scaled_dot_product_attention
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Attention as the one kernel that it is on a GPU: fake tensors would compose it of others."""
+    if attn_mask is not None or any(options.values()):
+        return ATTENTION(query, key, value, attn_mask, **options)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+    return fused(query, key, value, None, keep)[0]
+
+
 # Fake modules -------------------------------------------------------------------------------------
 
 
@@ -183,6 +206,12 @@ def deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return new
 
 
+@functools.cache
+def fake_mode() -> FakeTensorMode:
+    """One for the process: what the project keeps from one use to the next is of it."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
 def rehearsal() -> Iterator[Watch]:
     """Inside, tensors are fake, ``cuda:0`` is there, and what runs on it is watched."""
@@ -196,6 +225,7 @@ def rehearsal() -> Iterator[Watch]:
         mock.patch.object(torch.Tensor, "pin_memory", pinned),
         mock.patch.object(torch.Tensor, "is_pinned", lambda t, *args: watch.is_pinned(t)),
         mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
+        mock.patch.object(F, "scaled_dot_product_attention", fused_attention),
         mock.patch.object(nn.Module, "to", moved),
         mock.patch.object(nn.Module, "__deepcopy__", deep_copied, create=True),
         # Values of tensors on the host are lifted as they are there, and then copied: so a constant
@@ -205,7 +235,7 @@ def rehearsal() -> Iterator[Watch]:
     for patch in patches:
         patch.start()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), watch:
+        with fake_mode(), watch:
             yield watch
     finally:
         for patch in reversed(patches):
