@@ -59,9 +59,10 @@ MEMBERS = {  # private members that only the files above may name, and where the
         "update_offload_overflow_tracker_for_param_grad",
     ),
     "deepspeed/runtime/zero/stage3.py": (
-        "_get_norm_groups", "_partition_all_parameters", "_post_step", "fp16_partitioned_groups_flat",
-        "fp32_partitioned_groups_flat", "get_param_id", "grad_partitions_flat_buffer",
-        "grad_position",
+        "_get_norm_groups", "_partition_all_parameters", "_post_step",
+        "fp16_partitioned_groups_flat",
+        "fp32_partitioned_groups_flat", "get_param_id",
+        "grad_partitions_flat_buffer", "grad_position",
     ),
     "deepspeed/utils/tensor_fragment.py": (
         "get_hp_fragment", "hp_fragment", "lp_fragment_address",

@@ -48,6 +48,14 @@ def load_vae(folder: Path) -> nn.Module:
     return filled(vae, fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
 
 
+def random_vae(arguments: Mapping[str, Any]) -> nn.Module:
+    """An AutoencoderKL with random weights, frozen: for measuring. Raises UserError."""
+    require_diffusers()
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(**arguments).eval().requires_grad_(False)
+
+
 def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Tensors of a VAE's file under the names of today: attention was of convolutions once."""
     names, expected = {}, {n: v.shape for n, v in model.state_dict().items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 from sid_ray.actors.build import TrainedRole, WorkerSettings, build_networks
 from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
+from sid_ray.distributed.fragments import MASTER, whole_state
 from sid_ray.distributed.roles import Trainee
 from sid_ray.objectives.spec import objective_specs
 from sid_ray.recipes.known_networks import teacher_of
@@ -37,7 +38,8 @@ class ShortRun:
         for name, role in self.roles.items():
             state = role.state()
             found |= {f"{name} {key}": value.cpu() for key, value in state.tensors.items()}
-        return found
+        whole = whole_state(self.trainee.generator_ema)
+        return found | {f"average {name}/{MASTER}": value.cpu() for name, value in whole}
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -51,12 +53,17 @@ def shipped_recipes() -> dict[str, str]:
     return {name: found[name] for name in known if name in found}
 
 
+def reads_text(name: str) -> bool:
+    """Whether a recipe's teacher does."""
+    return family_of(teacher_of(recipe(name)).family).reads_text
+
+
 def short_config(name: str, groups: int, group_size: int) -> DistillConfig:
     """A recipe with small batches of one worker, and dropout where its network has some."""
     config = with_plain_resources(recipe(name))
-    description = teacher_of(config)
-    family = family_of(description.family)
-    dropped = not family.reads_text and family.with_dropout(description.network, 0) is not None
+    network = teacher_of(config)
+    family = family_of(network.family)
+    dropped = not family.reads_text and family.with_dropout(network.network, 0) is not None
     return replace(
         config,
         teacher__dropout=0.1 if dropped else config.teacher.dropout,
@@ -70,11 +77,16 @@ def short_config(name: str, groups: int, group_size: int) -> DistillConfig:
 
 
 def begin_run(
-    config: DistillConfig, device: torch.device, world_size: int = 1, rank: int = 0
+    config: DistillConfig,
+    device: torch.device,
+    world_size: int = 1,
+    rank: int = 0,
+    local_folder: str = "",
 ) -> ShortRun:
     """All that a worker does before its first iteration, but for a state to go on from.
 
-    Where ``world_size`` is more than one, the process group is there. A collective.
+    Where ``world_size`` is more than one, the process group is there. Compiled code is kept in
+    ``local_folder``. A collective.
     """
     start = find_start(config)
     settings = WorkerSettings(
@@ -82,7 +94,7 @@ def begin_run(
         run_folder="",
         teacher_folder=str(start.teacher),
         initial_generator="",
-        local_folder="",
+        local_folder=local_folder,
         run_key="",
         own_scaling=False,
         tracker=None,

@@ -28,6 +28,22 @@ DEVICE_CHECKS = (
         "commands.device.numbers:check_numbers", 30),
     DeviceCheck("steps", "an iteration of each objective against the CPU, and to the same bits",
         "commands.device.steps:check_steps", 45),
+    DeviceCheck("collectives", "NCCL over all GPUs, and gloo beside: right sums, and bandwidth",
+        "commands.device.collectives:check_collectives", 45),
+    DeviceCheck("zero", "ZeRO 0 to 3 with offloading against plain torch",
+        "commands.device.zero:check_zero", 75),
+    DeviceCheck("resume", "a run that is killed and goes on, to the same bits",
+        "commands.device.resume:check_resume", 110),
+    DeviceCheck("memory", "the plan's memory against what is measured",
+        "commands.device.memory_plan:check_memory", 50),
+    DeviceCheck("snapshot", "how long training waits for a checkpoint's copy",
+        "commands.device.snapshots:check_snapshot", 40),
+    DeviceCheck("attention", "xformers beside torch's own kernels",
+        "commands.device.kernels:check_attention", 20),
+    DeviceCheck("compile", "compile modes: the same losses, and what they bring",
+        "commands.device.compiling:check_compile", 70),
+    DeviceCheck("speed", "images/s of steps, and of a generator with its decoder",
+        "commands.device.speed:check_speed", 100),
 )  # fmt: skip
 
 
