@@ -89,7 +89,7 @@ def print_waiting(rounds: int) -> None:
         attn_resolutions=(),
         channels_per_head=16,
     )
-    plan, objective = GroupPlan(16, 4, 4, 1), SiD(EDMSchedule())
+    plan, objective = GroupPlan(64, 16, 16, 1), SiD(EDMSchedule())
     source = DataSource(SHAPE, 1000)
     adam = AdamSettings(1e-4, 0.0, 0.999, 1e-8)
 
