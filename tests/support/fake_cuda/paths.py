@@ -18,7 +18,7 @@ from sid_ray.actors import build
 from sid_ray.actors.build import BuiltNetworks, WorkerSettings, build_networks
 from sid_ray.actors.measures import reduce_means
 from sid_ray.checkpoint.snapshot import take_snapshot
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.config.sections import ScheduleConfig, TeacherConfig
 from sid_ray.data.source import DataSource
 from sid_ray.denoisers.registry import family_of
@@ -47,12 +47,15 @@ def description_of(case: Case) -> ModelDescription:
 def config_of(case: Case) -> DistillConfig:
     """A config as a recipe would have it."""
     family = family_of(case.family)
-    config = replace(
+    plain = with_plain_resources(
         DistillConfig(
             recipe="rehearsal",
             teacher=TeacherConfig(source="builtin:rehearsal"),
             schedule=ScheduleConfig(kind=family.noise.kind),
-        ),
+        )
+    )
+    config = replace(
+        plain,
         objective__name=case.objective,
         objective__logvar=family.logvar(NETWORKS[case.family, case.variant]),
         training__batch_size=BATCH * case.world_size,
