@@ -12,6 +12,7 @@ from typing import Any
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import PLAIN, left_open
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.planning.choice import ResourceChoice, Workers, by, measured_fields, people
 from sid_ray.planning.fit import (
@@ -129,7 +130,8 @@ class OnGpus:
         fields: dict[str, Any] = {
             "num_workers": workers, "min_workers": workers,
             "overlap_comm": False, "offload_optimizer": offload,
-            **{name: PLAIN[name] for name in ("memory_format", "attention", "compile")},
+            "memory_format": family_of(self.planner.description.family).memory_format,
+            **{name: PLAIN[name] for name in ("attention", "compile")},
             **(measured_fields(self.profile, 0) if self.profile else {}),
         }  # fmt: skip
         if offload and "offload_optimizer" not in open_fields:

@@ -68,6 +68,14 @@ def total_gib(config: DistillConfig, machine: Machine, workers: int) -> float:
     return planner_of(config.recipe).peak(config, gpus).total / GIB
 
 
+def test_images_are_contiguous_on_gpus_where_groups_of_channels_are_normalised():
+    """As CUDA's kernel returns them (docs/speed.md); a CPU's keeps the order."""
+    gpus, cpus = Machine.alike(1, 8, 80), Machine.alike(1, 0, 0)
+    assert chosen(DIGITS, gpus).config.chosen.memory_format == "contiguous"
+    assert chosen(DIGITS, cpus).config.chosen.memory_format == "channels_last"
+    assert chosen(XXL, gpus).config.chosen.memory_format == "channels_last"
+
+
 def test_a_published_run_on_8_gpus_without_a_flag_uses_them_well():
     """Two images a pass and 2,552 GiB sent in each iteration, before there was auto."""
     machine = Machine.alike(1, 8, 80)
