@@ -143,7 +143,7 @@ def dropout_with(paused: Paused) -> Callable[..., Tensor]:
         drawn = torch.empty_like(x).bernoulli_(1 - p)
         with paused():
             drawn.copy_(dropout.keep_mask(keys, site, p, x[0].numel()).reshape(x.shape))
-        return x * drawn.div_(1 - p)
+        return x * drawn.div_(1 - dropout.rounded(p) / 2**dropout.LANE)
 
     return apply
 
@@ -198,6 +198,10 @@ class OfficialRole(TorchRole):
         self.keeps_gradients, self.updated = keeps_gradients, False
         betas = adam.beta1, adam.beta2
         self.optimizer: Any = torch.optim.Adam(module.parameters(), adam.lr, betas, adam.epsilon)
+
+    @property
+    def prepares(self) -> bool:
+        return False
 
     def prepare(self) -> None:
         if self.updated:  # gradients of an accumulation's earlier passes stay

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Iterable
 from multiprocessing import get_context
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.step_side import Side, run_side
+from sid_ray.commands.benching.rank import ceiling
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.planning.flops import forward_flops, iteration_flops
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
@@ -52,35 +51,6 @@ class Process:
     def end(self) -> None:
         self.pipe.send("end")
         self.process.join()
-
-
-def best_of(run: Any, flop: float, device: str, times: int = 7) -> float:
-    """FLOP/s of the fastest of a few."""
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    seconds()
-    return flop / min(seconds() for _ in range(times))
-
-
-def ceiling(device: str, dtype: torch.dtype, threads: int) -> dict[str, float]:
-    """FLOP/s of a large matrix product and of a large convolution: the better is the ceiling."""
-    torch.set_num_threads(threads)
-    size, width, images = (8192, 512, 64) if device == "cuda" else (2048, 256, 2)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    x = torch.randn(images, width, 32, 32, device=device, dtype=dtype)
-    x, w = x.contiguous(memory_format=torch.channels_last), torch.randn(width, width, 3, 3)
-    w = w.to(x).contiguous(memory_format=torch.channels_last)
-    convolution = 2 * 9 * width**2 * images * 32**2
-    return {
-        "matrix product": best_of(lambda: a @ b, 2 * size**3, device),
-        "convolution": best_of(lambda: F.conv2d(x, w, padding=1), convolution, device),
-    }
 
 
 def measure(sides: dict[str, Process], iterations: int, warm_up: int) -> dict[str, list]:
@@ -197,7 +167,8 @@ def main() -> None:
     teacher = teacher_of(config)
     flop = iteration_flops(config, teacher)
     forwards = flop / forward_flops(config, teacher)
-    measured = ceiling(options.device, getattr(torch, options.precision), options.threads)
+    torch.set_num_threads(options.threads)
+    measured = ceiling(torch.device(options.device), getattr(torch, options.precision))
     top = max(measured.values())
     words = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in measured.items())
     print(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.official import OfficialRole, as_official
+from sid_ray.commands.benching.made_up import GAIN, RandomSamples
 from sid_ray.config.distill_config import DistillConfig, with_plain_resources
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.convolution import freeze, weights_of
@@ -37,10 +38,9 @@ from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of
 from sid_ray.training.draws import Draws, draws_of
 from sid_ray.training.step import StepSettings, Sums, step
-from sid_ray.types import Batch, Denoiser, Pick
+from sid_ray.types import Denoiser
 
 LATE = 1 << 30  # images seen: every warm-up is over
-GAIN = 0.7  # of EDM2's layers that start at 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class TimedRole:
     def module(self) -> nn.Module:
         return self.role.module
 
+    @property
+    def prepares(self) -> bool:
+        return self.role.prepares
+
     def prepare(self) -> None:
         self.role.prepare()
         self.clock.mark(f"{self.name} update")
@@ -113,26 +117,6 @@ class TimedRole:
     def average_into(self, average: nn.Module, beta: float) -> None:
         self.role.average_into(average, beta)
         self.clock.mark("average")
-
-
-class RandomSource:
-    """Samples of the right shapes, the same for both sides."""
-
-    def __init__(self, config: DistillConfig, net: nn.Module, text: tuple[int, int] | None):
-        network = net.net
-        self.shape = (network.img_channels, *[network.img_resolution] * 2)
-        self._labels, self._text = network.label_dim, text
-        self._images = objective_spec(config.objective.name).reads_images
-
-    def batch(self, pick: Pick) -> Batch:
-        count = len(pick.uniform)
-        random = torch.Generator().manual_seed(pick.images_seen + pick.stream)
-        labels = None
-        if self._labels:
-            labels = torch.eye(self._labels)[(pick.uniform * self._labels).long()]
-        images = torch.randn(count, *self.shape, generator=random) * 0.5 if self._images else None
-        text = torch.randn(count, *self._text, generator=random) if self._text else None
-        return Batch(labels, images, text)
 
 
 def networks(side: Side) -> list[nn.Module]:
@@ -209,7 +193,7 @@ def prepared(side: Side, clock: Clock) -> tuple[Trainee, Draws, Any, StepSetting
     objective = objective_of(config, torch.zeros(text) if text else None)
     plan = config.group_plan(1)
     settings = StepSettings(plan, 0, config.training.ema_half_life, config.training.ema_rampup)
-    source = RandomSource(config, trainee.teacher, text)
+    source = RandomSamples(config, description)
     device = torch.device(side.device)
     draws = draws_of(source, plan, config.training.seed, device, objective.draw_spec)
     return trainee, draws, objective, settings

@@ -9,9 +9,11 @@ import functools
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import sid_ray
+from sid_ray.device.found import DRIVER_OF
 from tests.schemas.check import KUBERNETES, kube_problems, ray_problems
 from tests.schemas.rules import kube_rules, ray_rules, walk
 
@@ -240,7 +244,40 @@ def test_versions_are_the_locks() -> None:
     assert pins["ray"] == version("ray") and pins["kubernetes-validate"].startswith(KUBERNETES)
     dockerfile = (CLUSTERS / "Dockerfile").read_text()
     assert f"FROM rayproject/ray:{pins['ray']}-" in dockerfile
-    assert "-c constraints.txt '.[xformers,diffusers,sweep]'" in dockerfile
+    assert "-c constraints.txt '.[diffusers,sweep]'" in dockerfile
+    runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+    assert runtime_env["pip"]["packages"] == [
+        "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt"
+    ]
+
+
+TAG = re.compile(r"\bsid-ray:([\w.-]+)")
+
+
+def test_the_dockerfile_names_the_images_tag_and_all_others_follow() -> None:
+    base = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-gpu$", dockerfile(), re.MULTILINE)
+    (tag,) = set(TAG.findall(dockerfile()))
+    assert base is not None
+    assert tag == f"{sid_ray.__version__}-ray{base[1]}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={base[2]}.{base[3]}"
+    for path in [*CLUSTERS.iterdir(), *ROOT.glob("docs/*.md")]:
+        if path.suffix in (".yaml", ".md", ".sh"):
+            assert set(TAG.findall(path.read_text())) <= {tag}, path.name
+
+
+def dockerfile() -> str:
+    return (CLUSTERS / "Dockerfile").read_text()
+
+
+def test_torch_on_nodes_has_a_driver_and_an_xformers_of_its_cuda() -> None:
+    """torch 2.13 of the registry is CUDA 13: driver 580, and an xformers that is built for it."""
+    families = re.findall(r"family/(common-cu\S+)", (CLUSTERS / "gcp-spot.yaml").read_text())
+    assert families
+    assert all(int(family.rpartition("-")[2]) >= int(DRIVER_OF[13]) for family in families)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (xformers,) = extras["optional-dependencies"]["xformers"]
+    assert re.match(r"xformers @ https://\S+/cu13\d/xformers-[\d.]+-py39-none-manylinux", xformers)
 
 
 @pytest.mark.parametrize("script", sorted(CLUSTERS.glob("*.sh")), ids=lambda path: path.name)

@@ -11,7 +11,7 @@ import torch
 from sid_ray.commands.benching import turns as in_turn
 from sid_ray.commands.benching.made_up import RandomSamples
 from sid_ray.commands.benching.marks import Marks
-from sid_ray.commands.benching.report import Measurement, table_of, values_of
+from sid_ray.commands.benching.report import Measurement, bench_table, values_of
 from sid_ray.commands.benching.search import Descent, Found, NotMeasuredError, fields_to_try
 from sid_ray.commands.benching.short import PASSES, short_of, whole_seconds
 from sid_ray.commands.benching.turns import Turns
@@ -196,6 +196,7 @@ def test_marks_name_what_has_passed_between_two_of_them():
 def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch):
     """What a run does, on random weights; what fails is told in one line and ends nothing else."""
     monkeypatch.setattr(in_turn, "MOST_TURNS", 3)
+    monkeypatch.setattr(in_turn, "WARM_UPS", 1)
     before = set(psutil.Process().children(recursive=True))
     config = replace(START, training__batch_size=16)
     told: list[str] = []
@@ -210,7 +211,7 @@ def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch)
         with pytest.raises(UserError, match="has kernels for NVIDIA GPUs"):
             turns.measure(replace(config, resources__attention="xformers"), "xformers", 1)
         wrong = replace(config, training__precision="complex64")
-        with pytest.raises(NotMeasuredError, match="complex64") as failed:
+        with pytest.raises(NotMeasuredError, match="ComplexFloat") as failed:
             turns.measure(wrong, "what fails as it is built", 60)
         assert "\n" not in str(failed.value)
         assert turns.best is not None
@@ -226,7 +227,7 @@ def test_the_table_and_the_file_say_the_same():
     profile = Profile("cpu", 1, "n", "float32", "b", found.settings, 1, 1, {"torch": "2"})
     measured = Measurement("digits-sid", 64, 10**9, {"matrix product": 1e12}, found.rows, profile)
     values = json.loads(json.dumps(values_of(measured, "/profile")))
-    assert len(values["rows"]) == table_of(measured).row_count == len(found.rows)
+    assert len(values["rows"]) == bench_table(measured).row_count == len(found.rows)
     first = values["rows"][0]
     assert first["flops"] == pytest.approx(64e9 / first["seconds"])
     assert first["share_of_ceiling"] == pytest.approx(first["flops"] / 1e12)

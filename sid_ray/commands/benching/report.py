@@ -66,7 +66,7 @@ def lines_above(measured: Measurement) -> list[str]:
     return lines
 
 
-def table_of(measured: Measurement) -> Table:
+def bench_table(measured: Measurement) -> Table:
     """A row for each change that was tried."""
     table = plain_table("One change at a time from the best so far")
     table.add_column("setting")

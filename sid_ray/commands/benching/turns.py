@@ -212,8 +212,8 @@ def warm_up(processes: Processes, config: DistillConfig, deadline: float) -> Non
 def goes_on(turns: int, until: float, deadline: float) -> bool:
     """Whether there is to be another turn."""
     now = time.monotonic()
-    if turns < FEWEST_TURNS:
-        return turns == 0 or now < deadline
+    if turns < FEWEST_TURNS:  # but for iterations that are so slow that a few take all the time
+        return turns == 0 or now < min(until + LEAST_SHARE_S, deadline)
     return turns < MOST_TURNS and now < until
 
 
