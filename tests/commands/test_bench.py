@@ -207,7 +207,7 @@ def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch)
         assert not first.note  # no update was left out
         assert turns.ceiling["matrix product"] > 1e9
         other = turns.measure(replace(config, resources__micro_batch=8), "micro_batch 8", 60)
-        assert len(other.ratios) >= 3
+        assert 1 <= len(other.ratios) <= 3
         with pytest.raises(UserError, match="has kernels for NVIDIA GPUs"):
             turns.measure(replace(config, resources__attention="xformers"), "xformers", 1)
         wrong = replace(config, training__precision="complex64")
