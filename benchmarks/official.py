@@ -199,6 +199,10 @@ class OfficialRole(TorchRole):
         betas = adam.beta1, adam.beta2
         self.optimizer: Any = torch.optim.Adam(module.parameters(), adam.lr, betas, adam.epsilon)
 
+    @property
+    def prepares(self) -> bool:
+        return False
+
     def prepare(self) -> None:
         if self.updated:  # gradients of an accumulation's earlier passes stay
             self.optimizer.zero_grad(set_to_none=True)

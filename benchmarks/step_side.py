@@ -96,6 +96,10 @@ class TimedRole:
     def module(self) -> nn.Module:
         return self.role.module
 
+    @property
+    def prepares(self) -> bool:
+        return self.role.prepares
+
     def prepare(self) -> None:
         self.role.prepare()
         self.clock.mark(f"{self.name} update")

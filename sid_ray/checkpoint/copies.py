@@ -6,7 +6,7 @@ Three rules make that safe:
 
     the stream begins where the training's own stands, so it reads the state of this moment;
     before any of it is overwritten, the training's stream waits for the copies (``hold``): on the
-    GPU, and hundreds of passes later, when they are long done;
+    GPU, after all passes of the next phase, when they are long done;
     who reads a copy on the host waits for it first (``wait``).
 
 The memory is allocated once and used again by the next set of copies, which so may only begin when

@@ -239,6 +239,10 @@ class DeepSpeedRole:
     def shapes(self) -> Shapes:
         return self._layout.shapes
 
+    @property
+    def prepares(self) -> bool:
+        return self.rules.constrain_first
+
     def prepare(self) -> None:
         if self.rules.constrain_first:
             self._constrain()

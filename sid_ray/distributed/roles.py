@@ -39,6 +39,10 @@ class Role(Protocol):
     def module(self) -> nn.Module:
         """The bare network, for phases in which it is frozen."""
 
+    @property
+    def prepares(self) -> bool:
+        """Whether ``prepare`` changes anything."""
+
     def prepare(self) -> None:
         """Called in the role's phase, before each pass that opens groups."""
 
@@ -178,6 +182,10 @@ class TorchRole:
     @property
     def shapes(self) -> Shapes:
         return {name: tuple(value.shape) for name, value in self._module.named_parameters()}
+
+    @property
+    def prepares(self) -> bool:
+        return self.rules.constrain_first
 
     def prepare(self) -> None:
         if self.rules.constrain_first:

@@ -113,7 +113,8 @@ def run_phase(
     with trainable(role.module), ready:
         for micro_step in micro_steps:
             if micro_step.opens_group:
-                settings.before_writing()
+                if role.prepares:
+                    settings.before_writing()
                 role.prepare()
             if phase.sums is not None and plan.passes_a_group > 1 and micro_step.opens_group:
                 whole = sums_of_group(phase, phase.sums, images_seen, plan, micro_step, draws)

@@ -20,6 +20,7 @@ from tests.support.faulty_objective import FAULT, LIKE_NCCL, entry_point, flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPOSITORY = Path(sid_ray.__file__).parents[1]
+SIXTEEN = "--resources.micro-batch", "16"  # a group
 
 
 def start(folder: Path, run: str, fault: str, *more: str, **variables: str) -> subprocess.Popen:
@@ -49,7 +50,7 @@ def files_of(run: Path) -> dict[str, str]:
 
 def test_a_lack_of_memory_halves_a_pass_once_for_the_same_bits(tmp_path):
     """As a run that had the smaller micro-batch from the start."""
-    code, output = ended(start(tmp_path, "short", "memory:8"))
+    code, output = ended(start(tmp_path, "short", "memory:8", *SIXTEEN))
     assert code == 0
     line = "out of memory with 16 images in a pass: starting again with --resources.micro-batch 8"
     assert output.count(line) == 1 and output.count("out of memory") == 1
@@ -60,7 +61,7 @@ def test_a_lack_of_memory_halves_a_pass_once_for_the_same_bits(tmp_path):
 
 
 def test_a_second_lack_of_memory_is_one_line_that_names_the_flags(tmp_path):
-    code, output = ended(start(tmp_path, "again", "memory:4"))
+    code, output = ended(start(tmp_path, "again", "memory:4", *SIXTEEN))
     assert code == 3 and "Traceback" not in output
     (line,) = (line for line in output.splitlines() if line.startswith("failed:"))
     assert "again out of memory with 8 images in a pass: --resources.micro-batch" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from sid_ray.commands.benching.processes import search_path
 from sid_ray.commands.device.redact import without_places
 from sid_ray.commands.device.rows import FAILED, DeviceRow, Rig
 from sid_ray.storage.durable import read_values
@@ -46,9 +48,10 @@ def rows_apart(check: DeviceCheck, rig: Rig, folder: Path) -> Iterator[DeviceRow
     seen = 0
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sid_ray.commands.device.child", check.look, rig.to_json(),
+            [sys.executable, "-P", "-m", "sid_ray.commands.device.child", check.look, rig.to_json(),
              str(rows)],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": search_path()},
         )  # fmt: skip
     try:
         ends = time.monotonic() + rig.seconds

@@ -17,15 +17,15 @@ from sid_ray.commands.benching.rank import NO_RUN
 from sid_ray.commands.benching.short import short_of
 from sid_ray.commands.device.rows import Rig
 from sid_ray.commands.device.short_run import ShortRun, run_of
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
-from sid_ray.planning.fit import Gpus, Planner
+from sid_ray.planning.choose import choose_resources
+from sid_ray.planning.machine import Machine
+from sid_ray.planning.memory import GIB
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import Data
 from sid_ray.weights.description import ModelDescription
-
-FILLED = 0.9  # of a GPU's memory, as planned: other processes may have some, too
 
 
 class Sized(NamedTuple):
@@ -34,23 +34,21 @@ class Sized(NamedTuple):
     recipe: str
     small: str = "digits-sid"
 
-    def on(self, rig: Rig, workers: int = 1, micro_batch: int = 0) -> DistillConfig:
-        """The config on so many of the rig's GPUs."""
-        return replace(
-            recipe(self.small if rig.small else self.recipe),
-            resources__num_workers=workers,
-            resources__min_workers=1,
-            resources__use_gpu=not rig.small,
-            resources__micro_batch=micro_batch,
-            evaluation__every=0,
-            evaluation__final_report=False,
+    def on(self, rig: Rig, micro_batch: int = 0) -> DistillConfig:
+        """The config on one of the rig's GPUs, by the plainest settings."""
+        config = with_plain_resources(recipe(self.small if rig.small else self.recipe))
+        return replace(config, resources__use_gpu=not rig.small, resources__micro_batch=micro_batch)
+
+    def chosen(self, rig: Rig, workers: int) -> DistillConfig:
+        """The config on so many GPUs, as a run would choose it: stage, micro-batch and all.
+
+        Raises UserError where it does not fit.
+        """
+        config = replace(
+            recipe(self.small if rig.small else self.recipe), resources__num_workers=workers
         )
-
-
-def largest_micro_batch(config: DistillConfig, memory: int, gpus: int) -> int:
-    """The largest that fits by the plan; 0 for none."""
-    machine = Gpus(gpus, int(memory * FILLED))
-    return Planner(teacher_of(config)).largest(config, machine)
+        machine = Machine.alike(1, 0 if rig.small else workers, rig.memory / GIB)
+        return choose_resources(config, teacher_of(config), machine).config
 
 
 def random_run(config: DistillConfig, device: torch.device) -> ShortRun:

@@ -14,6 +14,7 @@ import psutil
 
 from sid_ray.checkpoint.find import manifest_of, newest_whole
 from sid_ray.checkpoint.manifest import Manifest
+from sid_ray.commands.benching.processes import search_path
 from sid_ray.commands.device.apart import last_words
 from sid_ray.commands.device.rows import FAILED, OK, WARNING, DeviceRow, Rig
 from sid_ray.commands.device.short_run import reads_text, shipped_recipes
@@ -27,14 +28,16 @@ NOT_OURS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLF
 
 
 def check_resume(rig: Rig) -> Iterator[DeviceRow]:
-    """Two runs at once, one of them killed behind its first checkpoint and resumed."""
+    """A run that is killed behind its first checkpoint and resumed, then one that is not.
+
+    One after the other: Ray starts on a busy machine, too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
         whole = Run("whole", runs, rig)
         cut = Run("cut", runs, rig)
         try:
             began = time.monotonic()
-            whole.start()
             cut.start()
             cut.wait_for(lambda: cut.newest() is not None or cut.ended, rig, "its first checkpoint")
             killed_at = cut.kill()
@@ -43,6 +46,7 @@ def check_resume(rig: Rig) -> Iterator[DeviceRow]:
             cut.start()
             cut.wait_for(lambda: cut.ended, rig, "its end")
             seconds = time.monotonic() - again
+            whole.start()
             whole.wait_for(lambda: whole.ended, rig, "its end")
             yield from compared(whole, cut, seconds)
         finally:
@@ -68,7 +72,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=kept | {"RAY_USAGE_STATS_ENABLED": "0"},
+                env=kept | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": search_path()},
                 cwd=self.folder,
             )
 
@@ -137,12 +141,13 @@ def command_of(name: str, folder: Path, rig: Rig) -> list[str]:
     smaller = SMALLER if rig.small else 1
     device = ["--resources.use-gpu"] if not rig.small else ["--resources.no-use-gpu"]
     return [
-        sys.executable, "-m", "sid_ray.cli", "distill", recipe, "--run", name,
+        sys.executable, "-P", "-m", "sid_ray.cli", "distill", recipe, "--run", name,
         "--output.folder", str(folder), "--output.local-folder", str(folder / "local"),
         "--images", str(IMAGES // smaller), "--output.checkpoint-every", str(EVERY // smaller),
         "--output.report-every", str(EVERY // smaller), "--output.keep-checkpoints", "20",
         "--evaluation.every", "0", "--evaluation.no-final-report", "--resources.num-workers", "1",
-        "--resources.min-workers", "1", "--resources.deterministic", *device,
+        "--resources.min-workers", "1", "--resources.deterministic",
+        "--resources.attention", "sdpa", *device,
     ]  # fmt: skip
 
 

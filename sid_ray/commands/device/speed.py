@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sid_ray.commands.benching.made_up import random_teacher
 from sid_ray.commands.benching.rank import ceiling
 from sid_ray.commands.benching.search import NotMeasuredError
-from sid_ray.commands.benching.turns import Turns
-from sid_ray.commands.device.random_nets import Sized, largest_micro_batch, without_dropout
+from sid_ray.commands.benching.turns import FULL, Turns
+from sid_ray.commands.device.random_nets import Sized, without_dropout
 from sid_ray.commands.device.rows import (
     FAILED,
     MEASURED,
@@ -25,7 +25,6 @@ from sid_ray.commands.device.rows import (
     Rig,
     cut_short,
     guarded,
-    not_looked_at,
 )
 from sid_ray.commands.device.timing import seconds_of
 from sid_ray.commands.device.vectors import read_cases
@@ -34,6 +33,7 @@ from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.registry import family_of
 from sid_ray.evaluation.samplers import Inputs, generator_sampler
+from sid_ray.planning.fit import micro_batch_of
 from sid_ray.planning.flops import iteration_flops
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.assemble import schedule_of
@@ -42,6 +42,7 @@ from sid_ray.weights.description import ModelDescription
 
 SMALLEST, LARGEST = Sized("img512-s-sid"), Sized("img512-xxl-sid")
 PART_S = {SMALLEST: 25.0, LARGEST: 45.0}  # that a step's measurement takes at least
+TERA = 1e12
 DECODED = 64  # images at once
 # The auto-encoder's published shape.
 VAE: dict[str, Any] = {
@@ -65,54 +66,50 @@ def check_speed(rig: Rig) -> Iterator[DeviceRow]:
 
 def step_rows(sized: Sized, workers: int, rig: Rig) -> Iterator[DeviceRow]:
     """A recipe's step on so many GPUs, or why it was not measured."""
-    config = sized.on(rig, workers)
-    name = f"{config.recipe}, a step on {workers} GPU{'s'[: workers != 1]}"
+    name = f"{sized.recipe}, a step on {workers} GPU{'s'[: workers != 1]}"
     if rig.small:
-        name = f"{config.recipe}, a step in {workers} process{'es' * (workers != 1)} of a CPU"
+        name = f"{sized.small}, a step in {workers} process{'es' * (workers != 1)} of a CPU"
     cut = list(cut_short(name, rig, PART_S[sized]))
-    yield from cut or guarded(name, lambda: step_measured(name, config, workers, rig))
+    yield from cut or guarded(name, lambda: step_measured(name, sized, workers, rig))
 
 
-def step_measured(name: str, config: DistillConfig, workers: int, rig: Rig) -> Iterator[DeviceRow]:
+def step_measured(name: str, sized: Sized, workers: int, rig: Rig) -> Iterator[DeviceRow]:
+    """At what a run chooses by itself; where memory does not do for it, at half a micro-batch."""
+    config = sized.chosen(rig, workers)
     description = teacher_of(config)
-    micro_batch = largest_micro_batch(config, rig.memory, workers)
-    if not micro_batch:
-        yield not_looked_at(name, "by the plan no micro-batch fits into a GPU's memory")
-        return
     while True:
-        tried = replace(config, resources__micro_batch=micro_batch)
+        micro_batch = micro_batch_of(config)
         ends = time.monotonic() + rig.left_s - 5.0
         with Turns(description, workers, not rig.small, ends) as turns:
             try:
-                found = turns.measure(tried, name, 2)  # a third of what is left, at most
+                found = turns.measure(config, name, 2)  # a third of what is left, at most
+                break
             except NotMeasuredError as error:
-                if "out of memory" not in str(error) or micro_batch == 1:
-                    yield DeviceRow(name, str(error), verdict=FAILED)
+                full = any(word in str(error) for word in FULL) and micro_batch > 1
+                more = ": the plan said that it fits; half as many are tried" * full
+                at = f"{name}, {micro_batch} images a pass"
+                yield DeviceRow(at, f"{error}{more}", verdict=FAILED)
+                if not full:
                     return
-                yield DeviceRow(
-                    f"{name}, {micro_batch} images a pass",
-                    f"{error}: the plan said that it fits; half as many are tried",
-                    verdict=FAILED,
-                )
-                micro_batch = half_of(config, micro_batch)
-                continue
-            top = max(turns.ceiling().values(), default=0.0)
-        break
+        config = replace(config, resources__micro_batch=half_of(config, micro_batch))
+    top = max(turns.ceiling.values(), default=0.0)
     images_s = config.training.batch_size / found.seconds
     rate = iteration_flops(config, description) * images_s
-    share = f", {rate / top:.0%} of the {top / 1e12:.4g} of a bare product" if top else ""
+    share = f", {rate / top:.0%} of the {top / TERA:.4g} of a bare product" if top else ""
+    stage = f", ZeRO {config.chosen.zero_stage}" * (workers > 1)
     yield DeviceRow(
         name,
-        f"{images_s:.4g} images/s, {micro_batch} a pass, {config.training.precision}, "
-        f"{rate / 1e12:.4g} TFLOP/s{share}; {found.peak_gib:.1f} GiB",
+        f"{images_s:.4g} images/s, {micro_batch} a pass, {config.training.precision}{stage}, "
+        f"{rate / TERA:.4g} TFLOP/s{share}; {found.peak_gib:.1f} GiB",
         "",
         MEASURED,
         {
             "images_per_s": images_s,
             "micro_batch": micro_batch,
             "precision": config.training.precision,
-            "tflop_per_s": rate / 1e12,
-            "ceiling_tflop_per_s": top / 1e12,
+            "zero_stage": config.chosen.zero_stage,
+            "tflop_per_s": rate / TERA,
+            "ceiling_tflop_per_s": top / TERA,
             "peak_gib": found.peak_gib,
             "gpus": workers,
         },
@@ -153,13 +150,13 @@ def generated(rig: Rig) -> Iterator[DeviceRow]:
     yield DeviceRow(
         f"one-step generator, {images} images at once, {str(dtype).removeprefix('torch.')}",
         f"{images / alone:.4g} images/s, {images / whole:.4g} with decoding; "
-        f"{top / 1e12:.4g} TFLOP/s of a bare product",
+        f"{top / TERA:.4g} TFLOP/s of a bare product",
         "",
         MEASURED,
         {
             "images_per_s": images / alone,
             "images_per_s_decoded": images / whole,
-            "ceiling_tflop_per_s": top / 1e12,
+            "ceiling_tflop_per_s": top / TERA,
         },
     )
 

@@ -109,11 +109,11 @@ def shared_run(config: DistillConfig, world_size: int, rank: int, device: torch.
     plain torch.
     """
     run = begin_run(config, device, world_size, rank)
-    if needs_deepspeed(config.resources, world_size):
+    if needs_deepspeed(config.chosen, world_size):
         return run
     passes = config.group_plan(world_size).passes_a_rank
     for name, role in run.roles.items():
-        stage = config.resources.stage_of(name)
+        stage = config.chosen.stage_of(name)
         module = copy.deepcopy(role.module).requires_grad_(True)
         engine = DeepSpeedRole(module, adam_of(config, name), stage, passes, role.rules)
         engine.module.requires_grad_(False)
