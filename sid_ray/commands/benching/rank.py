@@ -71,9 +71,9 @@ class Rank:
         self.device = torch.device("cuda", rank) if side.on_gpu else torch.device("cpu")
         torch.set_num_threads(config.resources.threads)
         set_numerics(config.resources.deterministic)
-        join(side, rank)
         if side.on_gpu:
-            torch.cuda.set_device(self.device)
+            torch.cuda.set_device(self.device)  # before NCCL, which takes the current one
+        join(side, rank)
         teacher = random_teacher(side.description)
         built = build_networks(
             config, NO_RUN, side.world_size, self.device, (teacher, side.description)
@@ -205,7 +205,7 @@ def why(error: BaseException) -> str:
         return one_line(str(error))
     said = str(error).strip().splitlines()
     text = one_line(said[0] if said else "")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text[:60]:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text[:60].lower():
         return f"out of memory: {text}"[:LONGEST]
     return f"{type(error).__name__}: {text}"[:LONGEST]
 
