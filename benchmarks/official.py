@@ -143,7 +143,7 @@ def dropout_with(paused: Paused) -> Callable[..., Tensor]:
         drawn = torch.empty_like(x).bernoulli_(1 - p)
         with paused():
             drawn.copy_(dropout.keep_mask(keys, site, p, x[0].numel()).reshape(x.shape))
-        return x * drawn.div_(1 - p)
+        return x * drawn.div_(1 - dropout.rounded(p) / 2**dropout.LANE)
 
     return apply
 
@@ -209,7 +209,7 @@ class OfficialRole(TorchRole):
             self.updated = False
 
     @torch.no_grad()
-    def update(self) -> bool:
+    def update(self) -> Tensor:
         for parameter in self._module.parameters():
             if parameter.grad is not None:
                 torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
@@ -218,7 +218,7 @@ class OfficialRole(TorchRole):
             self.optimizer.zero_grad(set_to_none=True)
         constrain_module(self._module, self.rules.constrain)
         self.updated = True
-        return True
+        return torch.tensor(True)
 
     @torch.no_grad()
     def average_into(self, average: nn.Module, beta: float) -> None:

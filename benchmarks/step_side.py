@@ -109,8 +109,8 @@ class TimedRole:
         self.role.backward(loss)
         self.clock.mark(f"{self.name} backward")
 
-    def update(self) -> bool:
-        applied: bool = self.role.update()
+    def update(self) -> Tensor:
+        applied: Tensor = self.role.update()
         self.clock.mark(f"{self.name} update")
         return applied
 

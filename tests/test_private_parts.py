@@ -61,8 +61,8 @@ MEMBERS = {  # private members that only the files above may name, and where the
     "deepspeed/runtime/zero/stage3.py": (
         "_get_norm_groups", "_partition_all_parameters", "_post_step",
         "fp16_partitioned_groups_flat",
-        "fp32_partitioned_groups_flat", "get_param_id", "grad_partitions_flat_buffer",
-        "grad_position",
+        "fp32_partitioned_groups_flat", "get_param_id",
+        "grad_partitions_flat_buffer", "grad_position",
     ),
     "deepspeed/utils/tensor_fragment.py": (
         "get_hp_fragment", "hp_fragment", "lp_fragment_address",

@@ -156,13 +156,14 @@ def chosen_and_started(config: DistillConfig, start: Start, show: Display) -> Re
     def tell(text: str) -> None:
         show.update("", {}, [text])
 
-    show.update("counting memory", {}, [])
     if joins_cluster():
         show.update("starting Ray", {}, [])
         start_ray(config)
         machine = joined_cluster(config, tell)
     else:
         machine = machine_here(config)
+    if machine.has_gpus:  # on CPUs it takes no time
+        show.update("counting memory", {}, [])
     choice = choose_measured(config, start.description, machine, tell)
     tell(choice.line)
     if not joins_cluster():

@@ -42,7 +42,7 @@ from sid_ray.checkpoint.restore import Reachable, Search
 from sid_ray.checkpoint.snapshot import take_snapshot
 from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
 from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
@@ -276,8 +276,7 @@ def crossed(every: int, before: int, after: int) -> bool:
 def build_worker(settings: WorkerSettings) -> Worker:
     """This rank of the run, its networks as they start."""
     config = DistillConfig.from_json(settings.config)
-    if micro_batch := ray.get(settings.tracker.micro_batch.remote()):
-        config = replace(config, resources__micro_batch=micro_batch)
+    most = ray.get(settings.tracker.micro_batch.remote())  # 0 where memory has sufficed
     set_endpoint(config.storage.endpoint_url, config.storage.region)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -287,7 +286,7 @@ def build_worker(settings: WorkerSettings) -> Worker:
     gathered(None, group)  # all have their networks: on NCCL nobody waits for who still fetches
     if rank == 0:
         settings.tracker.group_starts.remote(world_size)
-    before, config = config, at_size(config, settings.sizes, world_size)
+    before, config = config, at_size(config, settings.sizes, world_size, most)
     if rank == 0 and config != before:
         several = "s" * (world_size != 1)
         settings.tracker.event.remote(

@@ -290,7 +290,9 @@ class ResourcesConfig:
     """CPU threads a worker."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = AUTO
     """Order in memory of images within EDM and EDM2 networks: which kernels a convolution takes.
-    Changes rounding only. auto: channels_last unless sid-ray bench has measured the other faster.
+    Changes rounding only. On GPUs it is without effect on EDM networks, whose normalisation returns
+    contiguous images there. auto: channels_last, contiguous for EDM on GPUs, unless sid-ray bench
+    has measured the other faster.
     """
     attention: Literal["auto", "sdpa", "xformers"] = AUTO
     """Attention kernels of all networks: torch's own, or xformers on NVIDIA GPUs. auto: sdpa unless

@@ -104,7 +104,10 @@ def load_text(
     def tokenize(prompts: Sequence[str]) -> Tensor:
         """[B, T], padded with the tokenizer's own pad token: 49407 in SD 1.5, 0 in SD 2."""
         shape = {"padding": "max_length", "truncation": True, "max_length": length}
-        return tokenizer(list(prompts), return_tensors="pt", **shape).input_ids.to(device)
+        found: Tensor = tokenizer(list(prompts), return_tensors="pt", **shape).input_ids
+        if torch.device(device).type != "cuda":
+            return found.to(device)
+        return found.pin_memory().to(device, non_blocking=True)  # the host does not wait
 
     def encode(tokens: Tensor) -> Tensor:
         """The last hidden state, after the final norm; no padding mask, as published."""

@@ -53,6 +53,8 @@ class Family(ABC):
         parts: of a pipeline's folder, what else is read: auto-encoder, text encoder and so on.
         bare_prefix: what the denoiser's own names have in front of those that the network has in
             other programs' files.
+        memory_format: what resources.memory_format auto takes on GPUs: contiguous where networks
+            normalise groups of channels, which on CUDA returns contiguous images.
         training_only: arguments of a network that no generator's image depends on.
         official_classes: classes of other programs' networks that ``from_official`` knows.
         by_place: official class -> names of the arguments that files record by place.
@@ -62,6 +64,7 @@ class Family(ABC):
     noise: ClassVar[Noise]
     teacher_steps: ClassVar[int] = 18
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    memory_format: ClassVar[str] = "channels_last"
     reads_text: ClassVar[bool] = False
     text_parts: ClassVar[tuple[str, ...]] = ()
     latents: ClassVar[LatentConvention | None] = None

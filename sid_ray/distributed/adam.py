@@ -127,8 +127,9 @@ class Adam(torch.optim.Adam):
         )
 
     def steps(self) -> int:
-        """Steps made. A parameter that no loss reached may have made fewer."""
-        return max((int(state["step"]) for state in self.state.values()), default=0)
+        """Steps made. A parameter that no loss reached may have made fewer. Read all at once."""
+        found = [state["step"] for state in self.state.values()]
+        return int(torch.stack(found).max()) if found else 0
 
     def set_steps(self, steps: int) -> None:
         """Of every tensor that has a state."""

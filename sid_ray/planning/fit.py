@@ -1,21 +1,17 @@
-"""Whether a run fits on its GPUs, and the nearest one that does. Knows neither Ray nor a GPU."""
+"""What of a run fits on its GPUs, and what it costs there. Knows neither Ray nor a GPU."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
 import functools
-import math
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources
 from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
-from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
-from sid_ray.errors import UserError
 from sid_ray.planning.memory import (
     GIB,
     RESERVE_GIB,
@@ -48,7 +44,6 @@ PASS = 10.0
 AGAIN, AGAIN_FLOAT32 = 0.5, 7.5  # an image
 TRACED_IMAGES = 16  # with 1 and the whole batch: beyond it a pass grows evenly
 NONE = "none"  # the stage of a run whose roles are plain torch's
-MORE_GPUS = 8  # times as many are looked at
 
 
 @dataclass(frozen=True)
@@ -246,148 +241,5 @@ class Planner:
         return checkpoint_bytes(self.network, stored)
 
 
-def recommended(rows: list[StageRow]) -> StageRow | None:
-    """What costs least where the config's micro-batch fits, else where any does; None for none.
-
-    Of two that cost as much, the one that needs less memory.
-    """
-    for fitting in ([row for row in rows if row.fits], [row for row in rows if row.largest]):
-        if fitting:
-            return min(fitting, key=lambda row: (row.cost, row.peak.total))
-    return None
-
-
 def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-def wider(config: DistillConfig, precisions: Sequence[str]) -> Iterator[tuple[str, DistillConfig]]:
-    """(flags, config) of settings that save memory and are not on, one by one and together."""
-    names = ("offload_optimizer", "activation_checkpointing")
-    off = [name for name in names if not getattr(plainly(config), name)]
-    for chosen in [[name] for name in off] + [off] * (len(off) > 1):
-        flags = " ".join(f"--resources.{name.replace('_', '-')}" for name in chosen)
-        yield flags, replace(config, **{f"resources__{name}": True for name in chosen})
-    if config.training.precision == "float32" and "bfloat16" in precisions:
-        yield "--training.precision bfloat16", replace(config, training__precision="bfloat16")
-
-
-def least(planner: Planner, config: DistillConfig, machine: Gpus) -> tuple[int, str]:
-    """(bytes, stage) of what needs least at any stage, one image a pass."""
-    found = {
-        name: planner.peak(own, machine, 1).total
-        for name, own in stage_variants(config, machine.gpus).items()
-    }
-    name = min(found, key=lambda stage: found[stage])
-    return found[name], name
-
-
-def stage_flags(stage: str) -> str:
-    """Flags that set a stage; none where no stage says anything."""
-    if stage == NONE:
-        return ""
-    number, _, teacher = stage.partition(", ")
-    flags = f"--resources.zero-stage {number}"
-    return flags + (" --resources.teacher-zero-stage 3" if teacher else "")
-
-
-def flags_of_plan(stage: str, micro_batch: int = 0) -> list[str]:
-    """Flags of a stage and of a micro-batch, where they are to be set."""
-    micro = f"--resources.micro-batch {micro_batch}" if micro_batch else ""
-    return [flags for flags in (stage_flags(stage), micro) if flags]
-
-
-def any_stage(planner: Planner, config: DistillConfig, machine: Gpus) -> str:
-    """Flags of the best stage that fits and, where it must be another, the micro-batch; or ''."""
-    row = recommended(planner.rows(config, machine))
-    if row is None:
-        return ""
-    micro_batch = 0 if row.fits else row.largest
-    size = planner.peak(row.config, machine, micro_batch).total
-    return " ".join([*flags_of_plan(row.stage, micro_batch), f"({gib(size)})"])
-
-
-def other_machines(planner: Planner, config: DistillConfig, machine: Gpus) -> Iterator[str]:
-    """More GPUs of the same kind, and larger ones."""
-    groups = config.training.batch_size // config.training.group_size
-    most = min(groups, MORE_GPUS * machine.gpus)
-    for gpus in range(machine.gpus + 1, most + 1):
-        more = dataclasses.replace(machine, gpus=gpus)
-        if least(planner, config, more)[0] <= machine.memory:
-            yield f"{gpus} GPUs of {gib(machine.memory)} with {any_stage(planner, config, more)}"
-            break
-    size, stage = least(planner, config, machine)
-    larger = math.ceil(size / GIB)
-    yield f"{machine.gpus} GPUs of {larger} GiB with {' '.join(flags_of_plan(stage, 1))}"
-
-
-def nearest_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[str]:
-    """What fits, the smallest change first; figures are GiB a GPU."""
-    found = []
-    smaller = planner.largest(config, machine)
-    if 0 < smaller < micro_batch_of(config):
-        size = planner.peak(config, machine, smaller).total
-        found.append(f"--resources.micro-batch {smaller} ({gib(size)})")
-    stage = any_stage(planner, config, machine)
-    if stage:
-        shared = needs_deepspeed(plainly(config), machine.gpus)
-        return [*found, stage] if shared else found  # else it is that micro-batch again
-    precisions = family_of(planner.description.family).precisions
-    for flag, own in wider(config, precisions):
-        if " " in flag and found:
-            continue  # one of the two is enough
-        fits = any_stage(planner, own, machine)
-        if fits:
-            found.append(f"{flag} {fits}")
-    return found + list(other_machines(planner, config, machine))
-
-
-def refusal_to_fit(
-    planner: Planner, config: DistillConfig, machine: Gpus, needed: str
-) -> UserError:
-    """One line: what is needed, what there is, and what fits."""
-    ways = "; or ".join(nearest_fits(planner, config, machine))
-    return UserError(
-        f"{config.run_name} does not fit on {machine.gpus} GPU{'s' * (machine.gpus != 1)} of "
-        f"{gib(machine.memory)}: {needed}."
-        f" What fits: {ways}"
-    )
-
-
-def check_fits(
-    config: DistillConfig,
-    description: ModelDescription,
-    gpus: int,
-    memory_gib: float,
-    text: int = 0,
-    reserve_gib: float = RESERVE_GIB,
-) -> Moment:
-    """The fullest moment of this run on one of ``gpus`` GPUs of ``memory_gib`` each.
-
-    ``description`` is the teacher's network, ``text`` the bytes of its text encoder
-    (known_networks.py finds both). Raises UserError where it needs more, with the nearest that
-    does fit.
-    """
-    planner, machine = Planner(description, text), Gpus.of(gpus, memory_gib, reserve_gib)
-    return fitting(planner, config, machine)
-
-
-def fitting(planner: Planner, config: DistillConfig, machine: Gpus) -> Moment:
-    """The fullest moment of a run that fits. Raises UserError where it does not."""
-    found = planner.peak(config, machine)
-    if found.total <= machine.memory:
-        return found
-    needed = (
-        f"it needs {gib(found.total)} a GPU ({found.name}, micro-batch {micro_batch_of(config)})"
-    )
-    raise refusal_to_fit(planner, config, machine, needed)
-
-
-def check_any_fits(planner: Planner, config: DistillConfig, machine: Gpus) -> list[StageRow]:
-    """Every stage's row. Raises UserError where no micro-batch fits at any stage."""
-    rows = planner.rows(config, machine)
-    if recommended(rows) is None:
-        size, stage = least(planner, config, machine)
-        needed = f"the least is {gib(size)} a GPU, at ZeRO stage {stage}, one image a pass"
-        raise refusal_to_fit(planner, config, machine, needed)
-    return rows

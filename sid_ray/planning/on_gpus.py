@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,14 +12,14 @@ from typing import Any
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import PLAIN, left_open
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.planning.choice import ResourceChoice, Workers, by, measured_fields, people
 from sid_ray.planning.fit import (
     GIB,
     Gpus,
     Planner,
-    check_any_fits,
-    fitting,
+    gib,
     micro_batch_of,
     micro_batches,
     stage_variants,
@@ -30,6 +32,7 @@ from sid_ray.planning.sizes import Fields, Sizes, with_fields
 MARGIN = 0.1  # of a GPU that stays free beside the reserve: nothing was measured on one
 HOST_SHARE = 0.8  # of a node's memory that may be offloaded to
 EVERY_SIZE, RUNGS = 16, 4  # every number of workers up to 16, then four between n and 2 n
+MORE_GPUS = 8  # times as many are looked at, where a run does not fit
 OF_SIZE = (
     "zero_stage", "teacher_zero_stage", "micro_batch", "activation_checkpointing",
     "offload_optimizer", "compile",
@@ -127,7 +130,8 @@ class OnGpus:
         fields: dict[str, Any] = {
             "num_workers": workers, "min_workers": workers,
             "overlap_comm": False, "offload_optimizer": offload,
-            **{name: PLAIN[name] for name in ("memory_format", "attention", "compile")},
+            "memory_format": family_of(self.planner.description.family).memory_format,
+            **{name: PLAIN[name] for name in ("attention", "compile")},
             **(measured_fields(self.profile, 0) if self.profile else {}),
         }  # fmt: skip
         if offload and "offload_optimizer" not in open_fields:
@@ -199,18 +203,35 @@ class OnGpus:
         return Settled(config, passes, total, sent, cost, profile.seconds)
 
     def refusal(self, workers: int) -> UserError:
-        """Why nothing fits, and the nearest that does."""
-        gpus, named = self.gpus(workers), self.config.resources
-        try:
-            check_any_fits(self.planner, self.config, gpus)
-            if named.micro_batch != AUTO or named.zero_stage != AUTO:
-                fitting(self.planner, self.config, gpus)
-        except UserError as error:
-            return error
+        """Why nothing fits on so many GPUs, and the nearest that does."""
+        machine, ways = self.gpus(workers), list[str]()
+        named = [name for name in OF_SIZE[:-1] if getattr(self.config.resources, name) != AUTO]
+        free = dataclasses.replace(
+            self, config=with_fields(self.config, dict.fromkeys(named, AUTO)), profile=None
+        )
+        if named and free.settle(workers, offload=True):
+            flags = ", ".join(f"--resources.{name.replace('_', '-')}" for name in named)
+            ways.append(f"{flags} auto")
+        most = min(self.config.group_plan(1).num_groups, MORE_GPUS * workers)
+        more = range(workers + 1, most + 1)
+        if count := next((n for n in more if self.settle(n, offload=False)), 0):
+            ways.append(on_so_many(count, machine.memory))
+        least = self.least(machine)
+        ways.append(on_so_many(workers, math.ceil(least / GIB) * GIB))
         return UserError(
-            f"{self.config.run_name} does not fit on {workers} GPUs of "
-            f"{self.machine.gpu_bytes / GIB:.1f} GiB with what is named of its resources: leave "
-            "--resources.zero-stage, --resources.micro-batch and the like to auto"
+            f"{self.config.run_name} does not fit on {on_so_many(workers, machine.memory)}: the "
+            f"least is {gib(least)} a GPU, with all that saves memory. What fits: "
+            f"{'; or '.join(ways)}"
+        )
+
+    def least(self, gpus: Gpus) -> int:
+        """Bytes of what needs least, one image a pass where no micro-batch is named."""
+        return min(
+            self.planner.peak(variant, gpus, micro_batch_of(config) if named else 1).total
+            for named in [self.config.resources.micro_batch != AUTO]
+            for offload in (False, True)
+            for config in self.levels(gpus.gpus, offload)
+            for _, variant in self.stages(config, gpus.gpus)
         )
 
     def line(self, workers: Workers, least: int, now: int, own: Settled) -> str:
@@ -244,6 +265,11 @@ class OnGpus:
             return f"{own.measured:.2f} s an iteration measured"
         unit, name = (GIB, "GiB") if own.sent >= GIB else (1 << 20, "MiB")
         return f"{own.sent / unit:,.1f} {name} sent an iteration"
+
+
+def on_so_many(gpus: int, memory: int) -> str:
+    """'8 GPUs of 80.0 GiB'."""
+    return f"{gpus} GPU{'s' * (gpus != 1)} of {gib(memory)}"
 
 
 def ladder(least: int, most: int, now: int) -> list[int]:

@@ -13,13 +13,22 @@ Fields = Mapping[str, Any]  # of the resources section
 Sizes = tuple[tuple[int, Fields], ...]  # (workers, fields) from so many on, the fewest first
 
 
-def at_size(config: DistillConfig, sizes: Sizes, workers: int) -> DistillConfig:
-    """The config for so many workers: it fits on more than it was settled for, too."""
+def at_size(
+    config: DistillConfig, sizes: Sizes, workers: int, most_images: int = 0
+) -> DistillConfig:
+    """The config for so many workers: it fits on more than it was settled for, too.
+
+    ``most_images``: no larger micro-batch than this, as a larger one had no memory; 0 for any.
+    """
     fields: Fields = {}
     for least, own in sizes:
         if least <= workers:
             fields = own
-    return with_fields(config, fields)
+    config = with_fields(config, fields)
+    micro = config.chosen.micro_batch or config.training.group_size
+    if most_images and most_images < micro:
+        config = replace(config, resources__micro_batch=most_images)
+    return config
 
 
 def resources_in_words(config: DistillConfig) -> str:

@@ -155,6 +155,8 @@ def test_a_start_on_this_machine_takes_what_the_plan_says(shown, monkeypatch):
 
 def test_a_cluster_without_gpus_that_may_bring_some_is_waited_for(shown, monkeypatch):
     cluster(monkeypatch, [{"CPU": 2.0}], most={"GPU": 3, "CPU": 24})
+    nodes = [{"Alive": True, "Resources": GPU}]  # when the look at its GPU has come back
+    monkeypatch.setattr(found_nodes.ray, "nodes", lambda: nodes)
     choice = trainer.chosen_and_started(ASKED, START, shown)
     assert shown.lines[0] == "no node with a GPU is there yet: waiting for one"
     assert choice.config.chosen.use_gpu and choice.config.chosen.num_workers == 3

@@ -13,12 +13,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sid_ray.config.distill_config import replace as with_fields
+from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
-from tests.support.trajectories import CASES, plain_trainee, train
+from tests.support import trajectories
+from tests.support.trajectories import CASES, outcome, plain_trainee, train
 
 NAMES = """
     avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward
@@ -125,10 +127,28 @@ def test_xformers_is_refused():
     assert with_fields(config, resources__deterministic=True).check()
 
 
-def test_updates_and_averages_compute_nothing_of_it_either():
+def test_updates_and_averages_compute_nothing_of_it_either(monkeypatch):
     """A whole iteration: clipping, the check of gradients, Adam, EDM2's weights, the average."""
+    monkeypatch.setattr(trajectories, "GROUPS", 1)
     case = CASES["sida-edm2"]
     with Recorded() as recorded:
         train(case, plain_trainee(case), 0, 1, 1)
     assert {"convolution_backward", "_fused_adam_", "_foreach_lerp_"} <= recorded.names
     assert not recorded.names & RAISES
+
+
+@pytest.mark.parametrize("name", ["sid-edm", "sida-edm2"])
+def test_on_cpus_the_mode_changes_no_bit(name, monkeypatch):
+    """Nor is memory read that nobody has written: in this mode torch fills it with NaN."""
+    monkeypatch.setattr(trajectories, "GROUPS", 1)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # and taken away at the end
+    case, found = CASES[name], []
+    for deterministic in (False, True):
+        set_numerics(deterministic)
+        try:
+            trainee = plain_trainee(case)
+            train(case, trainee, 0, 1, 2)
+            found.append(outcome(trainee))
+        finally:
+            set_numerics()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -68,6 +68,14 @@ def total_gib(config: DistillConfig, machine: Machine, workers: int) -> float:
     return planner_of(config.recipe).peak(config, gpus).total / GIB
 
 
+def test_images_are_contiguous_on_gpus_where_groups_of_channels_are_normalised():
+    """As CUDA's kernel returns them (docs/speed.md); a CPU's keeps the order."""
+    gpus, cpus = Machine.alike(1, 8, 80), Machine.alike(1, 0, 0)
+    assert chosen(DIGITS, gpus).config.chosen.memory_format == "contiguous"
+    assert chosen(DIGITS, cpus).config.chosen.memory_format == "channels_last"
+    assert chosen(XXL, gpus).config.chosen.memory_format == "channels_last"
+
+
 def test_a_published_run_on_8_gpus_without_a_flag_uses_them_well():
     """Two images a pass and 2,552 GiB sent in each iteration, before there was auto."""
     machine = Machine.alike(1, 8, 80)
@@ -148,12 +156,10 @@ def test_what_a_person_names_stays(field, value):
 def test_what_saves_memory_is_taken_where_it_is_needed():
     """Blocks are computed again where sending would cost more; the host's memory comes last."""
     seen = []
-    for gib in (141, 80, 24, 20):
+    for gib in (80, 24, 20):
         resources = chosen(XXL, Machine.alike(1, 8, gib)).config.chosen
         seen.append((resources.activation_checkpointing, resources.offload_optimizer))
-    assert seen == [(False, False), (False, False), (True, False), (True, True)]
-    with pytest.raises(UserError, match=r"img512-xxl-sida does not fit on 8 GPUs of 6\.0 GiB"):
-        chosen(XXL, Machine.alike(1, 8, 6))
+    assert seen == [(False, False), (True, False), (True, True)]
 
 
 def test_offloading_needs_the_hosts_memory():
@@ -161,8 +167,9 @@ def test_offloading_needs_the_hosts_memory():
     resources = chosen(XXL, small).config.chosen
     assert resources.offload_optimizer and resources.zero_stage in (1, 2, 3)
     node = dataclasses.replace(small.nodes[0], host_bytes=16 * GIB)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError) as refused:
         chosen(XXL, Machine((node,)))
+    assert str(refused.value).startswith("img512-xxl-sida does not fit on 1 GPU of 36.0 GiB: the ")
 
 
 def test_the_evaluators_gpu_is_not_a_workers():
@@ -267,6 +274,8 @@ def test_fields_of_a_number_of_workers_are_those_of_the_next_smaller():
     config = with_plain_resources(DIGITS)
     found = [at_size(config, sizes, n).chosen.micro_batch for n in (1, 2, 7, 8, 99)]
     assert found == [0, 4, 4, 16, 16]
+    found = [at_size(config, sizes, n, 8).chosen.micro_batch for n in (1, 2, 8)]
+    assert found == [8, 4, 8]  # after memory has run out: no larger pass on any number
 
 
 @pytest.mark.parametrize(

@@ -257,8 +257,8 @@ def test_packing_and_splitting_groups_changes_nothing(case, micro_batch):
 class Accumulator(TorchRole):
     """A role that only adds gradients up."""
 
-    def update(self) -> bool:
-        return True
+    def update(self) -> torch.Tensor:
+        return torch.tensor(True)
 
 
 def summed_gradients(case: str, plan: GroupPlan) -> tuple[list[tuple[str, torch.Tensor]], Sums]:

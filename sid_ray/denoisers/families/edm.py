@@ -41,6 +41,7 @@ class EDM(Family):
     name = "edm"
     noise = EDM_NOISE
     precisions = PRECISIONS
+    memory_format = "contiguous"
     adversarial_features = LAST_BLOCK
     training_only = ("label_dropout", "augment_dim")
     official_classes = tuple(CLASSES)

@@ -32,14 +32,13 @@ EDM2: dict[str, Any] = {
     "attn_resolutions": [8],
     "channels_per_head": 16,
     "logvar_channels": 16,
-    "dropout": 0.1,
 }
 STABLE_DIFFUSION: dict[str, Any] = {
     "sample_size": 8,
     "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
     "cross_attention_dim": 24,
     "attention_head_dim": 4,
     "norm_num_groups": 4,
@@ -64,13 +63,19 @@ NETWORKS: dict[tuple[str, str], dict[str, Any]] = {
         "model_channels": 64,
     },
     ("edm2", ""): EDM2,
-    ("edm2", "levels"): EDM2 | {"channel_mult": [1, 2]},
+    ("edm2", "levels"): EDM2 | {"channel_mult": [1, 2], "dropout": 0.1},
     ("stable-diffusion", ""): STABLE_DIFFUSION,
     ("stable-diffusion", "velocity"): STABLE_DIFFUSION | {"prediction_type": "v_prediction"},
 }
-GROUP, BATCH = 4, 8
-# How a rank's two groups become passes: both in one, one after the other, each in halves.
-PASSES = {"one": BATCH, "two": GROUP, "halves": GROUP // 2}
+GROUP = 4
+# A rank's (images an iteration, images a pass): a group, two groups one after the other or both in
+# one pass, a group in halves.
+PASSES = {
+    "one": (GROUP, GROUP),
+    "two": (2 * GROUP, GROUP),
+    "packed": (2 * GROUP, 2 * GROUP),
+    "halves": (GROUP, GROUP // 2),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Case:
 
     Args:
         path: "train" (iterations), "run" (and report, hand-over of weights and snapshot behind
-            them), "sample", "features", "codec", "text": see paths.py and others.py.
+            them), "sample", "features", "codec", "text": see paths.py and others.py; "fault",
+            which ``variant`` names; "recipe", iterations of the recipe that it names.
         family, variant: which network of NETWORKS.
         objective: its name in the registry.
         precision: of the networks' bodies; of codec and text encoder, where it is their path.
@@ -88,6 +94,7 @@ class Case:
         world_size: ranks of the made-up group; above 1 roles are DeepSpeed's.
         stage, teacher_stage: ZeRO stages.
         offload: optimizer in host memory.
+        iterations: of which the last is counted: the first makes what is kept.
         config: further fields of the config, dotted with __ as config.replace takes them.
     """
 
@@ -102,6 +109,7 @@ class Case:
     stage: int = 0
     teacher_stage: int = 0
     offload: bool = False
+    iterations: int = 1
     config: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from sid_ray.planning.trace_memory import FusedAttention
 from tests.support.fake_cuda.watch import Watch
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -117,6 +119,13 @@ def of_cuda(watch: Watch) -> dict[str, Any]:
     }
 
 
+# Operators that a CPU build composes of others where CUDA has a kernel of its own: with any kernel
+# for CUDA they stay whole. It is never run.
+KERNELS = torch.library.Library("aten", "IMPL")
+for _name in ("silu_backward", "mish_backward"):
+    KERNELS.impl(_name, lambda grad, x: torch.empty_like(x), "CUDA")
+
+
 # Fake modules -------------------------------------------------------------------------------------
 
 
@@ -183,6 +192,12 @@ def deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return new
 
 
+@functools.cache
+def fake_mode() -> FakeTensorMode:
+    """One for the process: what the project keeps from one use to the next is of it."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
 def rehearsal() -> Iterator[Watch]:
     """Inside, tensors are fake, ``cuda:0`` is there, and what runs on it is watched."""
@@ -205,7 +220,7 @@ def rehearsal() -> Iterator[Watch]:
     for patch in patches:
         patch.start()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), watch:
+        with fake_mode(), watch, FusedAttention():
             yield watch
     finally:
         for patch in reversed(patches):

@@ -70,7 +70,7 @@ def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
         "tokenizer_folder": lambda folder: folder,
     }
     with mock.patch.multiple(clip_text, **patches):
-        return own.load_text(Path("nowhere"), CUDA)
+        return own.load_text(Path("nowhere"), CUDA, precision)
 
 
 def text(case: Case, watch: Watch) -> None:
@@ -189,7 +189,7 @@ def auto_encoder() -> nn.Module:
 def codec(case: Case, watch: Watch) -> None:
     """Pictures to latents and back by a family's convention."""
     convention = family_of(case.family).latent_convention()
-    found = convention.codec(auto_encoder().to(CUDA), 2)
+    found = convention.codec(auto_encoder().to(CUDA, getattr(torch, case.precision)), 2)
     images = torch.zeros(4, 3, 16, 16, device=CUDA)
     with watch.during("encode"):
         noise = torch.randn(4, 4, 8, 8, device=CUDA)

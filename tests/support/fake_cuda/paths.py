@@ -17,36 +17,44 @@ from torch import Tensor, nn
 from sid_ray.actors import build
 from sid_ray.actors.build import BuiltNetworks, WorkerSettings, build_networks
 from sid_ray.actors.measures import reduce_means
+from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.snapshot import take_snapshot
+from sid_ray.config.chosen import plain
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import ScheduleConfig, TeacherConfig
 from sid_ray.data.source import DataSource
 from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.fragments import whole_state
+from sid_ray.recipes.known_networks import teacher_of
+from sid_ray.recipes.registry import recipe
 from sid_ray.training import draws_ahead
-from sid_ray.training.assemble import objective_of
+from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.training.draws import Maker
 from sid_ray.training.draws_ahead import Coming, DrawsAhead, lane_to
 from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.description import ModelDescription
-from tests.support.fake_cuda import others
-from tests.support.fake_cuda.cases import BATCH, GROUP, NETWORKS, PASSES, Case
+from tests.support.fake_cuda import faults, others
+from tests.support.fake_cuda.cases import GROUP, NETWORKS, PASSES, Case
 from tests.support.fake_cuda.machine import CUDA, fake_module, join_fake_group, rehearsal
 from tests.support.fake_cuda.watch import Counts, Watch
 
-ITERATIONS = 2  # of DeepSpeed's roles: their first one traces and makes buffers
+ONE_GPU = {"resources__use_gpu": True, "resources__num_workers": 1, "resources__min_workers": 1}
 
 
 # From a case to objects ---------------------------------------------------------------------------
 
 
 def description_of(case: Case) -> ModelDescription:
+    if case.path == "recipe":
+        return network_of(config_of(case), teacher_of(config_of(case)))
     return ModelDescription(case.family, NETWORKS[case.family, case.variant])
 
 
 def config_of(case: Case) -> DistillConfig:
-    """A config as a recipe would have it."""
-    family = family_of(case.family)
+    """A config as a recipe would have it, or that of the recipe which ``variant`` names."""
+    if case.path == "recipe":
+        return valued(replace(recipe(case.variant), **ONE_GPU, **case.config))
+    family, (images, in_a_pass) = family_of(case.family), PASSES[case.passes]
     config = replace(
         DistillConfig(
             recipe="rehearsal",
@@ -55,18 +63,23 @@ def config_of(case: Case) -> DistillConfig:
         ),
         objective__name=case.objective,
         objective__logvar=family.logvar(NETWORKS[case.family, case.variant]),
-        training__batch_size=BATCH * case.world_size,
+        training__batch_size=images * case.world_size,
         training__group_size=GROUP,
         training__precision=case.precision,
         resources__num_workers=case.world_size,
-        resources__micro_batch=PASSES[case.passes],
+        resources__micro_batch=in_a_pass,
         resources__zero_stage=case.stage,
         resources__teacher_zero_stage=case.teacher_stage,
         resources__offload_optimizer=case.offload,
         resources__activation_checkpointing=case.recompute,
         resources__use_gpu=True,
     )
-    return replace(config, **case.config)
+    return valued(replace(config, **case.config))
+
+
+def valued(config: DistillConfig) -> DistillConfig:
+    """With what a start chooses where nothing is known of the machine."""
+    return dataclasses.replace(config, resources=plain(config.resources))
 
 
 def laid_out(description: ModelDescription) -> nn.Module:
@@ -88,13 +101,14 @@ def built(case: Case, config: DistillConfig) -> BuiltNetworks:
 
 def source_of(case: Case) -> tuple[DataSource, Tensor | None]:
     """Classes, images and prompts, whatever the family reads; and the empty prompt's embedding."""
-    family, network = family_of(case.family), NETWORKS[case.family, case.variant]
+    description = description_of(case)
+    family, network = family_of(description.family), description.network
     shape, count = family.shape(network), 16
     images = torch.randn(count, *shape)
     if not family.reads_text:
         classes = torch.zeros(count, dtype=torch.int64)
         return DataSource(shape, family.label_dim(network), classes, images), None
-    text = others.text_of(case.family, "float32")
+    text = others.text_of(case.family, case.precision, case.variant)
     prompts = [f"picture {index}" for index in range(count)]
     return DataSource(shape, images=images, prompts=prompts, embed=text.embed), text.null()
 
@@ -168,7 +182,7 @@ def train(case: Case, watch: Watch) -> None:
         generator=Parted(watch, trainee.generator, ROLE),
     )
     settings, sums = StepSettings(plan, 0, 1000, 0.05), Sums()
-    for _ in range(ITERATIONS if case.shares else 1):
+    for _ in range(case.iterations):
         drop(watch, "step", "draws", "forward", "backward", "update", "average")
         with watch.during("step"):
             step(
@@ -188,17 +202,27 @@ def drop(watch: Watch, *parts: str) -> None:
 
 
 def between(config: DistillConfig, networks: BuiltNetworks, sums: Sums, watch: Watch) -> None:
-    trainee = networks.trainee
+    trainee, copies = networks.trainee, Copies.off(CUDA)
     with watch.during("report"):
         reduce_means(sums)
-    with watch.during("handover"):
-        for _, value in whole_state(trainee.generator_ema):
-            value.cpu()
     with watch.during("snapshot"):
-        take_snapshot(trainee, networks.roles, networks.description, config.stored())
+        description = networks.description
+        take_snapshot(trainee, networks.roles, description, config.stored(), copies)
+    with watch.during("writing"):
+        copies.wait()
+    copies.hold()
+    with watch.during("hand-over"):
+        copies.begin()
+        for _, value in whole_state(trainee.generator_ema):
+            copies.of(value, lasting=False)
 
 
-PATHS: dict[str, Callable[[Case, Watch], None]] = {"train": train, "run": train} | others.PATHS
+PATHS: dict[str, Callable[[Case, Watch], None]] = {
+    "train": train,
+    "run": train,
+    "recipe": train,
+    "fault": faults.fault,
+} | others.PATHS
 
 
 # One case -----------------------------------------------------------------------------------------
@@ -206,14 +230,14 @@ PATHS: dict[str, Callable[[Case, Watch], None]] = {"train": train, "run": train}
 
 def rehearsed(case: Case) -> dict[str, Any]:
     """A case's outcome as cases.Rehearsed.from_json reads it. Never raises."""
-    error, faults, counts = "", dict[str, int](), dict[str, Counts]()
+    error, refused, counts = "", dict[str, int](), dict[str, Counts]()
     logging.disable(logging.WARNING)  # fake tensors log what they raise
     try:
         if case.shares:
             join_fake_group(case.world_size)
         with rehearsal() as watch:
             PATHS[case.path](case, watch)
-            faults, counts = dict(watch.faults), watch.counts
+            counts, refused = watch.counts, dict(watch.faults)
     except Exception as raised:
         lines = traceback.extract_tb(raised.__traceback__)
         ours = [line for line in lines if "/sid_ray/" in line.filename] or list(lines)
@@ -225,7 +249,7 @@ def rehearsed(case: Case) -> dict[str, Any]:
     return {
         "case": case.to_json(),
         "error": error,
-        "faults": faults,
+        "faults": refused,
         "parts": {name: part_of(found) for name, found in counts.items()},
     }
 

@@ -1,0 +1,127 @@
+"""Every path of a run on a GPU, rehearsed without one: devices, types, and what the host waits for.
+
+Fake tensors on a CUDA device that computes nothing (support/fake_cuda, docs/rehearsal.md): wrong
+devices and types fail as on a GPU, and each time that the host would wait for the device is seen.
+All cases run in one process. The full product of what is combined here: benchmarks/rehearsal.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from sid_ray.denoisers.registry import families
+from sid_ray.metrics.extractors import NAMES
+from sid_ray.objectives.spec import ObjectiveSpec, objective_specs
+from tests.support.fake_cuda.cases import ITERATION, NETWORKS, PASS_PARTS, Case
+from tests.support.fake_cuda.run import rehearse
+
+# Times that the host may wait for the device. These numbers may only go down.
+IN_PASSES, IN_AN_ITERATION = 0, 0
+OFFLOADED = 2  # in an iteration: one a role, whose optimizer steps in host memory
+IN_A_REPORT, IN_A_SNAPSHOT = 1, 2
+
+RANKS = 8
+AUGMENT, STEPS = {"objective__augment": 0.12}, {"objective__num_steps": 2}
+GUIDED = {"objective__kappa1": 1.5, "objective__kappa4": 2.0} | STEPS
+
+
+def train(family: str, objective: str, precision: str = "float32", **more: object) -> Case:
+    return Case("train", family, objective=objective, precision=precision, **more)  # type: ignore[arg-type]
+
+
+PLAIN = [
+    train("edm", "sid", recompute=True, iterations=2, config=AUGMENT),
+    train("edm", "sida", "float16", passes="halves"),
+    train("edm", "vsd", "bfloat16", passes="packed", variant="levels"),
+    train("edm", "sid", "bfloat16", variant="ncsnpp"),
+    train("edm", "sida", variant="adm", config=STEPS),
+    train("edm2", "sid", "float16", recompute=True, config=STEPS),
+    train("edm2", "sida", passes="halves"),
+    train("edm2", "vsd", "bfloat16", variant="levels"),
+    train("stable-diffusion", "lsg", "bfloat16", config=GUIDED),
+    train("stable-diffusion", "sida", passes="halves", variant="velocity"),
+    train("stable-diffusion", "sid", "float16", recompute=True),
+    train("stable-diffusion", "vsd"),
+    Case("run", "edm2", objective="sid", passes="two"),
+]
+SHARED = [
+    train("edm2", "sid", world_size=RANKS, stage=0),
+    train("edm", "sida", world_size=RANKS, stage=1, passes="two", recompute=True),
+    train("edm2", "sida", "float16", world_size=RANKS, stage=2),
+    train("edm2", "vsd", world_size=RANKS, stage=3, teacher_stage=3, iterations=2),
+    train("edm", "sid", world_size=RANKS, stage=2, offload=True),
+]
+OTHERS = [
+    Case("sample", "edm"),
+    Case("sample", "edm2", precision="float16"),
+    Case("sample", "stable-diffusion"),
+    Case("text", "stable-diffusion", precision="bfloat16"),
+    Case("codec", "edm2", precision="bfloat16"),
+    Case("codec", "stable-diffusion"),
+    *(Case("features", variant=name) for name in NAMES if name not in ("inception", "lite0-320")),
+]
+PLANTED = {
+    "a device left out": "FakeTensorDeviceMismatch",
+    "a level on the host": "FakeTensorDeviceMismatch",
+    "a weight of another type": "bfloat16, float32",
+    "an operation of CPUs": "no kernel for CUDA",
+    "a value read": "_local_scalar_dense",
+    "a copy that is waited for": "copy to the device",
+}
+ALL = [*PLAIN, *SHARED, *OTHERS, *(Case("fault", variant=name) for name in PLANTED)]
+
+
+@pytest.fixture(scope="module")
+def rehearsed():
+    return {case.name: found for case, found in zip(ALL, rehearse(ALL), strict=True)}
+
+
+@pytest.mark.parametrize("case", [*PLAIN, *SHARED, *OTHERS], ids=lambda case: case.name)
+def test_what_a_gpu_would_run_fits_its_devices_and_types(rehearsed, case):
+    found = rehearsed[case.name]
+    assert found.error == ""
+    assert found.faults == {}
+    assert found.parts
+
+
+@pytest.mark.parametrize("case", [*PLAIN, *SHARED], ids=lambda case: case.name)
+def test_the_host_does_not_wait_for_the_device(rehearsed, case):
+    found = rehearsed[case.name]
+    assert sum(found.waits(*PASS_PARTS).values()) <= IN_PASSES, found.waits(*PASS_PARTS)
+    bound = OFFLOADED if case.offload else IN_AN_ITERATION
+    assert sum(found.waits(*ITERATION).values()) <= bound, found.waits(*ITERATION)
+    # Something was counted at all.
+    assert found.total("launches", *PASS_PARTS) > 500 and found.total("to_device", "draws") > 2
+
+
+def test_reports_and_snapshots_wait_once_or_twice(rehearsed):
+    """A report for its means, a snapshot for each role's number of steps."""
+    (found,) = (rehearsed[case.name] for case in PLAIN if case.path == "run")
+    assert sum(found.waits("report").values()) <= IN_A_REPORT, found.waits("report")
+    assert sum(found.waits("snapshot").values()) <= IN_A_SNAPSHOT, found.waits("snapshot")
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found(rehearsed, name):
+    found = rehearsed[Case("fault", variant=name).name]
+    seen = [found.error, *found.faults, *found.waits(*found.parts)]
+    assert any(PLANTED[name] in text for text in seen), seen
+
+
+def test_every_objective_family_and_precision_is_rehearsed():
+    """What is added to a registry fails here until somebody rehearses it."""
+    trained = [*PLAIN, *SHARED]
+    for name, family in families().items():
+        assert (name, "") in NETWORKS, f"say in fake_cuda/cases.py what a tiny {name} is"
+        own = [case for case in trained if case.family == name]
+        assert {case.objective for case in own} >= {s.name for s in fitting(family.reads_text)}
+        assert {case.precision for case in own} >= set(family.precisions)
+        assert "halves" in {case.passes for case in own} and any(c.recompute for c in own)
+        assert any(case.path == "sample" and case.family == name for case in OTHERS)
+        assert family.latents is None or ("codec", name) in {(c.path, c.family) for c in OTHERS}
+    assert {case.stage for case in SHARED} == {0, 1, 2, 3}
+
+
+def fitting(reads_text: bool) -> list[ObjectiveSpec]:
+    """The objectives that a family can be trained with."""
+    return [spec for spec in objective_specs() if reads_text or "text" not in spec.needs]
