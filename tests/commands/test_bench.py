@@ -76,6 +76,7 @@ def test_the_search_changes_one_thing_at_a_time_and_keeps_what_is_faster():
     assert found.settings["compile"] == "default"
     assert found.settings["memory_format"] == "contiguous"
     assert found.settings["activation_checkpointing"] is False
+    assert found.settings.keys() == set(fields_to_try([], 1))
     best = machine.asked[0][0].resources
     kept = [row.kept for row in found.rows if row.found]
     for (config, _), keep in zip(machine.asked, kept, strict=True):
@@ -129,6 +130,7 @@ def test_what_there_is_no_time_for_is_said():
     found = search(Machine(cost, fails))
     late = [row for row in found.rows if row.note.startswith("not tried")]
     assert len(asked) == 4
+    assert found.settings.keys() == {"micro_batch"}  # of the others nothing is known
     assert {row.change.split()[0] for row in late} == {
         "attention", "activation_checkpointing", "compile"
     }  # fmt: skip
@@ -252,7 +254,8 @@ def test_settings_run_in_turn_in_processes_that_are_gone_afterwards(monkeypatch)
         assert turns.best is not None
         assert turns.best.alive
     assert set(psutil.Process().children(recursive=True)) == before
-    assert "micro_batch 8" in told[1]
+    assert "micro_batch 8" in told[2]
+    assert "of the best's" in told[3]
 
 
 def test_why_something_failed_is_one_line():
