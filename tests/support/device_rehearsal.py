@@ -1,6 +1,6 @@
 """The GPU's side of the checks of `sid-ray doctor --device` on fake CUDA tensors.
 
-    python -m tests.support.device_rehearsal
+    python -m tests.support.device_rehearsal [CHECK ...]
 
 Prints a line of JSON: check -> what went wrong, or "".
 
@@ -89,7 +89,10 @@ def main() -> None:
     numbers = ("memory_allocated", "max_memory_allocated", "max_memory_reserved")
     said = {name: lambda *a, **n: None for name in names} | {n: lambda *a: 0 for n in numbers}
     found = {}
+    chosen = sys.argv[1:]
     for name, run in rehearsals().items():
+        if chosen and name not in chosen:
+            continue
         try:
             with rehearsal(), mock.patch.multiple(torch.cuda, create=True, **said):
                 run()
@@ -97,6 +100,7 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             found[name] = f"{type(error).__name__}: {error}"
+        print(name, found[name] or "fine", file=sys.stderr, flush=True)
     print(json.dumps(found))
     sys.stdout.flush()
     os._exit(0)

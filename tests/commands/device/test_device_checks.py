@@ -231,7 +231,7 @@ def test_a_resumed_run_is_compared_by_its_files(images, files, verdict):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_runs_on_a_gpu_is_rehearsed_on_fake_tensors():
-    """44 s on a quiet core: wrong devices, types and calls of each check's GPU side."""
+    """Minutes on a core: wrong devices, types and calls of each check's GPU side."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.device_rehearsal"], capture_output=True, text=True
     )
