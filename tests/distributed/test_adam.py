@@ -7,7 +7,7 @@ import torch
 
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.config.distill_config import replace
+from sid_ray.config.distill_config import replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import adam
@@ -251,10 +251,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit():
 
 
 def test_one_worker_has_plain_torch_s_roles(monkeypatch):
-    config = replace(recipe("digits-sid"), resources__zero_stage=3, resources__teacher_zero_stage=3)
-    assert not needs_deepspeed(config.resources, 1)
-    assert needs_deepspeed(config.resources, 2)
-    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).resources, 1)
+    stages = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
+    config = replace(with_plain_resources(recipe("digits-sid")), **stages)
+    assert not needs_deepspeed(config.chosen, 1)
+    assert needs_deepspeed(config.chosen, 2)
+    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).chosen, 1)
 
     def refuse(*given):
         raise AssertionError("DeepSpeed on one worker")
@@ -290,3 +291,16 @@ def test_constraining_makes_one_temporary_of_the_size_of_a_weight():
     with LiveBytes(network.parameters()) as live:
         constrain_module(network, family_of("edm2").constrain)
     assert live.peak < 1.2 * 4 * largest
+
+
+def test_a_skipped_update_leaves_constrained_weights_as_they_were():
+    """To the bit: normalising once more would move them by rounding."""
+    role = TorchRole(tiny_edm2(), settings(0.0), UpdateRules(family_of("edm2").constrain))
+    before = [parameter.detach().clone() for parameter in role.module.parameters()]
+    for value, stays in ((torch.nan, True), (1.0, False)):
+        for parameter in role.module.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        applied = role.update()
+        assert isinstance(applied, torch.Tensor) and bool(applied) != stays
+        now = list(role.module.parameters())
+        assert all(torch.equal(p, old) for p, old in zip(now, before, strict=True)) == stays
