@@ -173,6 +173,8 @@ def on_cpus(
     micro = micro_batch_of(chosen)
     groups = micro / config.training.group_size
     packed = f"{groups:g} groups in a pass" if groups > 1 else "a group in a pass"
+    if groups < 1:
+        packed = f"{1 / groups:g} passes a group"
     stage = f", ZeRO-{chosen.resources.zero_stage}" if workers.most > 1 else ""
     line = f"{people(workers, 'CPU')}{stage}, micro-batch {micro} ({packed}){by(profile)}"
     return ResourceChoice(chosen, line)

@@ -291,3 +291,16 @@ def test_constraining_makes_one_temporary_of_the_size_of_a_weight():
     with LiveBytes(network.parameters()) as live:
         constrain_module(network, family_of("edm2").constrain)
     assert live.peak < 1.2 * 4 * largest
+
+
+def test_a_skipped_update_leaves_constrained_weights_as_they_were():
+    """To the bit: normalising once more would move them by rounding."""
+    role = TorchRole(tiny_edm2(), settings(0.0), UpdateRules(family_of("edm2").constrain))
+    before = [parameter.detach().clone() for parameter in role.module.parameters()]
+    for value, stays in ((torch.nan, True), (1.0, False)):
+        for parameter in role.module.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        applied = role.update()
+        assert isinstance(applied, torch.Tensor) and bool(applied) != stays
+        now = list(role.module.parameters())
+        assert all(torch.equal(p, old) for p, old in zip(now, before, strict=True)) == stays

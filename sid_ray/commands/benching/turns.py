@@ -89,14 +89,18 @@ class Turns:
         first = self.best_config is None
         try:
             if first:
-                return self._alone(config, self.deadline, time.monotonic() + share)
-            return self._in_turn(config, share)
+                found = self._alone(config, self.deadline, time.monotonic() + share)
+            else:
+                found = self._in_turn(config, share)
         except SettingFailedError as error:
             late, reason = error.late and self.left_s <= 1, str(error)
             if error.late:
                 spent = time.monotonic() - began
                 reason = f"no iteration ended within {spent:.0f} s: give --minutes more"
             raise NotMeasuredError(reason, late=late) from None
+        ratio = f", {found.ratio:.3f} of the best's" if found.ratios else ""
+        self.tell(f"     {found.seconds:.4g} s an iteration{ratio}")
+        return found
 
     def start(self, config: DistillConfig) -> Processes:
         short = short_of(config, self.world_size)
