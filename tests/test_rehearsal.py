@@ -31,22 +31,19 @@ def train(family: str, objective: str, precision: str = "float32", **more: objec
 
 PLAIN = [
     train("edm", "sid", recompute=True, iterations=2, config=AUGMENT),
-    train("edm", "sida", "float16"),
-    train("edm", "vsd", "bfloat16", passes="halves"),
-    train("edm", "sid", "bfloat16", variant="ncsnpp"),
-    train("edm", "sida", variant="adm", config=STEPS),
+    train("edm", "sida", "float16", variant="adm"),
+    train("edm", "vsd", "bfloat16", passes="halves", variant="ncsnpp"),
     train("edm2", "sid", "float16", recompute=True, config=STEPS),
     train("edm2", "sida", passes="halves"),
-    train("edm2", "vsd", "bfloat16", variant="levels", passes="packed"),
+    Case("run", "edm2", "levels", "vsd", "bfloat16", passes="packed"),
     train("stable-diffusion", "lsg", "bfloat16", config=GUIDED),
     train("stable-diffusion", "sida", variant="velocity"),
     train("stable-diffusion", "sid", "float16", recompute=True),
     train("stable-diffusion", "vsd", passes="halves"),
-    Case("run", "edm2", objective="sid"),
 ]
 SHARED = [
     train("edm2", "sid", world_size=RANKS, stage=0),
-    train("edm", "sida", world_size=RANKS, stage=1, passes="two", recompute=True),
+    train("edm", "sida", world_size=RANKS, stage=1, recompute=True),
     train("edm2", "sida", "float16", world_size=RANKS, stage=2),
     train("edm2", "vsd", world_size=RANKS, stage=3, teacher_stage=3, iterations=2),
     train("edm", "sid", world_size=RANKS, stage=2, offload=True),

@@ -7,7 +7,7 @@ import torch
 
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.config.distill_config import replace
+from sid_ray.config.distill_config import replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import adam
@@ -251,10 +251,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit():
 
 
 def test_one_worker_has_plain_torch_s_roles(monkeypatch):
-    config = replace(recipe("digits-sid"), resources__zero_stage=3, resources__teacher_zero_stage=3)
-    assert not needs_deepspeed(config.resources, 1)
-    assert needs_deepspeed(config.resources, 2)
-    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).resources, 1)
+    stages = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
+    config = replace(with_plain_resources(recipe("digits-sid")), **stages)
+    assert not needs_deepspeed(config.chosen, 1)
+    assert needs_deepspeed(config.chosen, 2)
+    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).chosen, 1)
 
     def refuse(*given):
         raise AssertionError("DeepSpeed on one worker")

@@ -61,7 +61,7 @@ COLLECTIVES = (
 )
 
 
-def check_collectives(rig: Rig) -> Iterator[DeviceRow]:
+def verify_collectives(rig: Rig) -> Iterator[DeviceRow]:
     """NCCL's on GPUs, and gloo's beside, which carries what ranks tell each other."""
     for backend in ("nccl", "gloo") if rig.device == "cuda" else ("gloo",):
         rows = lambda backend=backend: rows_of_ranks(WORK[backend], rig, backend)  # noqa: E731
@@ -87,14 +87,14 @@ def measure_all(backend: str, rig: Rig, device: torch.device, tell: Tell) -> Non
             tell(row)
 
 
-def numbered(rank: int, count: int, device: torch.device) -> Tensor:
+def given_by(rank: int, count: int, device: torch.device) -> Tensor:
     """What a rank gives: whole numbers, of which float32 makes exact sums."""
     return torch.arange(count, device=device).remainder(1024).float() + rank
 
 
-def expected_of(name: str, rank: int, world: int, count: int, device: torch.device) -> Tensor:
-    """What a collective makes of every rank's ``numbered``: all, or this rank's part."""
-    first = numbered(0, count, device)
+def made_of_all(name: str, rank: int, world: int, count: int, device: torch.device) -> Tensor:
+    """What a collective makes of every rank's ``given_by``: all, or this rank's part."""
+    first = given_by(0, count, device)
     part = count // world
     if name == "broadcast":
         return first
@@ -110,7 +110,7 @@ def rows_of_collective(
     """One row: whether every rank has the right numbers, and the bus bandwidth."""
     rank, world = dist.get_rank(), dist.get_world_size()
     count = size // 4 // world * world
-    given, out = numbered(rank, count, device), torch.empty(count, device=device)
+    given, out = given_by(rank, count, device), torch.empty(count, device=device)
     seconds = []
     for _ in range(WARM_UP + TIMES):
         out.fill_(-1.0)
@@ -120,7 +120,7 @@ def rows_of_collective(
         collective.run(given, out)
         synchronised(device)
         seconds.append(time.perf_counter() - began)
-    expected = expected_of(collective.name, rank, world, count, device)
+    expected = made_of_all(collective.name, rank, world, count, device)
     wrong = torch.tensor(float((out[: len(expected)] != expected).sum()), device=device)
     dist.all_reduce(wrong)
     slowest = torch.tensor(seconds[WARM_UP:], device=device)

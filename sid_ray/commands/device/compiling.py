@@ -45,7 +45,7 @@ class Losses:
     last_s: float
 
 
-def check_compile(rig: Rig, modes: Sequence[str] = MODES) -> Iterator[DeviceRow]:
+def verify_compile(rig: Rig, modes: Sequence[str] = MODES) -> Iterator[DeviceRow]:
     """A row a mode, against the mode "off". Two passes a phase: their gradients add up."""
     name = next(name for name in shipped_recipes().values() if not reads_text(name))
     plain: list[Losses] = []

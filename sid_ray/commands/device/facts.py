@@ -107,6 +107,6 @@ def version_of(name: str) -> str:
         return "missing"
 
 
-def table_of(facts: Mapping[str, str]) -> list[str]:
+def facts_table(facts: Mapping[str, str]) -> list[str]:
     """The facts as lines of a Markdown table."""
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]

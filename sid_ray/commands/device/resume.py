@@ -27,7 +27,7 @@ LOOK_S, GONE_S = 0.05, 20.0
 NOT_OURS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 
 
-def check_resume(rig: Rig) -> Iterator[DeviceRow]:
+def verify_resume(rig: Rig) -> Iterator[DeviceRow]:
     """A run that is killed behind its first checkpoint and resumed, then one that is not.
 
     One after the other: Ray starts on a busy machine, too.
@@ -60,7 +60,7 @@ class Run:
     def __init__(self, name: str, folder: Path, rig: Rig):
         self.name, self.folder = name, folder
         self.store, self.log = Store.at(folder / name), folder / f"{name}.log"
-        self.command = command_of(name, folder, rig)
+        self.command = resumed_command(name, folder, rig)
         self.process: subprocess.Popen | None = None
         self.children: list[psutil.Process] = []
 
@@ -135,7 +135,7 @@ def children_of(number: int) -> list[psutil.Process]:
         return []
 
 
-def command_of(name: str, folder: Path, rig: Rig) -> list[str]:
+def resumed_command(name: str, folder: Path, rig: Rig) -> list[str]:
     """One worker on one GPU, in the deterministic mode, without scores."""
     recipe = next(name for name in shipped_recipes().values() if not reads_text(name))
     smaller = SMALLER if rig.small else 1

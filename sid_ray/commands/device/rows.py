@@ -55,7 +55,7 @@ class Rig:
         world: GPUs of this machine, or processes that stand for them on its CPU.
         memory: bytes of the smallest GPU, or what the CPU may use.
         seconds: until the check is ended.
-        began: of this process' monotonic clock; ``seconds`` count from there.
+        began: of the monotonic clock; ``seconds`` count from there.
     """
 
     device: str

@@ -24,7 +24,7 @@ GROUPS, GROUP = 2, 8
 GRADIENTS, WEIGHTS = 2e-4, 1e-4
 
 
-def check_steps(rig: Rig) -> Iterator[DeviceRow]:
+def verify_steps(rig: Rig) -> Iterator[DeviceRow]:
     """For each objective: gradients and weights against the CPU's, then bits against bits."""
     if rig.device == "cuda":
         set_workspace(os.environ)  # cuBLAS reads it once, before it is used
