@@ -15,6 +15,8 @@ from sid_ray.objectives.spec import ObjectiveSpec, objective_specs
 from tests.support.fake_cuda.cases import ITERATION, NETWORKS, PASS_PARTS, Case
 from tests.support.fake_cuda.run import rehearse
 
+pytestmark = pytest.mark.timeout(900)  # one process rehearses all cases for the first test
+
 # Times that the host may wait for the device. These numbers may only go down.
 IN_PASSES, IN_AN_ITERATION = 0, 0
 OFFLOADED = 2  # in an iteration: one a role, whose optimizer steps in host memory
