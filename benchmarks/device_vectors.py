@@ -13,17 +13,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import sid_ray
 from sid_ray.commands.device import vectors
 from sid_ray.commands.device.vectors import VectorCase, outcome_of, precisions_of, relative
+from tests.support.tf32 import TF32
 
 ALLOWED = 6.0
 LEAST = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 2e-3}
@@ -64,37 +62,6 @@ CASES = (
     VectorCase("SiD-LSG on Stable Diffusion", "stable-diffusion", TEXT, 10,
         changes={"objective__name": "lsg", "objective__alpha": 1.0, **KAPPA}),
 )  # fmt: skip
-ROUNDED = (F.conv2d, F.linear, torch.matmul, torch.Tensor.matmul, F.scaled_dot_product_attention)
-
-
-class TF32(TorchFunctionMode):
-    """Inputs of matrix products and convolutions as TF32 rounds them: 10 bits behind the point."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in ROUNDED:
-            args = [rounded(a) if isinstance(a, Tensor) else a for a in args]
-        return func(*args, **(kwargs or {}))
-
-
-class Rounded(torch.autograd.Function):
-    """Both ways: gradients are multiplied in TF32, too."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return ten_bits(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return ten_bits(gradient)
-
-
-def rounded(value: Tensor) -> Tensor:
-    return Rounded.apply(value) if value.dtype == torch.float32 else value
-
-
-def ten_bits(value: Tensor) -> Tensor:
-    bits = value.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:

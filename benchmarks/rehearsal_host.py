@@ -4,9 +4,9 @@
 
 An iteration of a recipe's own code on its own layers, of a few channels and pixels, so that there
 is nothing to compute: what is left is Python, torch's dispatcher and autograd, as they run on the
-host whatever the device. The last line is the process's CPU seconds an operation, the least of
-several iterations; operations are those that would launch on a GPU, counted by their names as the
-rehearsal counts them.
+host whatever the device. Prints JSON: how many operations would launch on a GPU in an iteration of
+1, 2 and 3 passes a phase, by their names, and the process's CPU seconds for one of them, the least
+of several iterations. Of Adam and averages it counts the launches of the small network.
 
 What it is not: a launch on a GPU (2 to 5 us in the driver, which does not run here), and what
 cuDNN's and cuBLAS's front ends take; in their place are the CPU's own kernels on tensors of a few
@@ -19,6 +19,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -40,7 +41,8 @@ from sid_ray.training.draws import draws_of
 from sid_ray.training.step import StepSettings, Sums, step
 from tests.support.fake_cuda.watch import FREE, launches
 
-ITERATIONS, PASSES, GROUP = 8, 2, 2
+ITERATIONS, GROUP = 4, 2
+PASSES = (1, 2, 3)  # of each phase; the last is timed
 
 
 class Operations(TorchDispatchMode):
@@ -55,58 +57,66 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def main(name: str, small: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    sizes = {"training__batch_size": PASSES * GROUP, "training__group_size": GROUP}
-    config = replace(recipe(name), **sizes)
-    config = replace(config, resources__num_workers=1, resources__micro_batch=GROUP)
-    config = replace(config, resources=plain(config.resources))
-    description = network_of(config, teacher_of(config))
-    family, network = family_of(description.family), dict(description.network) | small
+class Small:
+    """A recipe's iteration on its own layers, with next to nothing in them."""
 
-    def built() -> torch.nn.Module:
-        module = family.build(network)
+    def __init__(self, name: str, small: dict[str, Any]):
+        config = replace(recipe(name), training__group_size=GROUP, resources__num_workers=1)
+        self.config = replace(config, resources=plain(config.resources))
+        description = network_of(config, teacher_of(config))
+        self.family, self.network = family_of(description.family), dict(description.network) | small
+        rules = rules_of(config, description.family)
+        roles = [
+            TorchRole(self.built(), adam_of(config, role), rules[role])
+            for role in ("fake_score", "generator")
+        ]
+        teacher = self.built().requires_grad_(False)
+        self.trainee = Trainee(teacher, *roles, ShardedAverage(roles[1]))
+
+    def built(self) -> torch.nn.Module:
+        module = self.family.build(self.network)
         # Half precision on a CPU runs other code; bfloat16 has the casts of float16.
-        half = config.training.precision != "float32"
+        half = self.config.training.precision != "float32"
         set_precision(module, "bfloat16" if half else "float32")
         return module
 
-    rules = rules_of(config, description.family)
-    fake_score, generator = (
-        TorchRole(built(), adam_of(config, role), rules[role])
-        for role in ("fake_score", "generator")
-    )
-    trainee = Trainee(
-        built().requires_grad_(False), fake_score, generator, ShardedAverage(generator)
-    )
-    objective, plan = objective_of(config), config.group_plan(1)
-    source = DataSource(family.shape(network), family.label_dim(network))
-    drawn: dict[Any, Any] = {}
-    draw = draws_of(source, plan, 0, torch.device("cpu"), objective.draw_spec)
+    def iteration(self, passes: int) -> Callable[[], None]:
+        """One of so many passes a phase."""
+        sizes = {"training__batch_size": passes * GROUP, "resources__micro_batch": GROUP}
+        config = replace(self.config, **sizes)
+        objective, plan = objective_of(config), config.group_plan(1)
+        source = DataSource(self.family.shape(self.network), self.family.label_dim(self.network))
+        drawn: dict[Any, Any] = {}
+        draw = draws_of(source, plan, 0, torch.device("cpu"), objective.draw_spec)
 
-    def draws(stream: int, images_seen: int, micro_step: Any) -> Any:
-        # Drawn once: in a run another thread draws.
-        key = stream, micro_step
-        if key not in drawn:
-            drawn[key] = draw(stream, 0, micro_step)
-        return drawn[key]
+        def draws(stream: int, images_seen: int, micro_step: Any) -> Any:
+            # Drawn once: in a run another thread draws.
+            key = stream, micro_step
+            if key not in drawn:
+                drawn[key] = draw(stream, 0, micro_step)
+            return drawn[key]
 
-    def iterate() -> None:
-        step(trainee, objective, StepSettings(plan, 0, 1000, 0.05), draws, Sums())
+        settings = StepSettings(plan, 0, 1000, 0.05)
+        return lambda: step(self.trainee, objective, settings, draws, Sums())
 
+
+def main(name: str, small: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    gc.disable()
+    network, counts, times = Small(name, small), [], []
     # The convolutions of this project's own that only CPUs have are left out.
     with mock.patch.object(cpu_convolution, "fits", lambda *args: False):
-        iterate()
-        with Operations() as operations:
-            iterate()
-        gc.disable()
-        times = []
+        for passes in PASSES:
+            iterate = network.iteration(passes)
+            iterate()  # what is made once
+            with Operations() as operations:
+                iterate()
+            counts.append(operations.count)
         for _ in range(ITERATIONS):
             began = time.process_time()
             iterate()
             times.append(time.process_time() - began)
-    print(f"{operations.count} operations, seconds an iteration: {sorted(times)}")
-    print(min(times) / operations.count)
+    print(json.dumps({"operations": counts, "seconds": min(times) / counts[-1]}))
 
 
 if __name__ == "__main__":

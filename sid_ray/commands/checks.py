@@ -98,7 +98,7 @@ CHECKS = (
     Check("teacher", "the networks", "commands.doctor:check_teacher_fits", RUNS),
     Check("scores", "what scores images", "commands.doctor:check_scores", RUNS),
     Check("data", "files of a prepared set", "commands.doctor:check_data_set", ONLY_DOCTOR),
-    Check("memory", "the fullest moment", "commands.doctor:look_at_memory", ONLY_DOCTOR),
+    Check("memory", "what is taken, and fits", "commands.doctor:look_at_memory", ONLY_DOCTOR),
     Check("disk", "space for checkpoints", "commands.doctor:check_disk", ONLY_DOCTOR),
 )  # fmt: skip
 

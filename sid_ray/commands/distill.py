@@ -174,7 +174,7 @@ def distil_with(
             raise RunFailedError(f"failed: {error}; {left}", code, str(run.store)) from error
         if outcome.tracking_trouble:
             console.print(f"warning: {outcome.tracking_trouble}", markup=False)
-        config = outcome.config
+        asked, config = config, outcome.config
         report = measure(config, start.teacher, run, outcome, display)
     run.check_lease()
     show_table(console, report)
@@ -187,7 +187,7 @@ def distil_with(
         f"{outcome.images_seen:,} images seen, {outcome.trained_images:,} of them now in "
         f"{duration(outcome.train_seconds)}; {duration(total_s)} in all"
     )
-    show_next(console, config, start, run, report, model)
+    show_next(console, asked, start, run, report, model)
     return Result(
         folder=str(run.store),
         images_seen=outcome.images_seen,

@@ -48,5 +48,5 @@ def word_or(value: Any, read_other: Callable[[Any], Any]) -> Any:
         return read_other(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        context = {**first.get("ctx", {}), "or_auto": ", or auto"}
-        raise PydanticCustomError(first["type"], "{or_auto}", context) from None
+        context = {**first.get("ctx", {}), "message": first["msg"], "or_auto": ", or auto"}
+        raise PydanticCustomError(first["type"], "{message}{or_auto}", context) from None

@@ -94,6 +94,8 @@ def keep_mask(keys: Tensor, site: int | Tensor, p: float, elements: int) -> Tens
 def keep_of_elements(start: Tensor, threshold: int, elements: int) -> Tensor:
     """keep_mask for compilers: each element by itself, so that no word is ever in memory."""
     element = torch.arange(elements, device=start.device)
+    # A shift, no division by ELEMENTS_A_WORD: inductor takes that into its index arithmetic, where
+    # 4 * GOLDEN is a number that no int64 holds ("too big to convert to int64_t").
     word = mix_words(start + (element >> 2) * GOLDEN)
     lane = (word >> (element % ELEMENTS_A_WORD * LANE)) & (2**LANE - 1)
     return (lane ^ 2 ** (LANE - 1)) >= threshold  # as the signed number that it is above

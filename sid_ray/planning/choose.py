@@ -66,6 +66,8 @@ def choose_resources(
     """
     on_gpu = wants_gpus(config, machine)
     config = replace(config, resources__use_gpu=on_gpu)
+    if config.resources.deterministic:  # whatever a profile has measured to be faster
+        config = replace(config, resources__attention="sdpa")
     workers = worker_numbers(config, machine, on_gpu)
     if on_gpu:
         return OnGpus(config, Planner(description, text), machine, profile, reserve_gib).choose(
@@ -173,6 +175,8 @@ def on_cpus(
     micro = micro_batch_of(chosen)
     groups = micro / config.training.group_size
     packed = f"{groups:g} groups in a pass" if groups > 1 else "a group in a pass"
+    if groups < 1:
+        packed = f"{1 / groups:g} passes a group"
     stage = f", ZeRO-{chosen.resources.zero_stage}" if workers.most > 1 else ""
     line = f"{people(workers, 'CPU')}{stage}, micro-batch {micro} ({packed}){by(profile)}"
     return ResourceChoice(chosen, line)

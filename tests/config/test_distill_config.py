@@ -5,6 +5,7 @@ import typing
 
 import pytest
 
+from sid_ray.config.chosen import left_open
 from sid_ray.config.distill_config import (
     DistillConfig,
     differences,
@@ -12,6 +13,7 @@ from sid_ray.config.distill_config import (
     flatten,
     replace,
     unknown_field,
+    with_plain_resources,
 )
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
@@ -68,8 +70,19 @@ def test_nonsense_is_refused_by_name(change, words):
         ('{"training": {"epsilon": NaN}}', "training.epsilon is nan; it must be a finite number"),
         ('{"training": 3}', "training is 3; it must be a section with fields"),
         ('{"training": {"bach_size": 3}}', "Did you mean training.batch_size"),
-        ('{"resources": {"use_gpu": "y!"}}', "resources.use_gpu is 'y!'; it must be true or false"),
-        ('{"resources": {"zero_stage": 7}}', "resources.zero_stage is 7; it must be 0, 1, 2 or 3"),
+        (
+            '{"resources": {"use_gpu": "y!"}}',
+            "resources.use_gpu is 'y!'; it must be true or false, or auto$",
+        ),
+        (
+            '{"resources": {"zero_stage": 7}}',
+            "resources.zero_stage is 7; it must be 0, 1, 2 or 3, or auto$",
+        ),
+        (
+            '{"resources": {"num_workers": 0}}',
+            "resources.num_workers is 0; it must be at least 1, or auto$",
+        ),
+        ('{"resources": {"micro_batch": "x"}}', "must be a whole number, or auto$"),
         ("{", "its text"),
     ],
 )
@@ -115,6 +128,54 @@ def test_flags_say_what_differs_and_are_understood():
     understood = parse(DistillConfig, expand_aliases(found), "sid-ray", default=DIGITS)
     assert list(differences(changed, understood)) == []
     assert flags(DIGITS, DIGITS) == []
+
+
+@pytest.mark.parametrize("name", ["use_gpu", "offload_optimizer", "overlap_comm"])
+def test_a_switch_that_may_be_auto_is_still_a_switch(name):
+    from sid_ray.commands.arguments import configured
+
+    flag, field = f"--resources.{name.replace('_', '-')}", f"resources__{name}"
+    typed = {
+        (flag,): True,
+        (flag, "--seed", "1"): True,
+        (flag.replace("resources.", "resources.no-"),): False,
+        (flag, "auto"): "auto",
+        (f"{flag}=False",): False,
+        (): "auto",
+    }
+    for args, value in typed.items():
+        found = configured(args, "sid-ray distill digits-sid", DIGITS)
+        assert getattr(found.resources, name) == value, args
+    for value in (True, False):  # and what is told to a person is understood
+        told = flags(DIGITS, replace(DIGITS, **{field: value}))
+        found = configured(told, "sid-ray distill digits-sid", DIGITS)
+        assert getattr(found.resources, name) is value
+        assert flags(replace(DIGITS, **{field: value}), DIGITS) == [flag, "auto"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--workers", "fast"], "--resources.num-workers 'fast': expected a whole number or auto"),
+        (["--resources.zero-stage", "7"], "'7': expected one of 0, 1, 2, 3, auto"),
+        (["--resources.no-use-gpus"], "Did you mean --resources.no-use-gpu"),
+    ],
+)
+def test_what_is_wrong_beside_auto_is_one_line(args, words):
+    from sid_ray.commands.arguments import configured
+
+    with pytest.raises(UserError) as refused:
+        configured(args, "sid-ray distill digits-sid", DIGITS)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_nothing_computes_with_a_field_that_is_auto():
+    """Each alone: a value must stand in its place before anything reads it."""
+    whole = with_plain_resources(DIGITS)
+    assert whole.chosen.stage_of("generator") == 1
+    for name in left_open(DIGITS.resources):
+        with pytest.raises(ValueError, match=rf"resources\.{name} is auto"):
+            _ = replace(whole, **{f"resources__{name}": "auto"}).chosen
 
 
 def test_flat_names_are_dotted():

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from sid_ray.denoisers import dropout
-from sid_ray.denoisers.dropout import GOLDEN, keep_mask, keep_of_elements, mix64, mix_words
+from sid_ray.denoisers.dropout import (
+    GOLDEN,
+    keep_mask,
+    keep_of_elements,
+    keyed_dropout,
+    mix64,
+    mix_words,
+)
 
 DEVIATIONS = 4.5  # of one mean: chance goes further once in 150,000
 FURTHEST = 5.5  # of thousands of means
@@ -138,3 +145,16 @@ def test_a_probability_is_rounded_and_never_drops_all():
     assert dropout.rounded(0.13) == 8520
     assert keep_mask(keys_of(4), 0, 1e-9, 4096).all()
     assert keep_mask(keys_of(64), 0, 1 - 1e-9, 65536).any()
+
+
+@pytest.mark.slow
+def test_masks_that_inductor_has_compiled_are_the_same():
+    """Of an image in the order of a network's: its elements are counted by two indices."""
+    x = torch.ones(8, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+    keys, site = torch.arange(8), torch.tensor(3)
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        return keyed_dropout(x, keys, site, 0.1)
+
+    compiled = torch.compile(dropped, dynamic=False, fullgraph=True)
+    assert torch.equal(compiled(x), dropped(x))

@@ -7,7 +7,7 @@ import torch
 
 from sid_ray.actors import build
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.config.distill_config import replace
+from sid_ray.config.distill_config import replace, with_plain_resources
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import adam
@@ -47,6 +47,24 @@ def starts(dtype: torch.dtype) -> list[torch.Tensor]:
 
     last = normal(6, 5, 3, 3).to(memory_format=torch.channels_last)
     return [normal(), normal(1003), normal(8, 10)[:, ::2], last]
+
+
+@pytest.mark.parametrize("beta1", BETAS)
+def test_a_gradient_of_a_1x1_convolution_takes_the_fused_kernel(monkeypatch, beta1):
+    """cuDNN's, in the order channels_last: other strides where the size is 1, the same memory."""
+    start, gradient = (torch.randn(6, 4, 1, 1) for _ in range(2))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    ours.grad = gradient.as_strided((6, 4, 1, 1), (4, 1, 4, 4))
+    theirs.grad = gradient.clone()
+    fused = []
+    kernel = adam.adam
+    monkeypatch.setattr(
+        adam, "adam", lambda *args, **how: fused.append(how["fused"]) or kernel(*args, **how)
+    )
+    for parameter in (ours, theirs):
+        settings(beta1).build([parameter]).step()
+    assert fused == [True, True]
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("beta1", BETAS)
@@ -251,10 +269,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit():
 
 
 def test_one_worker_has_plain_torch_s_roles(monkeypatch):
-    config = replace(recipe("digits-sid"), resources__zero_stage=3, resources__teacher_zero_stage=3)
-    assert not needs_deepspeed(config.resources, 1)
-    assert needs_deepspeed(config.resources, 2)
-    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).resources, 1)
+    stages = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
+    config = replace(with_plain_resources(recipe("digits-sid")), **stages)
+    assert not needs_deepspeed(config.chosen, 1)
+    assert needs_deepspeed(config.chosen, 2)
+    assert needs_deepspeed(replace(config, resources__offload_optimizer=True).chosen, 1)
 
     def refuse(*given):
         raise AssertionError("DeepSpeed on one worker")
@@ -290,3 +309,16 @@ def test_constraining_makes_one_temporary_of_the_size_of_a_weight():
     with LiveBytes(network.parameters()) as live:
         constrain_module(network, family_of("edm2").constrain)
     assert live.peak < 1.2 * 4 * largest
+
+
+def test_a_skipped_update_leaves_constrained_weights_as_they_were():
+    """To the bit: normalising once more would move them by rounding."""
+    role = TorchRole(tiny_edm2(), settings(0.0), UpdateRules(family_of("edm2").constrain))
+    before = [parameter.detach().clone() for parameter in role.module.parameters()]
+    for value, stays in ((torch.nan, True), (1.0, False)):
+        for parameter in role.module.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        applied = role.update()
+        assert isinstance(applied, torch.Tensor) and bool(applied) != stays
+        now = list(role.module.parameters())
+        assert all(torch.equal(p, old) for p, old in zip(now, before, strict=True)) == stays

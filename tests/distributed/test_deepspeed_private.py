@@ -48,3 +48,30 @@ def test_the_warning_that_is_left_out_is_still_worded_so():
     assert 'logger.warning("**** You are using ZeRO with an untested optimizer' in source
     record = logging.LogRecord("x", logging.WARNING, "", 0, "an untested optimizer", (), None)
     assert not deepspeed_role.say_no_untested(record)
+
+
+def test_what_the_host_would_wait_for_is_still_there():
+    """The day it is not, or is elsewhere, wait_on_the_device and host_goes_on may go."""
+    stages = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2")
+    sharded = importlib.import_module("deepspeed.runtime.zero.stage3")
+    halves, whole = stages.DeepSpeedZeroOptimizer, sharded.DeepSpeedZeroOptimizer_Stage3
+    for function, waits in (
+        (halves.update_offload_overflow_tracker, "self._has_inf_or_nan(grad.data)"),
+        (halves.complete_grad_norm_calculation_for_cpu_offload, "param_norm.item()"),
+        (halves.get_grad_norm_direct, "mask_nan_or_inf_with_val_inplace"),
+        (whole.get_grad_norm_direct, "err = torch.tensor(-1.0, device=self.device"),
+        (whole._post_step, "all_gather(self.persistent_parameters)"),
+        (Init._allgather_params_coalesced, "get_accelerator().synchronize()"),
+    ):
+        assert waits in inspect.getsource(inspect.unwrap(function))
+    epilogue = inspect.getsource(inspect.unwrap(whole.independent_gradient_partition_epilogue))
+    assert "reduce_and_partition_stream.synchronize()" in epilogue
+
+
+def test_the_throughput_timer_and_norms_of_gradients_are_off():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    for stage in (0, 1, 2, 3):
+        config = DeepSpeedConfig(deepspeed_role.deepspeed_config(stage, 1, 1))
+        assert not config.timers_config.enabled and not config.timers_config.synchronized
+        assert config.zero_config.compute_grad_norm == (stage not in (1, 2))

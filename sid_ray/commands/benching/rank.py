@@ -30,7 +30,8 @@ from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.storage.places import one_line
 from sid_ray.training.assemble import objective_of
-from sid_ray.training.draws import draws_of
+from sid_ray.training.draws import Maker
+from sid_ray.training.draws_ahead import Coming, DrawsAhead, lane_to
 from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.description import ModelDescription
 
@@ -53,12 +54,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Seconds of a whole iteration, by this rank's clock, and how many of two updates were left
-    out as their gradients were not finite.
+    """Seconds of a whole iteration by this rank's clock, how many of two updates were left out as
+    their gradients were not finite, and the most memory that the rank has had so far: on its GPU,
+    or of its process.
     """
 
     seconds: float
     skipped: float
+    peak_gib: float
 
 
 class Rank:
@@ -69,10 +72,10 @@ class Rank:
         self.short, self.world_size = side.short, side.world_size
         self.device = torch.device("cuda", rank) if side.on_gpu else torch.device("cpu")
         torch.set_num_threads(config.resources.threads)
-        set_numerics()
-        join(side, rank)
+        set_numerics(config.resources.deterministic)
         if side.on_gpu:
-            torch.cuda.set_device(self.device)
+            torch.cuda.set_device(self.device)  # before NCCL, which takes the current one
+        join(side, rank)
         teacher = random_teacher(side.description)
         built = build_networks(
             config, NO_RUN, side.world_size, self.device, (teacher, side.description)
@@ -87,26 +90,28 @@ class Rank:
         objective = objective_of(config, null_text)
         self.objective: Any = WatchedObjective(objective, self.marks)
         samples = RandomSamples(config, built.description)
-        self.draws = draws_of(samples, plan, training.seed, self.device, objective.draw_spec)
-        self.done = 0
+        self.draws = DrawsAhead(
+            Maker(samples, plan, training.seed, objective.draw_spec),
+            Coming(plan, rank, objective.trains_generator),
+            lane_to(self.device),
+        )
+        self.trainee.images_seen, self.done = LATE, 0
 
     def iterate(self) -> Iteration:
         """One iteration. A collective."""
-        # The same draws in the same turn, whatever the batch of this setting's short iteration is:
-        # of several steps an image they say which one is trained.
-        self.trainee.images_seen = LATE + self.done * STRIDE
         self.done += 1
+        if self.objective.draw_spec.num_steps > 1:
+            # Which of several steps an image is trained is drawn by images seen: the same in the
+            # same turn, whatever the batch of this setting's short iteration is.
+            self.trainee.images_seen = LATE + self.done * STRIDE
         sums = Sums()
         if self.world_size > 1:
             torch.distributed.barrier()
         self.marks.start()
         step(self.trainee, self.objective, self.settings, self.draws, sums)
         seconds = whole_seconds(self.short, self.marks.seconds())
-        return Iteration(seconds, float(sums.values["skipped_updates"]))
-
-    def peak_gib(self) -> float:
-        """The most memory that this rank has had: of its GPU, or of the process."""
-        return peak_memory_gib(self.device)
+        skipped = float(sums.values["skipped_updates"])
+        return Iteration(seconds, skipped, peak_memory_gib(self.device))
 
     def ceiling(self) -> dict[str, float]:
         """FLOP/s of a large matrix product and of a large convolution in the run's precision."""
@@ -199,7 +204,7 @@ def why(error: BaseException) -> str:
         return one_line(str(error))
     said = str(error).strip().splitlines()
     text = one_line(said[0] if said else "")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text[:60]:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text[:60].lower():
         return f"out of memory: {text}"[:LONGEST]
     return f"{type(error).__name__}: {text}"[:LONGEST]
 

@@ -91,6 +91,8 @@ def cells(measured: Measurement, found: Found | None) -> list[str]:
     ratio = "-"
     if found.ratios:
         ratio = f"{found.ratio:.3f} ({min(found.ratios):.3f}-{max(found.ratios):.3f})"
+        if len(found.ratios) == 1:
+            ratio = f"{found.ratio:.3f} (one turn)"
     share = measured.share(found)
     return [
         f"{found.seconds:.4g}",

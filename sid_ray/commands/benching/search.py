@@ -81,6 +81,8 @@ class Descent:
     measure: Measure
     fields: Sequence[str]
     rows: list[Row] = field(default_factory=list)
+    measured: set[str] = field(default_factory=set)
+    """Fields of which at least two values were measured."""
     late: bool = False
 
     def run(self) -> None:
@@ -152,6 +154,7 @@ class Descent:
             self.late = getattr(error, "late", False)
             self.rows.append(Row(what, note=str(error)))
             return False
+        self.measured.add(name)
         self.rows.append(Row(what, found, found.note, kept=found.faster))
         if found.faster:
             self.best = changed
@@ -164,9 +167,10 @@ class Descent:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The best's values of what was tried."""
-        found = {name: getattr(self.best.resources, name) for name in self.fields}
-        return found | ({MICRO: micro_batch_of(self.best)} if MICRO in found else {})
+        """The best's values of what was measured; the rest stays auto's."""
+        names = [name for name in self.fields if name in self.measured]
+        found = {name: getattr(self.best.resources, name) for name in names}
+        return found | ({MICRO: micro_batch_of(self.best)} if MICRO in self.fields else {})
 
 
 def fields_to_try(fixed: Sequence[str], world_size: int) -> list[str]:

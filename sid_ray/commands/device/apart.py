@@ -17,7 +17,9 @@ from sid_ray.commands.device.redact import without_places
 from sid_ray.commands.device.rows import FAILED, DeviceRow, Rig
 from sid_ray.storage.durable import read_values
 
+CHILD = "sid_ray.commands.device.child"
 LOOK_S = 0.1
+END_S = 10.0  # from a kill to the end of a process
 LAST_LINES = 3  # of what a check that crashed has printed
 
 
@@ -38,17 +40,19 @@ class DeviceCheck:
     share_s: float
 
 
-def rows_apart(check: DeviceCheck, rig: Rig, folder: Path) -> Iterator[DeviceRow]:
+def rows_apart(
+    check: DeviceCheck, rig: Rig, folder: Path, child: str = CHILD
+) -> Iterator[DeviceRow]:
     """The rows of a check as they come; how it ended, where it did not end by itself.
 
-    ``folder`` is for its rows and what it prints.
+    ``folder`` is for its rows and what it prints; ``child`` the module that runs it.
     """
     rows, log = folder / f"{check.name}.jsonl", folder / f"{check.name}.log"
     rows.touch()
     seen = 0
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sid_ray.commands.device.child", check.look, rig.to_json(),
+            [sys.executable, "-P", "-m", child, check.look, rig.to_json(),
              str(rows)],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             env=os.environ | {"PYTHONPATH": search_path()},
@@ -93,6 +97,7 @@ def end_tree(process: subprocess.Popen) -> None:
         if child.is_running():  # and not another process of that number
             child.kill()
     process.wait()
+    psutil.wait_procs(children, timeout=END_S)
 
 
 def last_words(log: Path) -> str:

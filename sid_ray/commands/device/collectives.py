@@ -34,16 +34,16 @@ class Collective:
     run: Callable[[Tensor, Tensor], object]
 
 
-def all_reduce(given: Tensor, out: Tensor) -> None:
+def reduce_all(given: Tensor, out: Tensor) -> None:
     out.copy_(given)
     dist.all_reduce(out)
 
 
-def reduce_scatter(given: Tensor, out: Tensor) -> None:
+def scatter_sums(given: Tensor, out: Tensor) -> None:
     dist.reduce_scatter_tensor(out[: len(out) // dist.get_world_size()], given)
 
 
-def all_gather(given: Tensor, out: Tensor) -> None:
+def gather_parts(given: Tensor, out: Tensor) -> None:
     dist.all_gather_into_tensor(out, given[: len(given) // dist.get_world_size()])
 
 
@@ -54,14 +54,14 @@ def broadcast(given: Tensor, out: Tensor) -> None:
 
 
 COLLECTIVES = (
-    Collective("all_reduce", lambda n: 2 * (n - 1) / n, all_reduce),
-    Collective("reduce_scatter", lambda n: (n - 1) / n, reduce_scatter),
-    Collective("all_gather", lambda n: (n - 1) / n, all_gather),
+    Collective("all reduce", lambda n: 2 * (n - 1) / n, reduce_all),
+    Collective("reduce scatter", lambda n: (n - 1) / n, scatter_sums),
+    Collective("all gather", lambda n: (n - 1) / n, gather_parts),
     Collective("broadcast", lambda n: 1.0, broadcast),
 )
 
 
-def check_collectives(rig: Rig) -> Iterator[DeviceRow]:
+def verify_collectives(rig: Rig) -> Iterator[DeviceRow]:
     """NCCL's on GPUs, and gloo's beside, which carries what ranks tell each other."""
     for backend in ("nccl", "gloo") if rig.device == "cuda" else ("gloo",):
         rows = lambda backend=backend: rows_of_ranks(WORK[backend], rig, backend)  # noqa: E731
@@ -87,21 +87,21 @@ def measure_all(backend: str, rig: Rig, device: torch.device, tell: Tell) -> Non
             tell(row)
 
 
-def numbered(rank: int, count: int, device: torch.device) -> Tensor:
+def given_by(rank: int, count: int, device: torch.device) -> Tensor:
     """What a rank gives: whole numbers, of which float32 makes exact sums."""
     return torch.arange(count, device=device).remainder(1024).float() + rank
 
 
-def expected_of(name: str, rank: int, world: int, count: int, device: torch.device) -> Tensor:
-    """What a collective makes of every rank's ``numbered``: all, or this rank's part."""
-    first = numbered(0, count, device)
+def made_of_all(name: str, rank: int, world: int, count: int, device: torch.device) -> Tensor:
+    """What a collective makes of every rank's ``given_by``: all, or this rank's part."""
+    first = given_by(0, count, device)
     part = count // world
     if name == "broadcast":
         return first
-    if name == "all_gather":
+    if name == "all gather":
         return torch.cat([first[:part] + other for other in range(world)])
     whole = world * first + sum(range(world))
-    return whole if name == "all_reduce" else whole[rank * part :][:part]
+    return whole if name == "all reduce" else whole[rank * part :][:part]
 
 
 def rows_of_collective(
@@ -110,7 +110,7 @@ def rows_of_collective(
     """One row: whether every rank has the right numbers, and the bus bandwidth."""
     rank, world = dist.get_rank(), dist.get_world_size()
     count = size // 4 // world * world
-    given, out = numbered(rank, count, device), torch.empty(count, device=device)
+    given, out = given_by(rank, count, device), torch.empty(count, device=device)
     seconds = []
     for _ in range(WARM_UP + TIMES):
         out.fill_(-1.0)
@@ -120,7 +120,7 @@ def rows_of_collective(
         collective.run(given, out)
         synchronised(device)
         seconds.append(time.perf_counter() - began)
-    expected = expected_of(collective.name, rank, world, count, device)
+    expected = made_of_all(collective.name, rank, world, count, device)
     wrong = torch.tensor(float((out[: len(expected)] != expected).sum()), device=device)
     dist.all_reduce(wrong)
     slowest = torch.tensor(seconds[WARM_UP:], device=device)

@@ -19,7 +19,7 @@ from sid_ray.commands.device.rows import (
 )
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.planning.fit import Gpus, Planner
-from sid_ray.planning.memory import GIB
+from sid_ray.planning.memory import GIB, Moment
 from sid_ray.planning.trace_memory import LiveBytes
 from sid_ray.recipes.known_networks import teacher_of
 
@@ -30,7 +30,7 @@ OFF = 0.15  # relative: beyond it the plan fills a GPU too little, or too much
 PART_S = 12.0  # that a row takes on a GPU, about
 
 
-def check_memory(rig: Rig) -> Iterator[DeviceRow]:
+def verify_memory(rig: Rig) -> Iterator[DeviceRow]:
     """A row a recipe and micro-batch: the plan's tensors, and what the allocator reserved."""
     for sized, micro_batch in ON_CPU if rig.small else MEASURED_AT:
         config = sized.on(rig, micro_batch=micro_batch)
@@ -46,9 +46,16 @@ def check_memory(rig: Rig) -> Iterator[DeviceRow]:
 def planned_and_measured(name: str, config: DistillConfig, rig: Rig) -> Iterator[DeviceRow]:
     machine = Gpus(1, rig.memory)
     moment = Planner(teacher_of(config)).peak(config, machine)
-    planned = moment.total - machine.reserve
-    device = torch.device(rig.device)
+    device = rig.first
     measured, reserved = peak_on_gpu(config, device) if not rig.small else peak_on_cpu(config)
+    yield memory_row(name, moment, machine.reserve, measured, reserved)
+
+
+def memory_row(name: str, moment: Moment, reserve: int, measured: int, reserved: int) -> DeviceRow:
+    """The plan's fullest moment, ``reserve`` bytes of it for no tensor, beside what was measured:
+    the most of tensors, and the most that the allocator held; 0 where nobody knows.
+    """
+    planned = moment.total - reserve
     ratio = measured / planned
     verdict = OK if abs(ratio - 1) <= OFF else WARNING
     if reserved > moment.total:
@@ -56,7 +63,7 @@ def planned_and_measured(name: str, config: DistillConfig, rig: Rig) -> Iterator
     text = f"{measured / GIB:.3f} GiB measured, {planned / GIB:.3f} planned ({ratio:.2f} times)"
     if reserved:
         text += f"; {reserved / GIB:.3f} GiB reserved of {moment.total / GIB:.3f} with the reserve"
-    yield DeviceRow(
+    return DeviceRow(
         name,
         text,
         f"{1 - OFF:g} to {1 + OFF:g} times",

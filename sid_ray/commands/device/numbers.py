@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from sid_ray.commands.device.rows import DeviceRow, Rig, held_to
 from sid_ray.commands.device.vectors import outcome_of, precisions_of, read_cases, relative
 
 
-def check_numbers(rig: Rig) -> Iterator[DeviceRow]:
+def verify_numbers(rig: Rig) -> Iterator[DeviceRow]:
     """A row a case and precision: of all that comes out, what is nearest to its bound, or beyond.
 
     The vectors were made in float64 on a CPU.
     """
-    device = torch.device(rig.device)
+    device = rig.first
     cases, expected = read_cases()
     for case in cases:
         for precision in precisions_of(case):

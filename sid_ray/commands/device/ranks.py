@@ -45,7 +45,7 @@ def rows_of_ranks(work: Work, rig: Rig, backend: str) -> Iterator[DeviceRow]:
             yield from (DeviceRow(**values) for values in found[seen:])
             seen = len(found)
         if failed is not None:
-            raise shortened(failed)
+            raise last_line_of(failed)
 
 
 def free_port() -> int:
@@ -54,7 +54,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def shortened(error: Exception) -> RuntimeError:
+def last_line_of(error: Exception) -> RuntimeError:
     """The last line of a failed process' traceback, which says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return RuntimeError(lines[-1] if lines else type(error).__name__)

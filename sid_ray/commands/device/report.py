@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_ray.commands.device.apart import DeviceCheck
-from sid_ray.commands.device.facts import table_of
+from sid_ray.commands.device.facts import facts_table
 from sid_ray.commands.device.rows import FAILED, SKIPPED, VERDICTS, WARNING, DeviceRow
 from sid_ray.storage.durable import replace_file
 
@@ -19,7 +19,7 @@ JSON_FILE, MARKDOWN_FILE, REPORT_FORMAT = "report.json", "report.md", 1
 
 
 @dataclass
-class Examined:
+class CheckedDevice:
     """One check as it went; ``seconds`` it took of those it was given."""
 
     check: DeviceCheck
@@ -44,7 +44,7 @@ class DeviceReport:
     folder: Path
     facts: Mapping[str, str]
     tables: Mapping[str, str]
-    checks: list[Examined] = field(default_factory=list)
+    checks: list[CheckedDevice] = field(default_factory=list)
     complete: bool = False
     when: str = field(
         default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
@@ -87,7 +87,14 @@ class DeviceReport:
 
     def to_lines(self) -> list[str]:
         """Markdown: the machine, a line a check, then every row."""
-        lines = ["# sid-ray doctor --device", "", self.in_a_line(), "", *table_of(self.facts), ""]
+        lines = [
+            "# sid-ray doctor --device",
+            "",
+            self.in_a_line(),
+            "",
+            *facts_table(self.facts),
+            "",
+        ]
         lines += ["| check | verdict | rows | seconds |", "|---|---|---|---:|"]
         for each in self.checks:
             words = [f"{each.counts[word]} {word}" for word in VERDICTS if each.counts[word]]

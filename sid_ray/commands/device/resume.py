@@ -21,13 +21,13 @@ from sid_ray.commands.device.short_run import reads_text, shipped_recipes
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 
-IMAGES, EVERY = 19_200, 3_200  # of a run, and between two checkpoints; on a CPU a twentieth
-SMALLER = 20
+IMAGES, EVERY = 9_600, 1_600  # of a run, and between two checkpoints; on a CPU a tenth
+SMALLER = 10
 LOOK_S, GONE_S = 0.05, 20.0
 NOT_OURS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 
 
-def check_resume(rig: Rig) -> Iterator[DeviceRow]:
+def verify_resume(rig: Rig) -> Iterator[DeviceRow]:
     """A run that is killed behind its first checkpoint and resumed, then one that is not.
 
     One after the other: Ray starts on a busy machine, too.
@@ -60,7 +60,8 @@ class Run:
     def __init__(self, name: str, folder: Path, rig: Rig):
         self.name, self.folder = name, folder
         self.store, self.log = Store.at(folder / name), folder / f"{name}.log"
-        self.command = command_of(name, folder, rig)
+        self.command = resumed_command(name, folder, rig)
+        self.images = IMAGES // SMALLER if rig.small else IMAGES
         self.process: subprocess.Popen | None = None
         self.children: list[psutil.Process] = []
 
@@ -135,7 +136,7 @@ def children_of(number: int) -> list[psutil.Process]:
         return []
 
 
-def command_of(name: str, folder: Path, rig: Rig) -> list[str]:
+def resumed_command(name: str, folder: Path, rig: Rig) -> list[str]:
     """One worker on one GPU, in the deterministic mode, without scores."""
     recipe = next(name for name in shipped_recipes().values() if not reads_text(name))
     smaller = SMALLER if rig.small else 1
@@ -147,12 +148,12 @@ def command_of(name: str, folder: Path, rig: Rig) -> list[str]:
         "--output.report-every", str(EVERY // smaller), "--output.keep-checkpoints", "20",
         "--evaluation.every", "0", "--evaluation.no-final-report", "--resources.num-workers", "1",
         "--resources.min-workers", "1", "--resources.deterministic",
-        "--resources.attention", "sdpa", *device,
+        "--resources.attention", "sdpa", "--resources.compile", "off", *device,
     ]  # fmt: skip
 
 
 def killed_row(images: int, run: Run, seconds: float) -> DeviceRow:
-    late = images >= IMAGES or not images
+    late = images >= run.images or not images
     return DeviceRow(
         "kill -9 of a run behind its first checkpoint",
         f"killed {seconds:.0f} s after its start; its newest checkpoint is of {images:,} images",

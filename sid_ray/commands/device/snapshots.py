@@ -26,7 +26,9 @@ from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.networks import layout
 
 GIB = 1 << 30
-SIZES = tuple(Sized(f"img512-{size}-sid") for size in ("xl", "l", "m", "s", "xs"))  # largest first
+SIZES = tuple(  # the largest first
+    map(Sized, ("img512-xl-sid", "img512-l-sid", "img512-m-sid", "img512-s-sid", "img512-xs-sid"))
+)
 HOST_SHARE, GPU_SHARE = 0.4, 0.7  # of free memory that the state may take
 BLOCK = 1 << 30  # bytes of the copy that bandwidth is measured by
 SMALL_BLOCK = 16 << 20
@@ -44,9 +46,9 @@ class Taken:
     whole: float
 
 
-def check_snapshot(rig: Rig) -> Iterator[DeviceRow]:
+def verify_snapshot(rig: Rig) -> Iterator[DeviceRow]:
     """The first snapshot, which allocates memory, and the next ones, which use it again."""
-    device = torch.device(rig.device)
+    device = rig.first
     bandwidth = bandwidth_to_host(device, SMALL_BLOCK if rig.small else BLOCK)
     chosen = largest_state(rig, device)
     if chosen is None:

@@ -54,7 +54,7 @@ SMALL_VAE = VAE | {
 }  # fmt: skip
 
 
-def check_speed(rig: Rig) -> Iterator[DeviceRow]:
+def verify_speed(rig: Rig) -> Iterator[DeviceRow]:
     """Rows of steps on one GPU and on all, then of a generator with its decoder."""
     yield from guarded("one-step generator", lambda: generated(rig))
     yield from step_rows(SMALLEST, 1, rig)
@@ -106,7 +106,7 @@ def step_measured(name: str, sized: Sized, workers: int, rig: Rig) -> Iterator[D
         {
             "images_per_s": images_s,
             "micro_batch": micro_batch,
-            "precision": config.training.precision,
+            "computes_in": config.training.precision,
             "zero_stage": config.chosen.zero_stage,
             "tflop_per_s": rate / TERA,
             "ceiling_tflop_per_s": top / TERA,
@@ -127,17 +127,17 @@ def half_of(config: DistillConfig, micro_batch: int) -> int:
 
 def generated(rig: Rig) -> Iterator[DeviceRow]:
     """A generator of one evaluation, and its latents decoded."""
-    device = torch.device(rig.device)
+    device = rig.first
     config = SMALLEST.on(rig)
     description, images = without_dropout(teacher_of(config)), DECODED
     if rig.small:
         description, images = small_latents(), 4
     dtype = torch.float32 if rig.small else torch.bfloat16
-    sampler, inputs = sampler_of(config, description, images, device, dtype)
+    sampler, inputs = random_sampler(config, description, images, device, dtype)
     codec = (
         family_of(description.family)
         .latent_convention()
-        .codec(decoder_of(rig.small).to(device, dtype), batch=min(images, 16))
+        .codec(decoder_of(rig.small).to(device, dtype), batch=min(images, 8))
     )
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ def generated(rig: Rig) -> Iterator[DeviceRow]:
     )
 
 
-def sampler_of(
+def random_sampler(
     config: DistillConfig,
     description: ModelDescription,
     images: int,

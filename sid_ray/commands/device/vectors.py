@@ -119,11 +119,15 @@ def outcome_of(
     nets = [first, *(filled_network(case, numbers, first) for _ in range(2 * bool(case.changes)))]
     for net in nets:
         set_precision(net, precision)
-    found = of_objective(case, nets, numbers) if case.changes else of_network(case, first, numbers)
+    found = (
+        outcome_of_objective(case, nets, numbers)
+        if case.changes
+        else outcome_of_network(case, first, numbers)
+    )
     return {name: value.detach().double().cpu() for name, value in found.items()}
 
 
-def of_network(case: VectorCase, net: nn.Module, numbers: Numbers64) -> dict[str, Tensor]:
+def outcome_of_network(case: VectorCase, net: nn.Module, numbers: Numbers64) -> dict[str, Tensor]:
     """Every output of a network, and gradients of their sum with random weights."""
     family, network = family_of(case.family), case.network
     schedule, count = schedule_of(case.config), case.images
@@ -145,7 +149,9 @@ def of_network(case: VectorCase, net: nn.Module, numbers: Numbers64) -> dict[str
     return found | {"input's gradient": x.grad, "weights' gradient": sampled(gradients_of(net))}
 
 
-def of_objective(case: VectorCase, nets: list[Any], numbers: Numbers64) -> dict[str, Tensor]:
+def outcome_of_objective(
+    case: VectorCase, nets: list[Any], numbers: Numbers64
+) -> dict[str, Tensor]:
     """Both losses of an objective, and samples of their gradients."""
     family, network, config = family_of(case.family), case.network, case.config
     text, labels = family.text_shape(network), family.label_dim(network)

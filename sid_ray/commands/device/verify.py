@@ -14,36 +14,37 @@ from pathlib import Path
 
 from sid_ray.commands.device.apart import DeviceCheck, rows_apart
 from sid_ray.commands.device.facts import gpu_tables, machine_facts
-from sid_ray.commands.device.report import MARKDOWN_FILE, DeviceReport, Examined
+from sid_ray.commands.device.report import MARKDOWN_FILE, CheckedDevice, DeviceReport
 from sid_ray.commands.device.rows import Rig
 from sid_ray.errors import UserError, nearest
 from sid_ray.storage.places import expanded
 
 WHOLE_S = 585.0  # of ten minutes; the rest is for the start
 CPU_MEMORY = 4 << 30  # bytes that a rehearsal takes for a GPU's
+CPU_TIMES = 3  # as long a rehearsal may take
 CPU_WORLD = 2  # processes that stand for GPUs there
 
 DEVICE_CHECKS = (
     DeviceCheck("numbers", "networks, losses and gradients against the vectors that ship",
-        "commands.device.numbers:check_numbers", 30),
+        "commands.device.numbers:verify_numbers", 30),
     DeviceCheck("steps", "an iteration of each objective against the CPU, and to the same bits",
-        "commands.device.steps:check_steps", 45),
+        "commands.device.steps:verify_steps", 45),
     DeviceCheck("collectives", "NCCL over all GPUs, and gloo beside: right sums, and bandwidth",
-        "commands.device.collectives:check_collectives", 45),
+        "commands.device.collectives:verify_collectives", 45),
     DeviceCheck("zero", "ZeRO 0 to 3 with offloading against plain torch",
-        "commands.device.zero:check_zero", 75),
+        "commands.device.zero:verify_zero", 75),
     DeviceCheck("resume", "a run that is killed and goes on, to the same bits",
-        "commands.device.resume:check_resume", 110),
+        "commands.device.resume:verify_resume", 110),
     DeviceCheck("memory", "the plan's memory against what is measured",
-        "commands.device.memory_plan:check_memory", 50),
+        "commands.device.memory_plan:verify_memory", 50),
     DeviceCheck("snapshot", "how long training waits for a checkpoint's copy",
-        "commands.device.snapshots:check_snapshot", 40),
+        "commands.device.snapshots:verify_snapshot", 40),
     DeviceCheck("attention", "xformers beside torch's own kernels",
-        "commands.device.kernels:check_attention", 20),
+        "commands.device.kernels:verify_attention", 20),
     DeviceCheck("compile", "compile modes: the same losses, and what they bring",
-        "commands.device.compiling:check_compile", 70),
+        "commands.device.compiling:verify_compile", 70),
     DeviceCheck("speed", "images/s of steps, and of a generator with its decoder",
-        "commands.device.speed:check_speed", 100),
+        "commands.device.speed:verify_speed", 100),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def verify_device(on_cpu: bool, folder: str, only: str) -> int:
     """
     checks = chosen_checks(only)
     rig = rig_of(on_cpu)
-    report = DeviceReport(report_folder(folder), machine_facts(rig.device), tables_of(rig))
+    report = DeviceReport(report_folder(folder), machine_facts(rig.device), machine_tables(rig))
     try:
         report.write()
     except OSError as error:
@@ -73,7 +74,7 @@ def verify_device(on_cpu: bool, folder: str, only: str) -> int:
 def rig_of(on_cpu: bool) -> Rig:
     """All GPUs of this machine, or its CPU. Raises UserError where there is no GPU to use."""
     if on_cpu:
-        return Rig("cpu", CPU_WORLD, CPU_MEMORY, WHOLE_S)
+        return Rig("cpu", CPU_WORLD, CPU_MEMORY, CPU_TIMES * WHOLE_S)
     from sid_ray.device.found import gpus_here, require_gpu
 
     require_gpu()
@@ -81,7 +82,7 @@ def rig_of(on_cpu: bool) -> Rig:
     return Rig("cuda", len(gpus), min(gpu.memory for gpu in gpus), WHOLE_S)
 
 
-def tables_of(rig: Rig) -> dict[str, str]:
+def machine_tables(rig: Rig) -> dict[str, str]:
     return {} if rig.small else gpu_tables()
 
 
@@ -109,14 +110,14 @@ def look_at_device(checks: Sequence[DeviceCheck], rig: Rig, report: DeviceReport
     with tempfile.TemporaryDirectory(prefix="sid-ray-device-") as folder:
         for number, check in enumerate(checks):
             left = ends - time.monotonic()
-            kept = sum(other.share_s for other in checks[number + 1 :])
+            kept = sum(other.share_s for other in checks[number + 1 :]) * rig.seconds / WHOLE_S
             own = Rig(rig.device, rig.world, rig.memory, max(left - kept, 0.0))
             print(
                 f"[{number + 1} of {len(checks)}] {check.name}: {check.looks_at}; at most "
-                f"{clock(own.seconds)} of the {clock(left)} that are left",
+                f"{minutes_of(own.seconds)} of the {minutes_of(left)} that are left",
                 flush=True,
             )
-            examined = Examined(check, own.seconds)
+            examined = CheckedDevice(check, own.seconds)
             report.checks.append(examined)
             began = time.monotonic()
             try:
@@ -130,6 +131,6 @@ def look_at_device(checks: Sequence[DeviceCheck], rig: Rig, report: DeviceReport
     report.complete = True
 
 
-def clock(seconds: float) -> str:
+def minutes_of(seconds: float) -> str:
     """Minutes and seconds, m:ss."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

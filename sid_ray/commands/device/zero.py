@@ -69,9 +69,9 @@ def sharings(world: int) -> list[Sharing]:
     return found + [Sharing(2, overlap=True), Sharing(3, teacher=True)] * (world > 1)
 
 
-def check_zero(rig: Rig) -> Iterator[DeviceRow]:
+def verify_zero(rig: Rig) -> Iterator[DeviceRow]:
     """Weights, moments' gradients and the average after two iterations, a row a way to share."""
-    backend, device = "nccl" if rig.device == "cuda" else "gloo", torch.device(rig.device)
+    backend, device = "nccl" if rig.device == "cuda" else "gloo", rig.first
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plain.safetensors"
         # Here, where no process group is: a run by itself would take part in its collectives.

@@ -11,10 +11,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sid_ray.planning.trace_memory import FusedAttention
 from tests.support.fake_cuda.watch import Watch
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -126,6 +126,20 @@ for _name in ("silu_backward", "mish_backward"):
     KERNELS.impl(_name, lambda grad, x: torch.empty_like(x), "CUDA")
 
 
+ATTENTION = F.scaled_dot_product_attention
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Attention as the one kernel that it is on a GPU: fake tensors would compose it of others."""
+    if attn_mask is not None or any(options.values()):
+        return ATTENTION(query, key, value, attn_mask, **options)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+    return fused(query, key, value, None, keep)[0]
+
+
 # Fake modules -------------------------------------------------------------------------------------
 
 
@@ -211,6 +225,7 @@ def rehearsal() -> Iterator[Watch]:
         mock.patch.object(torch.Tensor, "pin_memory", pinned),
         mock.patch.object(torch.Tensor, "is_pinned", lambda t, *args: watch.is_pinned(t)),
         mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
+        mock.patch.object(F, "scaled_dot_product_attention", fused_attention),
         mock.patch.object(nn.Module, "to", moved),
         mock.patch.object(nn.Module, "__deepcopy__", deep_copied, create=True),
         # Values of tensors on the host are lifted as they are there, and then copied: so a constant
@@ -220,7 +235,7 @@ def rehearsal() -> Iterator[Watch]:
     for patch in patches:
         patch.start()
     try:
-        with fake_mode(), watch, FusedAttention():
+        with fake_mode(), watch:
             yield watch
     finally:
         for patch in reversed(patches):
