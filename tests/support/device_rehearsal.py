@@ -72,7 +72,9 @@ def rehearsals() -> dict[str, Callable[[], object]]:
         "snapshot": lambda: snapshots.snapshots_of(tiny, teacher_of(tiny), device),
         "snapshot's bandwidth": lambda: snapshots.bandwidth_to_host(device, 1 << 16),
         "attention": attention,
-        "compile off": lambda: with_teacher(lambda: compiling.losses_of("digits-sid", "off", rig)),
+        "compile off": lambda: with_teacher(
+            lambda: compiling.losses_of("digits-sid", "off", rig, "")
+        ),
         "speed": generating,
     }
 

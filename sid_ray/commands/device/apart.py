@@ -19,6 +19,7 @@ from sid_ray.storage.durable import read_values
 
 CHILD = "sid_ray.commands.device.child"
 LOOK_S = 0.1
+END_S = 10.0  # from a kill to the end of a process
 LAST_LINES = 3  # of what a check that crashed has printed
 
 
@@ -96,6 +97,7 @@ def end_tree(process: subprocess.Popen) -> None:
         if child.is_running():  # and not another process of that number
             child.kill()
     process.wait()
+    psutil.wait_procs(children, timeout=END_S)
 
 
 def last_words(log: Path) -> str:

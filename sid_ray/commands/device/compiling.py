@@ -47,6 +47,11 @@ class Losses:
 
 def verify_compile(rig: Rig, modes: Sequence[str] = MODES) -> Iterator[DeviceRow]:
     """A row a mode, against the mode "off". Two passes a phase: their gradients add up."""
+    with tempfile.TemporaryDirectory() as folder:  # nothing is compiled yet
+        yield from compared_modes(rig, modes, folder)
+
+
+def compared_modes(rig: Rig, modes: Sequence[str], folder: str) -> Iterator[DeviceRow]:
     name = next(name for name in shipped_recipes().values() if not reads_text(name))
     plain: list[Losses] = []
     for mode in modes:
@@ -60,7 +65,7 @@ def verify_compile(rig: Rig, modes: Sequence[str] = MODES) -> Iterator[DeviceRow
             continue
 
         def look(mode: str = mode, title: str = title) -> Iterator[DeviceRow]:
-            found = losses_of(name, mode, rig)
+            found = losses_of(name, mode, rig, folder)
             if mode == MODES[0]:
                 plain.append(found)
             if plain:
@@ -69,23 +74,23 @@ def verify_compile(rig: Rig, modes: Sequence[str] = MODES) -> Iterator[DeviceRow
         yield from guarded(title, look)
 
 
-def losses_of(name: str, mode: str, rig: Rig) -> Losses:
+def losses_of(name: str, mode: str, rig: Rig, folder: str) -> Losses:
+    """Compiled code is kept in a folder, by which all modes of a process go (keep_compiled)."""
     config = replace(
         short_config(name, GROUPS, GROUP),
         resources__compile=mode,
         resources__use_gpu=not rig.small,
         resources__micro_batch=GROUPS * GROUP // 2,
     )
-    device, values, seconds = torch.device(rig.device), [], []
-    with tempfile.TemporaryDirectory() as folder:  # nothing is compiled yet
-        run = begin_run(config, device, local_folder=folder)
-        for _ in range(ITERATIONS):
-            synchronised(device)
-            began = time.perf_counter()
-            sums = run.iterate()
-            synchronised(device)
-            seconds.append(time.perf_counter() - began)
-            values.append({key: float(value) for key, value in sums.values.items()})
+    device, values, seconds = rig.first, [], []
+    run = begin_run(config, device, local_folder=folder)
+    for _ in range(ITERATIONS):
+        synchronised(device)
+        began = time.perf_counter()
+        sums = run.iterate()
+        synchronised(device)
+        seconds.append(time.perf_counter() - began)
+        values.append({key: float(value) for key, value in sums.values.items()})
     del run
     gc.collect()
     torch._dynamo.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,10 +17,11 @@ PACKAGES = (
     "sid_ray", "torch", "triton", "ray", "deepspeed", "diffusers", "transformers", "xformers",
     "numpy", "safetensors",
 )  # fmt: skip
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # nvidia-smi underlines a header
 ASK_S = 20.0  # for nvidia-smi
 TOPOLOGY = ("nvidia-smi", "topo", "-m")
 STATE = (
-    "nvidia-smi", "--format=csv,noheader",
+    "nvidia-smi", "--format=csv",
     "--query-gpu=index,driver_version,pstate,power.limit,clocks.max.sm,ecc.mode.current,"
     "mig.mode.current,persistence_mode,pcie.link.gen.max,pcie.link.width.max",
 )  # fmt: skip
@@ -78,7 +80,8 @@ def said_by(command: Sequence[str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]} does not answer ({type(error).__name__})"
-    return without_places(done.stdout.strip() or done.stderr.strip())
+    said = done.stdout.strip() or done.stderr.strip()
+    return without_places(COLOURS.sub("", said))
 
 
 def processor(cpuinfo: Path) -> str:

@@ -37,7 +37,7 @@ BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 def verify_attention(rig: Rig) -> Iterator[DeviceRow]:
     """Output and gradients against float64, and seconds, of each kernel that is here."""
-    device = torch.device(rig.device)
+    device = rig.first
     for backend in BACKENDS:
         for dtype, bound in BOUNDS.items():
             precision = str(dtype).removeprefix("torch.")

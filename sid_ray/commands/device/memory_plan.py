@@ -46,7 +46,7 @@ def verify_memory(rig: Rig) -> Iterator[DeviceRow]:
 def planned_and_measured(name: str, config: DistillConfig, rig: Rig) -> Iterator[DeviceRow]:
     machine = Gpus(1, rig.memory)
     moment = Planner(teacher_of(config)).peak(config, machine)
-    device = torch.device(rig.device)
+    device = rig.first
     measured, reserved = peak_on_gpu(config, device) if not rig.small else peak_on_cpu(config)
     yield memory_row(name, moment, machine.reserve, measured, reserved)
 

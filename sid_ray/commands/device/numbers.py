@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from sid_ray.commands.device.rows import DeviceRow, Rig, held_to
 from sid_ray.commands.device.vectors import outcome_of, precisions_of, read_cases, relative
 
@@ -15,7 +13,7 @@ def verify_numbers(rig: Rig) -> Iterator[DeviceRow]:
 
     The vectors were made in float64 on a CPU.
     """
-    device = torch.device(rig.device)
+    device = rig.first
     cases, expected = read_cases()
     for case in cases:
         for precision in precisions_of(case):

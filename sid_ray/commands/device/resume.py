@@ -21,8 +21,8 @@ from sid_ray.commands.device.short_run import reads_text, shipped_recipes
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 
-IMAGES, EVERY = 19_200, 3_200  # of a run, and between two checkpoints; on a CPU a twentieth
-SMALLER = 20
+IMAGES, EVERY = 9_600, 1_600  # of a run, and between two checkpoints; on a CPU a tenth
+SMALLER = 10
 LOOK_S, GONE_S = 0.05, 20.0
 NOT_OURS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 
@@ -61,6 +61,7 @@ class Run:
         self.name, self.folder = name, folder
         self.store, self.log = Store.at(folder / name), folder / f"{name}.log"
         self.command = resumed_command(name, folder, rig)
+        self.images = IMAGES // SMALLER if rig.small else IMAGES
         self.process: subprocess.Popen | None = None
         self.children: list[psutil.Process] = []
 
@@ -147,12 +148,12 @@ def resumed_command(name: str, folder: Path, rig: Rig) -> list[str]:
         "--output.report-every", str(EVERY // smaller), "--output.keep-checkpoints", "20",
         "--evaluation.every", "0", "--evaluation.no-final-report", "--resources.num-workers", "1",
         "--resources.min-workers", "1", "--resources.deterministic",
-        "--resources.attention", "sdpa", *device,
+        "--resources.attention", "sdpa", "--resources.compile", "off", *device,
     ]  # fmt: skip
 
 
 def killed_row(images: int, run: Run, seconds: float) -> DeviceRow:
-    late = images >= IMAGES or not images
+    late = images >= run.images or not images
     return DeviceRow(
         "kill -9 of a run behind its first checkpoint",
         f"killed {seconds:.0f} s after its start; its newest checkpoint is of {images:,} images",

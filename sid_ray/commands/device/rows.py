@@ -13,12 +13,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sid_ray.commands.checks import FAILED, OK, SKIPPED, WARNING
 from sid_ray.commands.device.redact import without_places
 from sid_ray.errors import UserError
 from sid_ray.storage.places import one_line
+
+if TYPE_CHECKING:
+    import torch
 
 MEASURED = "measured"  # a figure that is held to no bound
 VERDICTS = (OK, MEASURED, WARNING, SKIPPED, FAILED)
@@ -68,6 +71,13 @@ class Rig:
     def small(self) -> bool:
         """Whether networks and sizes are tiny: where a CPU stands for GPUs."""
         return self.device == "cpu"
+
+    @property
+    def first(self) -> torch.device:
+        """The first GPU, or the CPU."""
+        import torch
+
+        return torch.device(self.device, 0) if self.device == "cuda" else torch.device("cpu")
 
     @property
     def left_s(self) -> float:

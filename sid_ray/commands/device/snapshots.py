@@ -48,7 +48,7 @@ class Taken:
 
 def verify_snapshot(rig: Rig) -> Iterator[DeviceRow]:
     """The first snapshot, which allocates memory, and the next ones, which use it again."""
-    device = torch.device(rig.device)
+    device = rig.first
     bandwidth = bandwidth_to_host(device, SMALL_BLOCK if rig.small else BLOCK)
     chosen = largest_state(rig, device)
     if chosen is None:

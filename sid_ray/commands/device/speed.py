@@ -127,7 +127,7 @@ def half_of(config: DistillConfig, micro_batch: int) -> int:
 
 def generated(rig: Rig) -> Iterator[DeviceRow]:
     """A generator of one evaluation, and its latents decoded."""
-    device = torch.device(rig.device)
+    device = rig.first
     config = SMALLEST.on(rig)
     description, images = without_dropout(teacher_of(config)), DECODED
     if rig.small:
@@ -137,7 +137,7 @@ def generated(rig: Rig) -> Iterator[DeviceRow]:
     codec = (
         family_of(description.family)
         .latent_convention()
-        .codec(decoder_of(rig.small).to(device, dtype), batch=min(images, 16))
+        .codec(decoder_of(rig.small).to(device, dtype), batch=min(images, 8))
     )
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ def after_one(name: str, device: torch.device) -> dict[str, Tensor]:
 def compared_with_cpu(name: str, rig: Rig) -> Iterator[DeviceRow]:
     set_numerics()
     expected = after_one(name, torch.device("cpu"))
-    found = after_one(name, torch.device(rig.device))
+    found = after_one(name, rig.first)
     errors = kind_errors(found, expected)
     for what, bound in (("gradients", GRADIENTS), ("weights", WEIGHTS)):
         mine = {role: error for (role, kind), error in errors.items() if kind == what}
@@ -86,7 +86,7 @@ def same_bits(name: str, rig: Rig) -> Iterator[DeviceRow]:
     """Twice the same iteration in the deterministic mode."""
     set_numerics(deterministic=True)
     try:
-        first, second = (after_one(name, torch.device(rig.device)) for _ in range(2))
+        first, second = (after_one(name, rig.first) for _ in range(2))
     finally:
         set_numerics()
     differing = [key for key, value in first.items() if not torch.equal(second[key], value)]

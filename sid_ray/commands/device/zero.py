@@ -71,7 +71,7 @@ def sharings(world: int) -> list[Sharing]:
 
 def verify_zero(rig: Rig) -> Iterator[DeviceRow]:
     """Weights, moments' gradients and the average after two iterations, a row a way to share."""
-    backend, device = "nccl" if rig.device == "cuda" else "gloo", torch.device(rig.device)
+    backend, device = "nccl" if rig.device == "cuda" else "gloo", rig.first
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plain.safetensors"
         # Here, where no process group is: a run by itself would take part in its collectives.
