@@ -24,10 +24,10 @@ from sid_ray.planning.trace_memory import LiveBytes
 from sid_ray.recipes.known_networks import teacher_of
 
 CIFAR, XS, SMALL = Sized("cifar10-uncond-sid"), Sized("img512-xs-sid"), Sized("img512-s-sida")
-MEASURED_AT = ((CIFAR, 32), (CIFAR, 128), (XS, 8), (XS, 32), (SMALL, 16))
+MEASURED_AT = ((CIFAR, 32), (XS, 8), (SMALL, 16), (XS, 32), (CIFAR, 128))
 ON_CPU = ((CIFAR, 8), (CIFAR, 32))
 OFF = 0.15  # relative: beyond it the plan fills a GPU too little, or too much
-PART_S = 12.0  # that a row takes on a GPU, about
+PART_S = 35.0  # that a row takes, about: the plan traces a pass on one core
 
 
 def verify_memory(rig: Rig) -> Iterator[DeviceRow]:

@@ -41,7 +41,7 @@ from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
 
 SMALLEST, LARGEST = Sized("img512-s-sid"), Sized("img512-xxl-sid")
-PART_S = {SMALLEST: 25.0, LARGEST: 45.0}  # that a step's measurement takes at least
+PART_S = {SMALLEST: 45.0, LARGEST: 70.0}  # that a step takes at least, its plan's tracing included
 TERA = 1e12
 DECODED = 64  # images at once
 # The auto-encoder's published shape.
