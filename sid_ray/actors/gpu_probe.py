@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from sid_ray.config.auto import AUTO
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
 
@@ -29,13 +30,13 @@ def probe_gpu(attention: str, precision: str) -> str:
     return gpu_trouble(attention, precision)
 
 
-def check_attention(config: DistillConfig) -> None:
+def try_attention(config: DistillConfig) -> None:
     """Raises UserError where attention is another library's that does not work where workers are.
 
     Ray is there. Waits for a free GPU.
     """
     attention, precision = config.resources.attention, config.training.precision
-    if attention == "sdpa":
+    if attention in ("sdpa", AUTO):  # torch's own
         return
     if ray.cluster_resources().get("GPU"):
         trouble = ray.get(probe_gpu.remote(attention, precision))

@@ -36,7 +36,7 @@ from sid_ray.actors.beside import (
 )
 from sid_ray.actors.build import WorkerSettings
 from sid_ray.actors.found_nodes import joined_cluster
-from sid_ray.actors.gpu_probe import check_attention
+from sid_ray.actors.gpu_probe import try_attention
 from sid_ray.actors.liveness import note_ray
 from sid_ray.actors.own_ray import start_own_ray
 from sid_ray.actors.process_groups import GroupConfig
@@ -357,7 +357,7 @@ def run_training(
         choice = chosen_and_started(config, start, show)
         note_ray(run)
         record = note_record(run, record)
-        check_attention(choice.config)
+        try_attention(choice.config)
         clock = Clock(began)
         trouble, interruptions = run_actors(choice, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it

@@ -44,6 +44,7 @@ from sid_ray.checkpoint.warm_start import begin_from
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.row_groups import DamagedDataError
+from sid_ray.device.memory import lacks_memory
 from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.fragments import gathered, whole_state
 from sid_ray.distributed.roles import Trainee
@@ -235,12 +236,14 @@ class Worker:
             self.heartbeat.end()
         raise PausedError(reason or "paused for a resize")
 
-    def report(self, spent_s: float, images: int) -> None:
+    def report(self, since: float, images: int) -> None:
         """Means over all ranks to the tracker. A collective, because ranks saw other samples.
 
+        ``since``: when the first of these ``images`` were begun, in seconds of time.monotonic.
         Raises DivergedError, on all ranks alike, when the run is not healthy.
         """
         metrics = reduce_means(self.sums, self.spool.group)
+        spent_s = time.monotonic() - since  # only now a GPU has done what it was told
         metrics["skipped_updates"] /= self.world_size
         memory_gib = largest(peak_memory_gib(self.device), self.spool.group)
         phases = 1 + ("generator_loss" in metrics)
@@ -366,7 +369,9 @@ class Loop:
         self.await_data()
         try:
             step(trainee, self.objective, self.settings, self.draws, worker.sums)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             tracker = worker.settings.tracker
             raise short_of_memory(worker.config, worker.world_size, tracker) from error
         after, finished = trainee.images_seen, worker.finished
@@ -375,7 +380,7 @@ class Loop:
         saving = finished or crossed(output.checkpoint_every, before, after)
         # A report ends with each checkpoint: a resumed run averages over the same windows.
         if saving or crossed(output.report_every, before, after):
-            worker.report(time.monotonic() - self._reported_at, after - self._reported)
+            worker.report(self._reported_at, after - self._reported)
             self._reported, self._reported_at = after, time.monotonic()
         every = worker.config.evaluation.every
         if every and (finished or crossed(every, before, after)):

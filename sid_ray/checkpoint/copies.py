@@ -72,7 +72,9 @@ class CudaCopyStream:
         torch.cuda.current_stream(self.device).wait_event(mark)
 
     def wait(self, mark: Any) -> None:
-        mark.synchronize()
+        # Threads begin on GPU 0: an event's call there would make a context on it, for each rank.
+        with torch.cuda.device(self.device):
+            mark.synchronize()
 
 
 def page_locked(size: int) -> Tensor:

@@ -89,6 +89,8 @@ def take_snapshot(
     """
     rank, _ = world()
     copies = copies or Copies()
+    # The host reads these: before the copies, behind which it would stand.
+    steps = {name: role.optimizer_steps() for name, role in roles.items()}
     copies.begin()
     # First what the training waits for: copies come one after the other.
     average: dict[str, Tensor] | None = {} if rank == 0 else None
@@ -101,7 +103,7 @@ def take_snapshot(
             Held(held.fragment, {kind: copies.of(held.values[kind]) for kind in role.kinds})
             for held in role.owned()
         ]
-        taken[name] = RoleSnapshot(owned, role.kinds, role.optimizer_steps())
+        taken[name] = RoleSnapshot(owned, role.kinds, steps[name])
     copies.end()
     return Snapshot(rank, trainee.images_seen, config, taken, average, description, copies)
 

@@ -111,10 +111,10 @@ class DistillConfig:
                     f"stage 0: set resources.{role}_zero_stage, or --resources.no-offload-optimizer"
                 )
         check_compile(self.resources)
-        if self.resources.deterministic and self.resources.attention != "sdpa":
+        if self.resources.deterministic and self.resources.attention == "xformers":
             raise UserError(
-                f"resources.attention is {self.resources.attention}, whose gradients are not the "
-                "same bits each time: --resources.attention sdpa, or --resources.no-deterministic"
+                "resources.attention is xformers, whose gradients are not the same bits each time: "
+                "--resources.attention sdpa, or --resources.no-deterministic"
             )
         evaluation = self.evaluation
         if not evaluation.feature_space and (evaluation.every or evaluation.final_report):

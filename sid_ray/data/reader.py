@@ -91,7 +91,8 @@ class StreamReader:
     def wait(self, images_seen: int, timeout_s: float | None = None) -> bool:
         """Whether the iteration's samples are there, after at most ``timeout_s``.
 
-        Raises what went wrong while reading them: DamagedDataError.
+        Raises what went wrong while reading them: DamagedDataError; RuntimeError where another
+        thread has gone elsewhere meanwhile, or closed the reader.
         """
         with self._changed:
             self._go_to(images_seen)
@@ -102,6 +103,8 @@ class StreamReader:
                 raise self._error[1]
             if self._closed:
                 raise RuntimeError("the reader is closed")
+            if images_seen not in self._ahead():
+                raise RuntimeError(f"nothing is read at {images_seen:,} images any more")
             return False
 
     def samples(self, images_seen: int, positions: np.ndarray) -> Decoded:
@@ -132,7 +135,8 @@ class StreamReader:
 
     def _settled(self, images_seen: int) -> bool:
         failed = self._error is not None and self._error[0] <= images_seen
-        return images_seen in self._ready or failed or self._closed
+        left = images_seen not in self._ahead()  # nobody will ever read it
+        return images_seen in self._ready or failed or left or self._closed
 
     def _go_to(self, images_seen: int) -> None:
         if images_seen == self._now:

@@ -85,7 +85,11 @@ class Adam(torch.optim.Adam):
                     self._step(group, parameters, fused)
 
     def _fits_fused(self, parameter: Tensor) -> bool:
-        """Fused kernels walk through memory: parameter, gradient and state must lie alike."""
+        """Fused kernels walk through memory: parameter, gradient and state must lie alike.
+
+        Along a dimension of size 1 nobody walks. cuDNN's gradients of 1x1 convolutions in the order
+        channels_last have strides of their own there, which autograd keeps.
+        """
         gradient, state = parameter.grad, self.state_of(parameter)
         assert gradient is not None
         like = (gradient, *(state[moment] for moment in self.moments))
@@ -93,8 +97,8 @@ class Adam(torch.optim.Adam):
             parameter.device.type in FUSED_DEVICES
             and parameter.is_floating_point()
             and all(
-                (other.stride(), other.dtype, other.device)
-                == (parameter.stride(), parameter.dtype, parameter.device)
+                (steps_of(other), other.dtype, other.device)
+                == (steps_of(parameter), parameter.dtype, parameter.device)
                 for other in like
             )
         )
@@ -135,6 +139,12 @@ class Adam(torch.optim.Adam):
         """Of every tensor that has a state."""
         for state in self.state.values():
             state["step"].fill_(float(steps))
+
+
+def steps_of(tensor: Tensor) -> list[tuple[int, int]]:
+    """How a tensor lies in memory: (dimension, stride) of those that are longer than 1."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return [(place, stride) for place, (size, stride) in enumerate(sizes) if size > 1]
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def wait_on_the_device(engine: Any, stage: int, offload: bool) -> None:
         gather_small = optimizer._post_step
 
         def post_step(*args: Any) -> None:
-            with in_order():
+            with host_goes_on():
                 gather_small(*args)
 
         optimizer._post_step = post_step
@@ -183,7 +183,7 @@ def ordered(stream: torch.cuda.Stream) -> torch.cuda.Stream:
 
 
 @contextmanager
-def in_order() -> Iterator[None]:
+def host_goes_on() -> Iterator[None]:
     """Stage 3: the host does not wait for gathered weights (partition_parameters.py:1988 and 2127).
 
     What the current stream does next comes behind them all the same: torch's collectives order it.
@@ -375,7 +375,7 @@ class FullySharded(Partitioned):
         # What is gathered already stays so: DeepSpeed counts what it has gathered itself.
         gathered = parameter.ds_status.name == "AVAILABLE"  # type: ignore[attr-defined]
         if not gathered:
-            with in_order():
+            with host_goes_on():
                 parameter.all_gather()  # type: ignore[attr-defined]
         try:
             yield parameter.data

@@ -66,6 +66,8 @@ def choose_resources(
     """
     on_gpu = wants_gpus(config, machine)
     config = replace(config, resources__use_gpu=on_gpu)
+    if config.resources.deterministic:  # whatever a profile has measured to be faster
+        config = replace(config, resources__attention="sdpa")
     workers = worker_numbers(config, machine, on_gpu)
     if on_gpu:
         return OnGpus(config, Planner(description, text), machine, profile, reserve_gib).choose(

@@ -84,7 +84,9 @@ class OnGpus:
             own.config, resources__num_workers=workers.most, resources__min_workers=least
         )
         chosen.check()
-        return ResourceChoice(chosen, self.line(workers, least, now, own), steps_of(found))
+        return ResourceChoice(
+            chosen, self.line(workers, least, now, own), where_fields_change(found)
+        )
 
     def walk(self, workers: Workers, offload: bool) -> dict[int, Settled]:
         """Number of workers -> what it takes, downwards until it does not fit.
@@ -284,7 +286,7 @@ def ladder(least: int, most: int, now: int) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def steps_of(found: Mapping[int, Settled]) -> Sizes:
+def where_fields_change(found: Mapping[int, Settled]) -> Sizes:
     """(workers, fields) where they change, the fewest workers first."""
     steps: list[tuple[int, Fields]] = []
     for size in sorted(found):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sid_ray.actors import gpu_probe
-from sid_ray.actors.gpu_probe import check_attention, gpu_trouble
+from sid_ray.actors.gpu_probe import gpu_trouble, try_attention
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers import xformers_package
 from sid_ray.device import found
@@ -37,12 +37,12 @@ def asked(monkeypatch):
 
 def test_xformers_is_tried_where_the_workers_are_in_the_runs_precision(asked):
     with pytest.raises(UserError, match=r"^a line$"):
-        check_attention(XFORMERS)
+        try_attention(XFORMERS)
     assert asked == [("xformers", "bfloat16")]
 
 
 def test_torchs_own_attention_is_not_tried(asked):
-    check_attention(recipe("digits-sid"))
+    try_attention(recipe("digits-sid"))
     assert asked == []
 
 
@@ -50,7 +50,7 @@ def test_without_a_gpu_nothing_need_be_started(asked, monkeypatch):
     monkeypatch.setattr(gpu_probe.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(found, "no_gpu_reason", lambda: "no NVIDIA driver")
     with pytest.raises(UserError, match="no NVIDIA driver"):
-        check_attention(XFORMERS)
+        try_attention(XFORMERS)
     assert asked == []
 
 

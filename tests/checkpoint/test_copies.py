@@ -198,6 +198,7 @@ def test_the_stream_of_a_gpu_is_ordered_as_the_rules_say(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("beside"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("training"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Stream(str(device)))
 
     class Target(SimpleNamespace):
         def copy_(self, value, non_blocking):
@@ -215,6 +216,7 @@ def test_the_stream_of_a_gpu_is_ordered_as_the_rules_say(monkeypatch):
         "copy weights, non_blocking=True",
         "mark",
         "training waits for the copies",
+        "on cuda:1",  # a thread begins on GPU 0
         "host waits",
     ]
 

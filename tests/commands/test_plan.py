@@ -102,11 +102,13 @@ def test_settings_that_save_memory_are_counted(planner):
 
 
 def test_a_refusal_names_what_fits(capsys, planner):
-    named = ["--resources.micro-batch", "32", "--resources.zero-stage", "0"]
+    named = ["--resources.micro-batch", "32", "--resources.no-activation-checkpointing"]
+    named += ["--resources.zero-stage", "0"]
     args = ["digits-sid", "--gpus", "2", "--gpu-memory", "0.06", "--reserve", "0"]
     code, _, err = run(capsys, *args, *named)
     assert (code, err.count("\n")) == (2, 1)
-    assert "What fits: --resources.zero-stage, --resources.micro-batch auto; or" in err
+    names = "--resources.zero-stage, --resources.micro-batch, --resources.activation-checkpointing"
+    assert f"What fits: {names} auto; or " in err
     assert run(capsys, *args)[0] == 0  # it does
 
 

@@ -19,7 +19,8 @@ from sid_ray.errors import UserError
 from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import check_data, data_of
-from sid_ray.training.draws import draws_of
+from sid_ray.training.draws import Maker, draws_of
+from sid_ray.training.draws_ahead import Coming, DrawsAhead, HostLane
 from sid_ray.types import Batch, Pick
 from sid_ray.weights.folder import ModelDescription
 from tests.support.data_writer import layout, numbered_images, numbers_of, write_set
@@ -84,6 +85,29 @@ def whole(opened, store, world_size, micro_batch, seen, **options) -> Batch:
         ):
             of_group[group] = fields
     return Batch(*map(torch.cat, zip(*(of_group[g] for g in range(4)), strict=True)))
+
+
+@pytest.mark.parametrize("micro_batch", [24, 6, 2])
+def test_what_is_read_ahead_of_a_step_is_what_it_would_read(opened, images, micro_batch):
+    """The worker waits for an iteration's data, then asks; the thread asks for the next before."""
+    plan = GroupPlan(24, 6, micro_batch, 1)
+    plain = draws_of(opened(images, plan), plan, 0, torch.device("cpu"))
+    coming = Coming(plan, 0, lambda seen: seen != 48)  # one iteration has one phase alone
+    for start in (0, 24):  # a roll-back closes both and opens them anew
+        source = opened(images, plan)
+        ahead = DrawsAhead(Maker(source, plan, 0), coming, HostLane())
+        for seen in range(start, start + 24 * 4, 24):
+            assert source.wait(seen)
+            for stream in (FAKE_SCORE, GENERATOR)[: 1 + (seen != 48)]:
+                for micro_step in plan.micro_steps(0):
+                    _, found = ahead(stream, seen, micro_step)
+                    _, expected = plain(stream, seen, micro_step)
+                    assert torch.equal(found.labels, expected.labels)
+                    assert (found.images is None) == (stream == GENERATOR)
+                    if found.images is not None:
+                        assert torch.equal(found.images, expected.images)
+        source.close()
+        ahead.close()
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 12), (2, 3), (3, 6), (4, 2)])

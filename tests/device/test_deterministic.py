@@ -15,7 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sid_ray.config.distill_config import replace as with_fields
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
+from sid_ray.planning.choose import choose_resources
+from sid_ray.planning.machine import Machine, Node
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
+from sid_ray.planning.profile import Profile
 from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
@@ -119,12 +122,17 @@ def test_names_are_torchs():
 
 
 def test_xformers_is_refused():
-    """It does not promise the same bits."""
+    """It does not promise the same bits; and what is left to auto never takes it."""
     config = recipe("digits-sid")
     fields = {"resources__deterministic": True, "resources__attention": "xformers"}
     with pytest.raises(UserError, match=r"resources\.attention is xformers"):
         with_fields(config, **fields).check()
-    assert with_fields(config, resources__deterministic=True).check()
+    own = with_fields(config, resources__deterministic=True).check()
+    machine = Machine((Node(1, 0, 0, 64 << 30),), fixed=True)
+    profile = Profile("cpu", 1, "", "", "", {"attention": "xformers"}, 1.0, 1.0, {})
+    for chosen, attention in ((own, "sdpa"), (config, "xformers")):
+        choice = choose_resources(chosen, teacher_of(config), machine, profile=profile)
+        assert choice.config.resources.attention == attention
 
 
 def test_updates_and_averages_compute_nothing_of_it_either(monkeypatch):

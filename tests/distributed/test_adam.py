@@ -50,6 +50,24 @@ def starts(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("beta1", BETAS)
+def test_a_gradient_of_a_1x1_convolution_takes_the_fused_kernel(monkeypatch, beta1):
+    """cuDNN's, in the order channels_last: other strides where the size is 1, the same memory."""
+    start, gradient = (torch.randn(6, 4, 1, 1) for _ in range(2))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    ours.grad = gradient.as_strided((6, 4, 1, 1), (4, 1, 4, 4))
+    theirs.grad = gradient.clone()
+    fused = []
+    kernel = adam.adam
+    monkeypatch.setattr(
+        adam, "adam", lambda *args, **how: fused.append(how["fused"]) or kernel(*args, **how)
+    )
+    for parameter in (ours, theirs):
+        settings(beta1).build([parameter]).step()
+    assert fused == [True, True]
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("beta1", BETAS)
 @pytest.mark.parametrize("devices", [adam.FUSED_DEVICES, ()], ids=["fused", "not fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_steps_equal_torch_s_and_leave_gradients_alone(monkeypatch, beta1, devices, dtype):

@@ -51,7 +51,7 @@ def test_the_warning_that_is_left_out_is_still_worded_so():
 
 
 def test_what_the_host_would_wait_for_is_still_there():
-    """The day it is not, or is elsewhere, wait_on_the_device and in_order may go, or miss it."""
+    """The day it is not, or is elsewhere, wait_on_the_device and host_goes_on may go."""
     stages = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2")
     sharded = importlib.import_module("deepspeed.runtime.zero.stage3")
     halves, whole = stages.DeepSpeedZeroOptimizer, sharded.DeepSpeedZeroOptimizer_Stage3

@@ -54,12 +54,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Seconds of a whole iteration, by this rank's clock, and how many of two updates were left
-    out as their gradients were not finite.
+    """Seconds of a whole iteration by this rank's clock, how many of two updates were left out as
+    their gradients were not finite, and the most memory that the rank has had so far: on its GPU,
+    or of its process.
     """
 
     seconds: float
     skipped: float
+    peak_gib: float
 
 
 class Rank:
@@ -108,11 +110,8 @@ class Rank:
         self.marks.start()
         step(self.trainee, self.objective, self.settings, self.draws, sums)
         seconds = whole_seconds(self.short, self.marks.seconds())
-        return Iteration(seconds, float(sums.values["skipped_updates"]))
-
-    def peak_gib(self) -> float:
-        """The most memory that this rank has had: of its GPU, or of the process."""
-        return peak_memory_gib(self.device)
+        skipped = float(sums.values["skipped_updates"])
+        return Iteration(seconds, skipped, peak_memory_gib(self.device))
 
     def ceiling(self) -> dict[str, float]:
         """FLOP/s of a large matrix product and of a large convolution in the run's precision."""

@@ -147,7 +147,7 @@ class Turns:
                     raise
                 break
         self.best_seconds = statistics.median(best.seconds for _, best in pairs)
-        found = self._found(other, [mine for mine, _ in pairs], "")
+        found = summary([mine for mine, _ in pairs], "")
         ratios = tuple(mine.seconds / best.seconds for mine, best in pairs)
         found = Found(found.seconds, found.peak_gib, ratios, found.note)
         if found.faster:
@@ -168,9 +168,14 @@ class Turns:
                 self.ceiling = summed(processes.ask("ceiling", patience))
             mine: list[Iteration] = []
             while goes_on(len(mine), until, self.deadline):
-                mine.append(iterate(processes, self.deadline))
+                try:
+                    mine.append(iterate(processes, self.deadline))
+                except SettingFailedError as error:
+                    if not (error.late and mine):
+                        raise
+                    break
             note = "" if first else "apart: not in memory beside the best"
-            found = self._found(processes, mine, note)
+            found = summary(mine, note)
         except BaseException:
             processes.kill()
             raise
@@ -186,11 +191,13 @@ class Turns:
     def _keep(self, processes: Processes, config: DistillConfig, found: Found) -> None:
         self.best, self.best_config, self.best_seconds = processes, config, found.seconds
 
-    def _found(self, processes: Processes, taken: list[Iteration], note: str) -> Found:
-        peaks = processes.ask("peak_gib", time.monotonic() + LEAST_SHARE_S)
-        if any(each.skipped for each in taken):
-            note = "; ".join(filter(None, (note, "updates were left out: gradients not finite")))
-        return Found(statistics.median(each.seconds for each in taken), max(peaks), (), note)
+
+def summary(taken: list[Iteration], note: str) -> Found:
+    """Of one setting's iterations."""
+    if any(each.skipped for each in taken):
+        note = "; ".join(filter(None, (note, "updates were left out: gradients not finite")))
+    peak = max(each.peak_gib for each in taken)
+    return Found(statistics.median(each.seconds for each in taken), peak, (), note)
 
 
 def summed(rates: list[dict[str, float]]) -> dict[str, float]:
@@ -199,9 +206,13 @@ def summed(rates: list[dict[str, float]]) -> dict[str, float]:
 
 
 def iterate(processes: Processes, deadline: float) -> Iteration:
-    """One iteration: the slowest rank's seconds."""
+    """One iteration: the slowest rank's seconds, the fullest one's memory."""
     answers: list[Iteration] = processes.ask("iterate", deadline)
-    return max(answers, key=lambda answer: answer.seconds)
+    return Iteration(
+        max(answer.seconds for answer in answers),
+        answers[0].skipped,
+        max(answer.peak_gib for answer in answers),
+    )
 
 
 def warm_up(processes: Processes, config: DistillConfig, deadline: float) -> None:

@@ -34,16 +34,16 @@ class Collective:
     run: Callable[[Tensor, Tensor], object]
 
 
-def all_reduce(given: Tensor, out: Tensor) -> None:
+def reduce_all(given: Tensor, out: Tensor) -> None:
     out.copy_(given)
     dist.all_reduce(out)
 
 
-def reduce_scatter(given: Tensor, out: Tensor) -> None:
+def scatter_sums(given: Tensor, out: Tensor) -> None:
     dist.reduce_scatter_tensor(out[: len(out) // dist.get_world_size()], given)
 
 
-def all_gather(given: Tensor, out: Tensor) -> None:
+def gather_parts(given: Tensor, out: Tensor) -> None:
     dist.all_gather_into_tensor(out, given[: len(given) // dist.get_world_size()])
 
 
@@ -54,9 +54,9 @@ def broadcast(given: Tensor, out: Tensor) -> None:
 
 
 COLLECTIVES = (
-    Collective("all_reduce", lambda n: 2 * (n - 1) / n, all_reduce),
-    Collective("reduce_scatter", lambda n: (n - 1) / n, reduce_scatter),
-    Collective("all_gather", lambda n: (n - 1) / n, all_gather),
+    Collective("all reduce", lambda n: 2 * (n - 1) / n, reduce_all),
+    Collective("reduce scatter", lambda n: (n - 1) / n, scatter_sums),
+    Collective("all gather", lambda n: (n - 1) / n, gather_parts),
     Collective("broadcast", lambda n: 1.0, broadcast),
 )
 
@@ -98,10 +98,10 @@ def made_of_all(name: str, rank: int, world: int, count: int, device: torch.devi
     part = count // world
     if name == "broadcast":
         return first
-    if name == "all_gather":
+    if name == "all gather":
         return torch.cat([first[:part] + other for other in range(world)])
     whole = world * first + sum(range(world))
-    return whole if name == "all_reduce" else whole[rank * part :][:part]
+    return whole if name == "all reduce" else whole[rank * part :][:part]
 
 
 def rows_of_collective(

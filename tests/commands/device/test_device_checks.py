@@ -128,9 +128,9 @@ def test_what_collectives_of_several_ranks_make():
     given = [collectives.given_by(rank, 6, CPU) for rank in range(3)]
     for rank in range(3):
         expected = {
-            "all_reduce": sum(given),
-            "reduce_scatter": sum(given)[rank * 2 : rank * 2 + 2],
-            "all_gather": torch.cat([each[:2] for each in given]),
+            "all reduce": sum(given),
+            "reduce scatter": sum(given)[rank * 2 : rank * 2 + 2],
+            "all gather": torch.cat([each[:2] for each in given]),
             "broadcast": given[0],
         }
         for name, value in expected.items():

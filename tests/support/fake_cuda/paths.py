@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -230,14 +231,14 @@ PATHS: dict[str, Callable[[Case, Watch], None]] = {
 
 def rehearsed(case: Case) -> dict[str, Any]:
     """A case's outcome as cases.Rehearsed.from_json reads it. Never raises."""
-    error, refused, counts = "", dict[str, int](), dict[str, Counts]()
+    error, refused, counts = "", Counter[str](), dict[str, Counts]()
     logging.disable(logging.WARNING)  # fake tensors log what they raise
     try:
         if case.shares:
             join_fake_group(case.world_size)
         with rehearsal() as watch:
+            counts, refused = watch.counts, watch.faults  # as they fill
             PATHS[case.path](case, watch)
-            counts, refused = watch.counts, dict(watch.faults)
     except Exception as raised:
         lines = traceback.extract_tb(raised.__traceback__)
         ours = [line for line in lines if "/sid_ray/" in line.filename] or list(lines)

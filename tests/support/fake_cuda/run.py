@@ -17,7 +17,7 @@ from tests.support.fake_cuda.guard import build_guard, load_guard
 ROOT = Path(__file__).parents[3]
 
 
-def rehearse(cases: Sequence[Case], timeout_s: float = 280) -> list[Rehearsed]:
+def rehearse(cases: Sequence[Case], timeout_s: float = 840) -> list[Rehearsed]:
     """Every case, in its order, all in one process: its imports take seconds.
 
     Cases of several ranks must all have as many.

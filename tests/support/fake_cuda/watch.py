@@ -110,6 +110,8 @@ class Watch(TorchDispatchMode):
             return answer(inputs[0]) if name in READS[:2] else True
         if name in SIZED_BY_VALUES and on_device:
             self.wait(name)
+        if on_device and cpu_only(func):
+            self.faults[f"{name} has no kernel for CUDA {place()}"] += 1
         pinned = kwargs.pop("pin_memory", False)
         out = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -152,8 +154,6 @@ class Watch(TorchDispatchMode):
             return
         if name in FREE or not func._schema.name.startswith("aten::"):
             return
-        if cpu_only(func):
-            self.faults[f"{name} has no kernel for CUDA {place()}"] += 1
         used = {tensor.dtype for tensor in operands(name, inputs)}
         if one_type(name) and len(used) > 1:
             types = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in used))
