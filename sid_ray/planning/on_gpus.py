@@ -24,13 +24,13 @@ from sid_ray.planning.fit import (
     micro_batches,
     stage_variants,
 )
+from sid_ray.planning.host_memory import first_rank_bytes
 from sid_ray.planning.machine import Machine
-from sid_ray.planning.memory import host_bytes
 from sid_ray.planning.profile import Profile
 from sid_ray.planning.sizes import Fields, Sizes, with_fields
 
 MARGIN = 0.1  # of a GPU that stays free beside the reserve: nothing was measured on one
-HOST_SHARE = 0.8  # of a node's memory that may be offloaded to
+HOST_SHARE = 0.8  # of a node's memory that offloading and copies for checkpoints may take
 EVERY_SIZE, RUNGS = 16, 4  # every number of workers up to 16, then four between n and 2 n
 MORE_GPUS = 8  # times as many are looked at, where a run does not fit
 OF_SIZE = (
@@ -159,7 +159,7 @@ class OnGpus:
                 micro = self.planner.largest(variant, gpus, memory)
             else:
                 micro = micro_batch_of(config)
-            if not micro or self.host_lacks(variant, gpus):
+            if not micro or self.host_lacks(variant, gpus, micro):
                 continue
             total = self.planner.peak(variant, gpus, micro).total
             if total > memory:
@@ -179,11 +179,16 @@ class OnGpus:
             ):  # fmt: skip
                 yield name, replace(variant, resources__micro_batch=asked.micro_batch)
 
-    def host_lacks(self, config: DistillConfig, gpus: Gpus) -> bool:
-        """Whether a node's memory is too small for what is offloaded to it."""
-        needed = host_bytes(self.planner.network, self.planner.layout(config, gpus))
-        share = self.machine.host_share(gpus.gpus)
-        return bool(share) and needed > HOST_SHARE * share
+    def host_lacks(self, config: DistillConfig, gpus: Gpus, micro_batch: int) -> bool:
+        """Whether a node's memory is too small for what its workers keep there."""
+        size, _ = self.machine.smallest_host(gpus.gpus)
+        return bool(size) and self.host_needs(config, gpus, micro_batch) > HOST_SHARE * size
+
+    def host_needs(self, config: DistillConfig, gpus: Gpus, micro_batch: int) -> int:
+        """Bytes of a node's own memory: of its workers, the first of which may be among them."""
+        _, workers = self.machine.smallest_host(gpus.gpus)
+        first = first_rank_bytes(self.planner.network, config.evaluation.every > 0)
+        return workers * self.planner.host(config, gpus, micro_batch) + first
 
     def measured(self, workers: int, counted: Settled | None) -> Settled | None:
         """What bench measured for so many GPUs of this kind, where it fitted: it was there."""
