@@ -105,3 +105,9 @@ class Machine:
         known = [node for node in self.nodes if node.workers(on_gpu=True)]
         on_one = max((min(workers, node.workers(on_gpu=True)) for node in known), default=1)
         return min((node.host_bytes for node in known), default=0), on_one
+
+    def threads(self, workers: int) -> int:
+        """CPUs that each of so many workers on GPUs has to itself, on the node with the fewest."""
+        known = [node for node in self.nodes if node.workers(on_gpu=True)]
+        shares = (node.cpus // min(workers, node.workers(on_gpu=True)) for node in known)
+        return max(1, int(min(shares, default=1)))
