@@ -295,7 +295,7 @@ def build_worker(settings: WorkerSettings) -> Worker:
         settings.tracker.event.remote(
             f"{world_size} worker{several} now: {resources_in_words(config)}"
         )
-    torch.set_num_threads(config.resources.threads)
+    torch.set_num_threads(config.chosen.threads)
     numbers = set_numerics(config.resources.deterministic)
     if rank == 0 and device.type == "cuda":
         settings.tracker.event.remote(numbers)

@@ -25,6 +25,7 @@ from sid_ray.planning.fit import (
     StageRow,
     micro_batch_of,
     micro_batches,
+    plainly,
 )
 from sid_ray.planning.machine import Machine
 from sid_ray.planning.memory import (
@@ -203,8 +204,11 @@ def shown_stage(name: str) -> str:
 def notes(planner: Planner, best: StageRow, machine: Gpus, asked: PlanOptions) -> list[str]:
     """What it needs, checkpoints, and what is assumed."""
     size, lines = planner.checkpoint(best.config), list[str]()
-    if best.host:
-        lines.append(f"host memory: {best.host / GIB:.1f} GiB a worker, offloaded")
+    if plainly(best.config).offload_optimizer:
+        lines.append(
+            f"host memory: {best.host / GIB:.1f} GiB a worker, with copies for checkpoints; on one "
+            "of them the whole average too"
+        )
     size_words = f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
     lines += [
         f"checkpoint: {size_words}, written in {size / GIB / asked.disk_rate:.1f} s "

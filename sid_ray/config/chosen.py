@@ -21,6 +21,7 @@ PLAIN: dict[str, Any] = {
     "overlap_comm": False,
     "compile": "off",
     "micro_batch": 0,
+    "threads": 1,
     "memory_format": "channels_last",
     "attention": "sdpa",
 }
@@ -40,6 +41,7 @@ class ChosenResources(ResourcesConfig):
     overlap_comm: bool
     compile: Literal["off", "default", "cudagraphs"]
     micro_batch: int
+    threads: int
     memory_format: Literal["channels_last", "contiguous"]
     attention: Literal["sdpa", "xformers"]
 

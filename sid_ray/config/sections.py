@@ -224,6 +224,7 @@ class TrainingConfig:
 
 
 Switch = Annotated[bool | Auto, OR_AUTO]
+Threads = Annotated[int, Interval(ge=1, le=4_096)]
 Workers = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
@@ -275,7 +276,8 @@ class ResourcesConfig:
     """
     overlap_comm: Switch = AUTO
     """ZeRO stages 1 to 3: sum gradients over workers while the backward pass goes on. Brings
-    nothing on CPUs. auto: off unless sid-ray bench has measured it faster.
+    nothing on CPUs. With offload_optimizer the host waits for the device once a pass, at stages 1
+    and 2. auto: off unless sid-ray bench has measured it faster.
     """
     compile: Literal["auto", "off", "default", "cudagraphs"] = AUTO
     """torch.compile of the networks: default compiles their blocks, cudagraphs whole networks into
@@ -286,8 +288,10 @@ class ResourcesConfig:
     """Images in one forward pass of a worker; a multiple or divisor of group_size, 0 for
     group_size. auto: as many whole groups as fit into a GPU's memory; up to 32 images on a CPU.
     """
-    threads: Annotated[int, Interval(ge=1, le=4_096)] = 1
-    """CPU threads a worker."""
+    threads: Annotated[Threads | Auto, OR_AUTO] = AUTO
+    """CPU threads a worker. auto: 1; where the optimizer is offloaded, and steps on CPUs, the
+    node's CPUs over its workers.
+    """
     memory_format: Literal["auto", "channels_last", "contiguous"] = AUTO
     """Order in memory of images within EDM and EDM2 networks: which kernels a convolution takes.
     Changes rounding only. On GPUs it is without effect on EDM networks, whose normalisation returns

@@ -151,8 +151,16 @@ def wait_on_the_device(engine: Any, stage: int, offload: bool) -> None:
     Stage 3's epilogue of a backward pass (stage3.py:1413): the host waits for the stream that sums
     gradients. Its step gathers small parameters and waits for them (partition_parameters.py:2127).
     DeepSpeed leaves both out itself on accelerators that order streams for it.
+    The epilogue of stages 1 and 2 with overlap_comm (stage_1_and_2.py:1026): the host waits for the
+    whole device, so for the copies of draws and checkpoints too. The current stream waits for the
+    one that sums gradients instead: the epilogue reads its results there, and it begins a next sum
+    behind what the current stream has read (1611). Where gradients go to the host, it still waits.
     """
     optimizer = engine.optimizer
+    if stage in (1, 2) and optimizer.overlap_comm and not offload:
+        stream, epilogue = optimizer.reduction_stream, "independent_gradient_partition_epilogue"
+        if isinstance(stream, torch.cuda.Stream):
+            setattr(optimizer, epilogue, waiting_for(stream, getattr(optimizer, epilogue)))
     if stage == 3:
         optimizer._get_norm_groups = lambda: [torch.ones(())]
         gather_small = optimizer._post_step
@@ -169,6 +177,26 @@ def wait_on_the_device(engine: Any, stage: int, offload: bool) -> None:
         optimizer.scaled_global_norm = lambda: torch.ones(())
         optimizer.update_offload_overflow_tracker = lambda gradient: None
         optimizer.update_offload_overflow_tracker_for_param_grad = lambda parameter: None
+
+
+def waiting_for(stream: torch.cuda.Stream, function: Callable[[], None]) -> Callable[[], None]:
+    """The function, in which the current stream waits for that one where the host was to wait for
+    the device.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    def follow(device: Any = None) -> None:
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+    def run() -> None:
+        accelerator = get_accelerator()
+        accelerator.synchronize = follow
+        try:
+            function()
+        finally:
+            del accelerator.synchronize
+
+    return run
 
 
 def ordered(stream: torch.cuda.Stream) -> torch.cuda.Stream:

@@ -12,8 +12,9 @@ named stays; only what is ``auto`` is chosen:
 2. Of the ZeRO stages, each with the largest micro-batch of whole groups that fits, without and
    with activation checkpointing, what costs least in sending, in passes, and in arithmetic that is
    done again (fit.PASS and fit.AGAIN have the prices); of equals what needs less memory.
-3. Offloading, which moves 16 bytes a parameter over PCIe in each update, only where nothing else
-   fits.
+3. Offloading only where nothing else fits, activation checkpointing included. It moves 8 bytes of
+   each role's parameters over PCIe in each update, and at stages 2 and 3 about 8 more in every
+   pass (host_memory.py), which are priced too (fit.PCIE): fewer and larger passes, or stage 1.
 4. compile, overlap_comm, memory format and attention as PLAIN has them, until sid-ray bench has
    measured this workload on this kind of GPU: then what it found, micro-batch and stage included.
 

@@ -12,6 +12,8 @@ from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources
 from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
+from sid_ray.groups import GroupPlan
+from sid_ray.planning.host_memory import host_bytes, moved_bytes
 from sid_ray.planning.memory import (
     GIB,
     RESERVE_GIB,
@@ -22,7 +24,6 @@ from sid_ray.planning.memory import (
     Moment,
     Network,
     checkpoint_bytes,
-    host_bytes,
     peak,
     sent_bytes,
 )
@@ -42,6 +43,9 @@ LIVE_KEYS = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # measured.
 PASS = 10.0
 AGAIN, AGAIN_FLOAT32 = 0.5, 7.5  # an image
+# A byte that offloading moves over PCIe, in bytes sent. At the rate of PASS, 340 GB/s, seven go for
+# one of PCIe's version 5 and 14 of version 4 (25 GB/s); nothing is computed meanwhile. Assumed.
+PCIE = 10.0
 TRACED_IMAGES = 16  # with 1 and the whole batch: beyond it a pass grows evenly
 NONE = "none"  # the stage of a run whose roles are plain torch's
 
@@ -64,7 +68,7 @@ class StageRow:
     """One ZeRO stage: its fullest moment at the config's micro-batch, and what fits.
 
     ``largest`` is 0 where no micro-batch fits; ``sent`` bytes a GPU and iteration; ``cost`` what
-    passes and sending cost together, in bytes sent.
+    passes, sending and offloading cost together, in bytes sent. ``host`` is a rank's host memory.
     """
 
     stage: str
@@ -85,6 +89,11 @@ def plainly(config: DistillConfig) -> ChosenResources:
 def micro_batch_of(config: DistillConfig) -> int:
     asked = config.resources.micro_batch
     return config.training.group_size if asked in (0, AUTO) else asked
+
+
+def plan_of(config: DistillConfig, gpus: int, micro_batch: int) -> GroupPlan:
+    """Which images each of so many GPUs has, in passes of this size."""
+    return dataclasses.replace(config.group_plan(1), world_size=gpus, micro_batch=micro_batch)
 
 
 def micro_batches(config: DistillConfig, gpus: int) -> list[int]:
@@ -210,24 +219,30 @@ class Planner:
         return sizes[fitting - 1] if fitting else 0
 
     def sent(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> tuple[int, int]:
-        """(bytes that a GPU sends in an iteration, what passes and sending cost in such bytes)."""
-        plan = dataclasses.replace(
-            config.group_plan(1), world_size=machine.gpus, micro_batch=micro_batch
-        )
-        passes = plan.passes_a_rank
-        sent = sent_bytes(self.network, self.layout(config, machine), passes)
+        """(bytes that a GPU sends in an iteration, what all of it costs in such bytes: passes,
+        sending, offloading, and arithmetic that is done again).
+        """
+        plan = plan_of(config, machine.gpus, micro_batch)
+        passes, layout = plan.passes_a_rank, self.layout(config, machine)
+        sent = sent_bytes(self.network, layout, passes)
+        offloaded = int(PCIE * moved_bytes(self.network, layout, passes))
         beside = PASS * passes
         if plainly(config).activation_checkpointing:
             again = AGAIN_FLOAT32 if config.training.precision == "float32" else AGAIN
             beside += again * plan.group_size * -(-plan.num_groups // machine.gpus)
-        return sent, sent + int(beside * WORD * self.network.parameters)
+        return sent, sent + offloaded + int(beside * WORD * self.network.parameters)
+
+    def host(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> int:
+        """Bytes of host memory that a rank takes."""
+        passes = plan_of(config, machine.gpus, micro_batch).passes_a_rank
+        return host_bytes(self.network, self.layout(config, machine), passes)
 
     def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
         found, largest = self.peak(config, machine), self.largest(config, machine)
         fits = found.total <= machine.memory
         used = micro_batch_of(config) if fits or not largest else largest
         sent, cost = self.sent(config, machine, used)
-        host = host_bytes(self.network, self.layout(config, machine))
+        host = self.host(config, machine, used)
         return StageRow(stage, config, found, fits, largest, sent, cost, host)
 
     def rows(self, config: DistillConfig, machine: Gpus) -> list[StageRow]:

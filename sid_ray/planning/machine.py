@@ -98,10 +98,16 @@ class Machine:
         """Workers that have room now, beside the evaluator."""
         return sum(node.workers(on_gpu) for node in self.left(on_gpu))
 
-    def host_share(self, workers: int) -> int:
-        """Bytes of host memory for each of so many workers; 0 for not known."""
+    def smallest_host(self, workers: int) -> tuple[int, int]:
+        """Bytes of the smallest node's own memory, 0 for not known, and how many of so many
+        workers may have to share it.
+        """
         known = [node for node in self.nodes if node.workers(on_gpu=True)]
-        if not known or not all(node.host_bytes for node in known):
-            return 0
-        on_one = max(min(workers, node.workers(on_gpu=True)) for node in known)
-        return min(node.host_bytes for node in known) // max(on_one, 1)
+        on_one = max((min(workers, node.workers(on_gpu=True)) for node in known), default=1)
+        return min((node.host_bytes for node in known), default=0), on_one
+
+    def threads(self, workers: int) -> int:
+        """CPUs that each of so many workers on GPUs has to itself, on the node with the fewest."""
+        known = [node for node in self.nodes if node.workers(on_gpu=True)]
+        shares = (node.cpus // min(workers, node.workers(on_gpu=True)) for node in known)
+        return max(1, int(min(shares, default=1)))

@@ -133,13 +133,6 @@ def state(network: Network, layout: Layout) -> Parts:
     return total
 
 
-def host_bytes(network: Network, layout: Layout) -> int:
-    """What a rank offloads to host memory: masters, moments and a copy of the gradients."""
-    offloaded = [role for role in TRAINED if layout.offload and layout.stages[role]]
-    copies = sum(2 + layout.moments[role] for role in offloaded)
-    return copies * layout.part(network.parameters)
-
-
 def pass_parts(role: str, network: Network, layout: Layout, activations: int) -> Parts:
     """What a forward and backward pass of a role's phase adds to the state."""
     count, stage = network.parameters, layout.stages[role]

@@ -24,19 +24,20 @@ from sid_ray.planning.fit import (
     micro_batches,
     stage_variants,
 )
+from sid_ray.planning.host_memory import first_rank_bytes
 from sid_ray.planning.machine import Machine
-from sid_ray.planning.memory import host_bytes
 from sid_ray.planning.profile import Profile
 from sid_ray.planning.sizes import Fields, Sizes, with_fields
 
 MARGIN = 0.1  # of a GPU that stays free beside the reserve: nothing was measured on one
-HOST_SHARE = 0.8  # of a node's memory that may be offloaded to
+HOST_SHARE = 0.8  # of a node's memory that offloading and copies for checkpoints may take
 EVERY_SIZE, RUNGS = 16, 4  # every number of workers up to 16, then four between n and 2 n
 MORE_GPUS = 8  # times as many are looked at, where a run does not fit
-OF_SIZE = (
+FITTING = (
     "zero_stage", "teacher_zero_stage", "micro_batch", "activation_checkpointing",
-    "offload_optimizer", "compile",
+    "offload_optimizer",
 )  # fmt: skip
+OF_SIZE = (*FITTING, "compile", "threads")
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,11 @@ class OnGpus:
     def levels(self, workers: int, offload: bool) -> Iterator[DistillConfig]:
         """Configs without and with activation checkpointing, as far as nobody named it."""
         open_fields = left_open(self.config.resources)
+        offloads = offload or self.config.resources.offload_optimizer is True
         fields: dict[str, Any] = {
             "num_workers": workers, "min_workers": workers,
             "overlap_comm": False, "offload_optimizer": offload,
+            "threads": self.machine.threads(workers) if offloads else 1,
             "memory_format": family_of(self.planner.description.family).memory_format,
             **{name: PLAIN[name] for name in ("attention", "compile")},
             **(measured_fields(self.profile, 0) if self.profile else {}),
@@ -159,7 +162,7 @@ class OnGpus:
                 micro = self.planner.largest(variant, gpus, memory)
             else:
                 micro = micro_batch_of(config)
-            if not micro or self.host_lacks(variant, gpus):
+            if not micro or self.host_lacks(variant, gpus, micro):
                 continue
             total = self.planner.peak(variant, gpus, micro).total
             if total > memory:
@@ -179,11 +182,16 @@ class OnGpus:
             ):  # fmt: skip
                 yield name, replace(variant, resources__micro_batch=asked.micro_batch)
 
-    def host_lacks(self, config: DistillConfig, gpus: Gpus) -> bool:
-        """Whether a node's memory is too small for what is offloaded to it."""
-        needed = host_bytes(self.planner.network, self.planner.layout(config, gpus))
-        share = self.machine.host_share(gpus.gpus)
-        return bool(share) and needed > HOST_SHARE * share
+    def host_lacks(self, config: DistillConfig, gpus: Gpus, micro_batch: int) -> bool:
+        """Whether a node's memory is too small for what its workers keep there."""
+        size, _ = self.machine.smallest_host(gpus.gpus)
+        return bool(size) and self.host_needs(config, gpus, micro_batch) > HOST_SHARE * size
+
+    def host_needs(self, config: DistillConfig, gpus: Gpus, micro_batch: int) -> int:
+        """Bytes of a node's own memory: of its workers, the first of which may be among them."""
+        _, workers = self.machine.smallest_host(gpus.gpus)
+        first = first_rank_bytes(self.planner.network, config.evaluation.every > 0)
+        return workers * self.planner.host(config, gpus, micro_batch) + first
 
     def measured(self, workers: int, counted: Settled | None) -> Settled | None:
         """What bench measured for so many GPUs of this kind, where it fitted: it was there."""
@@ -207,7 +215,15 @@ class OnGpus:
     def refusal(self, workers: int) -> UserError:
         """Why nothing fits on so many GPUs, and the nearest that does."""
         machine, ways = self.gpus(workers), list[str]()
-        named = [name for name in OF_SIZE[:-1] if getattr(self.config.resources, name) != AUTO]
+        who = f"{self.config.run_name} does not fit on {on_so_many(workers, machine.memory)}"
+        size, _ = self.machine.smallest_host(workers)
+        host = min(self.host_needs(*own) for own in self.smallest(machine))
+        if size and host > HOST_SHARE * size:
+            return UserError(
+                f"{who}: the nodes' own memory of {gib(size)} is too small for copies of a "
+                f"checkpoint, and for what is offloaded: at least {gib(host / HOST_SHARE)} each"
+            )
+        named = [name for name in FITTING if getattr(self.config.resources, name) != AUTO]
         free = dataclasses.replace(
             self, config=with_fields(self.config, dict.fromkeys(named, AUTO)), profile=None
         )
@@ -221,20 +237,22 @@ class OnGpus:
         least = self.least(machine)
         ways.append(on_so_many(workers, math.ceil(least / GIB) * GIB))
         return UserError(
-            f"{self.config.run_name} does not fit on {on_so_many(workers, machine.memory)}: the "
-            f"least is {gib(least)} a GPU, with all that saves memory. What fits: "
+            f"{who}: the least is {gib(least)} a GPU, with all that saves memory. What fits: "
             f"{'; or '.join(ways)}"
         )
 
     def least(self, gpus: Gpus) -> int:
-        """Bytes of what needs least, one image a pass where no micro-batch is named."""
-        return min(
-            self.planner.peak(variant, gpus, micro_batch_of(config) if named else 1).total
-            for named in [self.config.resources.micro_batch != AUTO]
-            for offload in (False, True)
-            for config in self.levels(gpus.gpus, offload)
-            for _, variant in self.stages(config, gpus.gpus)
-        )
+        """Bytes of what needs least on a GPU, of what its host has memory for."""
+        fitting = (own for own in self.smallest(gpus) if not self.host_lacks(*own))
+        return min(self.planner.peak(*own).total for own in fitting)
+
+    def smallest(self, gpus: Gpus) -> Iterator[tuple[DistillConfig, Gpus, int]]:
+        """All that a run may be there, one image a pass where no micro-batch is named."""
+        named = self.config.resources.micro_batch != AUTO
+        for offload in (False, True):
+            for config in self.levels(gpus.gpus, offload):
+                for _, variant in self.stages(config, gpus.gpus):
+                    yield variant, gpus, micro_batch_of(config) if named else 1
 
     def line(self, workers: Workers, least: int, now: int, own: Settled) -> str:
         """What is chosen for the workers of now, and why."""
@@ -256,7 +274,8 @@ class OnGpus:
         if resources.activation_checkpointing:
             parts.append("activation checkpointing")
         if resources.offload_optimizer:
-            parts.append("optimizer in host memory")
+            several = "s" * (resources.threads != 1)
+            parts.append(f"optimizer in host memory ({resources.threads} thread{several})")
         measured = " (not measured here: sid-ray bench)" * (not self.profile)
         parts.append(f"compile {resources.compile}{measured}")
         return ", ".join(parts) + by(self.profile)

@@ -59,6 +59,8 @@ def test_what_the_host_would_wait_for_is_still_there():
         (halves.update_offload_overflow_tracker, "self._has_inf_or_nan(grad.data)"),
         (halves.complete_grad_norm_calculation_for_cpu_offload, "param_norm.item()"),
         (halves.get_grad_norm_direct, "mask_nan_or_inf_with_val_inplace"),
+        (halves.independent_gradient_partition_epilogue, "get_accelerator().synchronize()"),
+        (halves.average_tensor, "stream.wait_stream(producer_stream)"),
         (whole.get_grad_norm_direct, "err = torch.tensor(-1.0, device=self.device"),
         (whole._post_step, "all_gather(self.persistent_parameters)"),
         (Init._allgather_params_coalesced, "get_accelerator().synchronize()"),

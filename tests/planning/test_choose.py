@@ -162,6 +162,55 @@ def test_what_saves_memory_is_taken_where_it_is_needed():
     assert seen == [(False, False), (True, False), (True, True)]
 
 
+def test_offloading_costs_something_in_each_pass():
+    """At stage 2 what a pass moves to the host and back, at stage 1 what an update does."""
+    machine, planner = Gpus.of(1, 36), planner_of(XXL.recipe)
+    cost = {}
+    for stage in (1, 2, 3):
+        config = replace(
+            with_plain_resources(XXL),
+            resources__offload_optimizer=True,
+            resources__zero_stage=stage,
+        )
+        cost[stage] = [planner.sent(config, machine, images)[1] for images in (2, 16, 2048)]
+    size = 4 * planner.network.parameters
+    assert cost[1][2] == cost[2][2] == size * (10 + 10 * 2 * 2)  # one pass
+    assert cost[1][0] == size * (1024 * 10 + 10 * 2 * 2)
+    assert cost[2][0] - cost[1][0] == size * 10 * 2 * (2 * 1024 - 1)
+    assert cost[1][1] < cost[2][1] < cost[3][1] < cost[2][0]
+
+
+def test_an_optimizer_on_the_host_has_the_nodes_threads():
+    """8 CPUs for each GPU of these nodes; one thread where it steps on GPUs."""
+    one = chosen(XXL, Machine.alike(1, 1, 36))
+    assert one.config.chosen.threads == 8
+    assert "optimizer in host memory (8 threads)" in one.line
+    assert chosen(XXL, Machine.alike(1, 8, 20)).config.chosen.threads == 8
+    assert chosen(XXL, Machine.alike(1, 8, 80)).config.chosen.threads == 1
+    named = replace(XXL, resources__offload_optimizer=True)
+    assert chosen(named, Machine.alike(1, 8, 80)).config.chosen.threads == 8
+    two = chosen(replace(named, resources__num_workers=2), Machine.alike(1, 8, 80))
+    assert two.config.chosen.threads == 32
+    fewer = chosen(replace(named, resources__threads=3), Machine.alike(1, 8, 80))
+    assert fewer.config.chosen.threads == 3
+    assert chosen(DIGITS, Machine((Node(cpus=2),))).config.chosen.threads == 1
+
+
+def test_copies_for_checkpoints_need_the_hosts_memory_too():
+    machine = Machine.alike(1, 8, 80)
+    (node,) = machine.nodes
+    network = planner_of(XXL.recipe).network
+    # 8 workers with an eighth of masters and second moments of two roles, and the average.
+    needed = 4 * network.parameters * (4 + (3 if XXL.evaluation.every else 1)) / 0.8
+    for share, fits in ((1.02, True), (0.98, False)):
+        own = dataclasses.replace(node, host_bytes=int(share * needed))
+        if fits:
+            assert chosen(XXL, Machine((own,))).config.chosen.num_workers == 8
+        else:
+            with pytest.raises(UserError, match="own memory of 34"):
+                chosen(XXL, Machine((own,)))
+
+
 def test_offloading_needs_the_hosts_memory():
     small = Machine.alike(1, 1, 36)
     resources = chosen(XXL, small).config.chosen

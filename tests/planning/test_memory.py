@@ -6,6 +6,13 @@ import torch
 from benchmarks.plan_memory import EDM2, FEW, measure, measured
 from sid_ray.config.distill_config import replace
 from sid_ray.distributed.deepspeed_role import BUCKET
+from sid_ray.planning.host_memory import (
+    first_rank_bytes,
+    host_bytes,
+    moved_bytes,
+    offloaded_bytes,
+    snapshot_bytes,
+)
 from sid_ray.planning.memory import (
     FAKE_SCORE,
     GENERATOR,
@@ -13,7 +20,6 @@ from sid_ray.planning.memory import (
     Layout,
     Network,
     checkpoint_bytes,
-    host_bytes,
     moments,
     peak,
     role_state,
@@ -50,7 +56,7 @@ def test_a_first_moment_that_is_not_state_is_not_counted():
     assert role_state(FAKE_SCORE, NETWORK, given)[FAKE_SCORE, "moments"] == COUNT
     assert role_state(GENERATOR, NETWORK, given)[GENERATOR, "moments"] == 2 * COUNT
     offloaded = layout(1, moments={FAKE_SCORE: 1, GENERATOR: 2}, offload=True)
-    assert host_bytes(NETWORK, offloaded) == (3 + 4) * COUNT
+    assert snapshot_bytes(NETWORK, offloaded) == (2 + 3) * COUNT
 
 
 def test_one_gpu_holds_weights_moments_and_gradients_alone():
@@ -71,8 +77,41 @@ def test_the_teacher_is_whole_or_in_parts():
 def test_offloading_moves_masters_and_moments_to_the_host():
     plain, offloaded = (state(NETWORK, layout(2, offload=on)) for on in (False, True))
     assert sum((plain - offloaded).values()) == 2 * 3 * COUNT
-    assert host_bytes(NETWORK, layout(2, offload=True)) == 2 * 4 * COUNT
-    assert host_bytes(NETWORK, layout(2)) == 0
+    locked = 1 << 20  # page-locked memory is given out in powers of two; a part is COUNT bytes
+    for stage, passes, words in (
+        (1, 1, 0),
+        (1, 8, 0),
+        (2, 1, 0),
+        (2, 8, 2 * COUNT),
+        (3, 1, locked),
+    ):
+        expected = 2 * (2 * COUNT + 2 * locked + words)  # of each role; at stage 3 masters are not
+        expected -= 2 * (locked - COUNT) if stage == 3 else 0
+        assert offloaded_bytes(NETWORK, layout(stage, offload=True), passes) == expected, stage
+    assert offloaded_bytes(NETWORK, layout(0, offload=True), 1) == 0
+
+
+def test_the_host_keeps_copies_for_checkpoints_without_offloading_too():
+    for stage in range(4):
+        assert host_bytes(NETWORK, layout(stage), passes=8) == 2 * 3 * COUNT
+    offloaded = layout(2, offload=True)
+    more = host_bytes(NETWORK, offloaded, 8) - offloaded_bytes(NETWORK, offloaded, 8)
+    assert more == 2 * 3 * COUNT
+    assert first_rank_bytes(NETWORK, evaluates=False) == 4 * COUNT
+    assert first_rank_bytes(NETWORK, evaluates=True) == 3 * 4 * COUNT
+
+
+def test_offloading_moves_gradients_in_every_pass_at_stages_2_and_3():
+    """In bytes a parameter of one role: DeepSpeed's copies, counted in the rehearsal's sources."""
+    moved = {
+        (stage, passes): moved_bytes(NETWORK, layout(stage, offload=True), passes) / 2 / (COUNT / 4)
+        for stage in (1, 2, 3)
+        for passes in (1, 2, 24)
+    }
+    assert [moved[1, n] for n in (1, 2, 24)] == [8, 8, 8]
+    assert [moved[2, n] for n in (1, 2, 24)] == [8, 4 + 16, 4 + 8 * 24]
+    assert [moved[3, n] for n in (1, 2, 24)] == [16, 24, 8 + 8 * 24]
+    assert moved_bytes(NETWORK, layout(3), 24) == 0
 
 
 def test_the_fullest_moment_is_one_of_the_iteration():

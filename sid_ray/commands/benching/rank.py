@@ -71,7 +71,7 @@ class Rank:
         config = side.short.config
         self.short, self.world_size = side.short, side.world_size
         self.device = torch.device("cuda", rank) if side.on_gpu else torch.device("cpu")
-        torch.set_num_threads(config.resources.threads)
+        torch.set_num_threads(config.chosen.threads)
         set_numerics(config.resources.deterministic)
         if side.on_gpu:
             torch.cuda.set_device(self.device)  # before NCCL, which takes the current one
