@@ -11,6 +11,7 @@ import torch
 
 from sid_ray.checkpoint.manifest import Manifest
 from sid_ray.commands.arguments import of_recipe
+from sid_ray.commands.benching.search import NotMeasuredError
 from sid_ray.commands.device import (
     collectives,
     compiling,
@@ -157,6 +158,34 @@ def test_the_plan_is_held_to_what_is_measured(measured, reserved, verdict):
     assert row.verdict == verdict
 
 
+def test_the_peak_on_a_gpu_is_of_the_building_and_of_later_iterations(monkeypatch):
+    """Bytes: 50 are there, the building takes 60 more, cuDNN's search 900, what follows 20."""
+    memory = {"now": 50, "most": 50}
+
+    def take(count):
+        memory["most"] = max(memory["most"], memory["now"] + count)
+
+    class Run:
+        def __init__(self, config, device):
+            take(60)
+            self.takes = iter((900, 20, 30))
+
+        def iterate(self):
+            take(next(self.takes))
+
+    monkeypatch.setattr(memory_plan, "random_run", Run)
+    for name, fake in {
+        "empty_cache": lambda: None,
+        "synchronize": lambda device: None,
+        "reset_peak_memory_stats": lambda device: memory.update(most=memory["now"]),
+        "memory_allocated": lambda device: memory["now"],
+        "max_memory_allocated": lambda device: memory["most"],
+        "max_memory_reserved": lambda device: memory["most"] + 5,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert memory_plan.peak_on_gpu(None, torch.device("cuda", 0)) == (60, 115)
+
+
 def test_a_snapshot_is_timed():
     waits, whole = snapshots.verify_snapshot(RIG)
     assert waits.figures["bytes"] > 1 << 20 and waits.figures["stall_s"] > 0
@@ -186,6 +215,16 @@ def test_a_generator_and_its_decoder_are_timed(monkeypatch):
     monkeypatch.setattr(speed, "ceiling", lambda device, dtype: {"product": 1e9})
     (row,) = speed.generated(RIG)
     assert row.figures["images_per_s"] >= row.figures["images_per_s_decoded"] > 0
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(True, SKIPPED), (False, FAILED)])
+def test_a_step_that_there_was_no_time_for_is_no_fault(late, verdict, monkeypatch):
+    def measure(self, config, what, more):
+        raise NotMeasuredError("no iteration ended: give --minutes more", late)
+
+    monkeypatch.setattr(speed.Turns, "measure", measure)
+    (row,) = speed.step_measured("x", Sized("digits-sid"), 1, RIG)
+    assert row.verdict == verdict and ("--minutes" in row.measured) != late
 
 
 @pytest.mark.parametrize(("micro_batch", "half"), [(64, 32), (48, 16), (16, 8), (6, 2), (2, 1)])
