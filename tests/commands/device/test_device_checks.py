@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace as changed
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sid_ray.checkpoint.manifest import Manifest
 from sid_ray.commands.arguments import of_recipe
@@ -22,9 +24,10 @@ from sid_ray.commands.device import (
     snapshots,
     speed,
     steps,
+    zero,
 )
 from sid_ray.commands.device.random_nets import Sized
-from sid_ray.commands.device.rows import FAILED, OK, SKIPPED, WARNING, Rig
+from sid_ray.commands.device.rows import FAILED, OK, SKIPPED, WARNING, DeviceRow, Rig
 from sid_ray.commands.device.short_run import shipped_recipes
 from sid_ray.commands.device.vectors import outcome_of, read_cases, relative
 from sid_ray.commands.device.zero import nearest_to_bound, sharings
@@ -102,6 +105,37 @@ def test_states_are_compared_by_kind(other, error, verdict):
 def test_one_gpu_and_several_are_shared_out_in_every_way_there_is():
     assert [s.name for s in sharings(1)][-1] == "stage 3, offloaded"
     assert len(sharings(8)) == 9 and sharings(8)[-1].name == "stage 3, teacher too"
+
+
+def test_a_rank_that_fails_ends_all_of_them_with_its_reason(alone, tmp_path, monkeypatch):
+    def run(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(zero, "init_deepspeed", lambda: None)
+    monkeypatch.setattr(zero, "shared_run", run)
+    save_file({"x": torch.ones(1)}, tmp_path / "plain.safetensors")
+    rows: list[DeviceRow] = []
+    config = Sized("digits-sid").on(RIG)
+    with pytest.raises(RuntimeError, match=r"^stage 0, 2 ranks, none .*; rank 1: CUDA out of"):
+        zero.compared_with_plain(config, tmp_path / "plain.safetensors", RIG, 1, CPU, rows.append)
+    assert rows == []
+    one = changed(RIG, world=1)  # nobody waits
+    zero.compared_with_plain(config, tmp_path / "plain.safetensors", one, 0, CPU, rows.append)
+    assert [row.verdict for row in rows] == [FAILED] * len(sharings(1))
+
+
+def test_a_way_to_share_that_hangs_is_told_and_ended(monkeypatch):
+    rows: list[DeviceRow] = []
+    ended = threading.Event()
+    monkeypatch.setattr(zero.os, "_exit", lambda code: ended.set())
+    with zero.ended_after(0.05, "stage 2", 0, rows.append):
+        assert ended.wait(10.0)
+    (row,) = rows
+    assert row.verdict == FAILED and row.measured.startswith("no end within 0 s; none behind")
+    ended.clear()
+    with zero.ended_after(0.05, "stage 2", 0, rows.append):
+        pass
+    assert not ended.wait(0.2) and len(rows) == 1
 
 
 # Collectives --------------------------------------------------------------------------------------
