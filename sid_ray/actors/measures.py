@@ -31,6 +31,17 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
+def begin_peak(device: torch.device) -> None:
+    """Behind a first iteration: a GPU's most memory counts from here on.
+
+    cuDNN's search for the fastest convolution (torch.backends.cudnn.benchmark) takes the largest
+    workspace of all that it tries, once for each shape; what is computed later needs less.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def largest(value: float, group: Any = None) -> float:
     """The largest of all ranks' values. A collective."""
     found = torch.tensor(value, dtype=torch.float64)

@@ -15,6 +15,11 @@ from sid_ray.storage.durable import append_line
 
 def main(how: str, rows: str) -> None:
     append_line(Path(rows), DeviceRow("first", "is there").to_values(), sync=False)
+    if how == "dies beside a rank":
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        rank = subprocess.Popen(sleeper)
+        append_line(Path(rows), DeviceRow("rank", str(rank.pid)).to_values(), sync=False)
+        os.kill(os.getpid(), signal.SIGKILL)
     if how == "crash":
         print("at /home/somebody/secret/place.py", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from sid_ray.actors.build import WorkerSettings, build_networks
-from sid_ray.actors.measures import peak_memory_gib
+from sid_ray.actors.measures import begin_peak, peak_memory_gib
 from sid_ray.commands.benching.made_up import RandomSamples, random_teacher
 from sid_ray.commands.benching.marks import Marks, WatchedObjective, watch
 from sid_ray.commands.benching.short import Short, whole_seconds
@@ -56,7 +56,7 @@ class Side:
 class Iteration:
     """Seconds of a whole iteration by this rank's clock, how many of two updates were left out as
     their gradients were not finite, and the most memory that the rank has had so far: on its GPU,
-    or of its process.
+    behind its first iteration (``begin_peak``), or of its process.
     """
 
     seconds: float
@@ -96,6 +96,7 @@ class Rank:
             lane_to(self.device),
         )
         self.trainee.images_seen, self.done = LATE, 0
+        self.built_gib = peak_memory_gib(self.device)
 
     def iterate(self) -> Iteration:
         """One iteration. A collective."""
@@ -111,7 +112,10 @@ class Rank:
         step(self.trainee, self.objective, self.settings, self.draws, sums)
         seconds = whole_seconds(self.short, self.marks.seconds())
         skipped = float(sums.values["skipped_updates"])
-        return Iteration(seconds, skipped, peak_memory_gib(self.device))
+        peak_gib = max(peak_memory_gib(self.device), self.built_gib)
+        if self.done == 1:  # a warm-up
+            begin_peak(self.device)
+        return Iteration(seconds, skipped, peak_gib)
 
     def ceiling(self) -> dict[str, float]:
         """FLOP/s of a large matrix product and of a large convolution in the run's precision."""

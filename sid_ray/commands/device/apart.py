@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,15 +87,18 @@ def rows_apart(
 
 
 def end_tree(process: subprocess.Popen) -> None:
-    """Kills a check that still runs, and all that it has started."""
-    if process.poll() is not None:
-        return
+    """Kills all that is left of a check: itself, and what it has started.
+
+    Where it has ended by itself as well: ranks that it started may hang in a collective, and would
+    keep their GPUs from all later checks. ``process`` leads a session of its own.
+    """
     try:
         children = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         children = []
-    process.kill()
-    for child in children:
+    with contextlib.suppress(ProcessLookupError):  # none is left
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in children:  # that have a session of their own
         if child.is_running():  # and not another process of that number
             child.kill()
     process.wait()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from sid_ray.commands.device.collectives import synchronised
 from sid_ray.commands.device.ranks import Tell, rows_of_ranks
-from sid_ray.commands.device.rows import DeviceRow, Rig, guarded, held_to
+from sid_ray.commands.device.rows import FAILED, DeviceRow, Rig, held_to, row_of_error
 from sid_ray.commands.device.short_run import (
     ShortRun,
     begin_run,
@@ -34,6 +37,8 @@ from sid_ray.tensor_files.tensors import read_safetensors
 from sid_ray.training.assemble import adam_of
 
 ITERATIONS, GROUP = 2, 8
+SHARING_S, OTHERS_S = 30.0, 5.0  # that one way may take, and later for other ranks than the first
+NONE_BEHIND = "none behind it was looked at"
 # As for one iteration (steps.py), for two of them.
 BOUNDS = {"gradients": 4e-4, "weights": 2e-4}
 
@@ -98,10 +103,33 @@ def compared_with_plain(
             if rank == 0:
                 yield nearest_to_bound(title, found, expected, seconds)
 
-        # What one rank cannot do none of them can: the others' next collective fails as well.
-        for row in guarded(title, look):
-            tell(row)
+        with ended_after(SHARING_S * (1 + 2 * rig.small), title, rank, tell):
+            try:
+                for row in look():
+                    tell(row)
+            except Exception as error:
+                if rig.world > 1:  # the others wait in a collective: all are ended, by this
+                    raise RuntimeError(f"{title}, {NONE_BEHIND}; rank {rank}: {error}") from error
+                tell(row_of_error(title, error))
         gc.collect()
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float, title: str, rank: int, tell: Tell) -> Iterator[None]:
+    """Ends this process, and says so, where what is within takes longer: it is taken to hang."""
+
+    def end() -> None:
+        tell(DeviceRow(title, f"no end within {seconds:.0f} s; {NONE_BEHIND}", verdict=FAILED))
+        os._exit(0)  # the row says it all
+
+    # The first rank tells: it goes first.
+    timer = threading.Timer(seconds + OTHERS_S * (rank > 0), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def shared_run(config: DistillConfig, world_size: int, rank: int, device: torch.device) -> ShortRun:

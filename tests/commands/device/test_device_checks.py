@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace as changed
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sid_ray.checkpoint.manifest import Manifest
 from sid_ray.commands.arguments import of_recipe
+from sid_ray.commands.benching.search import NotMeasuredError
 from sid_ray.commands.device import (
     collectives,
     compiling,
@@ -21,9 +24,10 @@ from sid_ray.commands.device import (
     snapshots,
     speed,
     steps,
+    zero,
 )
 from sid_ray.commands.device.random_nets import Sized
-from sid_ray.commands.device.rows import FAILED, OK, SKIPPED, WARNING, Rig
+from sid_ray.commands.device.rows import FAILED, OK, SKIPPED, WARNING, DeviceRow, Rig
 from sid_ray.commands.device.short_run import shipped_recipes
 from sid_ray.commands.device.vectors import outcome_of, read_cases, relative
 from sid_ray.commands.device.zero import nearest_to_bound, sharings
@@ -103,6 +107,37 @@ def test_one_gpu_and_several_are_shared_out_in_every_way_there_is():
     assert len(sharings(8)) == 9 and sharings(8)[-1].name == "stage 3, teacher too"
 
 
+def test_a_rank_that_fails_ends_all_of_them_with_its_reason(alone, tmp_path, monkeypatch):
+    def run(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(zero, "init_deepspeed", lambda: None)
+    monkeypatch.setattr(zero, "shared_run", run)
+    save_file({"x": torch.ones(1)}, tmp_path / "plain.safetensors")
+    rows: list[DeviceRow] = []
+    config = Sized("digits-sid").on(RIG)
+    with pytest.raises(RuntimeError, match=r"^stage 0, 2 ranks, none .*; rank 1: CUDA out of"):
+        zero.compared_with_plain(config, tmp_path / "plain.safetensors", RIG, 1, CPU, rows.append)
+    assert rows == []
+    one = changed(RIG, world=1)  # nobody waits
+    zero.compared_with_plain(config, tmp_path / "plain.safetensors", one, 0, CPU, rows.append)
+    assert [row.verdict for row in rows] == [FAILED] * len(sharings(1))
+
+
+def test_a_way_to_share_that_hangs_is_told_and_ended(monkeypatch):
+    rows: list[DeviceRow] = []
+    ended = threading.Event()
+    monkeypatch.setattr(zero.os, "_exit", lambda code: ended.set())
+    with zero.ended_after(0.05, "stage 2", 0, rows.append):
+        assert ended.wait(10.0)
+    (row,) = rows
+    assert row.verdict == FAILED and row.measured.startswith("no end within 0 s; none behind")
+    ended.clear()
+    with zero.ended_after(0.05, "stage 2", 0, rows.append):
+        pass
+    assert not ended.wait(0.2) and len(rows) == 1
+
+
 # Collectives --------------------------------------------------------------------------------------
 
 
@@ -157,6 +192,34 @@ def test_the_plan_is_held_to_what_is_measured(measured, reserved, verdict):
     assert row.verdict == verdict
 
 
+def test_the_peak_on_a_gpu_is_of_the_building_and_of_later_iterations(monkeypatch):
+    """Bytes: 50 are there, the building takes 60 more, cuDNN's search 900, what follows 20."""
+    memory = {"now": 50, "most": 50}
+
+    def take(count):
+        memory["most"] = max(memory["most"], memory["now"] + count)
+
+    class Run:
+        def __init__(self, config, device):
+            take(60)
+            self.takes = iter((900, 20, 30))
+
+        def iterate(self):
+            take(next(self.takes))
+
+    monkeypatch.setattr(memory_plan, "random_run", Run)
+    for name, fake in {
+        "empty_cache": lambda: None,
+        "synchronize": lambda device: None,
+        "reset_peak_memory_stats": lambda device: memory.update(most=memory["now"]),
+        "memory_allocated": lambda device: memory["now"],
+        "max_memory_allocated": lambda device: memory["most"],
+        "max_memory_reserved": lambda device: memory["most"] + 5,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert memory_plan.peak_on_gpu(None, torch.device("cuda", 0)) == (60, 115)
+
+
 def test_a_snapshot_is_timed():
     waits, whole = snapshots.verify_snapshot(RIG)
     assert waits.figures["bytes"] > 1 << 20 and waits.figures["stall_s"] > 0
@@ -186,6 +249,16 @@ def test_a_generator_and_its_decoder_are_timed(monkeypatch):
     monkeypatch.setattr(speed, "ceiling", lambda device, dtype: {"product": 1e9})
     (row,) = speed.generated(RIG)
     assert row.figures["images_per_s"] >= row.figures["images_per_s_decoded"] > 0
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(True, SKIPPED), (False, FAILED)])
+def test_a_step_that_there_was_no_time_for_is_no_fault(late, verdict, monkeypatch):
+    def measure(self, config, what, more):
+        raise NotMeasuredError("no iteration ended: give --minutes more", late)
+
+    monkeypatch.setattr(speed.Turns, "measure", measure)
+    (row,) = speed.step_measured("x", Sized("digits-sid"), 1, RIG)
+    assert row.verdict == verdict and ("--minutes" in row.measured) != late
 
 
 @pytest.mark.parametrize(("micro_batch", "half"), [(64, 32), (48, 16), (16, 8), (6, 2), (2, 1)])

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -37,6 +39,20 @@ def ended(how: str, folder: Path, seconds: float = 60.0) -> list[DeviceRow]:
     return list(rows_apart(check_of(how), rig, folder, child="tests.support.device_child"))
 
 
+def is_over(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_for(there: Callable[[], bool], seconds: float) -> bool:
+    ends = time.monotonic() + seconds
+    while not there() and time.monotonic() < ends:
+        time.sleep(0.05)
+    return there()
+
+
 def test_a_check_that_crashes_is_a_row_behind_those_it_has_found(tmp_path):
     first, last = ended("crash", tmp_path)
     assert (first.name, first.verdict) == ("first", OK)
@@ -48,9 +64,13 @@ def test_a_check_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     first, child, last = ended("hang", tmp_path, seconds=2.0)
     assert first.name == "first" and last.verdict == FAILED
     assert "no end within 2 s" in last.measured
-    assert not psutil.pid_exists(int(child.measured)) or (
-        psutil.Process(int(child.measured)).status() == psutil.STATUS_ZOMBIE
-    )
+    assert is_over(int(child.measured))
+
+
+def test_a_check_that_dies_leaves_none_of_its_ranks(tmp_path):
+    _, rank, last = ended("dies beside a rank", tmp_path)
+    assert rank.name == "rank" and "ended by signal 9" in last.measured
+    assert wait_for(lambda: is_over(int(rank.measured)), 10.0)
 
 
 def test_a_check_that_raises_says_so_and_where_nobody_lives():
