@@ -45,6 +45,7 @@ PLAIN = [
     train("stable-diffusion", "lsg", "bfloat16", config=GUIDED),
     train("stable-diffusion", "sida", variant="velocity"),
     train("stable-diffusion", "sid", "float16", recompute=True),
+    train("stable-diffusion", "vsd", passes="halves"),
 ]
 SHARED = [
     train("edm2", "sid", world_size=RANKS, stage=0),
