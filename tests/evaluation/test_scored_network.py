@@ -5,21 +5,24 @@ import copy
 import torch
 from torch import nn
 
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import replace
+from sid_ray.evaluation.samplers import Inputs, generator_sampler
 from sid_ray.evaluation.scored_network import scored_on
+from sid_ray.recipes.registry import recipe
+from sid_ray.training.assemble import schedule_of
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
 from tests.support.networks import TINY_EDM2, tiny_edm2
 
 DESCRIPTION = ModelDescription("edm2", TINY_EDM2.to_json())
-CONFIG = replace(DistillConfig(), training__precision="bfloat16")
+CONFIG = replace(recipe("digits-sid"), training__precision="bfloat16")
 
 
 def made(net: nn.Module) -> torch.Tensor:
     torch.manual_seed(1)
     x, labels = torch.randn(2, 1, 8, 8), torch.eye(10)[:2]
     with torch.no_grad():
-        return net(x, torch.full((2,), 2.5), Condition(labels)).x0
+        return generator_sampler(net, schedule_of(CONFIG), 1)(Inputs(x, Condition(labels)))
 
 
 def network() -> nn.Module:
