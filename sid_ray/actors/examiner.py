@@ -12,12 +12,13 @@ import torch
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.precondition import precision_beside, set_precision
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
+from sid_ray.evaluation.scored_network import scored_on
 from sid_ray.storage.cache import file_sha256
 from sid_ray.training.assemble import components_of, data_of, schedule_of
 from sid_ray.weights.folder import load_weights
@@ -45,8 +46,7 @@ class Examiner:
         folder = Path(teacher_here(config, settings.teacher_folder))
         net = family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         precision = precision_beside(config.training.precision, device)
-        set_precision(net, precision)
-        self.net = net.to(device)
+        self.net = scored_on(net, teacher, config, device, fixed=False)  # weights come and go
         num_steps = config.objective.num_steps
         self.sampler = generator_sampler(self.net, schedule_of(config), num_steps)
         components = components_of(config, teacher, folder, settings.components)

@@ -16,6 +16,7 @@ from sid_ray.ray_setup.ray_private import most_of_cluster
 KIND = "accelerator_type:"  # a resource of Ray's that each node with GPUs of a known kind has
 NO_PLACE = ("memory", "object_store_memory")
 A_LITTLE = 0.001
+SOON_S = 5.0  # in which a free GPU answers
 
 
 def joined_cluster(config: DistillConfig, tell: Callable[[str], None]) -> Machine:
@@ -30,7 +31,7 @@ def joined_cluster(config: DistillConfig, tell: Callable[[str], None]) -> Machin
     if on_gpu:
         if not ray.cluster_resources().get("GPU"):
             tell("no node with a GPU is there yet: waiting for one")
-        sizes = gpus_of_cluster()
+        sizes = gpus_of_cluster(tell)
     nodes = [node_of(node["Resources"], sizes) for node in ray.nodes() if node["Alive"]]
     return Machine(tuple(nodes), fixed=False, can_hold=most, taken=evaluator_resources(config))
 
@@ -39,11 +40,19 @@ def gpus_may_be(most: dict[str, int]) -> bool:
     return bool(ray.cluster_resources().get("GPU") or most.get("GPU"))
 
 
-def gpus_of_cluster() -> dict[str, tuple[str, int]]:
-    """Kind of GPU, as Ray calls it, -> its name and bytes; '' for any. Waits for a free one."""
+def gpus_of_cluster(tell: Callable[[str], None]) -> dict[str, tuple[str, int]]:
+    """Kind of GPU, as Ray calls it, -> its name and bytes; '' for any.
+
+    Waits for a free one of each, and says so by ``tell``.
+    """
     kinds = [name for name in ray.cluster_resources() if name.startswith(KIND)]
     asked: list[dict[str, Any]] = [{"resources": {kind: A_LITTLE}} for kind in kinds]
     looks = [look_at_gpu.options(**options).remote() for options in asked or [{}]]
+    late = ray.wait(looks, num_returns=len(looks), timeout=SOON_S)[1]
+    if late:
+        busy = [kind for kind, look in zip(kinds, looks, strict=False) if look in late]
+        names = " and one of ".join(kind.removeprefix(KIND) for kind in busy)
+        tell(f"waiting for a free GPU{f' of kind {names}' * bool(names)}, to see what it is")
     return dict(zip(kinds or [""], ray.get(looks), strict=True))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ray
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.errors import UserError
+
+SOON_S = 10.0  # in which a free GPU answers: torch is loaded there
 
 
 def gpu_trouble(attention: str, precision: str) -> str:
@@ -30,16 +34,19 @@ def probe_gpu(attention: str, precision: str) -> str:
     return gpu_trouble(attention, precision)
 
 
-def try_attention(config: DistillConfig) -> None:
+def try_attention(config: DistillConfig, tell: Callable[[str], None]) -> None:
     """Raises UserError where attention is another library's that does not work where workers are.
 
-    Ray is there. Waits for a free GPU.
+    Ray is there. Waits for a free GPU, and says so by ``tell``.
     """
     attention, precision = config.resources.attention, config.training.precision
     if attention in ("sdpa", AUTO):  # torch's own
         return
     if ray.cluster_resources().get("GPU"):
-        trouble = ray.get(probe_gpu.remote(attention, precision))
+        asked = probe_gpu.remote(attention, precision)
+        if not ray.wait([asked], timeout=SOON_S)[0]:
+            tell(f"waiting for a free GPU, to try {attention} on it")
+        trouble = ray.get(asked)
     else:
         trouble = gpu_trouble(attention, precision)
     if trouble:

@@ -357,7 +357,7 @@ def run_training(
         choice = chosen_and_started(config, start, show)
         note_ray(run)
         record = note_record(run, record)
-        try_attention(choice.config)
+        try_attention(choice.config, lambda text: show.update("", {}, [text]))
         clock = Clock(began)
         trouble, interruptions = run_actors(choice, start, run, record, show, clock)
     except ray.exceptions.RayError as error:  # this node's Ray is gone, and the actors with it

@@ -262,14 +262,14 @@ def wants_gpu(options: EvaluateOptions) -> bool:
 
 
 def own_device(options: EvaluateOptions) -> torch.device:
-    """Of this process, which may have none of the cluster's GPUs."""
-    return device_for("auto" if options.use_gpu else "cpu")
+    """Of this process. A cluster's GPUs are those of the actors, which Ray gives them."""
+    return device_for("auto" if options.use_gpu and not joins_cluster() else "cpu")
 
 
 def is_here(count: int, options: EvaluateOptions) -> bool:
     """Whether so many blocks are made by this process: they are few, or there is no other."""
     gpus = len(gpus_here()) if options.use_gpu else 0
-    if options.use_gpu and not gpus:
+    if options.use_gpu and (not gpus or joins_cluster()):
         return False
     if count <= SMALL or joins_cluster():
         return count <= SMALL

@@ -22,11 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from sid_ray.commands.generate_options import GenerateOptions
+from sid_ray.commands.held_device import held_device
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.codecs import Codec
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
-from sid_ray.device.choice import device_for
+from sid_ray.device.choice import on_gpu
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.judge import codec_of
@@ -40,7 +43,8 @@ from sid_ray.evaluation.samplers import (
     seeded_noises,
     seeded_uniform,
 )
-from sid_ray.evaluation.subject import find_network, network_sha256
+from sid_ray.evaluation.scored_network import scored_on
+from sid_ray.evaluation.subject import find_network, find_subject, network_sha256
 from sid_ray.storage.durable import HeldError, lock, remove_parts, replace_file
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
@@ -145,22 +149,28 @@ class OneStepNetwork:
         self.family = family_of(self.description.family)
         self.shape = self.family.shape(self.description.network)
         self.label_dim = self.family.label_dim(self.description.network)
+        # That of its run, whose evaluations these pictures are to agree with; on a CPU no part of
+        # it matters.
+        own = find_subject(str(source)).config if self.device.type == "cuda" else None
+        self.config = own or DistillConfig()
+        self.precision = precision_beside(self.config.training.precision, self.device)
 
     @cached_property
     def text(self) -> Any:
         """Its text encoder."""
-        return self.family.load_text(self.components.text, self.device)
+        return self.family.load_text(self.components.text, self.device, self.precision)
 
     @cached_property
     def codec(self) -> Codec:
-        return codec_of(self.description, self.components.vae, self.device)
+        return codec_of(self.description, self.components.vae, self.device, self.precision)
 
     @cached_property
     def sampler(self) -> tuple[Sampler, int]:
         """What makes images of noise, and in how many steps."""
         net, _ = load_model(self.folder)
         schedule, num_steps = generation_of(self.description)
-        return generator_sampler(net.to(self.device), schedule, num_steps), num_steps
+        net = scored_on(net, self.description, self.config, self.device)
+        return generator_sampler(net, schedule, num_steps), num_steps
 
     def conditions(self, classes: Sequence[int] | None, prompts: Sequence[str]) -> Conditions:
         """Of seeds, by what they are dealt out of."""
@@ -220,6 +230,8 @@ class Painter(OneStepNetwork):
         }
         if self.device.type != "cpu":
             found["device"] = self.device.type  # rounds otherwise
+        if self.precision != "float32":
+            found["compute"] = self.precision
         if self.components.text is not None:
             found["text_encoder_sha256"] = text_encoder_sha256(self.components.text)
         if self.components.vae is not None:
@@ -354,11 +366,14 @@ def generate(options: GenerateOptions) -> int:
     Raises UserError: before pictures are made for wrong input, later for a disk that fails.
     """
     (seeds, classes), prompts = options.numbers(), options.texts()
-    device = device_for(options.device)
     set_numerics()
     console = output_console()
+    on_a_gpu = on_gpu(options.device)
     try:
-        with Meter(console, "generating", "images", "opening the generator") as meter:
+        with (
+            Meter(console, "generating", "images", "opening the generator") as meter,
+            held_device(options.device, meter.say) as device,
+        ):
             made = generate_pictures(
                 options.source, seeds, classes, prompts, options.out, options.batch,
                 Named(options.text_encoder, options.vae), options.overwrite, meter.tell, device,
@@ -371,7 +386,7 @@ def generate(options: GenerateOptions) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         raise UserError(
             f"not enough memory for {options.batch} images at once: give a smaller --batch"
-            f"{', or --device cpu' * (device.type != 'cpu')}"
+            f"{', or --device cpu' * on_a_gpu}"
         ) from None
     except KeyboardInterrupt:
         console.print(f"interrupted: {GOES_ON}")

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import DataSource, data_fingerprint
-from sid_ray.denoisers.precondition import precision_beside, set_precision
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
 from sid_ray.evaluation.judge import Judge, Look, codec_of
 from sid_ray.evaluation.samplers import Sampler, generator_sampler
+from sid_ray.evaluation.scored_network import memory_order, scored_on
 from sid_ray.evaluation.subject import Subject, sampler_settings
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import moved_into_place, remove_parts
@@ -127,10 +128,11 @@ class Bench:
         self.components = components_of_job(job)
         data = data_for(job, self.components, self.device)
         precision = precision_beside(job.config.training.precision, self.device)
-        set_precision(network, precision)
+        # Others are sent its weights.
+        network = scored_on(network, subject.description, job.config, self.device, fixed=False)
         codec = codec_of(subject.description, self.components.vae, self.device, precision)
         self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
-        self._sampler = sampler_of(job, network.to(self.device), data)
+        self._sampler = sampler_of(job, network, data)
 
     def look(self, seeds: range) -> Look:
         return self.judge.look(self._sampler, seeds)
@@ -166,6 +168,9 @@ class Bench:
         precision = precision_beside(config.training.precision, device)
         if precision != "float32":
             values["compute"] = precision
+        order = memory_order(config, subject.description) if device == "cuda" else "contiguous"
+        if order != "contiguous":  # as all were once
+            values["memory_format"] = order
         text = json.dumps(values, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.precondition import precision_beside, set_precision
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.device.numerics import set_numerics
 from sid_ray.evaluation.judge import Judge, codec_of, seed_blocks
 from sid_ray.evaluation.pictures import contact_sheet, save_picture, sheet_samples
@@ -22,6 +22,7 @@ from sid_ray.evaluation.samplers import (
     generator_sampler,
     seeded_inputs,
 )
+from sid_ray.evaluation.scored_network import scored_on
 from sid_ray.training.assemble import components_of, data_of, schedule_of, solver_of
 from sid_ray.weights.folder import load_model
 
@@ -102,8 +103,6 @@ def final_report(
     components = components_of(config, description, teacher_folder)
     data = data_of(config, description, components, device)
     precision = precision_beside(config.training.precision, device)
-    for net in (teacher, generator):
-        set_precision(net, precision)
     vae = config.evaluation.vae or components.vae
     codec = codec_of(description, vae, device, precision)
     judge = Judge(
@@ -111,7 +110,10 @@ def final_report(
     )
     columns, chosen = sheet_samples(data.source, judge.resolution)
     rows, panels = [], []
-    networks = teacher.to(device), generator.to(device)
+    networks = (
+        scored_on(teacher, description, config, device),
+        scored_on(generator, description, config, device),
+    )
     for name, evaluations, sampler in samplers(config, *networks, data.null_text):
         progress(f"measuring: {name}")
         looks = [judge.look(sampler, seeds) for seeds in seed_blocks(judge.seeds)]

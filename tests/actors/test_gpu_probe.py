@@ -31,18 +31,27 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(gpu_probe, "probe_gpu", SimpleNamespace(remote=remote))
     monkeypatch.setattr(gpu_probe.ray, "get", lambda value: value)
+    monkeypatch.setattr(gpu_probe.ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(gpu_probe.ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
     return asked
 
 
 def test_xformers_is_tried_where_the_workers_are_in_the_runs_precision(asked):
     with pytest.raises(UserError, match=r"^a line$"):
-        try_attention(XFORMERS)
+        try_attention(XFORMERS, print)
     assert asked == [("xformers", "bfloat16")]
 
 
+def test_waiting_for_a_busy_gpu_says_what_for(asked, monkeypatch):
+    monkeypatch.setattr(gpu_probe.ray, "wait", lambda refs, timeout: ([], refs))
+    said = []
+    with pytest.raises(UserError):
+        try_attention(XFORMERS, said.append)
+    assert said == ["waiting for a free GPU, to try xformers on it"]
+
+
 def test_torchs_own_attention_is_not_tried(asked):
-    try_attention(recipe("digits-sid"))
+    try_attention(recipe("digits-sid"), print)
     assert asked == []
 
 
@@ -50,7 +59,7 @@ def test_without_a_gpu_nothing_need_be_started(asked, monkeypatch):
     monkeypatch.setattr(gpu_probe.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(found, "no_gpu_reason", lambda: "no NVIDIA driver")
     with pytest.raises(UserError, match="no NVIDIA driver"):
-        try_attention(XFORMERS)
+        try_attention(XFORMERS, print)
     assert asked == []
 
 

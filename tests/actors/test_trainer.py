@@ -49,11 +49,27 @@ def cluster(monkeypatch, nodes, most=None, memory_gib=8.0):
     monkeypatch.setattr(found_nodes, "look_at_gpu", SimpleNamespace(options=lambda **_: look))
     monkeypatch.setattr(found_nodes, "most_of_cluster", lambda: most or {})
     monkeypatch.setattr(found_nodes.ray, "get", lambda value: value)
+    monkeypatch.setattr(found_nodes.ray, "wait", lambda refs, **_: (refs, []))
     monkeypatch.setattr(found_nodes.ray, "nodes", lambda: alive)
     monkeypatch.setattr(found_nodes.ray, "cluster_resources", lambda: total)
     started: list[DistillConfig] = []
     monkeypatch.setattr(trainer, "start_ray", started.append)
     return started
+
+
+def test_waiting_for_kinds_of_gpus_that_are_busy_says_which(monkeypatch):
+    kinds = {"accelerator_type:A": 1.0, "accelerator_type:B": 1.0, "GPU": 2.0}
+    cluster(monkeypatch, [kinds])
+    names = iter("AB")
+    look = SimpleNamespace(remote=lambda: (next(names), 1))
+    monkeypatch.setattr(found_nodes, "look_at_gpu", SimpleNamespace(options=lambda **_: look))
+    said: list[str] = []
+    assert found_nodes.gpus_of_cluster(said.append).keys() == kinds.keys() - {"GPU"}
+    assert said == []
+    names = iter("AB")
+    monkeypatch.setattr(found_nodes.ray, "wait", lambda refs, **_: (refs[:1], refs[1:]))
+    found_nodes.gpus_of_cluster(said.append)
+    assert said == ["waiting for a free GPU of kind B, to see what it is"]
 
 
 def test_workers_come_and_go_on_a_cluster_only(monkeypatch):
