@@ -76,7 +76,8 @@ def distilled(folder) -> Path:
     done = python(folder, "-m", "sid_ray.cli", "distill", *RUN)
     run = folder / "runs" / "toy"
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "toy on 2 workers" in done.stdout and "brightness" in done.stdout
+    assert "digits-sid: toy; " in done.stdout and "2 workers, a CPU each" in done.stdout
+    assert "brightness" in done.stdout
     return run
 
 

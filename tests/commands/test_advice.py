@@ -18,6 +18,7 @@ import sid_ray
 from sid_ray import cli
 from sid_ray.commands.arguments import ALIASES, WithConfig, flags_of
 from sid_ray.config.distill_config import DistillConfig, flatten
+from sid_ray.config.sections import OPEN_SWITCHES
 
 PACKAGE = Path(sid_ray.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])(?!\w|-|\.?\{|\.[A-Z]|\.$)")
@@ -30,12 +31,16 @@ SECTIONS = "|".join(
 FIELD = re.compile(rf"(?<![\w./-])({SECTIONS})\.([a-z][a-z0-9_]+)\b(?!\()")
 
 
+OPEN = {f"resources.{name}" for name in OPEN_SWITCHES}  # on, off, or auto
+
+
 def of_config() -> set[str]:
     found = {"help", "guidance", *(short.lstrip("-") for short in ALIASES)}
     for name, value in flatten(DistillConfig()).items():
         flag = name.replace("_", "-")
         section, _, leaf = flag.rpartition(".")
-        found |= {flag, f"{section}.no-{leaf}"} if isinstance(value, bool) else {flag}
+        switch = isinstance(value, bool) or name in OPEN
+        found |= {flag, f"{section}.no-{leaf}"} if switch else {flag}
     return found
 
 
@@ -50,6 +55,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "jobs/": ("submit",),
     "sweep/": ("sweep", "sweep report"),
     "commands/plan": ("plan",),
+    "commands/bench": ("bench",),
     "planning/fit": RUNS,
     "commands/generate": ("generate",),
     "commands/evaluate": ("evaluate",),
@@ -71,13 +77,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "checkpoint/model_card": ("generate",),
 }
 OTHERS = re.compile(  # commands of other programs, whose flags are not ours
-    r"\b(ray job|ray up|ray start|mlflow|pip|git|docker|kubectl|nvidia-smi|aws|head)\b"
+    r"\b(ray job|ray up|ray start|mlflow|pip|git|docker|kubectl|nvidia-smi|aws|head)\b|--index-url"
 )
 OTHERS_FLAGS = (
     "backend-store-uri",
     "runtime-env-json",
     "version",
     "workers",
+    "format",
+    "query-gpu",  # nvidia-smi's, one word of a command each
+    "resources",  # the beginning of any of its fields
     "section.field",  # stands for any of the config's
 )  # in parts of a command line
 

@@ -1,12 +1,10 @@
-"""A run that an earlier version left is read, and resumed with the same bits.
+"""A run that an earlier version left is read, and resumed where its dropout masks are today's.
 
 tests/reference/run_before_the_map holds it, small, and says how it was made.
 """
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.cli import main
 from sid_ray.commands.compare import find_run, write_comparison
+from sid_ray.denoisers.dropout import MASKS
 from sid_ray.evaluation.records import results_in
 from sid_ray.run_folder import EVALUATIONS
 from tests.conftest import REFERENCE, relative_error
@@ -28,17 +27,6 @@ EARLIER = REFERENCE / "run_before_the_map"
 NEWEST = "checkpoint_000000000352_000001-fd74e0"
 IMAGES = 448  # to which the earlier code went on
 PATIENCE_S = 280
-
-
-def arithmetic() -> dict[str, str]:
-    """What decides how sums are rounded here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    vendors = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
-    return {
-        "processor": next(vendors, platform.processor()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
 
 
 def copied_to(place: Path) -> Path:
@@ -72,11 +60,8 @@ def test_its_scores_are_listed(tmp_path):
     assert (best["images_seen"], best["num_images"]) == (256, 96)
 
 
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory) -> Path:
-    """It went on by the command that had begun it, on one worker."""
-    place = tmp_path_factory.mktemp("earlier")
-    run = copied_to(place)
+def go_on(place: Path) -> subprocess.CompletedProcess[str]:
+    """The command that had begun it, again, on one worker."""
     command = [
         sys.executable, "-m", "sid_ray.cli", "distill", "digits-sid",
         "--teacher.source", "teacher", "--run", "run", "--output.folder", "runs",
@@ -88,9 +73,29 @@ def resumed(tmp_path_factory) -> Path:
     ]  # fmt: skip
     foreign = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
+
+
+def test_a_run_with_dropout_is_refused_for_its_masks(tmp_path):
+    """Masks are others since; what it has stays as it is."""
+    run = copied_to(tmp_path)
+    record = (run / "run.json").read_bytes()
+    done = go_on(tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "began with dropout masks 1" in done.stderr and "another --run name" in done.stderr
+    assert (run / "run.json").read_bytes() == record
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory) -> Path:
+    """It went on, as if it had begun with the masks of now."""
+    place = tmp_path_factory.mktemp("earlier")
+    run = copied_to(place)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"masks": MASKS}))
+    done = go_on(place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resumed at 352 images from {NEWEST}" in done.stdout
     return run
@@ -98,16 +103,10 @@ def resumed(tmp_path_factory) -> Path:
 
 @pytest.mark.timeout(600)
 def test_it_goes_on_as_the_earlier_code_did(resumed):
+    """Three updates more, but for other masks: as far, and nearly to the same place."""
     newest, damage = newest_whole(resumed)
     assert newest is not None and damage == []
     assert verify(newest).images_seen == IMAGES
-    expected = json.loads((EARLIER / "went_on" / "expected.json").read_text())
-    found = {
-        name: hashlib.sha256((newest / name).read_bytes()).hexdigest()
-        for name in expected["sha256"]
-    }
-    # Elsewhere the bits are others, and the next assertions say how near they must be.
-    assert found == expected["sha256"] or expected["computed_by"] != arithmetic()
     before = load_file(EARLIER / "run" / NEWEST / "generator_ema" / "model.safetensors")
     theirs = load_file(EARLIER / "went_on" / "generator_ema.safetensors")
     ours = load_file(newest / "generator_ema" / "model.safetensors")
@@ -116,8 +115,8 @@ def test_it_goes_on_as_the_earlier_code_did(resumed):
         torch.cat([state[name].flatten() for name in sorted(theirs)])
         for state in (before, theirs, ours)
     ]
-    assert relative_error(flat[2] - flat[0], flat[1] - flat[0]) < 0.01
-    assert relative_error(flat[2], flat[1]) < 1e-5
+    assert relative_error(flat[2] - flat[0], flat[1] - flat[0]) < 0.5
+    assert relative_error(flat[2], flat[1]) < 1e-3
 
 
 @pytest.mark.timeout(600)

@@ -197,11 +197,11 @@ def test_sites_as_tensors_give_the_masks_of_sites_as_numbers():
 
 def test_more_variants_than_there_is_room_for_raise(monkeypatch):
     monkeypatch.setattr(compiled, "VARIANTS", 1)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     network = tiny_network()
-    set_compile(network, "default", backend="eager")
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-        outcomes(network)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        set_compile(network, "default", backend="eager")
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            outcomes(network)
 
 
 def test_off_is_off_and_other_words_are_refused():

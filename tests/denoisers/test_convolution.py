@@ -164,9 +164,9 @@ def test_real_images_beside_others_get_the_logits_of_a_pass_of_their_own(family)
     apart = network(draw.latents, level, cond, want)
     other = network(draw.noise, level, cond._replace(dropout_keys=~draw.dropout_keys), Want.LOGITS)
     both = network(draw.latents, level, cond._replace(real=draw.noise), want)
-    torch.testing.assert_close(both.x0, apart.x0, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(both.logits, apart.logits, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(both.real_logits, other.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both.x0, apart.x0, rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(both.logits, apart.logits, rtol=1e-5, atol=5e-6)
+    torch.testing.assert_close(both.real_logits, other.logits, rtol=1e-5, atol=5e-6)
     assert apart.real_logits is None and isinstance(network, EDM2Denoiser) == (family == "edm2")
 
 

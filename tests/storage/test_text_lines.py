@@ -115,6 +115,8 @@ MESSAGES = {  # lines of what a library or a process said, shown to a person
     "actors/pool", "actors/nodes", "actors/trainer", "actors/scaling", "jobs/client",
     "jobs/cluster", "jobs/submit", "tracking/history", "tracking/mlflow_run", "commands/arguments",
     "sweep/yaml_lines", "commands/ui", "commands/driver", "data/pipeline", "ray_setup/start",
+    "actors/signals", "commands/benching/rank", "commands/device/apart", "commands/device/facts",
+    "commands/device/ranks", "commands/device/snapshots", "device/found",
 }  # fmt: skip
 
 

@@ -30,7 +30,8 @@ WRONG = {
     "6: objective.logvar: when objective.name is sid never holds: it is sida",
     ("digits-sid", ALPHA + "  training.group_size: {choice: [16, 24]}"): "6: batch size 64 is not "
     "a multiple of group size 24",
-    ("digits-sid", ALPHA + "  training.group_size: {choice: [16, 64]}"): "6: 2 workers for 1 group",
+    ("digits-sid", ALPHA + "  training.group_size: {choice: [16, 64]}\n"
+     "  resources.num_workers: 2"): "6: 2 workers for 1 group",
     # Each alone is right; together they are not.
     ("digits-sid", "  training.batch_size: {choice: [64, 48]}\n"
      "  training.group_size: {choice: [16, 32]}"): "5: batch size 48 is not a multiple of group "
