@@ -12,7 +12,6 @@ import tempfile
 import time
 from multiprocessing import connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import sid_ray
@@ -122,12 +121,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.kill()
 
 

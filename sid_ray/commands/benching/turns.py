@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from sid_ray.commands.benching.processes import Processes, SettingFailedError
 from sid_ray.commands.benching.rank import Iteration
@@ -53,12 +52,7 @@ class Turns:
     def __enter__(self) -> Turns:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end_best()
 
     def end_best(self) -> None:
