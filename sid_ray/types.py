@@ -19,7 +19,7 @@ class Level(NamedTuple):
     """One noise level a sample: x_t = alpha * x_0 + sigma * eps. Each field is [B].
 
     ``t`` is what the network is told: ln(sigma)/4 for EDM and EDM2, the integer timestep for
-    Stable Diffusion.
+    Stable Diffusion, the time in (0, 1) for flow matching.
     """
 
     t: Tensor
@@ -40,10 +40,11 @@ class Prediction(NamedTuple):
     """What a denoiser returns. A NamedTuple, because ZeRO-3 must see the tensors.
 
     ``x0`` [B, C, H, W] the denoised image, ``logvar`` [B] the log-variance head's output,
-    ``logits`` [B, 1, h, w] the adversarial logits, ``raw`` [B, C, H, W] what the network itself
-    predicts where that is not x0 (Stable Diffusion: epsilon or v, which SiD-LSG's fake-score loss
-    compares), ``real_logits`` [B, 1, h, w] the logits of ``Condition.real``. What was not wanted,
-    or what the network lacks, is None.
+    ``logits`` [B, ...] the adversarial logits: one a place [B, 1, h, w], or for transformers one a
+    channel [B, 1, D]; ``raw`` [B, C, H, W] what the network itself predicts where that is not x0
+    (Stable Diffusion: epsilon or v, which SiD-LSG's fake-score loss compares; flow matching: the
+    velocity), ``real_logits`` those of ``Condition.real``. What was not wanted, or what the network
+    lacks, is None.
     """
 
     x0: Tensor | None = None
@@ -58,10 +59,14 @@ class Condition(NamedTuple):
 
     ``labels`` [B, label_dim] one-hot or None, ``augment`` [B, 9] augmentation labels or None,
     ``dropout_keys`` [B] int64: one key a sample switches dropout on, None switches it off,
-    ``text`` [B, T, D] the prompts' token embeddings, in place of labels, for Stable Diffusion.
+    ``text`` [B, T, D] the prompts, in place of labels, as the family's text encoders return them:
+    one tensor a prompt, whose layout (token embeddings, a pooled embedding, a mask) only the family
+    knows. ``guidance`` [B] the guidance scale, for networks that are told it (FLUX); None where
+    nothing is guided.
     ``real`` [B, C, H, W] further noisy images, of which adversarial logits alone are wanted: the
-    encoder sees both in one pass. They share noise levels, labels and text, have augmentation
-    labels ``real_augment`` of their own, and the dropout keys ~dropout_keys.
+    encoder sees both in one pass. They share noise levels and labels, have text ``real_text`` of
+    their own (None: the same), augmentation labels ``real_augment``, and the dropout keys
+    ~dropout_keys.
     Dropout is an argument, not a mode of the module, so that nothing depends on a forgotten
     ``train()`` and any packing of samples sees the same masks.
     """
@@ -72,18 +77,22 @@ class Condition(NamedTuple):
     text: Tensor | None = None
     real: Tensor | None = None
     real_augment: Tensor | None = None
+    real_text: Tensor | None = None
+    guidance: Tensor | None = None
 
 
 class Batch(NamedTuple):
     """What the data set contributes to one logical group.
 
     ``labels`` [B, label_dim] one-hot or None; ``images`` [B, C, H, W] in the denoiser's space, of
-    those same labels, None in data-free runs; ``text`` [B, T, D] embeddings of prompts or None.
+    those same labels, None in data-free runs; ``text`` [B, T, D] prompts or None, ``real_text``
+    the images' own where they have other ones.
     """
 
     labels: Tensor | None = None
     images: Tensor | None = None
     text: Tensor | None = None
+    real_text: Tensor | None = None
 
 
 class Pick(NamedTuple):
@@ -138,6 +147,7 @@ class DrawSpec:
     num_steps: int = 1
     text: bool = False
     augment: Augment | None = None
+    normal_generator_time: bool = False
 
 
 class GroupSums(NamedTuple):
@@ -187,12 +197,22 @@ class Denoiser(Protocol):
 class Schedule(Protocol):
     """Noise levels and weights of one family.
 
-    ``normal_fake_time``: fake_level maps normal numbers, not uniform ones. ``fake_want`` is the
-    prediction that the fake-score loss compares, ``fake_terms`` (prediction, target, weight [B]).
+    ``normal_fake_time`` and ``normal_generator_time``: fake_level and generator_level map normal
+    numbers, not uniform ones. ``fake_want`` is the prediction that the fake-score loss compares,
+    ``fake_terms`` (prediction, target, weight [B]). ``loss_divisor`` is 1/w [B] of the generator's
+    loss, without gradient. ``step_noise``: what a generator's evaluations after the first read:
+    "fresh" noise, the "fixed" noise of the first, or "ddim", the noise that the evaluation before
+    them left. ``adversarial_per_sample``: SiDA's adversarial terms weigh each sample by its own
+    weight and by C*H*W, with clamped logits in both phases (SiD-DiT), instead of by its group's.
     """
 
     normal_fake_time: ClassVar[bool]
+    normal_generator_time: ClassVar[bool]
     fake_want: ClassVar[Want]
+    adversarial_per_sample: ClassVar[bool]
+
+    @property
+    def step_noise(self) -> str: ...
 
     def fake_level(self, draw: Tensor) -> Level: ...
 
@@ -203,6 +223,8 @@ class Schedule(Protocol):
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor: ...
 
     def fake_weight(self, level: Level) -> Tensor: ...
+
+    def loss_divisor(self, level: Level, y: Tensor, f_phi: Tensor) -> Tensor: ...
 
     def fake_terms(
         self, found: Prediction, x_0: Tensor, noise: Tensor, level: Level

@@ -120,8 +120,9 @@ class ScheduleConfig:
     """Noise levels: the fields of the teacher's kind are used, the others ignored."""
 
     kind: Text = "edm"
-    """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), or what
-    its family says.
+    """The teacher's: edm (EDM, EDM2), vp (Stable Diffusion: discrete, variance-preserving), flow
+    (flow matching: SD3, SANA), guided-flow (the same, told its guidance scale: FLUX), or what its
+    family says.
     """
     p_mean: float = -1.2
     """edm: mean of ln(sigma) in the fake-score phase; -0.4 for EDM2 at 512 pixels."""
@@ -153,6 +154,27 @@ class ScheduleConfig:
     """vp: ... to below here."""
     init_timestep: Whole = 625
     """vp: timestep at which the generator reads its noise."""
+    time_mean: float = 0.6931471805599453
+    """flow: both phases draw a time sigmoid(time_mean + time_std * n), n normal; log 2 as
+    published: half of the times are noisier than 2/3.
+    """
+    time_std: Positive = 1.6
+    """flow: see time_mean."""
+    weighting: Literal[
+        "1_minus_sigma", "1_minus_sigma_squared", "snr_sqrt", "snr", "1_over_sigma",
+        "1_over_sigma2", "sid_legacy",
+    ] = "1_minus_sigma"  # fmt: skip
+    """flow: weight w of the generator's loss, by its published name (docs/objectives.md)."""
+    init_time: Annotated[int, Interval(ge=1, le=999)] = 999
+    """flow: the generator reads its noise at time init_time / 999."""
+    generator_shift: Positive = 1.0
+    """flow: moves the generator's times towards noise; 1: evenly apart, as published; SD3: 3."""
+    step_noise: Literal["fresh", "fixed", "ddim"] = "fresh"
+    """flow: what the generator's evaluations after the first read: fresh noise, the fixed noise of
+    the first, or (ddim) the noise that the evaluation before them left.
+    """
+    teacher_shift: Positive = 3.0
+    """flow: shift of the teacher's own sampler; 3 for SD3 and SANA."""
 
 
 DATA_SETS = Literal[

@@ -44,7 +44,7 @@ class Guided:
             return self.denoiser(x_t, level, cond, want)
         null = self.null_text.to(x_t.device).expand(len(x_t), -1, -1)
         if self.scale == 0 and not want & ~AFFINE:
-            return self.denoiser(x_t, level, cond._replace(text=null), want)
+            return self.denoiser(x_t, level, self._told(cond, x_t)._replace(text=null), want)
         without, with_text = self.halves(x_t, level, cond, want)
         return self.mix(without, with_text, self.scale)
 
@@ -55,13 +55,21 @@ class Guided:
         if cond.text is None:
             raise ValueError(f"guidance with scale {self.scale} needs cond.text, got None")
         null = self.null_text.to(cond.text).expand(len(x_t), -1, -1)
-        both = Condition(*(_twice(value) for value in cond))
+        both = Condition(*(_twice(value) for value in self._told(cond, x_t)))
         both = both._replace(text=torch.cat([null, cond.text]))
         double_level = Level(*(torch.cat([value, value]) for value in level))
         out = self.denoiser(torch.cat([x_t, x_t]), double_level, both, want)
         pairs = [(None, None) if value is None else value.chunk(2) for value in out]
         without, with_text = zip(*pairs, strict=True)
         return Prediction(*without), Prediction(*with_text)
+
+    def _told(self, cond: Condition, like: Tensor) -> Condition:
+        """With the scale, for networks that are told it: both halves are, as published (SiD-DiT on
+        FLUX).
+        """
+        wide = torch.promote_types(like.dtype, torch.float32)
+        scale = torch.full((len(like),), self.scale, dtype=wide, device=like.device)
+        return cond._replace(guidance=scale)
 
     @staticmethod
     def mix(without: Prediction, with_text: Prediction, scale: float) -> Prediction:

@@ -18,6 +18,7 @@ from sid_ray.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sid_ray.diffusion.flow import FlowSchedule
     from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
     from sid_ray.types import Condition, Denoiser, Schedule
 
@@ -176,6 +177,86 @@ class VPNoise(Noise):
                 )
 
 
+class FlowNoise(Noise):
+    """A time between image and noise: flow matching. Sampled with Euler's method, guided by the
+    empty prompt.
+    """
+
+    kind = "flow"
+    fields = (
+        "time_mean", "time_std", "weighting", "init_time", "generator_shift", "step_noise",
+        "teacher_shift",
+    )  # fmt: skip
+    of_steps = ("init_time", "generator_shift", "step_noise")  # that a generator's images depend on
+
+    def schedule(self, chosen: ScheduleConfig) -> FlowSchedule:
+        from sid_ray.diffusion.flow import FlowSchedule
+
+        names = (name for name in self.fields if name != "teacher_shift")
+        return FlowSchedule(**{name: getattr(chosen, name) for name in names})
+
+    def one_step(self, chosen: ScheduleConfig) -> dict[str, Any]:
+        return {name: getattr(chosen, name) for name in self.of_steps}
+
+    def of_generator(self, one_step: Mapping[str, Any]) -> FlowSchedule:
+        from sid_ray.diffusion.flow import FlowSchedule
+
+        values = dict(one_step)
+        init_time = values.pop("init_time")
+        return FlowSchedule(init_time=init_time, **values)
+
+    def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
+        schedule, count = self.schedule(chosen), self.evaluations(steps, guidance)
+        settings = {"sampler": "euler", "evaluations": count, "steps": steps, "guidance": guidance}
+        settings |= {"shift": chosen.teacher_shift}
+
+        def run(net: Denoiser, latents: Tensor, cond: Condition, null: Tensor | None) -> Tensor:
+            from sid_ray.diffusion.solvers import euler
+
+            net, cond = self.guided(net, cond, guidance, null)
+            return euler(net, schedule, latents, cond, steps, chosen.teacher_shift)
+
+        return TeacherSampler(count, settings, run)
+
+    def evaluations(self, steps: int, guidance: float) -> int:
+        """Of the network, for an image."""
+        return steps * (1 if guidance == 1 else 2)
+
+    def guided(
+        self, net: Denoiser, cond: Condition, guidance: float, null: Tensor | None
+    ) -> tuple[Denoiser, Condition]:
+        """The teacher and its condition under guidance."""
+        from sid_ray.denoisers.guidance import Guided
+
+        return (net if guidance == 1 or null is None else Guided(net, guidance, null)), cond
+
+    def of_network(self, folder: Path, network: Mapping[str, Any]) -> ScheduleConfig:
+        """The shift of the scheduler's file, where it is one number."""
+        from sid_ray.tensor_files.tensors import json_object
+
+        path = scheduler_file(folder)
+        values = json_object(path) if path.is_file() else {}
+        shift = values.get("flow_shift", values.get("shift"))
+        if not isinstance(shift, int | float) or shift <= 0:
+            return ScheduleConfig(kind=self.kind)
+        return ScheduleConfig(kind=self.kind, teacher_shift=float(shift))
+
+
+class GuidedFlowNoise(FlowNoise):
+    """Flow matching whose network is told the guidance scale, and needs one evaluation for it."""
+
+    kind = "guided-flow"
+
+    def evaluations(self, steps: int, guidance: float) -> int:
+        return steps
+
+    def guided(
+        self, net: Denoiser, cond: Condition, guidance: float, null: Tensor | None
+    ) -> tuple[Denoiser, Condition]:
+        assert cond.text is not None
+        return net, cond._replace(guidance=cond.text.new_full((len(cond.text),), guidance))
+
+
 def scheduler_file(folder: Path) -> Path:
     return folder / "scheduler" / "scheduler_config.json"
 
@@ -195,3 +276,4 @@ def levels_of(noise: Noise, one_step: Mapping[str, Any]) -> tuple[Schedule, int]
 
 
 EDM_NOISE, VP_NOISE = EDMNoise(), VPNoise()
+FLOW_NOISE, GUIDED_FLOW_NOISE = FlowNoise(), GuidedFlowNoise()

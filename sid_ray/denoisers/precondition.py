@@ -69,7 +69,8 @@ def with_real(x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tens
         twice(cond.labels, cond.labels),
         twice(cond.augment, cond.real_augment),
         twice(keys, None if keys is None else ~keys),
-        twice(cond.text, cond.text),
+        twice(cond.text, cond.text if cond.real_text is None else cond.real_text),
+        guidance=twice(cond.guidance, cond.guidance),
     )
     return torch.cat([x, cond.real]), torch.cat([c_noise, c_noise]), both
 

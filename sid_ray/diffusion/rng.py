@@ -99,7 +99,7 @@ def draw_group(
     size = (group_size, *shape)
     latents = torch.randn(size, generator=rng, out=room.latents)
     noise = torch.randn(size, generator=rng, out=room.noise)
-    normal = stream == FAKE_SCORE and spec.normal_fake_time
+    normal = spec.normal_fake_time if stream == FAKE_SCORE else spec.normal_generator_time
     time = (torch.randn if normal else torch.rand)(group_size, generator=rng)
     data = torch.rand(group_size, generator=rng)
     keys = torch.randint(-(2**62), 2**62, (group_size,), generator=rng)

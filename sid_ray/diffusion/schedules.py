@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sid_ray.diffusion.weighting import sid_weight
 from sid_ray.errors import UserError, nearest
 from sid_ray.types import Level, Prediction, Want
 
@@ -30,14 +31,30 @@ def image_shape(per_sample: Tensor) -> Tensor:
     return per_sample.reshape(-1, 1, 1, 1)
 
 
+class Schedule:
+    """What all kinds of noise levels have in common, and what most of them have."""
+
+    normal_fake_time: ClassVar[bool] = True
+    normal_generator_time: ClassVar[bool] = False
+    adversarial_per_sample: ClassVar[bool] = False
+    step_noise: ClassVar[str] = "fresh"
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""
+        return image_shape(level.alpha) * x_0 + image_shape(level.sigma) * noise
+
+    def loss_divisor(self, level: Level, y: Tensor, f_phi: Tensor) -> Tensor:
+        """1/w of the generator's loss, [B]: SiD's, which reads the images."""
+        return sid_weight(y, f_phi)
+
+
 @dataclass(frozen=True)
-class EDMSchedule:
+class EDMSchedule(Schedule):
     """Noise levels for EDM and EDM2 teachers (EDM, table 1; SiD, section 4).
 
     Args are those of the config's ``schedule`` section.
     """
 
-    normal_fake_time: ClassVar[bool] = True
     fake_want: ClassVar[Want] = Want.X0
 
     p_mean: float = -1.2
@@ -76,10 +93,6 @@ class EDMSchedule:
         """
         sigma = self.init_sigma * (num_steps - step) / num_steps
         return self.level(torch.full((batch,), sigma, dtype=like.dtype, device=like.device))
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""
-        return image_shape(level.alpha) * x_0 + image_shape(level.sigma) * noise
 
     def fake_weight(self, level: Level) -> Tensor:
         """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2, [B] (EDM, table 1)."""
@@ -120,7 +133,7 @@ def cumulative_alphas(
 
 
 @dataclass(frozen=True)
-class DiscreteVPSchedule:
+class DiscreteVPSchedule(Schedule):
     """Noise levels of Stable Diffusion and other DDPM-like teachers (DDPM; SiD-LSG).
 
     Args:
@@ -197,10 +210,6 @@ class DiscreteVPSchedule:
         """
         t = int(self.init_timestep * (1 - step / num_steps))
         return self.level(torch.full((batch,), t, device=like.device), like.dtype)
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """x_t = alpha * x_0 + sigma * noise; images [B, C, H, W]."""
-        return image_shape(level.alpha) * x_0 + image_shape(level.sigma) * noise
 
     def fake_weight(self, level: Level) -> Tensor:
         """SNR = (alpha / sigma)^2, [B]: the weight of |x_0 error|^2.

@@ -11,6 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from sid_ray.diffusion.flow import FlowSchedule, shifted
 from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule, image_shape
 from sid_ray.types import Condition, Denoiser
 
@@ -70,4 +71,28 @@ def ddim(
             return x0
         level = schedule.level(torch.full((len(x),), there, device=x.device), x.dtype)
         x = schedule.add_noise(x0, noise, level)
+    return x
+
+
+def euler(
+    net: Denoiser,
+    schedule: FlowSchedule,
+    latents: Tensor,
+    cond: Condition,
+    num_steps: int,
+    shift: float = 1.0,
+) -> Tensor:
+    """A flow-matching teacher's sampler: num_steps evaluations. [B, C, H, W] -> [B, C, H, W].
+
+    x_{t'} = x_t + (t' - t) v from t = 1 to 0, over times evenly apart and then shifted. With v =
+    (x_t - x_0) / t that is x_0 + (t'/t) (x_t - x_0), which needs no velocity of the network.
+    Source: SD3 (arXiv:2403.03206), section 2 and equation 23.
+    """
+    x = latents
+    times = shifted(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
+    for here, there in itertools.pairwise(times):
+        level = schedule.level(torch.full((len(x),), here, dtype=x.dtype, device=x.device))
+        x0 = net(x, level, cond).x0
+        assert x0 is not None
+        x = x0 + there / here * (x - x0)
     return x

@@ -54,17 +54,18 @@ def few_step(
     num_steps: int = 1,
     noises: Sequence[Tensor] = (),
 ) -> Tensor:
-    """num_steps evaluations with fresh noise between them. [B, C, H, W] -> [B, C, H, W].
+    """num_steps evaluations, the schedule's step_noise between them. [B, C, H, W] the same.
 
     From y = 0: x_k = add_noise(y, noise_k, level_k), y = D(x_k; level_k), where noise_0 is
     ``latents`` and ``noises`` holds the other num_steps - 1. No gradient is stopped here.
     """
     if len(noises) != num_steps - 1:
         raise ValueError(f"{num_steps} steps need {num_steps - 1} noises, got {len(noises)}")
-    image = torch.zeros_like(latents)
+    made = None
     for step, noise in enumerate((latents, *noises)):
-        image = generator_step(net, schedule, image, noise, step, num_steps, cond)
-    return image
+        made = generator_step(net, schedule, made, noise, latents, step, num_steps, cond)
+    assert made is not None
+    return made.image
 
 
 def generator_sampler(net: Denoiser, schedule: Schedule, num_steps: int = 1) -> Sampler:

@@ -15,31 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_ray.diffusion.schedules import image_shape
+from sid_ray.diffusion.weighting import sid_weight
 from sid_ray.types import GroupSums
 
-MIN_WEIGHT = 1e-5  # floor of w, as in the published runs: 1/w explodes when y meets f_phi
 MAX_LOGIT = 10.0  # the generator's adversarial loss is flat beyond, as in the published runs
 
 
-@torch.no_grad()
-def sid_weight(y: Tensor, f_phi: Tensor) -> Tensor:
-    """w = max(mean over C, H, W of |y - f_phi|, 1e-5), [B], in float32 at least, no gradient.
-
-    Source: SiD (arXiv:2404.04057), section 4, the weight of the generator loss.
-    """
-    wide = torch.promote_types(y.dtype, torch.float32)
-    return (y.to(wide) - f_phi.to(wide)).abs().flatten(1).mean(1).clamp_min(MIN_WEIGHT)
-
-
 def sid_generator_loss(
-    y: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float, f_psi_second: Tensor | None = None
+    y: Tensor,
+    f_phi: Tensor,
+    f_psi: Tensor,
+    alpha: float,
+    f_psi_second: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Delta * ((f_psi - y) + (1 - alpha) * Delta) / w, element by element, [B, C, H, W].
 
     The same as Delta * ((f_phi - y) - alpha * Delta) / w. The gradient reaches the generator
     through y, through the teacher and through the fake score; only w is constant. Zero, with zero
     gradient, where the fake score equals the teacher. ``f_psi_second`` is the fake score in the
-    second factor where it is guided otherwise than in Delta (SiD-LSG's kappa3 and kappa2).
+    second factor where it is guided otherwise than in Delta (SiD-LSG's kappa3 and kappa2);
+    ``divisor`` [B] is w, SiD's where it is None.
     Source: SiD (arXiv:2404.04057), the alpha-weighted loss of equation 23; SiD-LSG
     (arXiv:2406.01561).
     """
@@ -48,17 +44,20 @@ def sid_generator_loss(
         factor = (f_phi - y) - alpha * delta
     else:
         factor = (f_psi_second - y) + (1 - alpha) * delta
-    return delta * factor / image_shape(sid_weight(y, f_phi))
+    return delta * factor / image_shape(sid_weight(y, f_phi) if divisor is None else divisor)
 
 
-def vsd_generator_loss(y: Tensor, f_phi: Tensor, f_psi: Tensor) -> Tensor:
+def vsd_generator_loss(
+    y: Tensor, f_phi: Tensor, f_psi: Tensor, divisor: Tensor | None = None
+) -> Tensor:
     """A loss whose gradient to y is -Delta / w and nothing else, [B, C, H, W].
 
     Variational score distillation, the baseline: SiD without the derivatives of the two scores.
     Its value is half the squared gradient. Source: DMD (arXiv:2311.18828), equation 7; SwiftBrush
     (arXiv:2312.05239); w as in DMD's equation 8.
     """
-    gradient = -(f_phi - f_psi).detach() / image_shape(sid_weight(y, f_phi))
+    w = sid_weight(y, f_phi) if divisor is None else divisor
+    gradient = -(f_phi - f_psi).detach() / image_shape(w)
     return 0.5 * (y - (y.detach() - gradient)) ** 2
 
 
@@ -80,12 +79,18 @@ def uncertain(loss: Tensor, u: Tensor) -> Tensor:
 
 
 def logit_loss(logits: Tensor, real: bool) -> Tensor:
-    """Binary cross-entropy of logits [B, 1, h, w] against "real" or "fake", mean a sample, [B]."""
+    """Binary cross-entropy of logits [B, ...] against "real" or "fake", mean a sample, [B]."""
     return F.softplus(-logits if real else logits).flatten(1).mean(1)
 
 
-def discriminator_value(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """(BCE(l_real, 1) + BCE(l_fake, 0)) / 2 a sample, [B]. Source: SiDA (arXiv:2410.14919)."""
+def discriminator_value(logits_real: Tensor, logits_fake: Tensor, clamped: bool = False) -> Tensor:
+    """(BCE(l_real, 1) + BCE(l_fake, 0)) / 2 a sample, [B]. Source: SiDA (arXiv:2410.14919).
+
+    ``clamped``: the logits to -10 .. 10, as SiD-DiT does in this phase, too.
+    """
+    if clamped:
+        logits_real = logits_real.clamp(-MAX_LOGIT, MAX_LOGIT)
+        logits_fake = logits_fake.clamp(-MAX_LOGIT, MAX_LOGIT)
     return (logit_loss(logits_real, real=True) + logit_loss(logits_fake, real=False)) / 2
 
 

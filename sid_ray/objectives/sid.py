@@ -16,7 +16,6 @@ from sid_ray.objectives.functional import (
     finite_samples,
     only,
     sid_generator_loss,
-    sid_weight,
     uncertain,
 )
 from sid_ray.objectives.generation import generator_step
@@ -43,7 +42,7 @@ class Scored(NamedTuple):
     """A generated image and what the two scores say of it, zero in samples not finite.
 
     y, f_phi, f_psi and f_psi_second [B, C, H, W]; u [B] the fake score's log-variance, 0 without
-    it; logits [B, 1, h, w] or None; finite [B].
+    it; logits [B, ...] or None; finite [B]; divisor [B], 1/w of the loss.
     """
 
     y: Tensor
@@ -53,6 +52,7 @@ class Scored(NamedTuple):
     u: Tensor
     logits: Tensor | None
     finite: Tensor
+    divisor: Tensor
 
 
 class Denoised(NamedTuple):
@@ -130,7 +130,7 @@ class SiD:
         drops = self.guidance.drops_text
         normal = self.schedule.normal_fake_time
         plan = None if self.augment is None else self.augment.plan
-        return DrawSpec(normal, self.num_steps, drops, plan)
+        return DrawSpec(normal, self.num_steps, drops, plan, self.schedule.normal_generator_time)
 
     def trains_generator(self, images_seen: int) -> bool:
         return True
@@ -147,16 +147,24 @@ class SiD:
             trained = self.num_steps - 1
         later = () if draw.more_noise is None else draw.more_noise.unbind(1)
         cond = Condition(batch.labels, text=batch.text)
-        y = torch.zeros_like(draw.latents)
+        made = None
         for step, noise in enumerate((draw.latents, *later)[: trained + 1]):
             learns = self.official or step == trained
             if learns and dropout and draw.dropout_keys is not None:
                 cond = cond._replace(dropout_keys=draw.dropout_keys + (trained - step))
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                y = generator_step(
-                    nets.generator, self.schedule, y, noise, step, self.num_steps, cond
+                made = generator_step(
+                    nets.generator,
+                    self.schedule,
+                    made,
+                    noise,
+                    draw.latents,
+                    step,
+                    self.num_steps,
+                    cond,
                 )
-        return y
+        assert made is not None
+        return made.image
 
     # Fake score -----------------------------------------------------------------------------------
 
@@ -190,7 +198,7 @@ class SiD:
             assert batch.images is not None
             real, labels = self.augmented(batch.images, draw, real=True)
             real = self.schedule.add_noise(real, draw.noise, level)
-            cond = cond._replace(real=real, real_augment=labels)
+            cond = cond._replace(real=real, real_augment=labels, real_text=batch.real_text)
         if self.logvar:
             want |= Want.LOGVAR
         prediction = self.guidance.own(nets.fake_score)(x_t, level, cond, want)
@@ -244,11 +252,14 @@ class SiD:
         u = torch.zeros_like(finite) if prediction.logvar is None else prediction.logvar
         y, f_phi, f_psi = (only(finite, tensor) for tensor in (y, f_phi, f_psi))
         second = None if second is None else only(finite, second)
-        return Scored(y, f_phi, f_psi, second, u.to(y.dtype), prediction.logits, finite)
+        divisor = self.schedule.loss_divisor(level, y, f_phi)
+        return Scored(y, f_phi, f_psi, second, u.to(y.dtype), prediction.logits, finite, divisor)
 
     def distillation_loss(self, seen: Scored) -> Tensor:
         """Sum of SiD's loss over the samples, each divided by e^u."""
-        loss = sid_generator_loss(seen.y, seen.f_phi, seen.f_psi, self.alpha, seen.f_psi_second)
+        loss = sid_generator_loss(
+            seen.y, seen.f_phi, seen.f_psi, self.alpha, seen.f_psi_second, seen.divisor
+        )
         return (loss / image_shape(seen.u).exp()).sum()
 
 
@@ -263,6 +274,6 @@ def generator_metrics(loss: Tensor, seen: Scored, group_size: int) -> dict[str, 
     """Sums over samples for reports."""
     return sample_statistics(seen.y, seen.finite, group_size) | {
         "generator_loss": loss.detach(),
-        "sid_weight": sid_weight(seen.y, seen.f_phi).sum(),
+        "sid_weight": seen.divisor.sum(),
         "nonfinite_samples": (1 - seen.finite).sum(),
     }

@@ -6,7 +6,8 @@ mean of the fake score's last encoder block. SiD2A is SiDA from another initial 
 Symbols
     l_real, l_fake   logits of noisy real and generated images, same sigma and same noise
     W                sum of a group's weights: lambda in the fake-score phase, 1/w in the other;
-                     each divided by e^u where the log-variance is used
+                     each divided by e^u where the log-variance is used. For flow matching (SiD-DiT)
+                     each sample has its own weight instead, C*H*W and 1/w
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from sid_ray.objectives.functional import (
     finite_samples,
     group_product,
     only,
-    sid_weight,
 )
 from sid_ray.objectives.sid import Denoised, Scored, SiD, fake_metrics, generator_metrics
 from sid_ray.objectives.statistics import discriminator_statistics
@@ -76,9 +76,8 @@ class SiDA(SiD):
         seen = self.denoise(nets, batch, draw, self.schedule.fake_want | Want.LOGITS, True)
         loss = self.denoising_loss(seen)
         judged = self._judge(seen)
-        weight, value, finite = judged[:3]
-        size = scope.group_size or len(value)
-        adversarial = group_product(weight, value, finite, size, scope.sums)
+        adversarial = self._coupled(*judged[:3], scope)
+        value, finite = judged.value, judged.finite
         total = self.fake_scale * loss + self.discriminator_weight * adversarial
         metrics = {"discriminator_loss": adversarial.detach(), "logit_loss": value.detach().sum()}
         metrics |= discriminator_statistics(judged.logits_real, judged.logits_fake, finite)
@@ -87,12 +86,21 @@ class SiDA(SiD):
     def _judge(self, seen: Denoised) -> Judged:
         logits_real, logits_fake = seen.prediction.real_logits, seen.prediction.logits
         assert logits_real is not None and logits_fake is not None
-        value = discriminator_value(logits_real, logits_fake)
+        clamped = self.schedule.adversarial_per_sample
+        value = discriminator_value(logits_real, logits_fake, clamped)
         finite = seen.finite * finite_samples(value)
         weight = only(finite, self._discriminator_weight(seen))
         return Judged(weight, only(finite, value), finite, logits_real, logits_fake)
 
+    def _coupled(self, weight: Tensor, value: Tensor, finite: Tensor, scope: Scope) -> Tensor:
+        """Weights times values over the groups of a pass, or sample by sample."""
+        if self.schedule.adversarial_per_sample:
+            return (weight * value).sum()
+        return group_product(weight, value, finite, scope.group_size or len(value), scope.sums)
+
     def _discriminator_weight(self, seen: Denoised) -> Tensor:
+        if self.schedule.adversarial_per_sample:
+            return torch.full_like(seen.finite, seen.target[0].numel())
         weight = self.schedule.fake_weight(seen.level)
         if seen.prediction.logvar is None:
             return weight
@@ -100,7 +108,7 @@ class SiDA(SiD):
         return weight / (u if self.official else u.detach()).exp()
 
     def fake_sums(self, images_seen: int) -> SumsOf | None:
-        return self._discriminator_sums
+        return None if self.schedule.adversarial_per_sample else self._discriminator_sums
 
     @torch.no_grad()
     def _discriminator_sums(self, nets: Networks, batch: Batch, draw: Draw) -> GroupSums:
@@ -121,7 +129,7 @@ class SiDA(SiD):
         loss = self.distillation_loss(seen)
         weight, value, finite = self._adversarial_terms(seen)
         size = scope.group_size or len(value)
-        adversarial = group_product(weight, value, finite, size, scope.sums) * seen.y[0].numel()
+        adversarial = self._coupled(weight, value, finite, scope) * seen.y[0].numel()
         total = 0.5 * self.generator_scale * loss + 0.5 * self.adversarial_weight * adversarial
         with torch.no_grad():
             outside = (seen.logits.abs() > MAX_LOGIT).flatten(1).float().mean(1).sum()
@@ -133,10 +141,12 @@ class SiDA(SiD):
         assert seen.logits is not None
         value = adversarial_value(seen.logits)
         finite = seen.finite * finite_samples(value)
-        weight = 1 / (sid_weight(seen.y, seen.f_phi) * seen.u.exp())
+        weight = 1 / (seen.divisor * seen.u.exp())
         return only(finite, weight), only(finite, value), finite
 
     def generator_sums(self, images_seen: int) -> SumsOf | None:
+        if self.schedule.adversarial_per_sample:
+            return None
         return self._adversarial_sums if self._adversarial(images_seen) else None
 
     @torch.no_grad()

@@ -24,5 +24,5 @@ class VSD(SiD):
     through_scores: ClassVar[bool] = False
 
     def distillation_loss(self, seen: Scored) -> Tensor:
-        loss = vsd_generator_loss(seen.y, seen.f_phi, seen.f_psi)
+        loss = vsd_generator_loss(seen.y, seen.f_phi, seen.f_psi, seen.divisor)
         return (loss / image_shape(seen.u).exp()).sum()

@@ -128,8 +128,8 @@ def test_one_step_draws_nothing_more_and_is_one_evaluation():
     net, batch = tiny_network(), Batch(torch.eye(10)[:4])
     y = SiD(EDMSchedule()).generate(Networks(net, net, net), batch, draw, dropout=True)
     cond = Condition(batch.labels, dropout_keys=draw.dropout_keys)
-    zero = torch.zeros_like(y)
-    assert torch.equal(y, generator_step(net, EDMSchedule(), zero, draw.latents, 0, 1, cond))
+    z = draw.latents
+    assert torch.equal(y, generator_step(net, EDMSchedule(), None, z, z, 0, 1, cond).image)
     level = EDMSchedule().level(torch.full((4,), 2.5))
     expected = net(draw.latents * image_shape(level.sigma), level, cond).x0
     assert torch.equal(y, expected)

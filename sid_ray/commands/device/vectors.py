@@ -168,7 +168,8 @@ def outcome_of_objective(
         ("fake score", nets[1], objective.fake_loss),
         ("generator", nets[2], objective.generator_loss),
     ):
-        normal = phase == "fake score" and objective.draw_spec.normal_fake_time
+        spec = objective.draw_spec
+        normal = spec.normal_fake_time if phase == "fake score" else spec.normal_generator_time
         draw = Draw(
             numbers.normal(count, *shape),
             numbers.normal(count, *shape),
