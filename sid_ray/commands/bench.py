@@ -49,8 +49,8 @@ def bench(config: DistillConfig, asked: BenchOptions, flags: Sequence[str] = ())
     flop = iteration_flops(config, description)
     config, machine = placed(config, description)
     if machine == CPU and config.training.precision == "float16":
-        tell("float16 takes torch's slow path on a CPU, a convolution 20 to 200 times slower: what it "
-             "measures is that; --training.precision float32 measures this CPU")  # fmt: skip
+        tell("float16 takes torch's slow path on a CPU, a convolution 20 to 200 times slower, and "
+             "that is measured; --training.precision float32 measures this CPU")  # fmt: skip
     if machine == CPU and MICRO not in fixed:
         config = with_affordable_passes(config, flop, asked.minutes)
     workers = config.chosen.num_workers
