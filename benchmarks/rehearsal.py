@@ -110,7 +110,7 @@ RECIPES = (
     ),
     Measured(
         "img512-xs-sid",
-        (64, 512),
+        (64, 256),
         {"img_resolution": 8, "attn_resolutions": [2, 1], "model_channels": 16,
          "channels_per_head": 16},
     ),

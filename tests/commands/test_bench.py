@@ -94,6 +94,8 @@ def test_a_change_within_noise_or_without_agreement_is_not_kept():
     assert not Found(1, 1, (0.9, 1.1, 1.2, 0.8, 0.97, 1.3)).faster
     assert Found(1, 1, (0.9, 1.1, 0.95)).faster
     assert not Found(1, 1).faster
+    assert not Found(1, 1, (0.95,)).faster  # one turn, which may be anything
+    assert Found(1, 1, (0.8,)).faster
 
 
 def test_what_fails_is_a_row_with_its_line_and_the_search_goes_on():

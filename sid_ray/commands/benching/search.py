@@ -20,6 +20,7 @@ from sid_ray.planning.memory import TRAINED
 from sid_ray.planning.profile import SETTINGS
 
 GAIN = 0.01  # a change must be at least so much faster: less is within the noise
+FEW_TURNS, GAIN_IN_FEW = 3, 0.1  # of fewer turns than that, so much: one may be anything
 AGREE = 2 / 3  # and faster in this share of the turns
 SHARED = ("zero_stage", "overlap_comm")  # say nothing where there is nobody to share with
 MICRO = "micro_batch"
@@ -47,7 +48,8 @@ class Found:
     def faster(self) -> bool:
         """Than the best, by more than noise."""
         agree = sum(ratio < 1 for ratio in self.ratios) >= AGREE * len(self.ratios)
-        return bool(self.ratios) and self.ratio < 1 - GAIN and agree
+        gain = GAIN if len(self.ratios) >= FEW_TURNS else GAIN_IN_FEW
+        return bool(self.ratios) and self.ratio < 1 - gain and agree
 
 
 @dataclass(frozen=True)
