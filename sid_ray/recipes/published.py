@@ -1,6 +1,6 @@
 """What was published of a configuration, and what the published recipes have in common.
 
-The tables are in edm.py, edm2.py and stable_diffusion.py: rows hold what differs
+The tables are in edm.py, edm2.py, stable_diffusion.py and flow.py: rows hold what differs
 between configurations, one function a family turns them into recipes. The numbers are those of the
 authors' scripts and READMEs (mingyuanzhou/SiD, branches main and sida; mingyuanzhou/SiD-LSG;
 NVlabs/edm; NVlabs/edm2). Errors of the scripts are not repeated; docs/recipes.md lists them.
@@ -14,7 +14,7 @@ from typing import Literal
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import EvaluationConfig, ObjectiveConfig, ResourcesConfig
 
-Method = Literal["SiD", "SiDA", "SiD2A", "SiD-LSG"]
+Method = Literal["SiD", "SiDA", "SiD2A", "SiD-LSG", "SiD-DiT"]
 
 MILLION = 1_000_000
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com"
@@ -64,10 +64,17 @@ class Recipe:
 ON_GPUS = ResourcesConfig(use_gpu=True)
 
 
-def unscored(teacher_steps: int = EvaluationConfig.teacher_steps) -> EvaluationConfig:
+def unscored(
+    teacher_steps: int = EvaluationConfig.teacher_steps,
+    teacher_guidance: float = EvaluationConfig.teacher_guidance,
+) -> EvaluationConfig:
     """No scores while training: Inception features are not part of this project yet."""
     return EvaluationConfig(
-        feature_space="", every=0, final_report=False, teacher_steps=teacher_steps
+        feature_space="",
+        every=0,
+        final_report=False,
+        teacher_steps=teacher_steps,
+        teacher_guidance=teacher_guidance,
     )
 
 

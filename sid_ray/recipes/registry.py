@@ -19,6 +19,7 @@ from sid_ray.config.sections import (
 from sid_ray.errors import UserError, nearest
 from sid_ray.recipes.edm import EDM
 from sid_ray.recipes.edm2 import EDM2
+from sid_ray.recipes.flow import FLOW
 from sid_ray.recipes.published import Recipe
 from sid_ray.recipes.stable_diffusion import STABLE_DIFFUSION
 
@@ -136,6 +137,7 @@ FAMILIES: dict[str, tuple[Recipe, ...]] = {
     "EDM (NVlabs/edm)": EDM,
     "EDM2 (NVlabs/edm2)": EDM2,
     "Stable Diffusion": STABLE_DIFFUSION,
+    "Flow matching (SANA, SD3, FLUX)": FLOW,
 }
 RECIPES: dict[str, Recipe] = {
     entry.config.recipe: entry for family in FAMILIES.values() for entry in family

@@ -287,6 +287,7 @@ def test_own_flags_are_taken_out_and_the_others_left_as_typed():
         ("digits-sid", "sid_edm.py"),
         ("cifar10-cond-sid", "sid_edm.py"),
         ("sd15-lsg-kappa2", "sid_lsg_sd.py"),
+        ("sana-600m-512-dit", "sid_flow.py"),
     ],
 )
 def test_a_recipe_has_its_entry_script(name, script):

@@ -3,6 +3,7 @@ the authors' scripts and READMEs; nothing in them is computed.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -120,6 +121,18 @@ CHECKPOINTS = {
     "afhqv2-sid2a-alpha1.2": None,
 }  # fmt: skip
 
+# Per recipe of SiD-DiT: repository, kind of noise levels, learning rate of both networks.
+SANA = "Efficient-Large-Model/Sana_"
+FLOW = {
+    "sana-600m-512-dit": (SANA + "600M_512px_diffusers", "flow", 5e-6),
+    "sana-1600m-512-dit": (SANA + "1600M_512px_diffusers", "flow", 1e-6),
+    "sana-1600m-1024-dit": (SANA + "1600M_1024px_diffusers", "flow", 1e-6),
+    "sd3-medium-dit": ("stabilityai/stable-diffusion-3-medium-diffusers", "flow", 1e-6),
+    "sd35-medium-dit": ("stabilityai/stable-diffusion-3.5-medium", "flow", 1e-6),
+    "sd35-large-dit": ("stabilityai/stable-diffusion-3.5-large", "flow", 1e-6),
+    "flux-dev-512-dit": ("black-forest-labs/FLUX.1-dev", "guided-flow", 1e-6),
+}
+
 
 def of_prefix(*prefixes: str) -> set[str]:
     return {name for name in RECIPES if name.startswith(prefixes)}
@@ -183,6 +196,7 @@ def test_no_published_recipe_is_missing_here():
     sizes = {f"img512-{size}-{method}" for size in EDM2 for method in ("sid", "sida", "sid2a")}
     assert of_prefix("img512-") == sizes
     assert of_prefix("sd15-", "sd21-") == LSG.keys()
+    assert of_prefix("sana-", "sd3", "flux-") == FLOW.keys()
 
 
 @pytest.mark.parametrize("name", EDM_RUNS)
@@ -246,6 +260,33 @@ def test_edm2(size, method, place):
     assert published.images_seen == kimg * 1000
     assert (published.fid, published.best_fid) == (None, None if method == "SiD" else best)
     assert (published.teacher_fid, published.teacher_evaluations) == (teacher_fid, 63)
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_flow(name):
+    """SiD-DiT: one set of settings for all teachers, but for SANA 0.6B's learning rate."""
+    source, kind, lr = FLOW[name]
+    entry = recipe_entry(name)
+    config, published = entry.config, entry.published
+    objective, schedule, training = config.objective, config.schedule, config.training
+    assert config.teacher.source == "hf://" + source
+    assert (objective.name, objective.alpha, objective.num_steps) == ("lsg", 1.0, 4)
+    kappas = objective.kappa1, objective.kappa2, objective.kappa3, objective.kappa4
+    assert kappas == (4.5, 4.5, 4.5, 4.5)
+    assert (objective.fake_scale, objective.generator_scale) == (1.0, 100.0)
+    assert objective.text_dropout == 0
+    assert (schedule.kind, schedule.weighting) == (kind, "1_minus_sigma")
+    assert (schedule.time_mean, schedule.time_std) == (math.log(2), 1.6)
+    assert (schedule.init_time, schedule.generator_shift) == (999, 1.0)
+    assert schedule.step_noise == "fresh"
+    assert (training.batch_size, training.precision) == (256, "bfloat16")
+    assert (training.fake_score_lr, training.generator_lr) == (lr, lr)
+    assert (training.epsilon, training.ema_half_life, training.clip_value) == (1e-8, 0, 0)
+    assert (training.fake_score_beta1, training.generator_beta1, training.beta2) == (0, 0, 0.999)
+    assert (published.method, published.duration) == ("SiD-DiT", 2_000_000)
+    assert (published.fid, published.clip_score, published.checkpoint) == (None, None, None)
+    assert "not published" in published.notes or name == "sana-600m-512-dit"
+    assert config.resources == ResourcesConfig(use_gpu=True)
 
 
 @pytest.mark.parametrize("name", LSG)
@@ -433,6 +474,7 @@ def test_prompts_are_asked_for_before_anything_is_fetched(capsys, started):
         ("sid_edm", "digits-sid"),
         ("sida_edm2", "img512-xs-sida"),
         ("sid_lsg_sd", "sd15-lsg-kappa2"),
+        ("sid_flow", "sana-600m-512-dit"),
     ],
 )
 def test_entry_scripts_take_any_recipe(capsys, started, monkeypatch, script, default):
