@@ -21,7 +21,7 @@ from sid_ray.storage.durable import LOCK, HeldError, lock
 from sid_ray.storage.places import database_of
 from sid_ray.tracking.journal import LOCK_S, JournalRecord
 from sid_ray.tracking.mlflow_artifacts import Artifacts
-from sid_ray.tracking.mlflow_sqlite import put_right
+from sid_ray.tracking.mlflow_sqlite import make_tables, put_right
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps
@@ -88,8 +88,10 @@ class MlflowRun:
             os.environ.setdefault(name, value)
         with only_opener(self._target.uri):
             database = database_of(self._target.uri)
-            if database is not None and (moved := put_right(database)):
-                self._tell(moved)
+            if database is not None:
+                make_tables(self._target.uri, database)
+                if moved := put_right(database):
+                    self._tell(moved)
             self._open()
 
     def _open(self) -> None:

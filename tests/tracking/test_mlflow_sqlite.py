@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,12 @@ import pytest
 from mlflow.tracking._tracking_service import utils
 
 from sid_ray.storage.places import absolute_uri
+from sid_ray.tracking.mlflow_run import MlflowRun
 from sid_ray.tracking.mlflow_sqlite import artifacts_of, check_writable, look_in_database, put_right
 from sid_ray.tracking.sender import Tracking
 from tests.support.tracking import empty_store, target
+
+ROOT = Path(__file__).parents[2]
 
 
 def told(folder: Path, text: str = "1") -> str:
@@ -44,6 +49,31 @@ def one(tmp_path):
     folder.mkdir()
     told(folder)
     return folder
+
+
+KILLED_AMIDST = """
+import os, pathlib, sys
+from mlflow.store.db import utils
+from tests.support.tracking import target
+from sid_ray.tracking.mlflow_run import MlflowRun
+utils._upgrade_db = lambda *_: os.kill(os.getpid(), 9)  # which follows the first tables
+folder = pathlib.Path(sys.argv[1])
+MlflowRun(target(folder, uri=f"sqlite:///{folder}/mlflow.db"), folder, print).open()
+"""
+
+
+def test_a_process_killed_while_tables_are_made_leaves_nothing_in_the_way(tmp_path):
+    """MLflow makes a store's tables for seconds; of a half-made one it says that it is of an older
+    version, and a run that was killed then could not go on.
+    """
+    half, store = tmp_path / "mlflow.db.new", tmp_path / "mlflow.db"
+    done = subprocess.run([sys.executable, "-c", KILLED_AMIDST, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -9
+    assert half.stat().st_size and not store.exists()
+    run = MlflowRun(target(tmp_path, uri=f"sqlite:///{store}"), tmp_path, print)
+    run.open()
+    assert run.run_id
+    assert store.exists() and not half.exists()
 
 
 @pytest.mark.parametrize("how", ["copied", "moved", "copied without the files"])
