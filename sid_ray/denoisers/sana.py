@@ -83,13 +83,17 @@ def time_scale_of(network: Mapping[str, Any]) -> Any:
 
 def build_sana(network: Mapping[str, Any], layout: PromptLayout) -> SanaDenoiser:
     options = sana_options(network)
-    from sid_ray.denoisers.sana_body import SanaBody
+    from sid_ray.denoisers.sana_body import LinearAttention, SanaBody
 
-    return SanaDenoiser(built_transformer(SanaBody, options, CLASS), layout, time_scale_of(network))
+    body: Any = built_transformer(SanaBody, options, CLASS)
+    for block in body.transformer_blocks:
+        block.attn1.set_processor(LinearAttention())
+    return SanaDenoiser(body, layout, time_scale_of(network))
 
 
 def sana_written_out(network: Mapping[str, Any], text_tokens: int) -> dict[str, Any]:
     options = sana_options(network)
+    del options["timestep_scale"]  # said by time_scale
     ours = {
         "latent_size": network.get("latent_size", options["sample_size"]),
         "text_tokens": text_tokens,
