@@ -58,6 +58,10 @@ HOMES = {
     "optuna": ("sid_ray/sweep/",),
     "diffusers": (
         "sid_ray/denoisers/autoencoder.py",
+        "sid_ray/denoisers/flux.py",
+        "sid_ray/denoisers/sana.py",
+        "sid_ray/denoisers/sana_body.py",
+        "sid_ray/denoisers/sd3.py",
         "sid_ray/denoisers/stable_diffusion.py",
     ),
     "transformers": (

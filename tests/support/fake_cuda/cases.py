@@ -44,6 +44,46 @@ STABLE_DIFFUSION: dict[str, Any] = {
     "norm_num_groups": 4,
     "prediction_type": "epsilon",
 }
+SD3: dict[str, Any] = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 10,
+    "pos_embed_max_size": 6,
+    "text_tokens": 6,
+}
+SANA: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "num_cross_attention_heads": 2,
+    "cross_attention_dim": 16,
+    "caption_channels": 12,
+    "text_tokens": 6,
+}
+FLUX: dict[str, Any] = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "pooled_projection_dim": 10,
+    "axes_dims_rope": [2, 2, 4],
+    "guidance_embeds": True,
+    "latent_size": 8,
+    "text_tokens": 6,
+}
 NETWORKS: dict[tuple[str, str], dict[str, Any]] = {
     ("edm", ""): EDM,
     ("edm", "levels"): EDM | {"channel_mult": [1, 2]},
@@ -66,6 +106,12 @@ NETWORKS: dict[tuple[str, str], dict[str, Any]] = {
     ("edm2", "levels"): EDM2 | {"channel_mult": [1, 2], "dropout": 0.1},
     ("stable-diffusion", ""): STABLE_DIFFUSION,
     ("stable-diffusion", "velocity"): STABLE_DIFFUSION | {"prediction_type": "v_prediction"},
+    ("sd3", ""): SD3,
+    ("sd3", "3.5"): SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": [0]},
+    ("sana", ""): SANA,
+    ("sana", "sprint"): SANA | {"qk_norm": "rms_norm_across_heads", "timestep_scale": 0.001},
+    ("flux", ""): FLUX,
+    ("flux", "schnell"): FLUX | {"guidance_embeds": False},
 }
 GROUP = 4
 # A rank's (images an iteration, images a pass): a group, two groups one after the other or both in

@@ -1,0 +1,53 @@
+"""FLUX.1 (dev, schnell): a transformer that is told the guidance scale and reads T5 and CLIP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sid_ray.denoisers.family import Arguments
+from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.noise import GUIDED_FLOW_NOISE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sid_ray.denoisers.prompt_layout import PromptLayout
+
+LATENT_SIZE = 64  # of 512 pixels a side; the network's config says none
+
+
+class FLUX(FlowFamily):
+    name = "flux"
+    noise = GUIDED_FLOW_NOISE
+    teacher_steps = 28
+    tokens = 512
+    text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    parts = ("vae", *text_parts, "scheduler")
+    official_classes = ("FluxTransformer2DModel",)
+
+    def build(self, network: Arguments) -> nn.Module:
+        from sid_ray.denoisers.flux import build_flux
+
+        return build_flux(network, self.layout(network))
+
+    def shape(self, network: Arguments) -> tuple[int, int, int]:
+        """Unpacked: the network sees four latents as one token."""
+        size = network.get("latent_size", LATENT_SIZE)
+        return network.get("in_channels", 64) // 4, size, size
+
+    def written_out(self, network: Arguments) -> dict[str, Any]:
+        from sid_ray.denoisers.flux import flux_written_out
+
+        return flux_written_out(network, self.shape(network)[1], self.layout(network).tokens)
+
+    def layout(self, network: Arguments) -> PromptLayout:
+        from sid_ray.denoisers.prompt_layout import PromptLayout
+
+        return PromptLayout(
+            network.get("text_tokens", self.tokens),
+            network.get("joint_attention_dim", 4096),
+            pooled=network.get("pooled_projection_dim", 768),
+        )
+
+
+SPEC = FLUX()

@@ -1,0 +1,50 @@
+"""SANA: a transformer with linear attention on strongly compressed latents, which reads Gemma-2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sid_ray.denoisers.family import Arguments
+from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.noise import FLOW_NOISE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sid_ray.denoisers.prompt_layout import PromptLayout
+
+
+class SANA(FlowFamily):
+    name = "sana"
+    noise = FLOW_NOISE
+    teacher_steps = 20
+    tokens = 300
+    text_parts = ("text_encoder", "tokenizer")
+    parts = ("vae", *text_parts, "scheduler")
+    official_classes = ("SanaTransformer2DModel",)
+
+    def build(self, network: Arguments) -> nn.Module:
+        from sid_ray.denoisers.sana import build_sana
+
+        return build_sana(network, self.layout(network))
+
+    def shape(self, network: Arguments) -> tuple[int, int, int]:
+        size = network.get("latent_size", network.get("sample_size", 32))
+        return network.get("in_channels", 32), size, size
+
+    def written_out(self, network: Arguments) -> dict[str, Any]:
+        from sid_ray.denoisers.sana import sana_written_out
+
+        return sana_written_out(network, self.layout(network).tokens)
+
+    def layout(self, network: Arguments) -> PromptLayout:
+        from sid_ray.denoisers.prompt_layout import PromptLayout
+
+        return PromptLayout(
+            network.get("text_tokens", self.tokens),
+            network.get("caption_channels", 2304),
+            masked=True,
+        )
+
+
+SPEC = SANA()

@@ -1,0 +1,53 @@
+"""Stable Diffusion 3 and 3.5 (medium, large): a transformer that reads two CLIPs and T5."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sid_ray.denoisers.family import Arguments
+from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.noise import FLOW_NOISE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sid_ray.denoisers.prompt_layout import PromptLayout
+
+
+class SD3(FlowFamily):
+    name = "sd3"
+    noise = FLOW_NOISE
+    teacher_steps = 28
+    tokens = 154  # 77 of the CLIPs, 77 of T5
+    text_parts = (
+        "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
+        "tokenizer_3",
+    )  # fmt: skip
+    parts = ("vae", *text_parts, "scheduler")
+    official_classes = ("SD3Transformer2DModel",)
+
+    def build(self, network: Arguments) -> nn.Module:
+        from sid_ray.denoisers.sd3 import build_sd3
+
+        return build_sd3(network, self.layout(network))
+
+    def shape(self, network: Arguments) -> tuple[int, int, int]:
+        size = network.get("latent_size", network.get("sample_size", 128))
+        return network.get("in_channels", 16), size, size
+
+    def written_out(self, network: Arguments) -> dict[str, Any]:
+        from sid_ray.denoisers.sd3 import sd3_written_out
+
+        return sd3_written_out(network, self.layout(network).tokens)
+
+    def layout(self, network: Arguments) -> PromptLayout:
+        from sid_ray.denoisers.prompt_layout import PromptLayout
+
+        return PromptLayout(
+            network.get("text_tokens", self.tokens),
+            network.get("joint_attention_dim", 4096),
+            pooled=network.get("pooled_projection_dim", 2048),
+        )
+
+
+SPEC = SD3()

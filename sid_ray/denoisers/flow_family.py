@@ -1,0 +1,45 @@
+"""What the families of flow-matching transformers share. Light: torch is imported in methods."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
+
+if TYPE_CHECKING:
+    from sid_ray.denoisers.prompt_layout import PromptLayout
+    from sid_ray.denoisers.text import TextEmbeddings
+
+
+class FlowFamily(Family):
+    """A transformer in the folder ``transformer`` of a pipeline, on latents, told prompts.
+
+    ``tokens`` of a prompt where ``network`` does not say ``text_tokens``.
+    """
+
+    tokens: ClassVar[int]
+    precisions = PRECISIONS
+    reads_text = True
+    adversarial_features = "the mean of the last image tokens, a logit for each of their channels"
+    folder = "transformer"
+    bare_prefix = "transformer."
+
+    @abstractmethod
+    def layout(self, network: Arguments) -> PromptLayout:
+        """Of a prompt as the network reads it."""
+
+    def makes_latents(self, network: Arguments) -> bool:
+        return True
+
+    def text_shape(self, network: Arguments) -> tuple[int, int]:
+        return self.layout(network).shape
+
+    def check_text(self, network: Arguments, folder: Path) -> None:
+        raise NotImplementedError(f"text encoders of {self.name} are not built yet")
+
+    def load_text(
+        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+    ) -> TextEmbeddings:
+        raise NotImplementedError(f"text encoders of {self.name} are not built yet")
