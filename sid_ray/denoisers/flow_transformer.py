@@ -12,10 +12,12 @@ Symbols
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sid_ray.denoisers.attention import check_backend
 from sid_ray.denoisers.precondition import with_real
@@ -122,14 +124,71 @@ class FlowDenoiser(nn.Module):
         """
         if self.compute_dtype is None:
             return nullcontext()
+        if device.type == "meta":
+            return CastProducts(self.compute_dtype)
         return torch.autocast(device.type, dtype=self.compute_dtype, cache_enabled=False)
+
+
+class CastProducts(TorchFunctionMode):
+    """What torch.autocast does to products, for the tensors without data of a memory plan, which it
+    refuses.
+    """
+
+    active: ClassVar[torch.dtype | None] = None  # of the mode that something runs in now
+    PRODUCTS = (F.linear, F.conv2d, torch.matmul, torch.bmm, F.scaled_dot_product_attention)
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __enter__(self) -> CastProducts:
+        CastProducts.active = self.dtype
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        CastProducts.active = None
+        super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.PRODUCTS:
+            args = [self.cast(value) for value in args]
+            kwargs = {name: self.cast(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def cast(self, value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if floats else value
 
 
 def run_layer(transformer: Any, block: nn.Module, *arguments: Any) -> Any:
     """block(*arguments), its inside remembered or not, as the transformer says."""
     if transformer.gradient_checkpointing and torch.is_grad_enabled():
-        return recomputed(block, *arguments)
+        return recomputed(as_here(block), *arguments)
     return block(*arguments)
+
+
+def as_here(block: nn.Module) -> Any:
+    """A block that runs again as now: torch keeps autocast for that, and knows no CastProducts."""
+    dtype = CastProducts.active
+    if dtype is None:
+        return block
+
+    def run(*arguments: Any) -> Any:
+        if CastProducts.active is not None:
+            return block(*arguments)
+        with CastProducts(dtype):
+            return block(*arguments)
+
+    run._forward_pre_hooks = block._forward_pre_hooks  # type: ignore[attr-defined]
+    run._forward_hooks = block._forward_hooks  # type: ignore[attr-defined]
+    return run
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Products in their inputs' own precision, within a body in half precision."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def image_of_patches(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:

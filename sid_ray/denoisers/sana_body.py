@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sid_ray.denoisers.flow_transformer import run_layer
+from sid_ray.denoisers.flow_transformer import in_float32, run_layer
 
 
 class SanaBody(SanaTransformer2DModel):
@@ -49,7 +49,7 @@ class LinearAttention:
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with in_float32(hidden_states.device):
             heads = (value.transpose(1, 2).unflatten(1, (attn.heads, -1)) for value in (q, k, v))
             q, k, v = (value.float() for value in heads)  # [B, heads, d, N]
             v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a row of ones: the divisor in the same product

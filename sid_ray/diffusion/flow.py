@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sid_ray.diffusion.schedules import Schedule, image_shape
+from sid_ray.diffusion.schedules import NoiseLevels, image_shape
 from sid_ray.diffusion.weighting import OVER_TIME, SID_LEGACY, WEIGHTINGS, sid_weight
 from sid_ray.errors import UserError, nearest
 from sid_ray.types import Level, Prediction, Want
@@ -36,7 +36,7 @@ def x0_from_velocity(x_t: Tensor, v: Tensor, level: Level) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FlowSchedule(Schedule):
+class FlowSchedule(NoiseLevels):
     """Noise levels for flow-matching teachers (SiD-DiT; SD3, arXiv:2403.03206).
 
     Args:

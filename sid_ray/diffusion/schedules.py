@@ -31,7 +31,7 @@ def image_shape(per_sample: Tensor) -> Tensor:
     return per_sample.reshape(-1, 1, 1, 1)
 
 
-class Schedule:
+class NoiseLevels:
     """What all kinds of noise levels have in common, and what most of them have."""
 
     normal_fake_time: ClassVar[bool] = True
@@ -49,7 +49,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class EDMSchedule(Schedule):
+class EDMSchedule(NoiseLevels):
     """Noise levels for EDM and EDM2 teachers (EDM, table 1; SiD, section 4).
 
     Args are those of the config's ``schedule`` section.
@@ -133,7 +133,7 @@ def cumulative_alphas(
 
 
 @dataclass(frozen=True)
-class DiscreteVPSchedule(Schedule):
+class DiscreteVPSchedule(NoiseLevels):
     """Noise levels of Stable Diffusion and other DDPM-like teachers (DDPM; SiD-LSG).
 
     Args:

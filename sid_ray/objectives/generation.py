@@ -11,7 +11,7 @@ from sid_ray.diffusion.schedules import image_shape
 from sid_ray.types import Condition, Denoiser, Level, Schedule
 
 
-class Made(NamedTuple):
+class Evaluated(NamedTuple):
     """What one evaluation made: ``image`` [B, C, H, W] of ``x_t`` at ``level``."""
 
     image: Tensor
@@ -22,13 +22,13 @@ class Made(NamedTuple):
 def generator_step(
     net: Denoiser,
     schedule: Schedule,
-    before: Made | None,
+    before: Evaluated | None,
     noise: Tensor,
     latents: Tensor,
     step: int,
     num_steps: int,
     cond: Condition,
-) -> Made:
+) -> Evaluated:
     """y_k = D(add_noise(y_{k-1}, noise, level_k); level_k), [B, C, H, W]; y_{-1} = 0.
 
     Levels fall linearly, in sigma for EDM and EDM2 (SiDA), in the timestep for Stable Diffusion
@@ -42,10 +42,10 @@ def generator_step(
     x_t = schedule.add_noise(image, noise, level)
     y = net(x_t, level, cond).x0
     assert y is not None
-    return Made(y, x_t, level)
+    return Evaluated(y, x_t, level)
 
 
-def noise_between(kind: str, before: Made, fresh: Tensor, latents: Tensor) -> Tensor:
+def noise_between(kind: str, before: Evaluated, fresh: Tensor, latents: Tensor) -> Tensor:
     """What an evaluation after the first reads: "fresh", the "fixed" latents of the first, or
     "ddim": (x_t - alpha y) / sigma, the noise that the evaluation before says is in its input,
     without gradient.

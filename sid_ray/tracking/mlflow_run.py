@@ -21,7 +21,7 @@ from sid_ray.storage.durable import LOCK, HeldError, lock
 from sid_ray.storage.places import database_of
 from sid_ray.tracking.journal import LOCK_S, JournalRecord
 from sid_ray.tracking.mlflow_artifacts import Artifacts
-from sid_ray.tracking.mlflow_sqlite import make_tables, put_right
+from sid_ray.tracking.mlflow_sqlite import is_there, put_right
 
 PARAM_LIMIT = 6000  # characters MLflow keeps of a param value
 OLD_PARAM_LIMIT = 250  # that any version keeps
@@ -323,6 +323,24 @@ def only_opener(uri: str) -> Iterator[None]:
         except OSError:  # this file system has no locks
             pass
         yield
+
+
+def make_tables(uri: str, database: Path) -> None:
+    """Makes MLflow's tables of a store that is not there, whole or not at all.
+
+    MLflow makes them one after another, for seconds: a process that is killed meanwhile would leave
+    a store that MLflow calls out of date and never opens again. Raises what MLflow raises.
+    """
+    if "?" in uri or database.name in ("", ":memory:"):
+        return  # no plain file
+    if is_there(database) and database.stat().st_size:
+        return
+    import mlflow
+
+    new = Path(f"{database}.new")
+    new.unlink(missing_ok=True)  # of a process that was killed
+    mlflow.MlflowClient(f"{uri}.new")
+    new.replace(database)
 
 
 def signed_in(uri: str) -> str:

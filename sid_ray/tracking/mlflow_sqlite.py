@@ -71,24 +71,6 @@ def opened(database: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def make_tables(uri: str, database: Path) -> None:
-    """Makes MLflow's tables of a store that is not there, whole or not at all.
-
-    MLflow makes them one after another, for seconds: a process that is killed meanwhile would leave
-    a store that MLflow calls out of date and never opens again. Raises what MLflow raises.
-    """
-    if "?" in uri or database.name in ("", ":memory:"):
-        return  # no plain file
-    if is_there(database) and database.stat().st_size:
-        return
-    import mlflow
-
-    new = Path(f"{database}.new")
-    new.unlink(missing_ok=True)  # of a process that was killed
-    mlflow.MlflowClient(f"{uri}.new")
-    new.replace(database)
-
-
 # Put right ----------------------------------------------------------------------------------------
 
 

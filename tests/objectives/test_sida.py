@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sid_ray.denoisers.registry import family_of, from_official
-from sid_ray.diffusion.schedules import EDMSchedule, Schedule
+from sid_ray.diffusion.schedules import EDMSchedule, NoiseLevels
 from sid_ray.objectives import functional, sida
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
@@ -144,7 +144,7 @@ def test_gradient_equals_finite_differences(family, monkeypatch):
     y = nets.generator.images
     seen = objective.score(nets, batch, draw)
     w = functional.sid_weight(seen.y, seen.f_phi)
-    monkeypatch.setattr(Schedule, "loss_divisor", lambda *_: w)
+    monkeypatch.setattr(NoiseLevels, "loss_divisor", lambda *_: w)
 
     def loss(images: torch.Tensor) -> torch.Tensor:
         given = nets._replace(generator=Fixed(images))
