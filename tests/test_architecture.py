@@ -65,7 +65,7 @@ HOMES = {
         "sid_ray/denoisers/stable_diffusion.py",
     ),
     "transformers": (
-        "sid_ray/denoisers/clip_text.py",
+        "sid_ray/denoisers/encoder_parts.py",
         "sid_ray/metrics/transformers_folder.py",
     ),
     "huggingface_hub": ("sid_ray/weights/hub.py",),

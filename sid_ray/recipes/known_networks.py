@@ -10,8 +10,9 @@ import re
 from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.clip_text import CACHE_BYTES, TEXT_FILES
+from sid_ray.denoisers.clip_text import CACHE_BYTES
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
+from sid_ray.denoisers.encoder_parts import TEXT_FILES
 from sid_ray.denoisers.registry import from_official
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import read_component
