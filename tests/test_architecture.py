@@ -62,10 +62,13 @@ HOMES = {
         "sid_ray/denoisers/sana.py",
         "sid_ray/denoisers/sana_body.py",
         "sid_ray/denoisers/sd3.py",
+        "sid_ray/denoisers/flow_prompts.py",
         "sid_ray/denoisers/stable_diffusion.py",
     ),
     "transformers": (
         "sid_ray/denoisers/encoder_parts.py",
+        "sid_ray/denoisers/flow_prompts.py",
+        "sid_ray/denoisers/prompt_encoders.py",
         "sid_ray/metrics/transformers_folder.py",
     ),
     "huggingface_hub": ("sid_ray/weights/hub.py",),

@@ -65,6 +65,7 @@ def write_t5(folder: Path, number: int, width: int = T5_WIDTH) -> None:
 
 def write_gemma(folder: Path, width: int = GEMMA_WIDTH) -> None:
     """text_encoder and tokenizer."""
+    from tokenizers.processors import TemplateProcessing
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizerFast
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
@@ -72,6 +73,8 @@ def write_gemma(folder: Path, width: int = GEMMA_WIDTH) -> None:
     tokens += [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = GemmaTokenizerFast(vocab=vocabulary, merges=[("▁", "a")])
+    begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    tokenizer.backend_tokenizer.post_processor = begin
     tokenizer.save_pretrained(folder / "tokenizer")
     config = Gemma2Config(
         vocab_size=len(vocabulary),
