@@ -88,6 +88,11 @@ class TwoClipsAndT5(PromptEncoders):
     def check(self, folder: Path, layout: PromptLayout) -> None:
         first, second = (clip_widths(folder, part, projected=True) for part in (FIRST, SECOND))
         refuse_other(folder, "pooled embeddings", first.projected + second.projected, layout.pooled)
+        if layout.tokens <= first.tokens:
+            raise UserError(
+                f"the network reads {layout.tokens} tokens, the CLIP in {folder} alone makes "
+                f"{first.tokens}: set its text_tokens to more"
+            )
         if first.width + second.width > layout.width:
             refuse_other(folder, "embeddings", first.width + second.width, layout.width)
         if has_third(folder):

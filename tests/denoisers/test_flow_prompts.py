@@ -17,9 +17,9 @@ from sid_ray.denoisers.flow_prompts import (
     FLUX_PROMPTS,
     SANA_PROMPTS,
     SD3_PROMPTS,
-    TwoClipsAndT5,
 )
 from sid_ray.denoisers.prompt_layout import PromptLayout
+from sid_ray.denoisers.registry import family_of_text
 from sid_ray.errors import UserError
 from tests.denoisers.tiny_text import (
     CLIP_WIDTHS,
@@ -214,6 +214,7 @@ def test_a_missing_part_is_named(folders, name, gone, message):
     ("prompts", "name", "layout", "message"),
     [
         (SD3_PROMPTS, "sd3", PromptLayout(154, 40, 99), "pooled embeddings of width 32, .* 99:"),
+        (SD3_PROMPTS, "sd3", PromptLayout(77, 40, 32), "reads 77 tokens, the CLIP in .* 77: set"),
         (SD3_PROMPTS, "sd3", PromptLayout(154, 20, 32), "embeddings of width 32, .* reads 20:"),
         (SD3_PROMPTS, "sd3", PromptLayout(154, 64, 32), "embeddings of width 40, .* reads 64:"),
         (FLUX_PROMPTS, "flux", PromptLayout(512, 40, 99), "pooled embeddings of width 12, .* 99:"),
@@ -255,8 +256,21 @@ def test_files_of_the_language_model_and_of_one_name_load(made, folders):
         assert torch.equal(found, expected)
 
 
-def test_parts_are_in_the_order_of_the_contract():
-    assert TwoClipsAndT5().parts == (
-        "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
-        "tokenizer_3",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "prompts", "network"),
+    [
+        ("sd3", SD3_PROMPTS, {"joint_attention_dim": T5_WIDTH, "text_tokens": 100,
+                              "pooled_projection_dim": sum(CLIP_WIDTHS)}),
+        ("flux", FLUX_PROMPTS, {"joint_attention_dim": T5_WIDTH, "pooled_projection_dim": 12}),
+        ("sana", SANA_PROMPTS, {"caption_channels": GEMMA_WIDTH, "text_tokens": 40}),
+    ],
+)  # fmt: skip
+def test_families_read_their_folders(made, name, prompts, network):
+    family = family_of_text(made[name])
+    assert (family.name, family.prompts()) == (name, prompts)
+    assert (prompts.parts, prompts.classes) == (family.text_parts, family.text_classes)
+    family.check_text(network, made[name])
+    text = family.load_text(made[name], network=network)
+    assert text.embed(["a red dog"]).shape[1:] == family.text_shape(network)
+    with pytest.raises(UserError, match=r"embeddings of width \d+, the network reads"):
+        family.check_text({}, made[name])
