@@ -21,6 +21,7 @@ from sid_ray.denoisers.encoder_parts import (
     LoadedPart,
     check_part,
     load_part,
+    to_device,
 )
 from sid_ray.tensor_files.tensors import json_object
 
@@ -95,11 +96,7 @@ def clip_states_of(part: LoadedPart) -> StatesOf:
     def states(prompts: Sequence[str]) -> ClipStates:
         shape = {"padding": "max_length", "truncation": True, "max_length": length}
         tokens = tokenizer(list(prompts), return_tensors="pt", **shape).input_ids
-        if encoder.device.type == "cuda":
-            tokens = tokens.pin_memory()  # the host does not wait
-        found = clip(
-            input_ids=tokens.to(encoder.device, non_blocking=True), output_hidden_states=True
-        )
+        found = clip(input_ids=to_device(tokens, encoder.device), output_hidden_states=True)
         pooled = found.pooler_output
         projected = encoder.text_projection(pooled).float() if has_projection else None
         return ClipStates(

@@ -175,6 +175,13 @@ def load_encoder_of(
     return encoder.to(dtype).eval().requires_grad_(False)
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Tokens of the host on a device; the host does not wait."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def load_tokenizer_of(folder: Path, kind: EncoderKind) -> Any:
     """The tokenizer of a folder. Raises UserError naming the file that is missing."""
     import transformers

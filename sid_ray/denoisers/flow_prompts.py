@@ -26,6 +26,7 @@ from sid_ray.denoisers.encoder_parts import (
     LoadedPart,
     check_part,
     load_part,
+    to_device,
 )
 from sid_ray.denoisers.prompt_encoders import PromptEncoders
 from sid_ray.denoisers.prompt_layout import Prompt, PromptLayout
@@ -40,16 +41,16 @@ Device = torch.device | str
 
 def t5_states(part: LoadedPart, prompts: Sequence[str], tokens: int) -> Tensor:
     """[B, tokens, E] float32; padding is not masked, as published."""
-    ids = padded_tokens(part, prompts, tokens).input_ids
-    states: Tensor = part.encoder(ids)[0]
+    states: Tensor = part.encoder(padded_tokens(part, prompts, tokens)[0])[0]
     return states.float()
 
 
-def padded_tokens(part: LoadedPart, prompts: Sequence[str], tokens: int) -> Any:
-    """Of every prompt as many tokens, on the encoder's device."""
+def padded_tokens(part: LoadedPart, prompts: Sequence[str], tokens: int) -> tuple[Tensor, Tensor]:
+    """Of every prompt as many tokens, and which of them are no padding, on the encoder's device."""
     shape = {"padding": "max_length", "truncation": True, "max_length": tokens}
     found = part.tokenizer(list(prompts), return_tensors="pt", **shape)
-    return found.to(part.encoder.device)
+    device = part.encoder.device
+    return to_device(found.input_ids, device), to_device(found.attention_mask, device)
 
 
 def encoder_config(folder: Path, part: str, kind: EncoderKind) -> dict[str, Any]:
@@ -184,11 +185,13 @@ class InstructedGemma(PromptEncoders):
         length = len(gemma.tokenizer.encode(told)) + count - 2
 
         def rows(texts: Sequence[str], tokens: int) -> Tensor:
-            given = padded_tokens(gemma, texts, tokens)
-            mask = given.attention_mask
-            states = gemma.encoder(given.input_ids, attention_mask=mask, use_cache=False)[0]
-            taken = [0, *range(tokens - count + 1, tokens)]
-            return layout.pack(Prompt(states.float()[:, taken], mask=mask[:, taken].float()))
+            ids, mask = padded_tokens(gemma, texts, tokens)
+            states = gemma.encoder(ids, attention_mask=mask, use_cache=False)[0].float()
+            taken = [
+                torch.cat([whole[:, :1], whole[:, tokens - count + 1 :]], dim=1)
+                for whole in (states, mask.float())
+            ]
+            return layout.pack(Prompt(taken[0], mask=taken[1]))
 
         @torch.no_grad()
         def encode(prompts: Sequence[str]) -> Tensor:
@@ -199,7 +202,7 @@ class InstructedGemma(PromptEncoders):
             found = rows([told + prompt.lower().strip() for prompt in prompts], length)
             if null is None:
                 return found
-            given = torch.tensor([bool(prompt) for prompt in prompts], device=found.device)
+            given = to_device(torch.tensor([bool(prompt) for prompt in prompts]), found.device)
             return torch.where(given[:, None, None], found, null)
 
         return encode
