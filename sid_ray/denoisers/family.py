@@ -46,6 +46,8 @@ class Family(ABC):
         reads_text: whether networks are conditioned on prompts.
         text_parts: of a pipeline's folder, what embeds them: the encoders, then their tokenizers.
         text_classes: part with an encoder -> its class; folders of encoders alone are known by it.
+        text_stays: whether the encoders stay in memory beside the networks, as small ones do, or
+            leave it once the prompts of a run are embedded.
         latents: how pixels become what its networks see; None where all of them see pixels.
         adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
             from, in words; empty where there are none, and objectives cannot ask for them.
@@ -69,6 +71,7 @@ class Family(ABC):
     reads_text: ClassVar[bool] = False
     text_parts: ClassVar[tuple[str, ...]] = ()
     text_classes: ClassVar[Mapping[str, str]] = {}
+    text_stays: ClassVar[bool] = True
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
     folder: ClassVar[str] = ""

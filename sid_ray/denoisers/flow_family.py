@@ -23,6 +23,7 @@ class FlowFamily(Family):
     tokens: ClassVar[int]
     precisions = PRECISIONS
     reads_text = True
+    text_stays = False
     adversarial_features = "the mean of the last image tokens, a logit for each of their channels"
     folder = "transformer"
     bare_prefix = "transformer."

@@ -35,3 +35,23 @@ def test_others_are_refused(tmp_path, classes, said):
     write(tmp_path, **classes)
     with pytest.raises(UserError, match=rf"reads the text encoders in .*: ({said})$"):
         family_of_text(tmp_path)
+
+
+def test_memory_of_encoders_that_stay_and_of_those_that_leave(tmp_path):
+    pytest.importorskip("transformers")
+    from sid_ray.config.distill_config import replace
+    from sid_ray.denoisers.clip_text import CACHE_BYTES
+    from sid_ray.recipes.known_networks import text_bytes
+    from sid_ray.recipes.registry import recipe
+    from tests.denoisers.tiny_text import write_clip, write_gemma
+
+    write_clip(tmp_path / "small")
+    write_gemma(tmp_path / "large")
+    (tmp_path / "none").mkdir()
+
+    def counted(name: str) -> int:
+        return text_bytes(replace(recipe("emoji-lsg"), teacher__text_encoder=str(tmp_path / name)))
+
+    size = (tmp_path / "small" / "text_encoder" / "model.safetensors").stat().st_size
+    assert CACHE_BYTES + 0.8 * size < counted("small") < CACHE_BYTES + size
+    assert (counted("large"), counted("none")) == (CACHE_BYTES, 0)
