@@ -63,6 +63,10 @@ OTHERS = [
     Case("text", "stable-diffusion", precision="bfloat16"),
     Case("codec", "edm2", precision="bfloat16"),
     Case("codec", "stable-diffusion"),
+    *(Case("text", name, precision="bfloat16") for name in ("sd3", "sana", "flux")),
+    Case("codec", "sd3", precision="bfloat16"),
+    Case("codec", "sana", precision="float16"),
+    Case("codec", "flux"),
     *(Case("features", variant=name) for name in NAMES if name not in ("inception", "lite0-320")),
 ]
 PLANTED = {

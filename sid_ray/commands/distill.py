@@ -109,7 +109,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
             record = check_same_run(run.store, config) or fresh
             check_same_masks(record, MASKS, drops_out(config, start.description))
             check_same_data(record, fingerprint)
-            text_encoder = components_fingerprint(start.components)
+            text_encoder = components_fingerprint(start.components, start.description.family)
             check_same_text_encoder(record, text_encoder)
             check_newest(run.store, config.teacher.source, start.description)
             if began_from:

@@ -29,6 +29,7 @@ from sid_ray.data.pixels import is_whole_png
 from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
+from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.device.choice import on_gpu
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
@@ -53,7 +54,6 @@ from sid_ray.weights.components import (
     component_folder,
     find_components,
     text_encoder_sha256,
-    weights_sha256,
 )
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import describe
@@ -106,6 +106,7 @@ def conditions_of_seeds(
         if not prompts:
             raise UserError("this generator reads text: give --prompt TEXT or --prompts FILE")
         text = load_text()
+        text.prepare(prompts)
         return lambda seeds: Condition(text=text.embed([prompts[s % len(prompts)] for s in seeds]))
     if prompts:
         raise UserError("--prompt: this generator reads no text; use --labels")
@@ -158,7 +159,9 @@ class OneStepNetwork:
     @cached_property
     def text(self) -> Any:
         """Its text encoder."""
-        return self.family.load_text(self.components.text, self.device, self.precision)
+        return self.family.load_text(
+            self.components.text, self.device, self.precision, self.description.network
+        )
 
     @cached_property
     def codec(self) -> Codec:
@@ -233,7 +236,9 @@ class Painter(OneStepNetwork):
         if self.precision != "float32":
             found["compute"] = self.precision
         if self.components.text is not None:
-            found["text_encoder_sha256"] = text_encoder_sha256(self.components.text)
+            found["text_encoder_sha256"] = text_encoder_sha256(
+                self.components.text, self.description.family
+            )
         if self.components.vae is not None:
             found["vae_sha256"] = weights_sha256(component_folder(self.components.vae, "vae"))
         return json.loads(json.dumps(found))  # as it is read back

@@ -14,9 +14,10 @@ import torch
 
 from sid_ray.data.latent_files import MAX_HALF, to_half
 from sid_ray.denoisers.registry import convention_of
+from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
-from sid_ray.weights.components import component_folder, open_text, open_vae, weights_sha256
+from sid_ray.weights.components import component_folder, open_text, open_vae
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
     folder = component_folder(source, "vae")
     config = convention_of(convention).check(folder)
     channels, inputs = config.latent_channels, config.in_channels
-    factor = 2 ** (len(config.block_out_channels) - 1)
+    factor = convention_of(convention).factor(config)
     if inputs != 3:
         raise UserError(f"{source}: the VAE takes {inputs} channels, 3 are expected")
     if resolution % factor:
@@ -58,9 +59,10 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
 
 
 def plan_text(source: str) -> TextPlan:
-    folder = component_folder(source, "text_encoder", "tokenizer")
-    tokens, width = open_text(source, "cpu").null().shape
-    return TextPlan(source, weights_sha256(folder), (int(tokens), int(width)))
+    """Looks at the text encoders. Raises UserError where they cannot be loaded."""
+    found = open_text(source, "cpu")
+    tokens, width = found.embeddings.null().shape
+    return TextPlan(source, found.sha256, (int(tokens), int(width)))
 
 
 def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
@@ -79,7 +81,7 @@ def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
 def encode_prompts(plan: TextPlan, prompts: Sequence[str], device: str) -> np.ndarray:
     """Prompts -> [N, T D] float16. Raises UserError where a number does not fit."""
     set_numerics()
-    found = open_text(plan.source, device).embed(prompts).float().cpu().numpy()
+    found = open_text(plan.source, device).embeddings.embed(prompts).float().cpu().numpy()
     if not np.isfinite(found).all() or float(np.abs(found).max()) > MAX_HALF:
         raise UserError(f"{plan.source}: an embedding is not finite or beyond float16")
     return found.reshape(len(found), -1).astype(np.float16)

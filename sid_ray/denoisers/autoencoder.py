@@ -1,4 +1,4 @@
-"""The auto-encoder of a pipeline's folder: diffusers' AutoencoderKL."""
+"""The auto-encoder of a pipeline's folder: diffusers' AutoencoderKL or AutoencoderDC."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sid_ray.denoisers.component import (
+    Renamed,
+    as_named,
     component_of,
     filled,
     fitting_tensors,
@@ -17,35 +19,36 @@ from sid_ray.denoisers.component import (
     require_diffusers,
 )
 
+KL, DC = "AutoencoderKL", "AutoencoderDC"
 VAE_FILES = ("diffusion_pytorch_model",)
 # Names of the VAE's attention in files older than diffusers 0.17.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def lay_out_vae(folder: Path) -> nn.Module:
-    """The AutoencoderKL of a pipeline folder, or of a folder that holds nothing else, without
-    memory. Raises UserError for another network, or one that makes other latents than Stable
-    Diffusion's.
+def lay_out_vae(folder: Path, class_name: str = KL) -> nn.Module:
+    """The auto-encoder of a pipeline folder, or of a folder that holds nothing else, without
+    memory. Raises UserError for one of another class.
     """
     require_diffusers()
-    from diffusers import AutoencoderKL
+    import diffusers
 
     own = component_of(folder, "vae")
-    config = read_config(own, "AutoencoderKL")
-    return laid_out(lambda: AutoencoderKL.from_config(config), own)
+    config, kind = read_config(own, class_name), getattr(diffusers, class_name)
+    return laid_out(lambda: kind.from_config(config), own)
 
 
-def check_vae(folder: Path) -> Any:
+def check_vae(folder: Path, class_name: str = KL) -> Any:
     """Whether load_vae will do, but for damaged numbers; the VAE's config. Raises UserError."""
-    vae: Any = lay_out_vae(folder)
-    fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, vae_names, numbers=False)
+    vae: Any = lay_out_vae(folder, class_name)
+    renamed = RENAMED[class_name]
+    fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, renamed, numbers=False)
     return vae.config
 
 
-def load_vae(folder: Path) -> nn.Module:
+def load_vae(folder: Path, class_name: str = KL) -> nn.Module:
     """The VAE of lay_out_vae with its weights."""
-    vae = lay_out_vae(folder)
-    return filled(vae, fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, vae_names))
+    vae, own = lay_out_vae(folder, class_name), component_of(folder, "vae")
+    return filled(vae, fitting_tensors(vae, own, VAE_FILES, RENAMED[class_name]))
 
 
 def random_vae(arguments: Mapping[str, Any]) -> nn.Module:
@@ -67,3 +70,6 @@ def vae_names(found: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
             value = value[:, :, 0, 0]
         names[name] = value
     return names
+
+
+RENAMED: dict[str, Renamed] = {KL: vae_names, DC: as_named}

@@ -104,9 +104,13 @@ class VAECodec:
         parts = []
         for chunk in images.split(self.batch):
             pixels = (chunk + 1) / 2 if self.unit_pixels else chunk
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+            parts.append(self._posterior(pixels.to(self.vae.device, self.vae.dtype)))
         return torch.cat(parts)
+
+    def _posterior(self, pixels: Tensor) -> Tensor:
+        """m and s [B, 2C, h, w] of the auto-encoder's own pixels."""
+        posterior = self.vae.encode(pixels).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1)
 
     def from_moments(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """m and s [B, 2C, h, w] and N(0,1) noise [B, C, h, w] -> latents; no noise: the mean."""
@@ -139,8 +143,12 @@ class VAECodec:
         return scaled.clip(0, 255).to(torch.uint8)
 
     def picture_shape(self, shape: Sequence[int]) -> Sequence[int]:
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = self._factor()
         return 3, factor * shape[1], factor * shape[2]
+
+    def _factor(self) -> int:
+        """By how much the auto-encoder divides the sides of pictures."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
 def stable_diffusion_codec(vae: Any, batch: int = 8) -> VAECodec:

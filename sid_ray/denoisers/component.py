@@ -36,10 +36,19 @@ def component_of(folder: Path, part: str) -> Path:
     return folder if alone else folder / part
 
 
-def tokenizer_folder(folder: Path) -> Path:
-    """Of the tokenizer that goes with a text encoder: beside it, or in its own folder."""
-    places = [folder / "tokenizer", folder.parent / "tokenizer", folder]
+def tokenizer_folder(folder: Path, part: str = "text_encoder") -> Path:
+    """Of the tokenizer that goes with a text encoder: beside it, or in its own folder.
+
+    That of the part text_encoder_2 is tokenizer_2, and so on.
+    """
+    name = tokenizer_part(part)
+    places = [folder / name, folder.parent / name, folder]
     return next((p for p in places if (p / "tokenizer_config.json").is_file()), places[0])
+
+
+def tokenizer_part(part: str) -> str:
+    """The part of a pipeline's folder with a text encoder's tokenizer."""
+    return part.replace("text_encoder", "tokenizer")
 
 
 def as_named(found: Mapping[str, Tensor], model: nn.Module) -> Tensors:
@@ -47,18 +56,23 @@ def as_named(found: Mapping[str, Tensor], model: nn.Module) -> Tensors:
     return dict(found)
 
 
-def read_config(folder: Path, class_name: str) -> dict[str, Any]:
-    """A component's config.json. Raises UserError when it is missing or of another class."""
-    path = folder / "config.json"
+def read_config(folder: Path, *class_names: str) -> dict[str, Any]:
+    """A component's config.json. Raises UserError when it is missing or of none of the classes."""
+    path, expected = folder / "config.json", " or ".join(class_names)
     if not path.is_file():
-        raise UserError(f"no {class_name} in {folder}: config.json is missing")
+        raise UserError(f"no {expected} in {folder}: config.json is missing")
     config = json_object(path)
-    named = config.get("_class_name") or (config.get("architectures") or [class_name])[0]
-    if named != class_name:
-        raise UserError(f"{path} describes {named}, expected {class_name}")
+    named = class_in(config) or class_names[0]
+    if named not in class_names:
+        raise UserError(f"{path} describes {named}, expected {expected}")
     if "quantization_config" in config:
         raise UserError(f"{path}: quantised weights are not supported; take the float ones")
     return config
+
+
+def class_in(config: Mapping[str, Any]) -> str:
+    """The class that a component's config names; empty where it names none."""
+    return str(config.get("_class_name") or (config.get("architectures") or [""])[0])
 
 
 def laid_out(make: Callable[[], nn.Module], folder: Path) -> nn.Module:

@@ -44,7 +44,10 @@ class Family(ABC):
         precisions: of ``training.precision``, those that its networks can compute in. Any but
             float32 asks for the attribute ``compute_dtype`` of a denoiser (precondition.py).
         reads_text: whether networks are conditioned on prompts.
-        text_parts: of a pipeline's folder, what embeds them: the encoder first.
+        text_parts: of a pipeline's folder, what embeds them: the encoders, then their tokenizers.
+        text_classes: part with an encoder -> its class; folders of encoders alone are known by it.
+        text_stays: whether the encoders stay in memory beside the networks, as small ones do, or
+            leave it once the prompts of a run are embedded.
         latents: how pixels become what its networks see; None where all of them see pixels.
         adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
             from, in words; empty where there are none, and objectives cannot ask for them.
@@ -67,6 +70,8 @@ class Family(ABC):
     memory_format: ClassVar[str] = "channels_last"
     reads_text: ClassVar[bool] = False
     text_parts: ClassVar[tuple[str, ...]] = ()
+    text_classes: ClassVar[Mapping[str, str]] = {}
+    text_stays: ClassVar[bool] = True
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
     folder: ClassVar[str] = ""
@@ -153,16 +158,20 @@ class Family(ABC):
         return None
 
     def check_text(self, network: Arguments, folder: Path) -> None:
-        """Raises UserError where the text encoder in a folder cannot be loaded, or is another's.
+        """Raises UserError where the text encoders in a folder cannot be loaded, or are another's.
         Only asked where ``reads_text``.
         """
         raise NotImplementedError(f"{self.name} reads no text")
 
     def load_text(
-        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+        self,
+        folder: Path | None,
+        device: Any = "cpu",
+        precision: str = "float32",
+        network: Arguments | None = None,
     ) -> TextEmbeddings:
-        """The text encoder of a folder, computing in a precision; what it returns is float32.
-        Only asked where ``reads_text``.
+        """The text encoders of a folder, computing in a precision; what they return is float32, as
+        ``network`` reads it, or as published networks do. Only asked where ``reads_text``.
         """
         raise NotImplementedError(f"{self.name} reads no text")
 

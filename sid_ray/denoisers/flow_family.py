@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 
 if TYPE_CHECKING:
+    from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
     from sid_ray.denoisers.text import TextEmbeddings
 
@@ -22,6 +23,7 @@ class FlowFamily(Family):
     tokens: ClassVar[int]
     precisions = PRECISIONS
     reads_text = True
+    text_stays = False
     adversarial_features = "the mean of the last image tokens, a logit for each of their channels"
     folder = "transformer"
     bare_prefix = "transformer."
@@ -36,10 +38,20 @@ class FlowFamily(Family):
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return self.layout(network).shape
 
+    @abstractmethod
+    def prompts(self) -> PromptEncoders:
+        """What makes embeddings of prompts."""
+
     def check_text(self, network: Arguments, folder: Path) -> None:
-        raise NotImplementedError(f"text encoders of {self.name} are not built yet")
+        self.prompts().check(folder, self.layout(network))
 
     def load_text(
-        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+        self,
+        folder: Path | None,
+        device: Any = "cpu",
+        precision: str = "float32",
+        network: Arguments | None = None,
     ) -> TextEmbeddings:
-        raise NotImplementedError(f"text encoders of {self.name} are not built yet")
+        assert folder is not None  # find_components has seen to it
+        layout = None if network is None else self.layout(network)
+        return self.prompts().load_text(folder, device, precision, layout)

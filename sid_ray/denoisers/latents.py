@@ -29,6 +29,10 @@ class LatentConvention:
 
         return check_vae(folder)
 
+    def factor(self, config: Any) -> int:
+        """By how much an auto-encoder of a config divides the sides of pictures."""
+        return int(2 ** (len(config.block_out_channels) - 1))
+
     def dtype(self, precision: str) -> torch.dtype:
         """What the auto-encoder computes in beside networks of a precision.
 

@@ -7,6 +7,7 @@ under its name, so that every process finds them, Ray's workers too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sid_ray.config.registry import Registry
@@ -79,6 +80,41 @@ def pipeline_parts() -> tuple[str, ...]:
     """The parts of pipelines' folders that are read, the networks first."""
     parts = [part for family in families().values() for part in family.parts]
     return tuple(dict.fromkeys((*network_folders(), *parts)))
+
+
+def text_parts() -> tuple[str, ...]:
+    """The parts of pipelines' folders that embed prompts, of all families."""
+    return tuple(dict.fromkeys(part for f in families().values() for part in f.text_parts))
+
+
+def family_of_text(folder: Path) -> Family:
+    """The family that reads the text encoders in a folder, by their classes. Raises UserError.
+
+    A folder may lack encoders but the first, and holds none that the family does not know: of
+    several families the one that misses fewest.
+    """
+    found = encoder_classes(folder)
+    fitting = [
+        family
+        for family in families().values()
+        if "text_encoder" in found and found.items() <= family.text_classes.items()
+    ]
+    if fitting:
+        return min(fitting, key=lambda family: len(family.text_classes))
+    said = ", ".join(f"{part} {name}" for part, name in found.items()) or "none"
+    raise UserError(f"no family of networks reads the text encoders in {folder}: {said}")
+
+
+def encoder_classes(folder: Path) -> dict[str, str]:
+    """Part -> class of the text encoders in a folder, also where it is one itself."""
+    from sid_ray.denoisers.component import class_in, component_of
+    from sid_ray.denoisers.text_identity import encoders_among
+    from sid_ray.tensor_files.tensors import json_object
+
+    first, *others = encoders_among(text_parts())
+    places = {first: component_of(folder, first)} | {part: folder / part for part in others}
+    configs = {part: path / "config.json" for part, path in places.items()}
+    return {part: class_in(json_object(p)) for part, p in configs.items() if p.is_file()}
 
 
 def from_official(class_name: str, recorded: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

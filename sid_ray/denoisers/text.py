@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Tokenize = Callable[[Sequence[str]], Tensor]  # prompts -> token ids [B, T], padded and truncated
-Encode = Callable[[Tensor], Tensor]  # token ids [B, T] -> embeddings [B, T, D]
+Tokenize = Callable[[Sequence[str]], Any]  # prompts -> token ids [B, T], padded and truncated
+Encode = Callable[[Any], Tensor]  # what that returns -> embeddings [B, T, D]
 
 
 class TextEmbeddings:
@@ -59,6 +60,11 @@ class TextEmbeddings:
     def null(self) -> Tensor:
         """The empty prompt's embedding [T, D]."""
         return self.embed([""])[0]
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told which prompts will be asked for, before networks need the memory. Nothing to do
+        here: the encoder stays.
+        """
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import DataSource, data_fingerprint
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
+from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.final_report import teacher_sampler
@@ -44,7 +45,6 @@ from sid_ray.weights.components import (
     component_folder,
     find_components,
     text_encoder_sha256,
-    weights_sha256,
 )
 from sid_ray.weights.description import Components
 
@@ -158,7 +158,7 @@ class Bench:
             "network": subject.description.network,
             "sampler": sampler_settings(subject, config),
             "labels": self.job.labels(),
-            "text": text_encoder_sha256(own.text) if own.text else "",
+            "text": text_encoder_sha256(own.text, subject.description.family) if own.text else "",
             "vae": weights_sha256(component_folder(own.vae, "vae")) if own.vae else "",
             "extractor": self.judge.extractor.identity,
             "batch": self.judge.batch,

@@ -21,16 +21,16 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.registry import family_of, network_folders
+from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.errors import UserError
 from sid_ray.run_folder import read_record
-from sid_ray.storage.cache import file_sha256
+from sid_ray.storage.cache import file_sha256, files_sha256
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_elsewhere, is_path, scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of, solver_of
 from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
-from sid_ray.weights.components import files_sha256, weights_sha256
 from sid_ray.weights.description import WEIGHTS, ModelDescription, holds_network
 from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import resolve_source

@@ -10,16 +10,18 @@ import re
 from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.clip_text import CACHE_BYTES, TEXT_FILES
+from sid_ray.denoisers.clip_text import CACHE_BYTES
+from sid_ray.denoisers.component import component_of
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
-from sid_ray.denoisers.registry import from_official
+from sid_ray.denoisers.encoder_parts import TEXT_FILES
+from sid_ray.denoisers.registry import family_of_text, from_official
+from sid_ray.denoisers.text_identity import encoders_in
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import read_component
 from sid_ray.weights.address import parse_source
-from sid_ray.weights.components import component_folder
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
-from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.sources import resolve_component, resolve_source
 
 SONG = {"model_type": "SongUNet", "img_channels": 3, "augment_dim": 9}
 CIFAR = SONG | {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13}
@@ -133,7 +135,8 @@ def teacher_of(config: DistillConfig) -> ModelDescription:
 
 
 def text_bytes(config: DistillConfig) -> int:
-    """Bytes of the teacher's text encoder in float32 and of the embeddings kept beside it, at most.
+    """Bytes of the teacher's text encoders in float32 and of the embeddings kept beside them, at
+    most: of the embeddings alone where encoders leave memory.
 
     0 where it reads no text.
     """
@@ -141,11 +144,18 @@ def text_bytes(config: DistillConfig) -> int:
     for repository, (_, count) in STABLE_DIFFUSION.items():
         if repository in source:
             return 4 * count + CACHE_BYTES
+    if any(repository in source for repository in FLOW):
+        return CACHE_BYTES
     if parse_source(source).kind not in ("builtin", "path"):
         return 0
     try:
-        folder = component_folder(source, "text_encoder")
+        folder = resolve_component(source, "text_encoder")
+        family = family_of_text(folder)
+        if not family.text_stays:
+            return CACHE_BYTES
+        encoders = [component_of(folder, part) for part in encoders_in(folder, family.text_parts)]
+        layouts = [read_component(path, TEXT_FILES, numbers=False)[0] for path in encoders]
     except UserError:  # the teacher reads no text, or whoever opens it says so
         return 0
-    tensors, _ = read_component(folder, TEXT_FILES, numbers=False)
-    return 4 * sum(tensor.numel() for tensor in tensors.values()) + CACHE_BYTES
+    count = sum(tensor.numel() for tensors in layouts for tensor in tensors.values())
+    return 4 * count + CACHE_BYTES

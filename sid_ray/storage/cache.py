@@ -5,17 +5,20 @@ CACHE is SID_RAY_CACHE, else sid_ray in XDG_CACHE_HOME, else ~/.cache/sid_ray.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sid_ray.storage.durable import locked, moved_into_place
+from sid_ray.storage.durable import locked, moved_into_place, replace_file
 from sid_ray.storage.errors import retrying
 from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
 
 KEY_DIGITS = 12
+REMEMBERED_BYTES = 1 << 30  # from here on a checksum takes seconds, in each process
 
 
 class DamagedFileError(Exception):
@@ -41,6 +44,39 @@ def file_sha256(path: Path) -> str:
     """Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Of all files, one after the other. Raises OSError.
+
+    That of gigabytes is remembered beside what is fetched, for as long as each file has the same
+    size and time of change.
+    """
+    stats = [path.stat() for path in files]
+    if sum(stat.st_size for stat in stats) < REMEMBERED_BYTES:
+        return read_sha256(files)
+    names = "\n".join(str(path.absolute()) for path in files)
+    note = cache_folder() / "checksums" / hashlib.sha256(names.encode()).hexdigest()[:20]
+    seen = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        found = json.loads(note.read_text())
+        if found["seen"] == seen:
+            return str(found["sha256"])
+    sha256 = read_sha256(files)
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(note, json.dumps({"seen": seen, "sha256": sha256}), sync=False)
+    return sha256
+
+
+def read_sha256(files: Sequence[Path]) -> str:
+    """The same, read from the files themselves. Raises OSError."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def fetch_checked(

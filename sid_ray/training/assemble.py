@@ -111,11 +111,18 @@ def data_of(
     """
     family = family_of(teacher.family)
     precision = precision_beside(config.training.precision, device)
-    text = family.load_text(components.text, device, precision) if family.reads_text else None
-    embed, null_text = (None, None) if text is None else (text.embed, text.null())
+    text = embed = null_text = None
+    if family.reads_text:
+        text = family.load_text(components.text, device, precision, teacher.network)
+        embed, null_text = text.embed, text.null()
     shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if not is_prepared(config.data):
-        return Data(unlabelled(open_source(config.data, shape, embed), label_dim), null_text)
+        opened = open_source(config.data, shape, embed)
+        if text is not None:
+            text.prepare(opened.prompts or ())
+        return Data(unlabelled(opened, label_dim), null_text)
+    if text is not None:
+        text.prepare(())  # prompts of prepared sets are read as they come
     reading = Reading(
         config.group_plan(world_size),
         rank,
@@ -127,7 +134,11 @@ def data_of(
         config.training.images,
         tell,
     )
-    encoder = None if components.text is None else partial(text_encoder_sha256, components.text)
+    encoder = (
+        None
+        if components.text is None
+        else partial(text_encoder_sha256, components.text, teacher.family)
+    )
     latents = family.latents
     standard = None if latents is None else partial(latents.standard, components.vae)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)

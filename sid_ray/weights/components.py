@@ -9,25 +9,22 @@ run starts, by the code that the run opens them with.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from sid_ray.denoisers.registry import convention_of, family_of
+from sid_ray.denoisers.registry import convention_of, family_of, family_of_text, text_parts
+from sid_ray.denoisers.text_identity import encoders_sha256, fingerprint_of_encoders
 from sid_ray.errors import UserError
-from sid_ray.tensor_files.tensors import weight_files
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
 
 BATCH = 8  # images that a VAE takes at once
 VAE = ("vae",)
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def find_text(description: ModelDescription, network: Path, named: Named, teache
         return folder
     tried: list[str] = []
     for address, found, trouble in places_of_component(
-        description, network, "text_encoder", teacher
+        description, network, family.text_parts[0], teacher
     ):
         if found is not None:
             family.check_text(description.network, found)
@@ -123,20 +120,15 @@ def check_vae_suits(description: ModelDescription, folder: Path) -> None:
         )
 
 
-def fingerprint_of_text(components: Components) -> str:
-    """What names a text encoder and its tokenizer by their content; empty without one.
+def fingerprint_of_text(components: Components, family: str) -> str:
+    """What names a network's text encoders and their tokenizers by their content; empty without
+    any.
 
     Numbers depend on them: a run goes on with the same ones, wherever they lie.
     """
     if components.text is None:
         return ""
-    from sid_ray.denoisers.component import component_of, tokenizer_folder
-
-    encoder = component_of(components.text, "text_encoder")
-    tokenizer = tokenizer_folder(components.text)
-    files = [encoder / "config.json", *(tokenizer / name for name in TOKENIZER_FILES)]
-    small = files_sha256([file for file in files if file.is_file()])
-    return hashlib.sha256(f"{weights_sha256(encoder)} {small}".encode()).hexdigest()
+    return fingerprint_of_encoders(components.text, family_of(family).text_parts)
 
 
 def component_folder(source: str | Path, *parts: str) -> Path:
@@ -148,23 +140,12 @@ def component_folder(source: str | Path, *parts: str) -> Path:
     return folder / parts[0] if (folder / parts[0]).is_dir() else folder
 
 
-def weights_sha256(folder: Path) -> str:
-    """sha256 of a component's weights: of its file, or of all its files one after the other."""
-    return files_sha256(weight_files(folder)[0])
+def text_encoder_sha256(pipeline: Path, family: str) -> str:
+    """What names the text encoders of a pipeline's folder in a manifest, as a family reads them.
 
-
-def text_encoder_sha256(pipeline: Path) -> str:
-    """What names the text encoder of a pipeline's folder in a manifest. Raises UserError."""
-    return weights_sha256(component_folder(pipeline, "text_encoder"))
-
-
-def files_sha256(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
+    Raises UserError.
+    """
+    return encoders_sha256(pipeline, family_of(family).text_parts)
 
 
 @cache
@@ -179,12 +160,23 @@ def open_vae(source: str, convention: str, device: str, precision: str = "float3
     return chosen.codec(vae.to(device, chosen.dtype(precision)), BATCH)
 
 
-@cache
-def open_text(source: str, device: str) -> Any:
-    from sid_ray.denoisers.clip_text import load_text
+class OpenText(NamedTuple):
+    """Text encoders of a folder, and what names them."""
 
+    embeddings: Any
+    sha256: str
+
+
+@cache
+def open_text(source: str, device: str) -> OpenText:
+    """The text encoders of a folder that may hold nothing else, as the family of such encoders
+    reads them, loaded once a process. Raises UserError.
+    """
     one_thread_on_cpu(device)
-    return load_text(resolve_component(source, "text_encoder", "tokenizer"), device)
+    folder = resolve_component(source, *text_parts())
+    family = family_of_text(folder)
+    found = encoders_sha256(folder, family.text_parts)
+    return OpenText(family.load_text(folder, device), found)
 
 
 def one_thread_on_cpu(device: str) -> None:

@@ -355,6 +355,31 @@ def test_encoders_make_latents_and_embeddings(tmp_path):
     assert other.fingerprint != replace(manifest, text=None).fingerprint
 
 
+def test_prompts_are_embedded_by_the_family_of_the_encoders(tmp_path, monkeypatch):
+    """Told by the folder, which holds nothing else."""
+    pytest.importorskip("diffusers")
+    import torch
+
+    from sid_ray.denoisers import flow_prompts
+    from sid_ray.weights.components import text_encoder_sha256
+    from tests.denoisers.tiny_text import GEMMA_WIDTH, write_gemma
+
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(flow_prompts, "instruction", lambda: "longer: ")
+    write_gemma(tmp_path / "encoders")
+    (tmp_path / "a.txt").write_text("a cat\na red dog\n")
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "out", encode_text=str(tmp_path / "encoders"))
+    shape = (300, GEMMA_WIDTH + 1)
+    assert manifest.text is not None and manifest.text.shape == shape
+    assert manifest.text.sha256 == text_encoder_sha256(tmp_path / "encoders", "sana")
+    found = torch.tensor(rows(tmp_path / "out")["text"]).reshape(2, *shape)
+    expected = flow_prompts.SANA_PROMPTS.load_text(tmp_path / "encoders").embed(
+        ["a cat", "a red dog"]
+    )
+    assert torch.equal(found.half(), expected.half())
+    assert found[:, :, -1].sum(1).tolist() == [6, 10]  # the first token, and all but 7 behind it
+
+
 def test_it_refuses_what_does_not_suit_the_encoders(tmp_path):
     pytest.importorskip("diffusers")
     from tests.denoisers.tiny_pipeline import write_pipeline

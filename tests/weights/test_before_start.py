@@ -5,6 +5,7 @@ A small pipeline of Stable Diffusion's shape is damaged or exchanged in the ways
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -26,7 +27,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_text_encoder
-from sid_ray.weights.components import fingerprint_of_text
+from sid_ray.weights.components import fingerprint_of_text, text_encoder_sha256
 from sid_ray.weights.description import Components
 from sid_ray.weights.networks import describe, load
 from tests.denoisers.tiny_pipeline import write_pipeline
@@ -355,24 +356,37 @@ def test_parts_that_a_teacher_does_not_use_are_refused(made, answers):
     assert "makes pixels, no latents" in said
 
 
+def text_fingerprint(folder: Path) -> str:
+    return fingerprint_of_text(Components(folder), "stable-diffusion")
+
+
+def test_the_fingerprint_of_a_text_encoder_stays(made):
+    """Runs have recorded it: of the weights, and of the small files one after the other."""
+    weights = hashlib.sha256((made / f"{PARTS['text_encoder']}.safetensors").read_bytes())
+    small = hashlib.sha256((made / "text_encoder" / "config.json").read_bytes())
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        small.update((made / "tokenizer" / name).read_bytes())
+    both = f"{weights.hexdigest()} {small.hexdigest()}"
+    assert text_fingerprint(made) == hashlib.sha256(both.encode()).hexdigest()
+    assert text_encoder_sha256(made, "stable-diffusion") == weights.hexdigest()
+
+
 def test_a_run_keeps_its_text_encoder_by_its_content(folder, made, tmp_path):
     """It may move; another one, or another tokenizer, is another run."""
-    first = fingerprint_of_text(Components(made))
-    assert fingerprint_of_text(Components(folder)) == fingerprint_of_text(
-        Components(folder / "text_encoder")
-    )
-    assert fingerprint_of_text(Components(folder)) == first
+    first = text_fingerprint(made)
+    assert text_fingerprint(folder) == text_fingerprint(folder / "text_encoder")
+    assert text_fingerprint(folder) == first
     check_same_text_encoder(RunRecord("{}"), first)  # of a run that began before it was noted
     check_same_text_encoder(RunRecord("{}", text_encoder=first), first)
     path = folder / "tokenizer" / "merges.txt"
     path.write_text(path.read_text() + "a b\n")
-    changed = fingerprint_of_text(Components(folder))
+    changed = text_fingerprint(folder)
     with pytest.raises(UserError, match=r"is not the one .*--teacher\.text-encoder"):
         check_same_text_encoder(RunRecord("{}", text_encoder=first), changed)
     path = folder / "text_encoder" / "model.safetensors"
     weights = load_file(path)
     save_file(weights | {next(iter(weights)): next(iter(weights.values())) + 1}, path)
-    assert len({first, changed, fingerprint_of_text(Components(folder))}) == 3
+    assert len({first, changed, text_fingerprint(folder)}) == 3
 
 
 def test_the_parts_place_is_no_identity():

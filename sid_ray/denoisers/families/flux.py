@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.flow_latents import ShiftedLatents
 from sid_ray.denoisers.noise import GUIDED_FLOW_NOISE
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
 LATENT_SIZE = 64  # of 512 pixels a side; the network's config says none
@@ -22,6 +24,8 @@ class FLUX(FlowFamily):
     teacher_steps = 28
     tokens = 512
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    text_classes: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
+    latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("FluxTransformer2DModel",)
 
@@ -48,6 +52,11 @@ class FLUX(FlowFamily):
             network.get("joint_attention_dim", 4096),
             pooled=network.get("pooled_projection_dim", 768),
         )
+
+    def prompts(self) -> PromptEncoders:
+        from sid_ray.denoisers.flow_prompts import FLUX_PROMPTS
+
+        return FLUX_PROMPTS
 
 
 SPEC = FLUX()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.flow_latents import DeepLatents
 from sid_ray.denoisers.noise import FLOW_NOISE
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
 
@@ -20,6 +22,8 @@ class SANA(FlowFamily):
     teacher_steps = 20
     tokens = 300
     text_parts = ("text_encoder", "tokenizer")
+    text_classes: ClassVar = {"text_encoder": "Gemma2Model"}
+    latents = DeepLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("SanaTransformer2DModel",)
 
@@ -45,6 +49,11 @@ class SANA(FlowFamily):
             network.get("caption_channels", 2304),
             masked=True,
         )
+
+    def prompts(self) -> PromptEncoders:
+        from sid_ray.denoisers.flow_prompts import SANA_PROMPTS
+
+        return SANA_PROMPTS
 
 
 SPEC = SANA()

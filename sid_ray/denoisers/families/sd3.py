@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.flow_latents import ShiftedLatents
 from sid_ray.denoisers.noise import FLOW_NOISE
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
 
@@ -23,6 +25,12 @@ class SD3(FlowFamily):
         "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
         "tokenizer_3",
     )  # fmt: skip
+    text_classes: ClassVar = {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    }
+    latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("SD3Transformer2DModel",)
 
@@ -48,6 +56,11 @@ class SD3(FlowFamily):
             network.get("joint_attention_dim", 4096),
             pooled=network.get("pooled_projection_dim", 2048),
         )
+
+    def prompts(self) -> PromptEncoders:
+        from sid_ray.denoisers.flow_prompts import SD3_PROMPTS
+
+        return SD3_PROMPTS
 
 
 SPEC = SD3()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
 from sid_ray.denoisers.latents import LatentConvention
@@ -56,6 +56,7 @@ class StableDiffusion(Family):
     precisions = PRECISIONS
     reads_text = True
     text_parts = ("text_encoder", "tokenizer")
+    text_classes: ClassVar = {"text_encoder": "CLIPTextModel"}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
     folder = "unet"
@@ -108,7 +109,11 @@ class StableDiffusion(Family):
             )
 
     def load_text(
-        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+        self,
+        folder: Path | None,
+        device: Any = "cpu",
+        precision: str = "float32",
+        network: Arguments | None = None,
     ) -> TextEmbeddings:
         from sid_ray.denoisers.clip_text import load_text
 

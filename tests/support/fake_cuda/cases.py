@@ -56,7 +56,7 @@ SD3: dict[str, Any] = {
     "caption_projection_dim": 16,
     "pooled_projection_dim": 10,
     "pos_embed_max_size": 6,
-    "text_tokens": 6,
+    "text_tokens": 80,
 }
 SANA: dict[str, Any] = {
     "sample_size": 8,

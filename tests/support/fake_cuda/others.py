@@ -11,9 +11,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers import clip_text
+from sid_ray.denoisers import clip_text, flow_prompts
+from sid_ray.denoisers.encoder_parts import CLIP, PROJECTED_CLIP, T5, EncoderKind, LoadedPart
+from sid_ray.denoisers.flow_family import FlowFamily
+from sid_ray.denoisers.flow_latents import DeepLatents
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.prompt_layout import PromptLayout
 from sid_ray.denoisers.registry import family_of
+from sid_ray.denoisers.stored_text import EncodePrompts, PromptFolder, StoredEmbeddings
 from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.metrics import extractors
 from sid_ray.metrics.extractors import extract, load_extractor
@@ -23,6 +28,7 @@ from tests.support.fake_cuda.machine import CUDA, fake_module, replace_tensors
 from tests.support.fake_cuda.watch import Watch
 
 TOKENS, WORDS = 77, 99
+T5_ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -55,14 +61,66 @@ class Tokenizer:
 
     model_max_length = TOKENS
 
-    def __call__(self, prompts: Sequence[str], **kwargs: Any) -> Any:
-        return SimpleNamespace(input_ids=torch.ones(len(prompts), TOKENS, dtype=torch.int64))
+    def __call__(self, prompts: Sequence[str], max_length: int, **kwargs: Any) -> Any:
+        ids = torch.ones(len(prompts), max_length, dtype=torch.int64)
+        return SimpleNamespace(input_ids=ids, attention_mask=ids)
+
+    def encode(self, text: str) -> list[int]:
+        return [1] * 5
+
+
+def encoder_part(kind: EncoderKind, layout: PromptLayout, dtype: torch.dtype) -> LoadedPart:
+    """An encoder of a kind, as wide as a layout asks: of two CLIPs each has half of it."""
+    import transformers
+
+    half = layout.pooled // 2
+    small: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "hidden_size": layout.width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    if kind is PROJECTED_CLIP:
+        small |= {"hidden_size": half - half % 2, "projection_dim": half, "eos_token_id": 3}
+    elif kind is CLIP:
+        small |= {"hidden_size": layout.pooled, "eos_token_id": 3}
+    elif kind is T5:
+        small |= {"d_model": layout.width, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        small = {name: value for name, value in small.items() if name not in T5_ALIASES}
+    else:
+        small |= {"head_dim": 4, "num_key_value_heads": 1}
+    config = getattr(transformers, kind.config)(**small)
+    encoder = meta(lambda: getattr(transformers, kind.name)(config))
+    return LoadedPart(encoder.to(CUDA, dtype), Tokenizer())
+
+
+def opened(family: FlowFamily, layout: PromptLayout, dtype: torch.dtype) -> EncodePrompts:
+    """A family's own use of encoders that are made, not read."""
+
+    def part(folder: Path, name: str, kind: EncoderKind, *others: Any) -> LoadedPart:
+        return encoder_part(kind, layout, dtype)
+
+    patches = {"load_part": part, "has_third": lambda folder: True, "instruction": lambda: "x"}
+    with mock.patch.multiple(flow_prompts, **patches):
+        return family.prompts().open(Path("nowhere"), CUDA, dtype, layout)
+
+
+class NoFolder(PromptFolder):
+    """Keeps nothing."""
+
+    def __init__(self, layout: PromptLayout, dtype: torch.dtype):
+        super().__init__("", layout.shape, dtype)
+        self.usable = False
+
+    def read(self, prompt: str) -> None:
+        return None
 
 
 def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
     """A family's text encoder on the device, as data_of loads it."""
-    own = family_of(family)
-    shape = own.text_shape(NETWORKS[family, variant])
+    own, network = family_of(family), NETWORKS[family, variant]
+    shape = own.text_shape(network)
     assert shape is not None
     patches = {
         "load_encoder": lambda folder: text_encoder(shape[1]),
@@ -70,7 +128,14 @@ def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
         "tokenizer_folder": lambda folder: folder,
     }
     with mock.patch.multiple(clip_text, **patches):
-        return own.load_text(Path("nowhere"), CUDA, precision)
+        text = own.load_text(Path("nowhere"), CUDA, precision, network)
+    if isinstance(own, FlowFamily):
+        assert isinstance(text, StoredEmbeddings)
+        layout = own.layout(network)
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        text.open_encoders = lambda: opened(own, layout, dtype)
+        text.open_folder = lambda: NoFolder(layout, dtype)
+    return text
 
 
 def text(case: Case, watch: Watch) -> None:
@@ -186,10 +251,25 @@ def auto_encoder() -> nn.Module:
     )
 
 
+def deep_auto_encoder() -> nn.Module:
+    from diffusers import AutoencoderDC
+
+    sizes: dict[str, Any] = {"attention_head_dim": 2, "latent_channels": 4}
+    for half in ("encoder", "decoder"):
+        sizes |= {
+            f"{half}_block_types": ("ResBlock", "EfficientViTBlock"),
+            f"{half}_block_out_channels": (8, 8),
+            f"{half}_layers_per_block": (1, 1),
+            f"{half}_qkv_multiscales": ((), (5,)),
+        }
+    return meta(lambda: AutoencoderDC(**sizes))
+
+
 def codec(case: Case, watch: Watch) -> None:
     """Pictures to latents and back by a family's convention."""
     convention = family_of(case.family).latent_convention()
-    found = convention.codec(auto_encoder().to(CUDA, getattr(torch, case.precision)), 2)
+    made = deep_auto_encoder if isinstance(convention, DeepLatents) else auto_encoder
+    found = convention.codec(made().to(CUDA, convention.dtype(case.precision)), 2)
     images = torch.zeros(4, 3, 16, 16, device=CUDA)
     with watch.during("encode"):
         noise = torch.randn(4, 4, 8, 8, device=CUDA)
