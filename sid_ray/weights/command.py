@@ -26,7 +26,8 @@ from sid_ray.weights.description import (
 from sid_ray.weights.formats import LoadedWeights, read_weights
 from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.options import ConvertOptions, InspectOptions
-from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.sources import resolve_file, resolve_source
+from sid_ray.weights.unpacked import opened_pipeline
 
 MAX_LISTED = 60
 
@@ -56,7 +57,7 @@ def inspected(source: str, part: str | None = None) -> Iterator[str]:
 
     Raises UserError at the end where it cannot be loaded: what it would have done comes first.
     """
-    path, label = resolve_source(source), source_label(source)
+    path, label = resolve_file(source), source_label(source)
     yield f"source      {label}"
     if path.is_file():
         yield f"file        {path.stat().st_size:,} B, sha256 {file_sha256(path)}"
@@ -64,7 +65,10 @@ def inspected(source: str, part: str | None = None) -> Iterator[str]:
             start = file.read(16)
         if is_pickled(start) and path.suffix != ".safetensors":
             yield from naive_report(read_pickled(path, tolerant=True))
-    yield from weights_report(read_weights(path, part, label, numbers=False))
+    network = opened_pipeline(path, label)
+    if network != path:
+        yield f"unpacked    {network}"
+    yield from weights_report(read_weights(network, part, label, numbers=False))
 
 
 def weights_report(weights: LoadedWeights) -> Iterator[str]:
