@@ -187,7 +187,7 @@ def _listed(index: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
         listed = {}
     names = set(listed.values())
-    if not names or any(Path(n).name != n or n in (".", "..") for n in names):
+    if not names or any(Path(n).name != n or n in ("", ".", "..") for n in names):
         raise UserError(f"{index} does not list files of its own folder")
     for name in sorted(names):
         if not (index.parent / name).is_file():
