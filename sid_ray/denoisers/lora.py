@@ -42,6 +42,7 @@ OTHERS = {
 }
 PEFT = "base_model.model."
 KOHYA_UNET, KOHYA_TEXT = "lora_unet_", ("lora_te_", "lora_te1_", "lora_te2_")
+KOHYA_FLUX = ("lora_unet_double_blocks_", "lora_unet_single_blocks_")
 OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -181,6 +182,21 @@ def kohya_unet_names(
             if key in told:
                 alphas[module_path(name[: found.start()])] = float(told[key])
     return named, alphas
+
+
+def kohya_flux_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A LoRA of FLUX by kohya's trainer, which knows its blocks under the first code's names, by
+    diffusers' own converter; any other as it is. Query, key and value were one matrix there.
+    """
+    if not any(name.startswith(KOHYA_FLUX) for name in tensors):
+        return tensors, {}
+    from diffusers.loaders import lora_conversion_utils as diffusers
+
+    try:
+        return diffusers._convert_kohya_flux_lora_to_diffusers(dict(tensors)), {}
+    except (ValueError, LookupError, AttributeError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise UserError(f"its names are not those of a LoRA of such a network: {line}") from None
 
 
 def plain_kohya_names(names: Mapping[str, str], tensors: Tensors) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from sid_ray.weights.description import (
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.fused import Lora, find_lora, fused
 from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.options import ConvertOptions, InspectOptions
 from sid_ray.weights.sources import resolve_file, resolve_source
@@ -42,7 +43,8 @@ def show_network(options: InspectOptions) -> int:
 def write(options: ConvertOptions) -> int:
     """``sid-ray weights convert``. Raises UserError."""
     asked = options
-    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force)
+    lora = find_lora(asked.lora, asked.lora_scale) if asked.lora else None
+    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force, lora)
     print(f"{options.destination}: {done}")
     return 0
 
@@ -127,18 +129,24 @@ def convert(
     part: str | None = None,
     like: str | None = None,
     force: bool = False,
+    lora: Lora | None = None,
 ) -> str:
     """Writes a source's weights as safetensors with a description, or as a network folder where
     the destination has no suffix. Returns one line that says what was written.
 
-    Tensors keep their names and dtype. Raises UserError where the network is not known, the
+    Tensors keep their names and dtype; ``lora`` is merged into them. Raises UserError where the network is not known, the
     weights do not fit it, or something is in the way and ``force`` is not given.
     """
     as_file = destination.suffix == ".safetensors"
     if destination.suffix and not as_file:
         raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
     check_folder(destination.parent, "DST")
-    weights = read_weights(resolve_source(source), part, source_label(source))
+    path, label = resolve_source(source), source_label(source)
+    if lora is not None:
+        if part or like:
+            raise UserError("--lora is merged into a file's own network: leave --part and --like")
+        path = fused(path, lora, label)
+    weights = read_weights(path, part, label)
     lender = read(like, numbers=False).described() if like else None
     _, description, tensors = fitted(weights, lender)
     weights = replace(weights, tensors=tensors)

@@ -187,8 +187,8 @@ CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {
         "'addition_embed_type' = 'text_time' is not supported",
     ),
     "unknown class": (
-        lambda f: config(f, "unet", _class_name="SD3Transformer2DModel"),
-        "unknown network class 'SD3Transformer2DModel'",
+        lambda f: config(f, "unet", _class_name="PixArtTransformer2DModel"),
+        "unknown network class 'PixArtTransformer2DModel'",
     ),
     "ControlNet": (
         lambda f: config(f, "unet", _class_name="ControlNetModel"),

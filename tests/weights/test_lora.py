@@ -17,16 +17,19 @@ pytest.importorskip("transformers")
 
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.clip_text import load_encoder
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_lora
 from sid_ray.training.assemble import find_start, generator_description
 from sid_ray.weights import networks
+from sid_ray.weights.command import convert
 from sid_ray.weights.components import Named, find_components
 from sid_ray.weights.fused import find_lora, fused
 from sid_ray.weights.teacher import lora_fingerprint
 from tests.denoisers.tiny_pipeline import write_pipeline
 from tests.support import ldm_files as ldm
+from tests.support.fake_cuda.cases import NETWORKS
 
 RANK, ALPHA, SCALE = 2, 3.0, 0.7
 CHANGED = ("to_q", "to_out.0", "conv1", "proj_in", "ff.net.2", "time_emb_proj", "conv_in",
@@ -205,6 +208,51 @@ def test_kohyas_names_of_the_first_code(tmp_path):
     assert len(halves) > 30
 
 
+def transformer_folder(name: str, folder: Path, **options) -> dict:
+    """A small transformer's folder as diffusers writes it; its tensors."""
+    torch.manual_seed(0)
+    own = family_of(name).build(NETWORKS[name, ""]).transformer
+    own.save_pretrained(folder / "transformer", **options)
+    path = folder / "transformer" / "config.json"
+    values = json.loads(path.read_text()) | {"_class_name": family_of(name).official_classes[0]}
+    path.write_text(json.dumps(values))
+    return own.state_dict()
+
+
+@pytest.mark.parametrize("names", ["PEFT", "kohya"])
+@pytest.mark.parametrize("name", ["sd3", "sana", "flux"])
+def test_transformers_too(name, names, tmp_path):
+    """Their base in shards of a variant, beside which the folder has nothing else."""
+    shards = {"max_shard_size": "20KB", "variant": "bf16"}
+    before = transformer_folder(name, tmp_path / "base", **shards)
+    assert len(list((tmp_path / "base" / "transformer").glob("*bf16-*"))) > 1
+    halves = halves_of(before, ("to_q", "to_out.0", "proj_out"))
+    tensors = with_alphas(peft(halves, "transformer."), halves, "transformer.")
+    save_file(kohya(halves) if names == "kohya" else tensors, tmp_path / "style.safetensors")
+    folder = fused(tmp_path / "base", find_lora(str(tmp_path / "style.safetensors"), SCALE), "base")
+    found = networks.load(str(folder))[0].transformer.state_dict()
+    assert len(halves) >= 3 and found.keys() == before.keys()
+    for key, weight in before.items():
+        pair = halves.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+        close(found[key], expected(weight, *pair) if pair else weight)
+
+
+def test_kohyas_names_of_flux(tmp_path):
+    """Of its first code, where query, key and value are one matrix."""
+    before = transformer_folder("flux", tmp_path / "base")
+    front = "transformer_blocks.0.attn.to_"
+    width = before[f"{front}q.weight"].shape[1]
+    down, up = torch.randn(RANK, width), torch.randn(3 * width, RANK)
+    tensors = kohya({"double_blocks.0.img_attn.qkv": (down, up)})
+    save_file(tensors, tmp_path / "style.safetensors")
+    folder = fused(tmp_path / "base", find_lora(str(tmp_path / "style.safetensors"), SCALE), "base")
+    found = networks.load(str(folder))[0].transformer.state_dict()
+    for letter, part in zip("qkv", up.chunk(3), strict=True):
+        name = f"{front}{letter}.weight"
+        value = expected(before[name], down, part)
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("names", ["kohya", "PEFT"])
 def test_the_text_encoder_is_merged_too(names, base, halves, tmp_path):
     encoder = load_encoder(base).state_dict()
@@ -267,6 +315,16 @@ def test_a_run_sees_the_sum_and_notes_it(base, halves, tmp_path):
             check_same_lora(record, other)
     with pytest.raises(UserError, match="now 000000"):
         check_same_lora(changed(record, lora=""), "0" * 64)
+
+
+def test_convert_writes_the_sum(base, halves, tmp_path):
+    file, new = written("kohya", halves, tmp_path / "lora"), tmp_path / "new.safetensors"
+    convert(str(base), new, lora=find_lora(str(file), SCALE))
+    model, description = networks.load(str(new))
+    same = networks.load(str(fused(base, find_lora(str(file), SCALE), "base")))[0]
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in same.state_dict().items())
+    assert description.notes["lora"]["scale"] == SCALE
 
 
 # What does not fit --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.noise import GUIDED_FLOW_NOISE
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sid_ray.denoisers.family import LoraNames
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
 LATENT_SIZE = 64  # of 512 pixels a side; the network's config says none
@@ -39,6 +40,11 @@ class FLUX(FlowFamily):
         from sid_ray.denoisers.flux import flux_written_out
 
         return flux_written_out(network, self.shape(network)[1], self.layout(network).tokens)
+
+    def lora_names(self, tensors: dict[str, Tensor], network: Arguments) -> LoraNames:
+        from sid_ray.denoisers.lora import kohya_flux_names
+
+        return kohya_flux_names(tensors)
 
     def layout(self, network: Arguments) -> PromptLayout:
         from sid_ray.denoisers.prompt_layout import PromptLayout
