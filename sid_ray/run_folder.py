@@ -178,6 +178,7 @@ class RunRecord:
     key: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     data: str = ""  # fingerprint of the data set, empty where it was not taken
     text_encoder: str = ""  # fingerprint of the text encoder, empty without one
+    lora: str = ""  # fingerprint of the teacher's LoRA, empty without one
     began_from: str = ""  # address of another run's checkpoint, whose state this one began with
     name: str = ""  # at the last start; with the next two it tells a copy: copies.py
     place: str = ""
@@ -225,6 +226,19 @@ def check_same_data(record: RunRecord, fingerprint: str) -> None:
         raise UserError(
             "the data set is not the one that this run began with (fingerprint "
             f"{record.data[:12]}, now {fingerprint[:12]}): restore it, or choose another --run name"
+        )
+
+
+def check_same_lora(record: RunRecord, fingerprint: str) -> None:
+    """Raises UserError where a run is to go on with another LoRA than it began with.
+
+    ``record`` is that of an earlier start.
+    """
+    if record.config and record.lora != fingerprint:
+        raise UserError(
+            "the teacher's LoRA is not the one that this run began with (sha256 "
+            f"{record.lora[:12] or 'none'}, now {fingerprint[:12] or 'none'}): name it by "
+            "--teacher.lora, or choose another --run name"
         )
 
 

@@ -64,6 +64,8 @@ HOMES = {
         "sid_ray/denoisers/sd3.py",
         "sid_ray/denoisers/flow_prompts.py",
         "sid_ray/denoisers/stable_diffusion.py",
+        "sid_ray/denoisers/ldm_checkpoint.py",
+        "sid_ray/denoisers/lora.py",
     ),
     "transformers": (
         "sid_ray/denoisers/encoder_parts.py",

@@ -40,6 +40,7 @@ from sid_ray.training.assemble import adam_of, is_generator_address, network_of,
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.teacher import is_made_here, resolve_teacher
 
 TrainedRole = TorchRole | DeepSpeedRole
 
@@ -90,10 +91,11 @@ def on_this_node(config: DistillConfig, settings: WorkerSettings) -> WorkerSetti
 
 
 def teacher_here(config: DistillConfig, folder: str) -> str:
-    """The teacher's folder on this node: fetched where only the driver's node has it."""
-    if scheme_of(config.teacher.source).is_fetched and not Path(folder).exists():
-        return str(resolve_source(config.teacher.source))
-    return folder
+    """The teacher's folder on this node: fetched, unpacked and merged where only the driver's node
+    has it.
+    """
+    is_made = scheme_of(config.teacher.source).is_fetched or is_made_here(config, folder)
+    return str(resolve_teacher(config)) if is_made and not Path(folder).exists() else folder
 
 
 def build_networks(

@@ -30,7 +30,8 @@ from sid_ray.storage.shared import (
     remove_tokens,
 )
 from sid_ray.storage.store import Store
-from sid_ray.weights.address import FILE_SUFFIXES
+from sid_ray.weights.address import FILE_SUFFIXES, parse_source
+from sid_ray.weights.description import DESCRIPTION
 
 OF_A_NETWORK = (*FILE_SUFFIXES, ".json", ".txt", ".model")
 
@@ -74,7 +75,10 @@ def contents(config: DistillConfig, teacher: str, generator: str = "") -> dict[s
     found, data, given = {}, config.data, config.teacher
     if data.source and is_path(data.source):
         found[f"data.source {data.source}"] = network_looked_at(lambda: data_digest(config))
-    networks = {"teacher.source": (given.source, teacher)}
+    if given.lora:  # of what is merged, not of the sum: its last bit is each machine's own
+        own, merged = Path(parse_source(given.source).location), Path(teacher) / DESCRIPTION
+        teacher = str(own if own.exists() else merged)
+    networks = {"teacher.source": (given.source, teacher), "teacher.lora": (given.lora, given.lora)}
     networks["teacher.initial_generator"] = given.initial_generator, generator
     for name, (source, path) in networks.items():
         if path and is_path(source):

@@ -49,6 +49,16 @@ def teacher_label(config: DistillConfig) -> str:
     return plain_label(config.teacher.source)
 
 
+def lora_label(config: DistillConfig) -> str:
+    """The LoRA that is merged into the teacher, if there is one."""
+    chosen = config.teacher
+    return (
+        f" with the LoRA `{plain_label(chosen.lora)}` x {chosen.lora_scale:g}"
+        if chosen.lora
+        else ""
+    )
+
+
 def plain_label(source: str) -> str:
     """A source without what is a secret, or this machine's alone."""
     label = source_label(source)
@@ -85,7 +95,7 @@ def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
     settings = {
         "recipe": f"`{config.recipe}`",
         "objective": spec.title,
-        "teacher": f"`{teacher_label(config)}`",
+        "teacher": f"`{teacher_label(config)}`" + lora_label(config),
         "data": f"`{source}`" if "://" in source else f"`{data.name}`",
         "images seen": f"{images_seen:,}",
         "alpha": f"{objective.alpha:g}",

@@ -41,6 +41,7 @@ from sid_ray.run_folder import (
     RunFolder,
     RunRecord,
     check_same_data,
+    check_same_lora,
     check_same_masks,
     check_same_run,
     check_same_text_encoder,
@@ -60,6 +61,7 @@ from sid_ray.tracking.copies import settle_record
 from sid_ray.tracking.mlflow_run import shown_uri
 from sid_ray.training.assemble import Start, bare_source, drops_out
 from sid_ray.weights.components import fingerprint_of_text as components_fingerprint
+from sid_ray.weights.teacher import lora_fingerprint
 
 if TYPE_CHECKING:
     from sid_ray.actors.trainer import TrainingOutcome
@@ -111,13 +113,15 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
             check_same_data(record, fingerprint)
             text_encoder = components_fingerprint(start.components, start.description.family)
             check_same_text_encoder(record, text_encoder)
+            lora = lora_fingerprint(config)
+            check_same_lora(record, lora)
             check_newest(run.store, config.teacher.source, start.description)
             if began_from:
                 donor, _, name = began_from.rpartition("/")
                 check_donor_network(Store.at(donor), name, config.teacher.source, start.description)
             record, copied = settle_record(record, run, config)
         record = dataclasses.replace(
-            record, config=config.stored(), data=fingerprint, text_encoder=text_encoder
+            record, config=config.stored(), data=fingerprint, text_encoder=text_encoder, lora=lora
         )
         log = run.local / LOG
         with quiet_output(log) as console:

@@ -154,11 +154,14 @@ class DistillConfig:
 
 IDENTITY_SECTIONS = ("teacher", "objective", "schedule", "data", "training")
 MLFLOW_NAME = 250  # characters that any MLflow takes as a name
-MAY_CHANGE = ("training.images", "data.source", "teacher.text_encoder", "teacher.vae")
+MAY_CHANGE = (
+    "training.images", "data.source", "teacher.text_encoder", "teacher.vae", "teacher.lora",
+)  # fmt: skip
 PLACES = (
     "data.source",
     "teacher.text_encoder",
     "teacher.vae",
+    "teacher.lora",
     "evaluation.reference",
     "evaluation.feature_weights",
     "evaluation.clip_weights",

@@ -33,18 +33,26 @@ class TeacherConfig:
     """The pretrained network to distil."""
 
     source: Text = ""
-    """Network to distil: a weights file or folder (path, https://, s3://, hf://OWNER/REPO/PATH), or
-    builtin:NAME for one that ships.
+    """Network to distil: a weights file, a checkpoint in one file or a folder (path, https://,
+    s3://, hf://OWNER/REPO/PATH), or builtin:NAME for one that ships.
     """
     text_encoder: Text = ""
     """Diffusers folder (path, hf://OWNER/REPO, s3://) with the text_encoder and tokenizer of a
-    teacher that reads text and has none beside it, like a SiD-LSG file; empty for its own. It may
-    move between two starts of a run; its content must be the same.
+    teacher that reads text and has none beside it, like a SiD-LSG file, or with the tokenizer alone
+    for a checkpoint in one file; empty for its own. It may move between two starts of a run; its
+    content must be the same.
     """
     vae: Text = ""
-    """Diffusers folder with the vae of a teacher of latents that has none beside it; empty for its
-    own.
+    """Diffusers folder, or .safetensors file, with the vae of a teacher of latents that has none
+    beside it; empty for its own.
     """
+    lora: Text = ""
+    """LoRA that is merged into the teacher before anything else: a file or folder of diffusers,
+    PEFT or kohya (path, https://, s3://, hf://OWNER/REPO[/FILE]); empty for none. It may move
+    between two starts of a run; its content must be the same.
+    """
+    lora_scale: float = 1.0
+    """Factor of the LoRA: weights become W + lora_scale * alpha / rank * B A."""
     initial_generator: Text = ""
     """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
     or one of our checkpoints. The fake score starts from the teacher all the same.

@@ -23,7 +23,10 @@ from sid_ray.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sid_ray.denoisers.single_file import SingleFile
     from sid_ray.denoisers.text import TextEmbeddings
+
+    LoraNames = tuple[dict[str, Tensor], dict[str, float]]
 
 Constrain = Callable[[str, "Tensor"], "Tensor | None"]
 Arguments = Mapping[str, Any]  # of a network, as model.json holds them
@@ -61,6 +64,8 @@ class Family(ABC):
         training_only: arguments of a network that no generator's image depends on.
         official_classes: classes of other programs' networks that ``from_official`` knows.
         by_place: official class -> names of the arguments that files record by place.
+        single_file: what names of tensors begin with in files of whole pipelines that
+            ``from_single_file`` may know; empty where there are none.
     """
 
     name: ClassVar[str]
@@ -80,6 +85,7 @@ class Family(ABC):
     training_only: ClassVar[tuple[str, ...]] = ()
     official_classes: ClassVar[tuple[str, ...]] = ()
     by_place: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    single_file: ClassVar[str] = ""
 
     # The network -----------------------------------------------------------------------------
 
@@ -150,6 +156,24 @@ class Family(ABC):
     def beside(self, folder: Path) -> dict[str, Any]:
         """Arguments of a network in a folder of a pipeline that other files there hold."""
         return {}
+
+    def from_single_file(
+        self, tensors: Mapping[str, Tensor], prediction_type: str
+    ) -> SingleFile | None:
+        """A pipeline of this family that lies in one file, taken apart; None for any other file.
+
+        Asked where one of the names begins with ``single_file``. ``prediction_type`` is the
+        config's, for files that do not say it. Raises UserError for one that cannot be used.
+        """
+        return None
+
+    def lora_names(self, tensors: dict[str, Tensor], network: Arguments) -> LoraNames:
+        """A LoRA's tensors, which may be under a trainer's own names, under those of diffusers and
+        PEFT (``unet.PATH.lora_A.weight``), and the alphas that it holds by PATH with its part.
+
+        Raises UserError for names that are none.
+        """
+        return tensors, {}
 
     # Text ------------------------------------------------------------------------------------
 

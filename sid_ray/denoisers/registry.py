@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sid_ray.config.registry import Registry
 from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.foreign import class_in_words
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import Noise
 from sid_ray.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sid_ray.denoisers.single_file import SingleFile
 
 FAMILIES: Registry[Family] = Registry(
     "network family", "sid_ray.families", "sid_ray.denoisers.families"
@@ -126,12 +132,32 @@ def from_official(class_name: str, recorded: Mapping[str, Any]) -> tuple[str, di
     """
     known = {name: family for family in families().values() for name in family.official_classes}
     if class_name not in known:
+        if words := class_in_words(class_name):
+            raise UserError(f"{class_name} {words}")
         raise UserError(
             f"unknown network class {class_name!r}; known: {', '.join(known)}."
             f"{nearest(class_name, known)}"
         )
     family = known[class_name]
     return family.name, family.from_official(class_name, recorded)
+
+
+def single_file_names() -> tuple[str, ...]:
+    """What names of tensors begin with in files that hold a whole pipeline."""
+    return tuple(dict.fromkeys(f.single_file for f in families().values() if f.single_file))
+
+
+def from_single_file(tensors: Mapping[str, Tensor], prediction_type: str) -> SingleFile | None:
+    """A pipeline in one file, taken apart by the family that knows it; None for any other file.
+
+    Raises UserError.
+    """
+    for family in families().values():
+        if family.single_file and any(name.startswith(family.single_file) for name in tensors):
+            found = family.from_single_file(tensors, prediction_type)
+            if found is not None:
+                return found
+    return None
 
 
 def named_arguments(class_name: str, given: list, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ PLACES = (
     "teacher.source",
     "teacher.text_encoder",
     "teacher.vae",
+    "teacher.lora",
     "teacher.initial_generator",
     "data.source",
     "evaluation.reference",
@@ -171,7 +172,7 @@ def look_at_teacher(config: DistillConfig, upload: Upload) -> Iterator[Line]:
     from sid_ray.training.assemble import find_start
 
     chosen = config.teacher
-    for name in ("source", "text_encoder", "vae", "initial_generator"):
+    for name in ("source", "text_encoder", "vae", "lora", "initial_generator"):
         place = str(getattr(chosen, name))
         if not place or place.startswith("builtin:"):
             continue

@@ -124,7 +124,7 @@ def teacher_of(config: DistillConfig) -> ModelDescription:
     """
     source = config.teacher.source
     if parse_source(source).kind in ("builtin", "path"):
-        return describe(resolve_source(source))
+        return describe(resolve_source(source, config.schedule.prediction_type))
     found = known_network(source)
     if found is None:
         raise UserError(

@@ -37,6 +37,9 @@ VARIED_SECTIONS = ("objective", "schedule", "training", "teacher", "guidance")
 NOT_VARIED = {
     "recipe": "name the recipe with recipe: or --recipe",
     "teacher.source": "scores of different teachers do not compare: run a sweep for each",
+    "teacher.lora": "it makes another teacher, whose scores do not compare: run a sweep for each",
+    "teacher.lora_scale": "it makes another teacher, whose scores do not compare: run a sweep for "
+    "each",
     "schedule.kind": "it is the teacher's",
     "schedule.beta_schedule": "it is the teacher's",
     "schedule.beta_start": "it is the teacher's",

@@ -42,8 +42,11 @@ STORAGE_TYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {
 }
 DTYPES = {f"torch.{str(dtype).removeprefix('torch.')}": dtype for dtype in STORAGES.values()}
 PERSISTENCE = "torch_utils.persistence._reconstruct_persistent_obj"
-# Classes whose objects become Inert: modules of a pickled Stable Diffusion network.
-INERT_CLASSES = re.compile(r"(torch\.nn|diffusers)(\.[A-Za-z0-9]\w*)+", re.ASCII)
+# Classes whose objects become Inert: modules of a pickled Stable Diffusion network, and what a
+# checkpoint of its training records beside it.
+INERT_CLASSES = re.compile(
+    r"(torch\.nn|diffusers|pytorch_lightning\.callbacks)(\.[A-Za-z0-9]\w*)+", re.ASCII
+)
 INERT_NAMES = {"builtins.getattr", "torch.device", *DTYPES, *STORAGE_TYPES}
 HARMLESS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2 names of the same modules
 NUMPY_CODE = re.compile(r"[<>=|]?([biuf][1248]|b1|\?)")

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sid_ray.tensor_files.inert import Account, Inert, RefusedFileError
+from sid_ray.tensor_files.inert import Account, Global, Inert, RefusedFileError
 
 MAX_LINE, MAX_NAME = 4096, 512
 MAX_INTEGER_BYTES = 1024
@@ -39,6 +39,8 @@ def checked_key(key: Any) -> Any:
     kind = type(key)
     if kind is str or kind is bool or key is None:
         return key
+    if kind is Global:  # a class: callbacks of a training state are kept under theirs
+        return key.name
     if kind is int and -MAX_KEY < key < MAX_KEY:
         return key
     if kind is tuple and all(type(part) in (str, bool, int) for part in key):

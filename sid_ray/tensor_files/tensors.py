@@ -53,7 +53,10 @@ def _safetensors_layout(path: Path) -> dict[str, Tensor]:
             part = file.get_slice(name)
             dtype = DTYPES.get(part.get_dtype())
             if dtype is None:
-                raise ValueError(f"{name!a} is of type {part.get_dtype()}, which is not supported")
+                raise UserError(
+                    f"{path} holds {name!a} as {part.get_dtype()}, quantised weights: take the "
+                    "network's float weights"
+                )
             found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     return found
 
@@ -154,42 +157,68 @@ def weight_files(folder: Path, stems: Sequence[str] = STEMS) -> tuple[list[Path]
     ``stems`` are names without extension. Raises UserError where there are none, or where some of
     several are missing.
     """
+    files, variant, _ = _look_for_weights(folder, stems)
+    return files, variant
+
+
+def _look_for_weights(folder: Path, stems: Sequence[str]) -> tuple[list[Path], str, dict[str, str]]:
+    """weight_files and, of sharded weights, what their index says: the file of each tensor."""
     for variant in VARIANTS:
         dotted = f".{variant}" if variant else ""
         for ending in ("safetensors", "bin"):
             for stem in stems:
-                index = folder / f"{stem}.{ending}.index{dotted}.json"
-                if index.is_file():
-                    return _listed(index), variant
+                # Libraries have put the variant's name into the index's in two places.
+                indices = (f"{stem}.{ending}.index{dotted}", f"{stem}{dotted}.{ending}.index")
+                for index in (folder / f"{name}.json" for name in indices):
+                    if index.is_file():
+                        listed = _listed(index)
+                        return [folder / n for n in sorted(set(listed.values()))], variant, listed
                 whole = folder / f"{stem}{dotted}.{ending}"
                 if whole.is_file():
-                    return [whole], variant
+                    return [whole], variant, {}
     there = sorted(p.name for p in folder.glob("*") if p.suffix in (*OTHERS, ".safetensors"))
     held = f"; {', '.join(there[:3])} is not read: save it with save_pretrained" if there else ""
     raise UserError(f"no weights in {folder}: {stems[0]}.safetensors is missing{held}")
 
 
-def _listed(index: Path) -> list[Path]:
-    """The files that an index names, all of its own folder."""
+def _listed(index: Path) -> dict[str, str]:
+    """An index: tensors and the files that hold them, all of its own folder. Raises UserError."""
     listed = json_object(index).get("weight_map")
-    names = set(listed.values()) if isinstance(listed, dict) else set()
-    if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+    if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+        listed = {}
+    names = set(listed.values())
+    if not names or any(Path(n).name != n or n in ("", ".", "..") for n in names):
         raise UserError(f"{index} does not list files of its own folder")
     for name in sorted(names):
         if not (index.parent / name).is_file():
             raise UserError(f"no weights at {index.parent / name}, which {index.name} names")
-    return [index.parent / name for name in sorted(names)]
+    return listed
 
 
 def read_component(
     folder: Path, stems: Sequence[str] = STEMS, numbers: bool = True
 ) -> tuple[dict[str, Tensor], str]:
     """A component's tensors as its files name them, and their variant. Raises UserError."""
-    files, variant = weight_files(folder, stems)
+    files, variant, listed = _look_for_weights(folder, stems)
     tensors: dict[str, Tensor] = {}
+    homes: dict[str, str] = {}
     for file in files:
         read = read_bin if file.suffix == ".bin" else read_safetensors
-        tensors |= read(file, numbers)
+        found = read(file, numbers)
+        if twice := sorted(found.keys() & homes.keys()):
+            raise UserError(
+                f"{folder}: {twice[0]!a} lies in {homes[twice[0]]} and in {file.name}: they are "
+                "not the parts of one network; fetch them again"
+            )
+        homes |= dict.fromkeys(found, file.name)
+        tensors |= found
+    for name, file_name in listed.items():
+        if homes.get(name) != file_name:
+            raise UserError(
+                f"{folder}: the index says that {file_name} holds {name!a}, which lies in "
+                f"{homes.get(name, 'none of its files')}: they are not the parts of one network; "
+                "fetch them again"
+            )
     return tensors, variant
 
 

@@ -33,6 +33,7 @@ from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
 from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.teacher import resolve_teacher
 
 
 def schedule_of(config: DistillConfig) -> Schedule:
@@ -179,7 +180,7 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     ``with_data``: held against the data set and the objective, too. Raises UserError where it is
     missing, cannot be loaded or does not fit.
     """
-    teacher = resolve_source(config.teacher.source)
+    teacher = resolve_teacher(config)
     description = describe(teacher)
     if with_data:
         check_teacher(config, description, teacher)
@@ -367,6 +368,8 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
             notes[part] = named
     if commit := teacher.notes.get("commit"):  # of the hub: the address may name a branch
         notes["teacher_commit"] = commit
+    if lora := teacher.notes.get("lora"):
+        notes["lora"] = lora
     one_step = family_of(teacher.family).noise.one_step(config.schedule)
     if config.objective.num_steps > 1:
         one_step["num_steps"] = config.objective.num_steps

@@ -24,9 +24,11 @@ from sid_ray.weights.description import (
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.fused import Lora, find_lora, fused
 from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.options import ConvertOptions, InspectOptions
-from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.sources import resolve_file, resolve_source
+from sid_ray.weights.unpacked import opened_pipeline
 
 MAX_LISTED = 60
 
@@ -41,7 +43,8 @@ def show_network(options: InspectOptions) -> int:
 def write(options: ConvertOptions) -> int:
     """``sid-ray weights convert``. Raises UserError."""
     asked = options
-    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force)
+    lora = find_lora(asked.lora, asked.lora_scale) if asked.lora else None
+    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force, lora)
     print(f"{options.destination}: {done}")
     return 0
 
@@ -56,7 +59,7 @@ def inspected(source: str, part: str | None = None) -> Iterator[str]:
 
     Raises UserError at the end where it cannot be loaded: what it would have done comes first.
     """
-    path, label = resolve_source(source), source_label(source)
+    path, label = resolve_file(source), source_label(source)
     yield f"source      {label}"
     if path.is_file():
         yield f"file        {path.stat().st_size:,} B, sha256 {file_sha256(path)}"
@@ -64,7 +67,10 @@ def inspected(source: str, part: str | None = None) -> Iterator[str]:
             start = file.read(16)
         if is_pickled(start) and path.suffix != ".safetensors":
             yield from naive_report(read_pickled(path, tolerant=True))
-    yield from weights_report(read_weights(path, part, label, numbers=False))
+    network = opened_pipeline(path, label)
+    if network != path:
+        yield f"unpacked    {network}"
+    yield from weights_report(read_weights(network, part, label, numbers=False))
 
 
 def weights_report(weights: LoadedWeights) -> Iterator[str]:
@@ -123,18 +129,25 @@ def convert(
     part: str | None = None,
     like: str | None = None,
     force: bool = False,
+    lora: Lora | None = None,
 ) -> str:
     """Writes a source's weights as safetensors with a description, or as a network folder where
     the destination has no suffix. Returns one line that says what was written.
 
-    Tensors keep their names and dtype. Raises UserError where the network is not known, the
-    weights do not fit it, or something is in the way and ``force`` is not given.
+    Tensors keep their names and dtype; ``lora`` is merged into them. Raises UserError where the
+    network is not known, the weights do not fit it, or something is in the way and ``force`` is
+    not given.
     """
     as_file = destination.suffix == ".safetensors"
     if destination.suffix and not as_file:
         raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
     check_folder(destination.parent, "DST")
-    weights = read_weights(resolve_source(source), part, source_label(source))
+    path, label = resolve_source(source), source_label(source)
+    if lora is not None:
+        if part or like:
+            raise UserError("--lora is merged into a file's own network: leave --part and --like")
+        path = fused(path, lora, label)
+    weights = read_weights(path, part, label)
     lender = read(like, numbers=False).described() if like else None
     _, description, tensors = fitted(weights, lender)
     weights = replace(weights, tensors=tensors)

@@ -20,8 +20,12 @@ import torch
 from sid_ray.denoisers.registry import convention_of, family_of, family_of_text, text_parts
 from sid_ray.denoisers.text_identity import encoders_sha256, fingerprint_of_encoders
 from sid_ray.errors import UserError
+from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
+from sid_ray.weights.teacher import component_of_noted_teacher
+from sid_ray.weights.unpacked import with_tokenizers
 
 BATCH = 8  # images that a VAE takes at once
 VAE = ("vae",)
@@ -67,15 +71,19 @@ def find_components(
 def find_text(description: ModelDescription, network: Path, named: Named, teacher: str) -> Path:
     """Raises UserError where there is no text encoder, or one of another pipeline."""
     family = family_of(description.family)
-    if named.text_encoder:
+    tokenizers = [named.text_encoder] if named.text_encoder else []
+    if named.text_encoder and not holds_tokenizer_only(named.text_encoder):
         folder = resolve_component(named.text_encoder, *family.text_parts)
         family.check_text(description.network, folder)
         return folder
+    if noted := description.notes.get("text_encoder"):
+        tokenizers.append(str(noted))
     tried: list[str] = []
     for address, found, trouble in places_of_component(
         description, network, family.text_parts[0], teacher
     ):
         if found is not None:
+            found = with_tokenizers(found, family.text_parts, tokenizers, named.text_flag)
             family.check_text(description.network, found)
             return found
         tried.append(f"{address}: {trouble}" if trouble else address)
@@ -84,6 +92,18 @@ def find_text(description: ModelDescription, network: Path, named: Named, teache
         f"{network.name} reads text and has no text encoder beside it{where}: give "
         f"{named.text_flag} FOLDER, a diffusers folder with the {' and '.join(family.text_parts)} "
         "that it was trained with"
+    )
+
+
+def holds_tokenizer_only(source: str) -> bool:
+    """Whether a folder here has a tokenizer and no text encoder: for that of a pipeline's file."""
+    if not is_path(source):
+        return False
+    folder = expanded(source)
+    has_encoder = any((folder / n / "config.json").is_file() for n in ("text_encoder", ""))
+    names = ("tokenizer_config.json", "vocab.json")
+    return not has_encoder and any(
+        (folder / part / name).is_file() for part in ("tokenizer", "") for name in names
     )
 
 
@@ -101,7 +121,10 @@ def places_of_component(
         if not address or str(address) == str(network):
             continue
         try:
-            found = resolve_component(str(address), *parts)
+            if address == notes.get("teacher") and part not in VAE:
+                found = component_of_noted_teacher(notes, *parts)
+            else:
+                found = resolve_component(str(address), *parts)
             alone = address == notes.get(part) and (found / "config.json").is_file()
             yield str(address), found if alone or (found / part).is_dir() else None, ""
         except UserError as error:

@@ -78,6 +78,42 @@ def holds_network(folder: Path) -> bool:
     return any((folder / name).is_file() for name in named_by())
 
 
+def no_network(folder: Path, label: str) -> str:
+    """Why a folder is no network's: what it holds instead, and what would be one."""
+    needed = f"a folder with {DESCRIPTION}, a diffusers folder with " + (
+        " or ".join(f"{name}/config.json" for name in network_folders()) + ", or a weights file"
+    )
+    found = what_lies_in(folder)
+    return f"no network at {label}{f', which holds {found}' if found else ''}: {needed} is needed"
+
+
+def what_lies_in(folder: Path) -> str:
+    """Of a folder without a network: its quantised files, its parts with their classes, or its
+    files; empty for one that is not there.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    gguf = [entry.name for entry in entries if entry.suffix == ".gguf"]
+    if gguf:
+        return f"{gguf[0]}, quantised weights"
+    parts = [part for part in map(part_in_words, entries) if part]
+    files = [entry.name for entry in entries if entry.is_file()]
+    return ", ".join((parts or files)[:6]) or ("nothing" if folder.is_dir() else "")
+
+
+def part_in_words(folder: Path) -> str:
+    """'transformer (WanTransformer3DModel, which makes video ...)'; empty for no folder."""
+    if not folder.is_dir() or folder.name.startswith("."):
+        return ""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        class_name = str(found.get("_class_name") or (found.get("architectures") or [""])[0])
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return folder.name
+    if not class_name.isidentifier():
+        return folder.name
+    return f"{folder.name} ({class_name})"
+
+
 def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Writes the folder; weights are stored as they are, contiguous."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ folder's configurations and safetensors.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from sid_ray.weights.remotes import Remote, look_at_web, look_in_store
 OWN_FILES = ("model.json", "model.safetensors")
 SETTINGS = (".json", ".txt", ".model")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-VARIANTS = (".fp16.", ".bf16.", ".non_ema.", ".ema.")
+VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)[.-]")  # in the name of a file or of a shard
 
 
 def fetch(source: WeightSource, label: str, parts: Sequence[str] = ()) -> Path:
@@ -92,7 +93,8 @@ def named_by_parts(parts: Sequence[str]) -> tuple[str, ...]:
     """The files of which one makes a folder a network, or these parts of a pipeline."""
     if not parts:
         return description.named_by()
-    return ("config.json", f"{parts[0]}/config.json")
+    name = "tokenizer_config.json" if parts[0].startswith("tokenizer") else "config.json"
+    return (name, f"{parts[0]}/{name}")
 
 
 def network_files(found: list[str], parts: Sequence[str] = ()) -> list[str]:
@@ -124,7 +126,7 @@ def _is_needed(path: PurePosixPath, names: set[str], depth: int) -> bool:
     if len(path.parts) < depth or path.suffix not in (".safetensors", ".bin"):
         return False  # a whole pipeline in one file, beside its parts
     beside = [name for name in names if PurePosixPath(name).parent == path.parent]
-    whole = [n for n in beside if not any(variant in n for variant in VARIANTS)]
+    whole = [n for n in beside if not VARIANT.search(n) and n.endswith((".safetensors", ".bin"))]
     safe = [n for n in whole or beside if n.endswith(".safetensors")]
     return str(path) in (safe or [n for n in whole or beside if n.endswith(".bin")])
 

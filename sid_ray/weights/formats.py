@@ -17,11 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sid_ray.denoisers.foreign import names_in_words
 from sid_ray.denoisers.registry import (
     family_of,
     from_official,
     named_arguments,
     network_folders,
+    single_file_names,
 )
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
@@ -46,6 +48,7 @@ from sid_ray.weights.description import (
     DESCRIPTION,
     WEIGHTS,
     ModelDescription,
+    no_network,
     read_description,
     safetensors_description,
 )
@@ -98,22 +101,20 @@ class LoadedWeights:
         return replace(like, network=borrowed, one_step=None, notes=dict(self.notes))
 
 
-SINGLE_FILE, LORA = "model.diffusion_model.", ("lora_", ".lora.", "lora.down", "lora_A")
-
-
 def nameless(tensors: Mapping[str, Tensor], label: str) -> str:
     """What tensors are that nothing says the network of, and what to do with them."""
-    if any(mark in name for name in tensors for mark in LORA):
+    from sid_ray.denoisers.lora import is_lora
+
+    if is_lora(tensors):
         return (
-            "holds a LoRA, changes to another network: merge them into it with diffusers "
-            "(fuse_lora, then save_pretrained) and give the folder"
+            "holds a LoRA, changes to another network: give that as --teacher.source, and this as "
+            "--teacher.lora"
         )
-    if any(name.startswith(SINGLE_FILE) for name in tensors):
+    if any(name.startswith(single_file_names()) for name in tensors):
         return (
-            "is a Stable Diffusion pipeline in one file: make a folder of it with diffusers' "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give that"
+            "is a pipeline in one file: it is opened by a name that ends in .safetensors or .ckpt"
         )
-    return (
+    return names_in_words(tensors) or (
         "holds tensors but does not say of which network: sid-ray weights convert "
         f"{label} NEW.safetensors --like TEACHER writes a file that does, where TEACHER is a file "
         "with the same network, its teacher's for example"
@@ -155,11 +156,7 @@ def _read_folder(path: Path, label: str, numbers: bool) -> LoadedWeights:
     for folder in (*(path / name for name in network_folders()), path):
         if (folder / "config.json").is_file():
             return _read_diffusers(folder, label, numbers)
-    inside = " or ".join(f"{name}/config.json" for name in network_folders())
-    raise UserError(
-        f"no network at {label}: a folder with {DESCRIPTION}, or a diffusers folder with "
-        f"{inside}, is needed"
-    )
+    raise UserError(no_network(path, label))
 
 
 def _read_diffusers(folder: Path, label: str, numbers: bool) -> LoadedWeights:
@@ -171,7 +168,10 @@ def _read_diffusers(folder: Path, label: str, numbers: bool) -> LoadedWeights:
     if "quantization_config" in config:
         raise UserError(f"{folder / 'config.json'}: quantised weights; take the float ones")
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    family = family_of(from_official(class_name, arguments)[0])  # refuses another class
+    try:
+        family = family_of(from_official(class_name, arguments)[0])
+    except UserError as error:  # another class
+        raise UserError(f"{label}: {error}") from None
     tensors, variant = read_component(folder, ("diffusion_pytorch_model",), numbers)
     if folder.name == family.folder:
         arguments |= family.beside(folder.parent)
@@ -238,12 +238,8 @@ def choose(root: Any, part: str | None, label: str) -> tuple[str, Any]:
     for name in [n for p in ([part] if part else PARTS) for n in PARTS[p]]:
         if is_module(table.get(name)) or is_state_dict(table.get(name)):
             return name, table[name]
-    inner = table.get("state_dict")
-    if (
-        part is None
-        and isinstance(inner, dict)
-        and any(str(n).startswith(SINGLE_FILE) for n in inner)
-    ):
+    inner, marks = table.get("state_dict"), single_file_names()
+    if part is None and isinstance(inner, dict) and any(str(n).startswith(marks) for n in inner):
         raise UserError(f"{label} {nameless(inner, label)}")
     held = ", ".join(sorted(str(name)[:40] for name in list(table)[:12])) or type(root).__name__
     wanted = f"part {part!r}" if part else "network"

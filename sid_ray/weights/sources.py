@@ -25,7 +25,8 @@ from sid_ray.weights.address import (
     parse_source,
     source_label,
 )
-from sid_ray.weights.description import DESCRIPTION, holds_network
+from sid_ray.weights.description import DESCRIPTION, holds_network, no_network
+from sid_ray.weights.unpacked import EPSILON, opened_pipeline, vae_of_file
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -38,11 +39,17 @@ def builtin_models() -> list[str]:
     return sorted(folder.name for folder in found)
 
 
-def resolve_source(source: str) -> Path:
+def resolve_source(source: str, prediction_type: str = EPSILON) -> Path:
     """The absolute path of a network's file or folder; remote ones are in the cache afterwards.
 
-    Raises UserError that says what is missing and what to do.
+    A pipeline in one file is a folder (unpacked.py); ``prediction_type`` is for those that do not
+    say what their network predicts. Raises UserError that says what is missing and what to do.
     """
+    return opened_pipeline(resolve_file(source), source_label(source), prediction_type)
+
+
+def resolve_file(source: str) -> Path:
+    """The same but for a pipeline in one file, which stays one."""
     parsed = parse_source(source)
     if parsed.kind == "builtin":
         return _builtin(parsed.location)
@@ -59,7 +66,7 @@ def resolve_component(source: str, *parts: str) -> Path:
     Of a remote pipeline only these ``parts`` are fetched. Raises UserError where the first of them
     is not there.
     """
-    parsed = parse_source(source)
+    parsed, label = parse_source(source), source_label(source)
     if parsed.kind == "path":
         folder = expanded(parsed.location).absolute()
     elif parsed.kind == "builtin":
@@ -67,10 +74,15 @@ def resolve_component(source: str, *parts: str) -> Path:
     else:
         from sid_ray.weights.fetch import fetch
 
-        if parsed.location.endswith(FILE_SUFFIXES):
+        is_file = parsed.location.endswith(FILE_SUFFIXES)
+        folder = fetch(parsed, label, () if is_file else parts)
+    if folder.is_file():
+        file, folder = folder, opened_pipeline(folder, label)
+        if file == folder and parts[0] == "vae":
+            folder = vae_of_file(file, label) or file
+        if file == folder:
             what = FOLDER_NEEDED.format(parts[0])
-            raise UserError(f"{source_label(source)} is a file: {what}")
-        folder = fetch(parsed, source_label(source), parts)
+            raise UserError(f"no {parts[0]} at {label}, which is a file: {what}")
     if not any((folder / name / "config.json").is_file() for name in (parts[0], "")):
         raise UserError(
             f"no {parts[0]} at {source_label(source)}: {FOLDER_NEEDED.format(parts[0])}"
@@ -98,8 +110,5 @@ def _local(source: WeightSource) -> Path:
     if source.sha256 is not None:
         raise UserError(f"no file at {source.location}; a checksum needs one")
     if not holds_network(path):
-        raise UserError(
-            f"no network at {source.location}: a folder with {DESCRIPTION}, a diffusers folder or "
-            "a weights file is needed"
-        )
+        raise UserError(no_network(path, source.location))
     return path

@@ -116,6 +116,26 @@ def with_lora(folder: Path) -> Path:
     return path
 
 
+def tensors_of(folder: Path, *names: str) -> Path:
+    path = folder.parent / "tensors.safetensors"
+    save_file({name: torch.ones(2, 2) for name in names}, path)
+    return path
+
+
+def vae_file(folder: Path) -> Path:
+    return tensors_of(folder, *load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+
+
+def in_eight_bits(folder: Path) -> None:
+    path = folder / f"{UNET}.safetensors"
+    save_file({n: v.to(torch.float8_e4m3fn) for n, v in load_file(path).items()}, path)
+
+
+def only_controlnet(folder: Path) -> None:
+    config(folder, "unet", _class_name="ControlNetModel")
+    (folder / "unet").rename(folder / "controlnet")
+
+
 def in_one_file(folder: Path) -> Path:
     path = folder.parent / "v1-5.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)}, path)
@@ -132,6 +152,7 @@ def as_ckpt(folder: Path) -> Path:
 def file_of(name: str, data: bytes) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = folder.parent / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         return path
 
@@ -167,13 +188,27 @@ CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {
         "'addition_embed_type' = 'text_time' is not supported",
     ),
     "unknown class": (
-        lambda f: config(f, "unet", _class_name="SD3Transformer2DModel"),
-        "unknown network class 'SD3Transformer2DModel'",
+        lambda f: config(f, "unet", _class_name="PixArtTransformer2DModel"),
+        "unknown network class 'PixArtTransformer2DModel'",
     ),
     "ControlNet": (
         lambda f: config(f, "unet", _class_name="ControlNetModel"),
-        "unknown network class 'ControlNetModel'",
+        "ControlNetModel steers another network",
     ),
+    "video": (
+        lambda f: config(f, "unet", _class_name="UNet3DConditionModel"),
+        "UNet3DConditionModel makes video",
+    ),
+    "quantised": (
+        lambda f: config(f, "unet", quantization_config={"load_in_4bit": True}),
+        "quantised weights",
+    ),
+    "eight bits": (in_eight_bits, "conv_in.bias' as F8_E4M3, quantised weights"),
+    "scheduler alone": (
+        lambda f: [shutil.rmtree(f / n) for n in (*PARTS, "tokenizer")] and None,
+        "no network at .*, which holds scheduler: a folder with .* is needed",
+    ),
+    "ControlNet alone": (only_controlnet, r"which holds controlnet \(ControlNetModel\)"),
     "wider network": (
         lambda f: config(f, "unet", block_out_channels=[16, 32]),
         "does not fit the network: it holds .* of another shape",
@@ -213,17 +248,26 @@ CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {
         lambda f: config(f, "text_encoder", architectures=["T5EncoderModel"]),
         "describes T5EncoderModel, expected CLIPTextModel",
     ),
-    "LoRA": (with_lora, "holds a LoRA.*fuse_lora"),
-    "one file": (in_one_file, "is a Stable Diffusion pipeline in one file.*from_single_file"),
-    "ckpt": (as_ckpt, "is a Stable Diffusion pipeline in one file.*from_single_file"),
+    "LoRA": (with_lora, "holds a LoRA.*--teacher.lora"),
+    "one file": (in_one_file, "v1-5.safetensors: it is no .*Stable Diffusion"),
+    "ckpt": (as_ckpt, "v1-5.ckpt: it is no .*Stable Diffusion"),
     "GGUF": (file_of("x.gguf", b"GGUF\x03\0\0\0" * 9), "is a GGUF file.*quantised"),
     "web page": (file_of("x.pkl", b"\n<!DOCTYPE html><html>..."), "is a web page, not weights"),
     "no bytes": (file_of("x.pkl", b""), "is empty"),
     "LFS file": (file_of("x.pkl", LFS), "Git LFS pointer"),
     "text": (file_of("x.safetensors", b"hello" * 30), "not a whole safetensors file"),
     "part": (lambda f: f / f"{UNET}.safetensors", "is a part of a folder .*give the folder"),
-    "text encoder as teacher": (lambda f: f / "text_encoder", "unknown network class 'CLIPText"),
-    "VAE as teacher": (lambda f: f / "vae", "unknown network class 'AutoencoderKL'"),
+    "text encoder as teacher": (lambda f: f / "text_encoder", "CLIPTextModel is a text encoder"),
+    "VAE file as teacher": (vae_file, "holds a VAE.*--teacher.vae"),
+    "ControlNet file": (
+        lambda f: tensors_of(f, "control_model.input_blocks.0.0.weight"),
+        "holds a ControlNet",
+    ),
+    "GGUF folder": (
+        lambda f: file_of("q/x.gguf", b"GGUF\x03\0\0\0" * 9)(f).parent,
+        "holds x.gguf, quantised weights",
+    ),
+    "VAE as teacher": (lambda f: f / "vae", "AutoencoderKL is an auto-encoder.*--teacher.vae"),
     "another family": (
         lambda f: Path("builtin:digits-teacher"),
         "'vp', but teacher builtin:digits-teacher is an edm network",

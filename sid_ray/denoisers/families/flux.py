@@ -10,8 +10,9 @@ from sid_ray.denoisers.flow_latents import ShiftedLatents
 from sid_ray.denoisers.noise import GUIDED_FLOW_NOISE
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sid_ray.denoisers.family import LoraNames
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
@@ -43,6 +44,11 @@ class FLUX(FlowFamily):
         from sid_ray.denoisers.flux import flux_written_out
 
         return flux_written_out(network, self.shape(network)[1], self.layout(network).tokens)
+
+    def lora_names(self, tensors: dict[str, Tensor], network: Arguments) -> LoraNames:
+        from sid_ray.denoisers.lora import kohya_flux_names
+
+        return kohya_flux_names(tensors)
 
     def layout(self, network: Arguments) -> PromptLayout:
         from sid_ray.denoisers.prompt_layout import PromptLayout

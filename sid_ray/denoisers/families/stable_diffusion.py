@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,9 +13,11 @@ from sid_ray.denoisers.noise import VP_NOISE, scheduler_file
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from sid_ray.denoisers.codecs import Standard, VAECodec
+    from sid_ray.denoisers.family import LoraNames
+    from sid_ray.denoisers.single_file import SingleFile
     from sid_ray.denoisers.text import TextEmbeddings
 
 TOKENS = 77  # of a prompt
@@ -59,6 +62,7 @@ class StableDiffusion(Family):
     text_classes: ClassVar = {"text_encoder": "CLIPTextModel"}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
+    single_file = "model.diffusion_model."
     folder = "unet"
     parts = ("vae", *text_parts, "scheduler")
     bare_prefix = "unet."
@@ -93,6 +97,19 @@ class StableDiffusion(Family):
         if not path.is_file():
             return {}
         return {"prediction_type": json_object(path).get("prediction_type", "epsilon")}
+
+    def from_single_file(
+        self, tensors: Mapping[str, Tensor], prediction_type: str
+    ) -> SingleFile | None:
+        from sid_ray.denoisers.ldm_checkpoint import is_ldm, is_xl, ldm_pipeline
+
+        known = is_ldm(tensors) and not is_xl(tensors)
+        return ldm_pipeline(tensors, prediction_type) if known else None
+
+    def lora_names(self, tensors: dict[str, Tensor], network: Arguments) -> LoraNames:
+        from sid_ray.denoisers.lora import kohya_unet_names
+
+        return kohya_unet_names(tensors, network)
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)

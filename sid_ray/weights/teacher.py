@@ -1,0 +1,52 @@
+"""The teacher of a config on this machine's disk, with its LoRA merged into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.errors import UserError
+from sid_ray.weights.address import check_sha256, source_label
+from sid_ray.weights.fused import find_lora, fused
+from sid_ray.weights.sources import resolve_component, resolve_source
+from sid_ray.weights.unpacked import SUFFIXES
+
+
+def resolve_teacher(config: DistillConfig) -> Path:
+    """Its file or folder, fetched, unpacked and merged where it is not here. Raises UserError."""
+    chosen = config.teacher
+    base = resolve_source(chosen.source, config.schedule.prediction_type)
+    if not chosen.lora:
+        return base
+    return fused(base, find_lora(chosen.lora, chosen.lora_scale), source_label(chosen.source))
+
+
+def is_made_here(config: DistillConfig, folder: str) -> bool:
+    """Whether the teacher's folder is made of other files on each host's own disk."""
+    is_file = config.teacher.source.partition("#")[0].endswith(SUFFIXES)
+    return bool(config.teacher.lora) or (is_file and not folder.endswith(SUFFIXES))
+
+
+def lora_fingerprint(config: DistillConfig) -> str:
+    """What names the teacher's LoRA by its content; empty without one. Raises UserError."""
+    return find_lora(config.teacher.lora).sha256 if config.teacher.lora else ""
+
+
+def component_of_noted_teacher(notes: Mapping[str, Any], *parts: str) -> Path:
+    """A part of the teacher that a generator's model.json notes, with its LoRA merged into it.
+
+    Raises UserError where it is not there, or its LoRA is another one by now.
+    """
+    teacher = str(notes["teacher"])
+    found, noted = resolve_component(teacher, *parts), notes.get("lora")
+    if not isinstance(noted, Mapping):
+        return found
+    try:
+        source, scale, sha256 = str(noted["source"]), float(noted["scale"]), str(noted["sha256"])
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"what model.json notes of a LoRA is not whole: {noted!r:.80}") from None
+    lora = find_lora(source, scale)
+    check_sha256(lora.sha256, sha256, lora.source)
+    return fused(resolve_source(teacher), lora, source_label(teacher))
