@@ -83,12 +83,12 @@ class Args:
     """Folder for the pipeline."""
     tokenizer: Path = Path("sid_ray/assets/emoji-teacher/tokenizer")
     """CLIP tokenizer of these captions (examples/train_emoji_teacher.py learns it)."""
-    images: int = 200_000
+    images: int = 110_000
     """Images to train on, repetitions counted."""
     batch_size: int = 32
     lr: float = 3e-3
     """Learning rate: 3,000 images of warm-up, and a fall to zero over the last part."""
-    fall: float = 0.4
+    fall: float = 0.45
     """The last part, as a share of the images."""
     shift: float = 1.5
     """Of the times: shift t / (1 + (shift - 1) t) with t = sigmoid(n), n normal."""
