@@ -33,7 +33,8 @@ class FlowFamily(Family):
         """Of a prompt as the network reads it."""
 
     def makes_latents(self, network: Arguments) -> bool:
-        return True
+        """Small networks of these classes make grey or coloured pixels."""
+        return self.shape(network)[0] not in (1, 3)
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return self.layout(network).shape

@@ -74,7 +74,8 @@ def refuse_other(folder: Path, what: str, own: int, reads: int) -> None:
 
 class TwoClipsAndT5(PromptEncoders):
     """SD3: the penultimate states of two CLIPs side by side, zeros up to the width, followed by
-    T5's, or zeros where a folder has no T5; pooled are both projections, one behind the other.
+    T5's, or zeros where a folder has no T5 (none, where the network reads no token more); pooled
+    are both projections, one behind the other.
     """
 
     classes: ClassVar = {FIRST: PROJECTED_CLIP.name, SECOND: PROJECTED_CLIP.name, THIRD: T5.name}
@@ -89,7 +90,7 @@ class TwoClipsAndT5(PromptEncoders):
     def check(self, folder: Path, layout: PromptLayout) -> None:
         first, second = (clip_widths(folder, part, projected=True) for part in (FIRST, SECOND))
         refuse_other(folder, "pooled embeddings", first.projected + second.projected, layout.pooled)
-        if layout.tokens <= first.tokens:
+        if layout.tokens < first.tokens + has_third(folder):
             raise UserError(
                 f"the network reads {layout.tokens} tokens, the CLIP in {folder} alone makes "
                 f"{first.tokens}: set its text_tokens to more"
