@@ -5,6 +5,7 @@ python -m benchmarks.flow_vectors FOLDER
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -36,4 +37,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="with models/, denoise/, losses/ and so on")
+    sys.exit(bool(main(parser.parse_args().folder)))

@@ -97,7 +97,8 @@ class ObjectiveConfig:
     """Probability of each transform of EDM's augmentation pipe in the fake-score phase."""
     num_steps: Annotated[int, Interval(ge=1, le=1_000)] = 1
     """Evaluations of the generator an image. Above 1, a random one of them is trained in each
-    iteration; those before it run without gradient (compat official: all are trained, as one).
+    iteration; those before it run without gradient (compat official: all are trained, as one, but
+    for flow matching).
     """
     adversarial_weight: NotNegative = 0.01
     """sida: factor of the generator's adversarial loss (published: lsg_gan)."""

@@ -25,8 +25,15 @@ from torch import Tensor, nn
 from sid_ray.errors import UserError
 
 MODES = ("off", "default", "cudagraphs")
-# Of diffusers' U-Nets: what they repeat. By name, as only stable_diffusion.py imports diffusers.
-DIFFUSERS_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+# Of diffusers' networks: what they repeat. By name, as only the families' files import diffusers.
+DIFFUSERS_BLOCKS = (
+    "BasicTransformerBlock",
+    "ResnetBlock2D",
+    "JointTransformerBlock",
+    "SanaTransformerBlock",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+)
 # Kinds of blocks times what varies, with room; torch's 8 would leave all further ones uncompiled.
 VARIANTS, ALL_VARIANTS = 512, 4096
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

@@ -50,6 +50,7 @@ class FlowSchedule(NoiseLevels):
     normal_generator_time: ClassVar[bool] = True
     fake_want: ClassVar[Want] = Want.RAW
     adversarial_per_sample: ClassVar[bool] = True
+    officially_all_steps: ClassVar[bool] = False
 
     time_mean: float = 0.6931471805599453  # log 2
     time_std: float = 1.6

@@ -37,6 +37,7 @@ class NoiseLevels:
     normal_fake_time: ClassVar[bool] = True
     normal_generator_time: ClassVar[bool] = False
     adversarial_per_sample: ClassVar[bool] = False
+    officially_all_steps: ClassVar[bool] = True
     step_noise: ClassVar[str] = "fresh"
 
     def add_noise(self, x_0: Tensor, noise: Tensor, level: Level) -> Tensor:

@@ -80,7 +80,7 @@ class SiD:
         augment: EDM's augmentation in the fake-score phase, or None.
         num_steps: K evaluations of the generator an image; one of them, at random, is trained.
         guidance: where SiD-LSG guides the scores.
-        official: of K evaluations, train all as one, as the published code (compat).
+        official: of K evaluations, train all as one where the published code does (compat).
     """
 
     schedule: Schedule
@@ -143,13 +143,14 @@ class SiD:
         with dropout of its own.
         """
         trained = 0 if draw.step is None else draw.step
-        if self.official:
+        all_steps = self.official and self.schedule.officially_all_steps
+        if all_steps:
             trained = self.num_steps - 1
         later = () if draw.more_noise is None else draw.more_noise.unbind(1)
         cond = Condition(batch.labels, text=batch.text)
         made = None
         for step, noise in enumerate((draw.latents, *later)[: trained + 1]):
-            learns = self.official or step == trained
+            learns = all_steps or step == trained
             if learns and dropout and draw.dropout_keys is not None:
                 cond = cond._replace(dropout_keys=draw.dropout_keys + (trained - step))
             with torch.set_grad_enabled(torch.is_grad_enabled() and learns):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import set_attention
+from sid_ray.denoisers.compiled import blocks_to_compile
 from sid_ray.denoisers.flux import packed, positions, unpacked
 from sid_ray.denoisers.guidance import Guided
 from sid_ray.denoisers.precondition import set_precision
@@ -376,3 +377,9 @@ def test_importing_a_family_imports_neither_torch_nor_diffusers():
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_their_blocks_are_what_is_compiled(net):
+    own = net.transformer
+    blocks = [*own.transformer_blocks, *getattr(own, "single_transformer_blocks", [])]
+    assert list(blocks_to_compile(net)) == blocks

@@ -71,6 +71,19 @@ def test_vsds_gradient_is_minus_delta_times_w(weighting):
     assert torch.allclose(gradient, by_velocities, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("step", range(3))
+def test_the_published_code_trains_one_drawn_step_too(step):
+    """Of flow matching: --compat official is no other gradient, as it is for EDM and EDM2."""
+    draw = some_draw()._replace(step=step, more_noise=torch.stack([numbers(6), numbers(7)], 1))
+    found = []
+    for official in (False, True):
+        net = Velocity(1)
+        objective = SiD(FlowSchedule(), num_steps=3, official=official)
+        y = objective.generate(Networks(net, net, net), Batch(), draw, dropout=True)
+        found.append((y, torch.autograd.grad(y.square().sum(), net.jacobian)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def objective(**more: float) -> SiDA:
     return SiDA(FlowSchedule(), adversarial_weight=1.0, generator_scale=1.0, **more)
 

@@ -136,6 +136,9 @@ def fused_attention(
     """Attention as the one kernel that it is on a GPU: fake tensors would compose it of others."""
     if attn_mask is not None or any(options.values()):
         return ATTENTION(query, key, value, attn_mask, **options)
+    if torch.is_autocast_enabled("cuda"):  # which knows it by its name, too
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     fused = torch.ops.aten._scaled_dot_product_efficient_attention
     return fused(query, key, value, None, keep)[0]
