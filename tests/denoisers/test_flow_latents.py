@@ -13,40 +13,16 @@ pytest.importorskip("diffusers")
 from sid_ray.denoisers.codecs import from_moments
 from sid_ray.denoisers.flow_latents import DeepLatents, ShiftedLatents
 from sid_ray.errors import UserError
+from tests.denoisers.tiny_flow import deep_vae, shifted_vae
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A 16-channel AutoencoderKL that shifts, and a DC-AE, each as the part ``vae``."""
-    from diffusers import AutoencoderDC, AutoencoderKL
-
     home = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=16,
-        norm_num_groups=4,
-        sample_size=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-    ).save_pretrained(home / "kl" / "vae")
-    AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)),
-        scaling_factor=0.41407,
-    ).save_pretrained(home / "dc" / "vae")
+    shifted_vae().save_pretrained(home / "kl" / "vae")
+    deep_vae().save_pretrained(home / "dc" / "vae")
     return {"kl": home / "kl", "dc": home / "dc"}
 
 

@@ -1,12 +1,13 @@
-"""Tiny teachers of flow matching in pipelines' folders: SD3, SANA and FLUX, with text encoders
-and auto-encoders. Random weights under a fixed seed, from configs.
+"""Whole folders of SD3, FLUX and SANA in small: transformer, VAE, text encoders, scheduler.
+
+Random weights under a fixed seed, in the layout and under the names of the hub's folders.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,119 +20,85 @@ from tests.denoisers.tiny_text import (
     write_two_encoders,
 )
 
-SIZE = 8  # of a latent
+BODY: dict[str, Any] = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+SD3 = BODY | {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "joint_attention_dim": T5_WIDTH,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": sum(CLIP_WIDTHS),
+    "pos_embed_max_size": 8,
+}
+FLUX = BODY | {
+    "in_channels": 64,
+    "num_single_layers": 1,
+    "joint_attention_dim": T5_WIDTH,
+    "pooled_projection_dim": 12,
+    "axes_dims_rope": (2, 2, 4),
+    "guidance_embeds": True,
+}
+SANA = BODY | {
+    "sample_size": 8,
+    "patch_size": 1,
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_head_dim": 8,
+    "num_cross_attention_heads": 2,
+    "cross_attention_dim": 16,
+    "caption_channels": GEMMA_WIDTH,
+}
 
 
-def write_scheduler(folder: Path) -> None:
+def write_flow_pipeline(folder: Path, name: str) -> None:
+    """A folder of the family ``name``: sd3, flux or sana."""
+    import diffusers
+
+    torch.manual_seed(0)
+    kinds = {
+        "sd3": (diffusers.SD3Transformer2DModel, SD3, write_three_encoders),
+        "flux": (diffusers.FluxTransformer2DModel, FLUX, write_two_encoders),
+        "sana": (diffusers.SanaTransformer2DModel, SANA, write_gemma),
+    }
+    made, arguments, write_encoders = kinds[name]
+    made(**arguments).save_pretrained(folder / "transformer")
+    auto_encoder = deep_vae() if name == "sana" else shifted_vae()
+    auto_encoder.save_pretrained(folder / "vae")
+    write_encoders(folder)
     values = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-    (folder / "scheduler").mkdir(parents=True)
+    (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
 
 
-def write_shifted_vae(folder: Path) -> None:
+def shifted_vae() -> Any:
+    """An AutoencoderKL of 16 channels that shifts its latents."""
     from diffusers import AutoencoderKL
 
-    torch.manual_seed(0)
-    AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
-        latent_channels=4,
+        latent_channels=16,
         norm_num_groups=4,
-        sample_size=2 * SIZE,
+        sample_size=16,
         use_quant_conv=False,
         use_post_quant_conv=False,
         scaling_factor=1.5305,
         shift_factor=0.0609,
-    ).save_pretrained(folder / "vae")
+    )
 
 
-def write_deep_vae(folder: Path) -> None:
+def deep_vae() -> Any:
+    """A DC-AE."""
     from diffusers import AutoencoderDC
 
-    torch.manual_seed(0)
-    AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)),
-        scaling_factor=0.41407,
-    ).save_pretrained(folder / "vae")
-
-
-def write_sd3(folder: Path) -> None:
-    from diffusers import SD3Transformer2DModel
-
-    torch.manual_seed(0)
-    SD3Transformer2DModel(
-        sample_size=SIZE,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=16,
-        pooled_projection_dim=sum(CLIP_WIDTHS),
-        pos_embed_max_size=8,
-    ).save_pretrained(folder / "transformer")
-    write_three_encoders(folder)
-    write_shifted_vae(folder)
-    write_scheduler(folder)
-
-
-def write_sana(folder: Path) -> None:
-    from diffusers import SanaTransformer2DModel
-
-    torch.manual_seed(0)
-    SanaTransformer2DModel(
-        sample_size=SIZE,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        cross_attention_head_dim=8,
-        num_cross_attention_heads=2,
-        cross_attention_dim=16,
-        caption_channels=GEMMA_WIDTH,
-    ).save_pretrained(folder / "transformer")
-    write_gemma(folder)
-    write_deep_vae(folder)
-    write_scheduler(folder)
-
-
-def write_flux(folder: Path) -> None:
-    """Its config names no size: ``latent_size`` is added, which is this project's."""
-    from diffusers import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=CLIP_WIDTHS[0],
-        axes_dims_rope=(2, 2, 4),
-        guidance_embeds=True,
-    ).save_pretrained(folder / "transformer")
-    path = folder / "transformer" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_size": SIZE}))
-    write_two_encoders(folder)
-    write_shifted_vae(folder)
-    write_scheduler(folder)
-
-
-WRITERS: dict[str, Callable[[Path], None]] = {
-    "sd3": write_sd3,
-    "sana": write_sana,
-    "flux": write_flux,
-}
+    sizes: dict[str, Any] = {"latent_channels": 4, "attention_head_dim": 2}
+    for half in ("encoder", "decoder"):
+        sizes |= {
+            f"{half}_block_types": ("ResBlock", "EfficientViTBlock"),
+            f"{half}_block_out_channels": (8, 8),
+            f"{half}_layers_per_block": (1, 1),
+            f"{half}_qkv_multiscales": ((), (5,)),
+        }
+    return AutoencoderDC(**sizes, scaling_factor=0.41407)
