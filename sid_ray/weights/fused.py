@@ -23,6 +23,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
 from sid_ray.weights.derived import derived, link_parts, seen, write_component
+from sid_ray.weights.unpacked import RECORD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +120,8 @@ def fuse(base: Path, lora: Lora, label: str, folder: Path) -> None:
     if root.is_dir():
         parts = {e.name: e for e in root.iterdir() if e.is_dir() and e.name != family.folder}
         link_parts(folder, parts)
+    if (root / RECORD).is_file():  # it came out of one file
+        shutil.copyfile(root / RECORD, folder / RECORD)
 
 
 def network_names(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -173,6 +173,27 @@ def test_a_tokenizer_from_elsewhere_serves_the_files_own_encoder(given, one_file
     assert found.vae == folder
 
 
+def test_a_lora_on_one_file(one_file, tmp_path):
+    name = "unet.mid_block.attentions.0.proj_in"
+    halves = {
+        f"{name}.lora_A.weight": torch.ones(1, 64),
+        f"{name}.lora_B.weight": torch.ones(64, 1),
+    }
+    save_file(halves, tmp_path / "style.safetensors")
+    config = replace(
+        recipe("sd15-lsg-kappa3"),
+        teacher__source=str(one_file),
+        teacher__lora=str(tmp_path / "style.safetensors"),
+        teacher__text_encoder=str(tmp_path / "words"),
+    )
+    start = find_start(config, with_data=False)
+    key = "unet.mid_block.attentions.0.proj_in.weight"
+    found, own = (networks.load_path(p)[0] for p in (start.teacher, resolve_source(str(one_file))))
+    close = torch.testing.assert_close
+    close(found.state_dict()[key], own.state_dict()[key] + 1, rtol=0, atol=1e-6)
+    assert (start.components.text / "tokenizer").resolve() == tmp_path / "words" / "tokenizer"
+
+
 def test_without_a_tokenizer_the_line_says_which(one_file, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

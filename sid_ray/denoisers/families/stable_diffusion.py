@@ -101,10 +101,10 @@ class StableDiffusion(Family):
     def from_single_file(
         self, tensors: Mapping[str, Tensor], prediction_type: str
     ) -> SingleFile | None:
-        from sid_ray.denoisers.ldm_checkpoint import is_ldm, is_xl, ldm_pipeline
+        """Of XL, too: what becomes of its folder is said by that folder's own config."""
+        from sid_ray.denoisers.ldm_checkpoint import is_ldm, ldm_pipeline
 
-        known = is_ldm(tensors) and not is_xl(tensors)
-        return ldm_pipeline(tensors, prediction_type) if known else None
+        return ldm_pipeline(tensors, prediction_type) if is_ldm(tensors) else None
 
     def lora_names(self, tensors: dict[str, Tensor], network: Arguments) -> LoraNames:
         from sid_ray.denoisers.lora import kohya_unet_names
