@@ -140,6 +140,13 @@ class Family(ABC):
 
     # Files of other programs -----------------------------------------------------------------
 
+    def takes(self, class_name: str, recorded: Arguments) -> bool:
+        """Whether a network is of this family, by its class and what a file records of it.
+
+        Families that share a class differ in what is recorded: at most one of them takes it.
+        """
+        return class_name in self.official_classes
+
     def from_official(self, class_name: str, recorded: Arguments) -> dict[str, Any]:
         """All arguments of a network from what a file records of one of ``official_classes``.
 

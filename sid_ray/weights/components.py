@@ -157,7 +157,7 @@ def open_vae(source: str, convention: str, device: str, precision: str = "float3
     one_thread_on_cpu(device)
     chosen = convention_of(convention)
     vae = chosen.load(component_folder(source, "vae"))
-    return chosen.codec(vae.to(device, chosen.dtype(precision)), BATCH)
+    return chosen.codec(vae.to(device, chosen.dtype(precision, vae)), BATCH)
 
 
 class OpenText(NamedTuple):
