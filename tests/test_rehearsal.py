@@ -46,6 +46,10 @@ PLAIN = [
     train("stable-diffusion", "sida", variant="velocity"),
     train("stable-diffusion", "sid", "float16", recompute=True),
     train("stable-diffusion", "vsd", passes="halves"),
+    train("sdxl", "lsg", "bfloat16", config=GUIDED),
+    train("sdxl", "sida", variant="velocity"),
+    train("sdxl", "sid", "float16", recompute=True),
+    train("sdxl", "vsd", passes="halves"),
 ]
 SHARED = [
     train("edm2", "sid", world_size=RANKS, stage=0),
@@ -60,13 +64,16 @@ OTHERS = [
     Case("sample", "edm"),
     Case("sample", "edm2", precision="float16"),
     Case("sample", "stable-diffusion"),
+    Case("sample", "sdxl"),
     Case("text", "stable-diffusion", precision="bfloat16"),
+    Case("text", "sdxl", precision="bfloat16"),
     Case("codec", "edm2", precision="bfloat16"),
     Case("codec", "stable-diffusion"),
     *(Case("text", name, precision="bfloat16") for name in ("sd3", "sana", "flux")),
     Case("codec", "sd3", precision="bfloat16"),
     Case("codec", "sana", precision="float16"),
     Case("codec", "flux"),
+    Case("codec", "sdxl"),
     *(Case("features", variant=name) for name in NAMES if name not in ("inception", "lite0-320")),
 ]
 PLANTED = {
