@@ -182,5 +182,11 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{self.name} reads no text")
 
+    def text_rules(self, folder: Path) -> str:
+        """What else in a folder than encoders and tokenizers embeddings of prompts depend on, in
+        words; empty for nothing. Only asked where ``reads_text``.
+        """
+        return ""
+
 
 leave_weight: Constrain = Family.constrain  # of families without constraints on their weights

@@ -128,7 +128,10 @@ def fingerprint_of_text(components: Components, family: str) -> str:
     """
     if components.text is None:
         return ""
-    return fingerprint_of_encoders(components.text, family_of(family).text_parts)
+    own = family_of(family)
+    found = fingerprint_of_encoders(components.text, own.text_parts)
+    rules = own.text_rules(components.text)
+    return f"{found}, {rules}" if rules else found
 
 
 def component_folder(source: str | Path, *parts: str) -> Path:

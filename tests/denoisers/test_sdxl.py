@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 pytest.importorskip("diffusers")
@@ -22,6 +23,8 @@ from sid_ray.denoisers.sdxl_text import layout_of_encoders
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
 from sid_ray.errors import UserError
 from sid_ray.types import Condition, Want
+from sid_ray.weights.components import fingerprint_of_text
+from sid_ray.weights.description import Components
 from tests.denoisers.tiny_pipeline import UNET, write_xl_pipeline, xl_unet
 
 NARROW = UNET | xl_unet(24, 12)
@@ -269,6 +272,19 @@ def test_prompts_are_the_pipelines_own(folder, tmp_path, zeros):
     torch.testing.assert_close(null.tokens[0], no_tokens[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(null.pooled[0], no_pooled[0], rtol=0, atol=1e-6)
     assert bool(null.tokens.any()) is not zeros
+
+
+def test_a_run_keeps_the_second_encoder_and_what_the_empty_prompt_is(folder, tmp_path):
+    copy = copy_of(folder, tmp_path)
+    found = {fingerprint_of_text(Components(place), "sdxl") for place in (folder, copy)}
+    assert len(found) == 1, "the same content elsewhere"
+    path = copy / "text_encoder_2" / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"text_projection.weight": weights["text_projection.weight"] + 1}, path)
+    found.add(fingerprint_of_text(Components(copy), "sdxl"))
+    (copy / "model_index.json").unlink()
+    found.add(fingerprint_of_text(Components(copy), "sdxl"))
+    assert len(found) == 3
 
 
 def test_text_encoders_of_another_pipeline_are_named(folder):

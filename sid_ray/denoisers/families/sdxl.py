@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.families.stable_diffusion import SPEC as PLAIN
 from sid_ray.denoisers.families.stable_diffusion import ScaledLatents, StableDiffusion, told_sizes
@@ -34,6 +34,10 @@ class CarefulLatents(ScaledLatents):
 class SDXL(StableDiffusion):
     name = "sdxl"
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    text_classes: ClassVar = {
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
     latents = CarefulLatents()
     parts = ("vae", *text_parts, "scheduler")
 
@@ -67,12 +71,21 @@ class SDXL(StableDiffusion):
             )
 
     def load_text(
-        self, folder: Path | None, device: Any = "cpu", precision: str = "float32"
+        self,
+        folder: Path | None,
+        device: Any = "cpu",
+        precision: str = "float32",
+        network: Arguments | None = None,
     ) -> TextEmbeddings:
         from sid_ray.denoisers.sdxl_text import load_two_encoders
 
         assert folder is not None  # find_components has seen to it
         return load_two_encoders(folder, device, precision)
+
+    def text_rules(self, folder: Path) -> str:
+        from sid_ray.denoisers.sdxl_text import zeros_for_nothing
+
+        return "zeros for the empty prompt" if zeros_for_nothing(folder) else ""
 
 
 SPEC = SDXL()
