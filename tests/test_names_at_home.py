@@ -41,6 +41,7 @@ def family_names() -> set[str]:
         "img512-",
         "sd15-",
         "sd21-",
+        "sdxl-",
     }
     for family in families().values():
         found |= {*family.official_classes, family.bare_prefix} - {""}
@@ -78,6 +79,7 @@ KINDS = {
             "denoisers.edm2",
             "denoisers.edm_layers",
             "denoisers.families",
+            "denoisers.sdxl",
             "denoisers.stable_diffusion",
         ),
     ),

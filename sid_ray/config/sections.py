@@ -148,7 +148,7 @@ class ScheduleConfig:
     init_sigma: Positive = 2.5
     """edm: noise level at which the generator reads its noise."""
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    """vp: the teacher's, as in its scheduler_config.json; so are the next four."""
+    """vp: the teacher's, as in its scheduler_config.json; so are the next five."""
     beta_start: float = 0.00085
     """vp: first beta."""
     beta_end: float = 0.012
@@ -157,6 +157,8 @@ class ScheduleConfig:
     """vp: number of betas."""
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     """vp: what the teacher's network predicts."""
+    rescale_zero_snr: bool = False
+    """vp: whether the last timestep is pure noise (rescale_betas_zero_snr of its scheduler)."""
     timestep_min: Whole = 20
     """vp: both phases draw timesteps from here ..."""
     timestep_max: Whole = 980

@@ -146,6 +146,13 @@ class Family(ABC):
 
     # Files of other programs -----------------------------------------------------------------
 
+    def takes(self, class_name: str, recorded: Arguments) -> bool:
+        """Whether a network is of this family, by its class and what a file records of it.
+
+        Families that share a class differ in what is recorded: at most one of them takes it.
+        """
+        return class_name in self.official_classes
+
     def from_official(self, class_name: str, recorded: Arguments) -> dict[str, Any]:
         """All arguments of a network from what a file records of one of ``official_classes``.
 
@@ -198,6 +205,12 @@ class Family(ABC):
         ``network`` reads it, or as published networks do. Only asked where ``reads_text``.
         """
         raise NotImplementedError(f"{self.name} reads no text")
+
+    def text_rules(self, folder: Path) -> str:
+        """What else in a folder than encoders and tokenizers embeddings of prompts depend on, in
+        words; empty for nothing. Only asked where ``reads_text``.
+        """
+        return ""
 
 
 leave_weight: Constrain = Family.constrain  # of families without constraints on their weights

@@ -33,8 +33,8 @@ class LatentConvention:
         """By how much an auto-encoder of a config divides the sides of pictures."""
         return int(2 ** (len(config.block_out_channels) - 1))
 
-    def dtype(self, precision: str) -> torch.dtype:
-        """What the auto-encoder computes in beside networks of a precision.
+    def dtype(self, precision: str, vae: nn.Module | None = None) -> torch.dtype:
+        """What an auto-encoder, loaded, computes in beside networks of a precision.
 
         float16 beside bfloat16, too: that has 8 bits, as many as a pixel.
         """

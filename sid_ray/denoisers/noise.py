@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
     from sid_ray.types import Condition, Denoiser, Schedule
 
-BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
+BETAS = (
+    "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type",
+    "rescale_zero_snr",
+)  # fmt: skip
 Solve = Callable[["Denoiser", "Tensor", "Condition", "Tensor | None"], "Tensor"]
 
 
@@ -65,7 +68,10 @@ class Noise(ABC):
 
     @abstractmethod
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
-        """The teacher's own sampler in so many steps; a ``guidance`` of 1 is none."""
+        """The teacher's own sampler in so many steps; a ``guidance`` of 1 is none.
+
+        Raises UserError for a teacher that has none.
+        """
 
     def of_network(self, folder: Path, network: Mapping[str, Any]) -> ScheduleConfig:
         """What a teacher, a file or folder, says of its noise levels. Raises UserError."""
@@ -128,8 +134,7 @@ class VPNoise(Noise):
         )
 
     def one_step(self, chosen: ScheduleConfig) -> dict[str, Any]:
-        betas = {name: getattr(chosen, name) for name in BETAS}
-        return {"timestep": chosen.init_timestep} | betas
+        return {"timestep": chosen.init_timestep} | said_betas(chosen)
 
     def of_generator(self, one_step: Mapping[str, Any]) -> DiscreteVPSchedule:
         from sid_ray.diffusion.schedules import DiscreteVPSchedule
@@ -140,7 +145,12 @@ class VPNoise(Noise):
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
         schedule, count = self.schedule(chosen), steps * (1 if guidance == 1 else 2)
         settings = {"sampler": "ddim", "evaluations": count, "steps": steps, "guidance": guidance}
-        settings |= {name: getattr(chosen, name) for name in BETAS}
+        settings |= said_betas(chosen)
+        if chosen.rescale_zero_snr and chosen.prediction_type == "epsilon":
+            raise UserError(
+                "the teacher's noise levels end in pure noise (rescale_zero_snr), and it predicts "
+                "epsilon, which says nothing of the image there: it has no sampler here"
+            )
 
         def run(net: Denoiser, latents: Tensor, cond: Condition, null: Tensor | None) -> Tensor:
             from sid_ray.denoisers.guidance import Guided
@@ -175,6 +185,15 @@ class VPNoise(Noise):
                 raise UserError(
                     f"schedule.{name} is {asked!r}, but {path} says {has!r}: set it to that"
                 )
+
+
+def said_betas(chosen: ScheduleConfig) -> dict[str, Any]:
+    """BETAS as model.json and results record them.
+
+    That noise levels are rescaled is said only where they are: what is older does not say it.
+    """
+    values = {name: getattr(chosen, name) for name in BETAS}
+    return {name: value for name, value in values.items() if name != "rescale_zero_snr" or value}
 
 
 class FlowNoise(Noise):

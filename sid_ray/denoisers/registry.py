@@ -130,16 +130,17 @@ def from_official(class_name: str, recorded: Mapping[str, Any]) -> tuple[str, di
     EDMPrecond and the like. Every argument is in the result, also where the file left it to a
     default. Raises UserError that names a class or argument not known, or out of range.
     """
-    known = {name: family for family in families().values() for name in family.official_classes}
-    if class_name not in known:
-        if words := class_in_words(class_name):
-            raise UserError(f"{class_name} {words}")
-        raise UserError(
-            f"unknown network class {class_name!r}; known: {', '.join(known)}."
-            f"{nearest(class_name, known)}"
-        )
-    family = known[class_name]
-    return family.name, family.from_official(class_name, recorded)
+    for family in families().values():
+        if family.takes(class_name, recorded):
+            return family.name, family.from_official(class_name, recorded)
+    classes = [name for family in families().values() for name in family.official_classes]
+    known = tuple(dict.fromkeys(classes))
+    if class_name not in known and (words := class_in_words(class_name)):
+        raise UserError(f"{class_name} {words}")
+    raise UserError(
+        f"unknown network class {class_name!r}; known: {', '.join(known)}."
+        f"{nearest(class_name, known)}"
+    )
 
 
 def single_file_names() -> tuple[str, ...]:

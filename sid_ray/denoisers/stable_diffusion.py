@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and 2.1-base teachers: diffusers' networks behind this project's types.
+"""Stable Diffusion 1.5 and 2.1 teachers: diffusers' networks behind this project's types.
 
 Diffusers is imported inside functions only.
 
@@ -14,7 +14,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ UNET_FILES = ("diffusion_pytorch_model",)
 class StableDiffusionDenoiser(nn.Module):
     """D(x_t; t, text): x_0 in closed form from the U-Net's epsilon or v.
 
+    A subclass says in ``conditioned`` what else its U-Net is told.
+
     ``compute_dtype`` is the precision of the network's body: None for that of its parameters, or
     torch.float16 or torch.bfloat16, to which they are cast layer by layer. The embedding of the
     timestep has the parameters' own; everything around the network is float32 at least.
@@ -71,6 +73,8 @@ class StableDiffusionDenoiser(nn.Module):
         unet: diffusers' UNet2DConditionModel.
         prediction_type: ``epsilon`` or ``v_prediction``, as in the teacher's scheduler.
     """
+
+    embeddings: ClassVar[tuple[str, ...]] = ("time_embedding",)  # parts, in their own precision
 
     def __init__(self, unet: nn.Module, prediction_type: str = "epsilon"):
         super().__init__()
@@ -94,7 +98,7 @@ class StableDiffusionDenoiser(nn.Module):
     def _body(self) -> list[nn.Module]:
         """What computes in ``compute_dtype``."""
         parts = self.unet.named_children()
-        return [part for name, part in parts if name != "time_embedding"]
+        return [part for name, part in parts if name not in self.embeddings]
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -142,12 +146,14 @@ class StableDiffusionDenoiser(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)
         own = self.unet.time_embedding.linear_1.weight.dtype
         dtype = self.compute_dtype or own
-        emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(own), level.t)).to(dtype)
-        text, x, count = cond.text.to(x_t.device, dtype), x_t, len(x_t)
+        emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(own), level.t))
+        text, x, count = cond.text, x_t, len(x_t)
         if cond.real is not None:  # one pass of the encoder for both
             x, emb, both = with_real(x_t, emb, cond)
             assert both.text is not None
-            text = both.text.to(x_t.device, dtype)
+            text = both.text
+        emb, text = self.conditioned(emb, text.to(x_t.device))
+        emb, text = emb.to(dtype), text.to(dtype)
         skips = self._encode(x.to(dtype), emb, text)
         mid = self.unet.mid_block(skips[-1], emb, encoder_hidden_states=text)
         logits = real_logits = raw = x0 = None
@@ -162,6 +168,12 @@ class StableDiffusionDenoiser(nn.Module):
             x0 = x0_from_raw(self.prediction_type, x_t.to(wide), raw, level)
         raw = raw if Want.RAW in want else None
         return Prediction(x0, logits=logits, raw=raw, real_logits=real_logits)
+
+    def conditioned(self, emb: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(embedding of all but the image, tokens that the U-Net attends to [B, T, D]) from the
+        timestep's embedding and what a prompt is.
+        """
+        return emb, text
 
     # The U-Net's own forward pass, of its own submodules: a hook to fetch the middle would be state
     # on a shared module, and could not stop before the decoder when only logits are wanted.
@@ -194,15 +206,16 @@ def _crosses(block: nn.Module) -> bool:
     return bool(getattr(block, "has_cross_attention", False))
 
 
-def build_unet(config: Mapping[str, Any]) -> nn.Module:
+def build_unet(config: Mapping[str, Any], options: Mapping[str, Any] = PLAIN_UNET) -> nn.Module:
     """A UNet2DConditionModel from its config, with random weights.
 
-    Raises UserError for another class, for an unknown option and for one not supported.
+    Raises UserError for another class, for an unknown option and for one that is not as in
+    ``options``.
     """
     require_diffusers()
     from diffusers import UNet2DConditionModel
 
-    check_unet_config(config)
+    check_unet_config(config, options)
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
     for name in config:
         if name not in known and not name.startswith("_"):
@@ -213,12 +226,12 @@ def build_unet(config: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"not a U-Net's config: {error}") from error
 
 
-def check_unet_config(config: Mapping[str, Any]) -> None:
+def check_unet_config(config: Mapping[str, Any], options: Mapping[str, Any] = PLAIN_UNET) -> None:
     """Raises UserError for a U-Net that a Denoiser here cannot be."""
     class_name = config.get("_class_name", "UNet2DConditionModel")
     if class_name != "UNet2DConditionModel":
         raise UserError(f"expected a UNet2DConditionModel, found {class_name!r}")
-    for name, expected in PLAIN_UNET.items():
+    for name, expected in options.items():
         if config.get(name, expected) != expected:
             raise UserError(
                 f"U-Net option {name!r} = {config[name]!r} is not supported; "
@@ -238,11 +251,15 @@ def check_unet_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def build_stable_diffusion(network: Mapping[str, Any]) -> nn.Module:
+def build_stable_diffusion(
+    network: Mapping[str, Any],
+    kind: type[StableDiffusionDenoiser] = StableDiffusionDenoiser,
+    options: Mapping[str, Any] = PLAIN_UNET,
+) -> nn.Module:
     """A denoiser from a U-Net's config dict plus ``prediction_type`` (``epsilon`` without it)."""
     config = dict(network)
     prediction_type = config.pop("prediction_type", "epsilon")
-    return StableDiffusionDenoiser(build_unet(config), prediction_type)
+    return kind(build_unet(config, options), prediction_type)
 
 
 def network_arguments(denoiser: StableDiffusionDenoiser) -> dict[str, Any]:

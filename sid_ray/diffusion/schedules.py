@@ -124,13 +124,30 @@ def x0_from_raw(prediction_type: str, x_t: Tensor, raw: Tensor, level: Level) ->
 
 @lru_cache(maxsize=16)
 def cumulative_alphas(
-    beta_schedule: str, beta_start: float, beta_end: float, count: int, device: torch.device
+    beta_schedule: str,
+    beta_start: float,
+    beta_end: float,
+    count: int,
+    device: torch.device,
+    zero_snr: bool = False,
 ) -> Tensor:
-    """abar [count], float32 throughout, as diffusers computes it, so that it agrees to the bit."""
+    """abar [count], float32 throughout, as diffusers computes it, so that it agrees to the bit.
+
+    ``zero_snr``: sqrt(abar) moved and stretched so that its first value stays and the last is 0
+    (arXiv:2305.08891, section 3.1).
+    """
     power = {"linear": 1.0, "scaled_linear": 0.5}[beta_schedule]
     roots = torch.linspace(beta_start**power, beta_end**power, count, dtype=torch.float32)
     betas = roots**2 if beta_schedule == "scaled_linear" else roots
-    return torch.cumprod(1.0 - betas, dim=0).to(device)
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    if zero_snr:
+        alpha = abar.sqrt()
+        first, last = alpha[0].clone(), alpha[-1].clone()
+        stretched = ((alpha - last) * (first / (first - last))) ** 2
+        # By way of betas again: that is how diffusers' schedulers are told, and it rounds.
+        betas = 1 - torch.cat([stretched[:1], stretched[1:] / stretched[:-1]])
+        abar = torch.cumprod(1.0 - betas, dim=0)
+    return abar.to(device)
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,8 @@ class DiscreteVPSchedule(NoiseLevels):
         beta_schedule, beta_start, beta_end, num_train_timesteps: the teacher's own, from its
             scheduler_config.json; ``scaled_linear`` is linear in sqrt(beta).
         prediction_type: what the teacher's network predicts, ``epsilon`` or ``v_prediction``.
+        rescale_zero_snr: whether its last timestep is pure noise (abar 0), as in teachers trained
+            so; epsilon says nothing of x_0 there, v does.
         t_min, t_max: both losses draw the timestep evenly from t_min .. t_max - 1.
         init_timestep: tau, the level at which the generator reads its noise.
     """
@@ -153,6 +172,7 @@ class DiscreteVPSchedule(NoiseLevels):
     beta_end: float = 0.012
     num_train_timesteps: int = 1000
     prediction_type: str = "epsilon"
+    rescale_zero_snr: bool = False
     t_min: int = 20
     t_max: int = 980
     init_timestep: int = 625
@@ -174,11 +194,25 @@ class DiscreteVPSchedule(NoiseLevels):
             )
         if not 0 <= self.init_timestep < count:
             raise UserError(f"init_timestep {self.init_timestep} is not within 0..{count - 1}")
+        last = {"t_max": self.t_max - 1, "init_timestep": self.init_timestep}
+        reached = [name for name, timestep in last.items() if timestep == count - 1]
+        if self.rescale_zero_snr and self.prediction_type == "epsilon" and reached:
+            raise UserError(
+                f"{reached[0]} {getattr(self, reached[0])} reaches timestep {count - 1}, which is "
+                "pure noise (rescale_zero_snr), and a network that predicts epsilon says nothing "
+                f"of the image there: set {reached[0]} lower"
+            )
 
     def alphas_cumprod(self, device: torch.device) -> Tensor:
         """abar [num_train_timesteps], float32."""
-        count = self.num_train_timesteps
-        return cumulative_alphas(self.beta_schedule, self.beta_start, self.beta_end, count, device)
+        return cumulative_alphas(
+            self.beta_schedule,
+            self.beta_start,
+            self.beta_end,
+            self.num_train_timesteps,
+            device,
+            self.rescale_zero_snr,
+        )
 
     def level(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Level:
         """A level from integer timesteps [B]; alpha and sigma in float32 at least.
@@ -255,8 +289,7 @@ class DiscreteVPSchedule(NoiseLevels):
                     "DDPM-like schedulers are supported (DDPM, DDIM, PNDM, Euler, DPM-Solver)"
                 )
         # What changes the forward process or the closed-form x_0, and its only supported value.
-        plain = {"trained_betas": None, "rescale_betas_zero_snr": False}
-        plain |= {"clip_sample": False, "thresholding": False}
+        plain = {"trained_betas": None, "clip_sample": False, "thresholding": False}
         for name, expected in plain.items():
             if values.get(name, expected) not in (expected, None):
                 raise UserError(
@@ -265,6 +298,7 @@ class DiscreteVPSchedule(NoiseLevels):
                 )
         names = {field.name for field in fields(cls)} - {"t_min", "t_max", "init_timestep"}
         chosen: dict[str, Any] = {name: values[name] for name in names if name in values}
+        chosen["rescale_zero_snr"] = bool(values.get("rescale_betas_zero_snr"))
         return cls(**chosen | ours)
 
 

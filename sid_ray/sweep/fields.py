@@ -46,6 +46,7 @@ NOT_VARIED = {
     "schedule.beta_end": "it is the teacher's",
     "schedule.num_train_timesteps": "it is the teacher's",
     "schedule.prediction_type": "it is the teacher's",
+    "schedule.rescale_zero_snr": "it is the teacher's",
     "training.images": "set budget.images",
     "training.seed": "set seeds:",
     "data": "scores on different data do not compare: run a sweep for each",

@@ -151,7 +151,10 @@ def fingerprint_of_text(components: Components, family: str) -> str:
     """
     if components.text is None:
         return ""
-    return fingerprint_of_encoders(components.text, family_of(family).text_parts)
+    own = family_of(family)
+    found = fingerprint_of_encoders(components.text, own.text_parts)
+    rules = own.text_rules(components.text)
+    return f"{found}, {rules}" if rules else found
 
 
 def component_folder(source: str | Path, *parts: str) -> Path:
@@ -180,7 +183,7 @@ def open_vae(source: str, convention: str, device: str, precision: str = "float3
     one_thread_on_cpu(device)
     chosen = convention_of(convention)
     vae = chosen.load(component_folder(source, "vae"))
-    return chosen.codec(vae.to(device, chosen.dtype(precision)), BATCH)
+    return chosen.codec(vae.to(device, chosen.dtype(precision, vae)), BATCH)
 
 
 class OpenText(NamedTuple):

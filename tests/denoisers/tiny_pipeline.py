@@ -1,4 +1,4 @@
-"""A complete Stable-Diffusion-shaped pipeline folder, made from configs: a few hundred kilobytes.
+"""Complete pipeline folders like Stable Diffusion's, made from configs: a few hundred kilobytes.
 
 Random weights under a fixed seed. The layout and file names are those of the hub's folders.
 """
@@ -6,6 +6,7 @@ Random weights under a fixed seed. The layout and file names are those of the hu
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +63,85 @@ def write_tokenizer(folder: Path, pad: str) -> dict[str, int]:
     return vocabulary
 
 
-def write_pipeline(folder: Path, pad: str = END, prediction_type: str = "epsilon") -> None:
-    """unet, vae, text_encoder, tokenizer and scheduler."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+NOTHING: dict[str, Any] = {}
+UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+
+
+def write_pipeline(
+    folder: Path,
+    pad: str = END,
+    prediction_type: str = "epsilon",
+    scheduler: Mapping[str, Any] = NOTHING,
+    **unet: Any,
+) -> None:
+    """unet, vae, text_encoder, tokenizer and scheduler; ``unet`` and ``scheduler`` say what of
+    these is other.
+    """
+    from transformers import CLIPTextModel
 
     vocabulary = write_tokenizer(folder / "tokenizer", pad)
     torch.manual_seed(0)
-    unet: dict[str, Any] = {
-        "sample_size": 16,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": TEXT_WIDTH,
-        "attention_head_dim": 4,
-        "norm_num_groups": 4,
+    write_unet(folder, **unet)
+    write_vae(folder, scaling_factor=0.18215)
+    CLIPTextModel(text_config(vocabulary, TEXT_WIDTH)).save_pretrained(folder / "text_encoder")
+    write_scheduler(folder, prediction_type=prediction_type, **scheduler)
+
+
+XL_WIDTHS = 8, 16, 12  # of both encoders' states, and of the projection of the second one's
+
+
+def write_xl_pipeline(
+    folder: Path, zeros: bool = True, prediction_type: str = "epsilon", upcast: bool = True
+) -> None:
+    """SDXL's: two encoders and tokenizers, of which the second pads with "!"; ``zeros`` for the
+    empty prompt; an auto-encoder that overflows in float16 (``upcast``).
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    vocabulary = write_tokenizer(folder / "tokenizer", END)
+    write_tokenizer(folder / "tokenizer_2", "!")
+    torch.manual_seed(0)
+    first, second, projected = XL_WIDTHS
+    write_unet(folder, **xl_unet(first + second, projected))
+    write_vae(folder, scaling_factor=0.13025, force_upcast=upcast)
+    CLIPTextModel(text_config(vocabulary, first)).save_pretrained(folder / "text_encoder")
+    config = text_config(vocabulary, second, projection_dim=projected, hidden_act="gelu")
+    CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
+    write_scheduler(folder, _class_name="EulerDiscreteScheduler", prediction_type=prediction_type)
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": zeros}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def xl_unet(width: int, projected: int) -> dict[str, Any]:
+    """What SDXL's U-Net has that Stable Diffusion's has not."""
+    return {
+        "cross_attention_dim": width,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": projected + 6 * 8,
+        "transformer_layers_per_block": (2, 1),
+        "use_linear_projection": True,
     }
-    UNet2DConditionModel(**unet).save_pretrained(folder / "unet")
+
+
+def write_unet(folder: Path, **unet: Any) -> None:
+    from diffusers import UNet2DConditionModel
+
+    UNet2DConditionModel(**UNET | unet).save_pretrained(folder / "unet")
+
+
+def write_vae(folder: Path, **options: Any) -> None:
+    from diffusers import AutoencoderKL
+
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -88,20 +150,28 @@ def write_pipeline(folder: Path, pad: str = END, prediction_type: str = "epsilon
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
-        scaling_factor=0.18215,
+        **options,
     )
     vae.save_pretrained(folder / "vae")
-    text = CLIPTextConfig(
+
+
+def text_config(vocabulary: dict[str, int], width: int, **options: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
         vocab_size=len(vocabulary),
-        hidden_size=TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=77,
         bos_token_id=vocabulary[START],
         eos_token_id=vocabulary[END],
+        **options,
     )
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+
+
+def write_scheduler(folder: Path, **changes: Any) -> None:
     (folder / "scheduler").mkdir()
-    values = SCHEDULER | {"prediction_type": prediction_type}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(SCHEDULER | changes))

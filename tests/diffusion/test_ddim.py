@@ -75,3 +75,38 @@ def test_one_step_is_the_denoised_noise():
     level = schedule.level(torch.full((2,), 999))
     expected = ideal(z, level, Condition()).x0
     assert torch.equal(ddim(ideal, schedule, z, Condition(), 1), expected)
+
+
+def test_rescaled_levels_equal_diffusers_from_pure_noise():
+    """The teacher's sampler begins at the last timestep, whose signal is 0, with v."""
+    diffusers = pytest.importorskip("diffusers")
+    schedule = DiscreteVPSchedule(
+        num_train_timesteps=1001, prediction_type="v_prediction", rescale_zero_snr=True
+    )
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1001,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        beta_schedule=schedule.beta_schedule,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(10)
+
+    def velocity(x_t: Tensor) -> Tensor:
+        return (0.3 * x_t).sin() - 0.5 * x_t
+
+    def bent(x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0) -> Prediction:
+        return Prediction(
+            x0=image_shape(level.alpha) * x_t - image_shape(level.sigma) * velocity(x_t)
+        )
+
+    z = torch.randn(4, 3, 2, 2)
+    x = z
+    for t in range(1000, 0, -100):
+        out = scheduler.step(velocity(x), t, x)
+        x = out.prev_sample
+    found = ddim(bent, schedule, z, Condition(), 10)
+    torch.testing.assert_close(found, out.pred_original_sample, rtol=1e-4, atol=1e-4)

@@ -56,6 +56,50 @@ def test_abar_equals_diffusers_to_the_bit(beta_schedule):
         assert torch.equal(cumulative_alphas(beta_schedule, start, end, count, CPU), theirs)
 
 
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
+def test_rescaled_abar_equals_diffusers_to_the_bit(beta_schedule):
+    diffusers = pytest.importorskip("diffusers")
+    for start, end, count in ((0.0001, 0.02, 1000), (0.00085, 0.012, 1000), (0.001, 0.03, 250)):
+        theirs = diffusers.DDIMScheduler(
+            count, start, end, beta_schedule, rescale_betas_zero_snr=True
+        ).alphas_cumprod
+        found = cumulative_alphas(beta_schedule, start, end, count, CPU, zero_snr=True)
+        assert torch.equal(found, theirs)
+        assert found[-1] == 0 and (found.diff() < 0).all()
+        assert found[0] == pytest.approx(
+            float(cumulative_alphas(beta_schedule, start, end, count, CPU)[0])
+        )
+
+
+def test_velocity_leads_to_x0_where_all_is_noise():
+    schedule = DiscreteVPSchedule(
+        prediction_type="v_prediction", rescale_zero_snr=True, t_max=1000, init_timestep=999
+    )
+    x_0, noise = torch.randn(2, 2, 4, 8, 8).unbind()
+    level = schedule.step_level(0, 1, 2, x_0)
+    x_t = schedule.add_noise(x_0, noise, level)
+    assert torch.equal(x_t, noise)
+    target = schedule.raw_target(x_0, noise, level)
+    assert torch.equal(x0_from_raw("v_prediction", x_t, target, level), x_0)
+    assert schedule.raw_weight(level).tolist() == schedule.fake_weight(level).tolist() == [0, 0]
+    assert schedule.generator_level(torch.tensor([0.9999])).t.tolist() == [999]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"t_max": 1000}, "t_max 1000 reaches timestep 999, which is pure noise"),
+        ({"init_timestep": 999}, "init_timestep 999 reaches timestep 999"),
+    ],
+)
+def test_epsilon_says_nothing_where_all_is_noise(fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        DiscreteVPSchedule(rescale_zero_snr=True, **fields)
+    assert "\n" not in str(caught.value)
+    DiscreteVPSchedule(rescale_zero_snr=True, t_max=999, init_timestep=998)
+    DiscreteVPSchedule(**fields)
+
+
 def test_add_noise_equals_diffusers_to_the_bit():
     diffusers = pytest.importorskip("diffusers")
     schedule = DiscreteVPSchedule()
@@ -127,10 +171,14 @@ def test_v_target_equals_diffusers():
     assert torch.equal(schedule.raw_target(x_0, noise, schedule.level(t)), theirs)
 
 
-def test_the_hubs_config_is_read(tmp_path):
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_hubs_config_is_read(tmp_path, zero_snr):
     path = tmp_path / "scheduler_config.json"
-    path.write_text(json.dumps(HUB | {"prediction_type": "v_prediction"}))
-    expected = DiscreteVPSchedule(prediction_type="v_prediction", t_max=900, init_timestep=700)
+    change = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    path.write_text(json.dumps(HUB | change | {"timestep_spacing": "trailing"}))
+    expected = DiscreteVPSchedule(
+        prediction_type="v_prediction", rescale_zero_snr=zero_snr, t_max=900, init_timestep=700
+    )
     assert read_scheduler_config(path, t_max=900, init_timestep=700) == expected
 
 
@@ -142,7 +190,6 @@ def test_the_hubs_config_is_read(tmp_path):
         ({"clip_sample": True}, "'clip_sample' = True is not supported; expected false"),
         ({"thresholding": True}, "'thresholding' = True"),
         ({"trained_betas": [0.1]}, "'trained_betas' = "),
-        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' = True"),
         ({"num_train_timesteps": 500}, "t_min 20 to t_max 980 are not a range within 0..500"),
         ({"num_train_timesteps": "1000"}, "num_train_timesteps '1000' is not a whole number"),
         ({"beta_start": None}, "beta_start None is not a number"),

@@ -13,10 +13,11 @@ import pytest
 
 from sid_ray import cli
 from sid_ray.commands import distill
-from sid_ray.config.distill_config import DistillConfig
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.config.sections import ResourcesConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
+from sid_ray.recipes.known_networks import known_network
 from sid_ray.recipes.registry import RECIPES, guidance_strategy, recipe, recipe_entry
 from sid_ray.recipes.table import recipe_table
 from sid_ray.weights.address import HubFile, parse_source
@@ -195,7 +196,7 @@ def test_no_published_recipe_is_missing_here():
     assert of_prefix(*EDM_NAMES) == EDM_RUNS.keys()
     sizes = {f"img512-{size}-{method}" for size in EDM2 for method in ("sid", "sida", "sid2a")}
     assert of_prefix("img512-") == sizes
-    assert of_prefix("sd15-", "sd21-") == LSG.keys()
+    assert of_prefix("sd15-", "sd21-") == {*LSG, "sd21-768-lsg-kappa2"}
     assert of_prefix("sana-", "sd3", "flux-") == FLOW.keys()
 
 
@@ -287,6 +288,39 @@ def test_flow(name):
     assert (published.fid, published.clip_score, published.checkpoint) == (None, None, None)
     assert "not published" in published.notes or name == "sana-600m-512-dit"
     assert config.resources == ResourcesConfig(use_gpu=True)
+
+
+@pytest.mark.parametrize(("name", "kappa"), [("sdxl-4step-zero", 0), ("sdxl-4step-anti", -1)])
+def test_few_steps_of_sdxl(name, kappa):
+    """arXiv:2505.12674: four steps from 625 on, a teacher without guidance, a fake score that is
+    guided by 0 (Zero-CFG) or away from the text (Anti-CFG).
+    """
+    entry = recipe_entry(name)
+    config, objective = entry.config, entry.config.objective
+    assert config.teacher.source == "hf://stabilityai/stable-diffusion-xl-base-1.0"
+    assert (objective.name, objective.alpha, objective.num_steps) == ("lsg", 1.0, 4)
+    kappas = objective.kappa1, objective.kappa2, objective.kappa3, objective.kappa4
+    assert kappas == (kappa, kappa, kappa, 1)
+    strategy = name.rpartition("-")[2]
+    assert guidance_strategy(strategy, kappa or None) == dict(
+        zip(("kappa1", "kappa2", "kappa3", "kappa4"), kappas, strict=True)
+    )
+    schedule = config.schedule
+    assert (schedule.kind, schedule.init_timestep) == ("vp", 625)
+    assert (schedule.prediction_type, schedule.rescale_zero_snr) == ("epsilon", False)
+    assert (config.training.precision, config.training.batch_size) == ("bfloat16", 256)
+    assert "not published" in entry.published.notes
+    assert (entry.published.fid, entry.published.checkpoint) == (None, None)
+    assert known_network(config.teacher.source).family == "sdxl"
+
+
+def test_sd21_at_768_predicts_v():
+    entry, base = recipe_entry("sd21-768-lsg-kappa2"), recipe("sd21-base-lsg-kappa2")
+    assert entry.config.schedule == replace(base, schedule__prediction_type="v_prediction").schedule
+    assert (entry.config.objective, entry.config.training) == (base.objective, base.training)
+    assert "not published" in entry.published.notes
+    network = known_network(entry.config.teacher.source).network
+    assert (network["sample_size"], network["prediction_type"]) == (96, "v_prediction")
 
 
 @pytest.mark.parametrize("name", LSG)

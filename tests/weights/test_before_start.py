@@ -183,9 +183,13 @@ def nine_channels(folder: Path) -> None:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3438167540\n"
 CASES: dict[str, tuple[Callable[[Path], Path | None], str]] = {
     "inpainting": (nine_channels, "9 input and 4 output channels"),
-    "SDXL": (
+    "sizes, but not SDXL's": (
         lambda f: config(f, "unet", addition_embed_type="text_time"),
-        "'addition_embed_type' = 'text_time' is not supported",
+        "projection_class_embeddings_input_dim, addition_time_embed_dim, cross_attention_dim of",
+    ),
+    "another embedding": (
+        lambda f: config(f, "unet", addition_embed_type="text_image"),
+        "'addition_embed_type' = 'text_image' is not supported",
     ),
     "unknown class": (
         lambda f: config(f, "unet", _class_name="PixArtTransformer2DModel"),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and 2.1-base: a U-Net that reads CLIP's text, in a diffusers folder."""
+"""Stable Diffusion 1.5 and 2.1: a U-Net that reads CLIP's text, in a diffusers folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ TOKENS = 77  # of a prompt
 TEXT_WIDTH = 1280  # diffusers' default of cross_attention_dim
 
 
+def told_sizes(recorded: Arguments) -> bool:
+    """Whether a U-Net's config is SDXL's."""
+    return recorded.get("addition_embed_type") == "text_time"
+
+
 class ScaledLatents(LatentConvention):
     """Pixels in [-1, 1]; latents times one number, of the auto-encoder's config."""
 
     name = "sd"
-    half = True  # SiD-LSG's half-precision runs; SDXL's auto-encoder would overflow
+    half = True  # as in SiD-LSG's half-precision runs
 
     def codec(self, vae: Any, batch: int) -> VAECodec:
         from sid_ray.denoisers.codecs import stable_diffusion_codec
@@ -58,15 +63,19 @@ class StableDiffusion(Family):
     teacher_steps = 50
     precisions = PRECISIONS
     reads_text = True
-    text_parts = ("text_encoder", "tokenizer")
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     text_classes: ClassVar = {"text_encoder": "CLIPTextModel"}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
     single_file = "model.diffusion_model."
     folder = "unet"
-    parts = ("vae", *text_parts, "scheduler")
+    parts: ClassVar[tuple[str, ...]] = ("vae", *text_parts, "scheduler")
     bare_prefix = "unet."
     official_classes = ("UNet2DConditionModel",)  # in SiD-LSG's files and in diffusers folders
+
+    def takes(self, class_name: str, recorded: Arguments) -> bool:
+        """All but SDXL's, which are told picture sizes; what neither can be is refused in words."""
+        return super().takes(class_name, recorded) and not told_sizes(recorded)
 
     def build(self, network: Arguments) -> nn.Module:
         from sid_ray.denoisers.stable_diffusion import build_stable_diffusion

@@ -15,8 +15,9 @@ def build_lsg(chosen: Any, schedule: Any, null_text: Any) -> Any:
 
 
 def variant_of_lsg(chosen: ObjectiveConfig) -> str:
-    """The teacher's guidance scale."""
-    return f"kappa {chosen.kappa4:g}"
+    """The guidance scale; where they differ the fake score's and the teacher's."""
+    own, teacher = chosen.kappa1, chosen.kappa4
+    return f"kappa {teacher:g}" if own == teacher else f"kappa {own:g}/{teacher:g}"
 
 
 def settings_of_lsg(chosen: ObjectiveConfig) -> dict[str, str]:

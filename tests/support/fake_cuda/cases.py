@@ -84,6 +84,12 @@ FLUX: dict[str, Any] = {
     "latent_size": 8,
     "text_tokens": 6,
 }
+SDXL: dict[str, Any] = STABLE_DIFFUSION | {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    "use_linear_projection": True,
+}
 NETWORKS: dict[tuple[str, str], dict[str, Any]] = {
     ("edm", ""): EDM,
     ("edm", "levels"): EDM | {"channel_mult": [1, 2]},
@@ -112,6 +118,8 @@ NETWORKS: dict[tuple[str, str], dict[str, Any]] = {
     ("sana", "sprint"): SANA | {"qk_norm": "rms_norm_across_heads", "timestep_scale": 0.001},
     ("flux", ""): FLUX,
     ("flux", "schnell"): FLUX | {"guidance_embeds": False},
+    ("sdxl", ""): SDXL,
+    ("sdxl", "velocity"): SDXL | {"prediction_type": "v_prediction"},
 }
 GROUP = 4
 # A rank's (images an iteration, images a pass): a group, two groups one after the other or both in

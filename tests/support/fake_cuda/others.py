@@ -11,8 +11,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers import clip_text, flow_prompts
+from sid_ray.denoisers import clip_states, clip_text, flow_prompts, sdxl, sdxl_text
 from sid_ray.denoisers.encoder_parts import CLIP, PROJECTED_CLIP, T5, EncoderKind, LoadedPart
+from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import DeepLatents
 from sid_ray.denoisers.precondition import set_precision
@@ -41,8 +42,9 @@ def meta(build: Callable[[], nn.Module]) -> nn.Module:
 # Text ---------------------------------------------------------------------------------------------
 
 
-def text_encoder(width: int) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(width: int, projection: int = 0) -> nn.Module:
+    """A CLIP, with a projection of that width where there is one."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=WORDS,
@@ -52,8 +54,9 @@ def text_encoder(width: int) -> nn.Module:
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
         eos_token_id=2,
+        projection_dim=projection,
     )
-    return meta(lambda: CLIPTextModel(config))
+    return meta(lambda: (CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
 
 
 class Tokenizer:
@@ -127,6 +130,8 @@ def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
         "load_tokenizer": lambda folder: Tokenizer(),
         "tokenizer_folder": lambda folder: folder,
     }
+    if family == "sdxl":
+        return two_encoders(own, NETWORKS[family, variant], precision)
     with mock.patch.multiple(clip_text, **patches):
         text = own.load_text(Path("nowhere"), CUDA, precision, network)
     if isinstance(own, FlowFamily):
@@ -136,6 +141,22 @@ def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
         text.open_encoders = lambda: opened(own, layout, dtype)
         text.open_folder = lambda: NoFolder(layout, dtype)
     return text
+
+
+def two_encoders(own: Family, network: dict[str, Any], precision: str) -> TextEmbeddings:
+    """SDXL's: one encoder with a third of the width, one with the rest and the pooled prompt."""
+    layout = sdxl.prompt_layout(network)
+    widths = {sdxl_text.FIRST: (layout.width // 3, 0)}
+    widths[sdxl_text.SECOND] = layout.width - layout.width // 3, layout.pooled
+
+    def load(folder: Path, part: str, kind: Any, device: Any, dtype: torch.dtype) -> LoadedPart:
+        return LoadedPart(text_encoder(*widths[part]).to(device, dtype), Tokenizer())
+
+    with (
+        mock.patch.object(clip_states, "load_part", load),
+        mock.patch.object(sdxl_text, "layout_of_encoders", lambda folder: layout),
+    ):
+        return own.load_text(Path("nowhere"), CUDA, precision)
 
 
 def text(case: Case, watch: Watch) -> None:
