@@ -22,6 +22,7 @@ from sid_ray.denoisers.text_identity import encoders_sha256, fingerprint_of_enco
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_path
+from sid_ray.tensor_files.tensors import json_object
 from sid_ray.weights.description import Components, ModelDescription
 from sid_ray.weights.sources import resolve_component
 from sid_ray.weights.teacher import component_of_noted_teacher
@@ -29,6 +30,7 @@ from sid_ray.weights.unpacked import with_tokenizers
 
 BATCH = 8  # images that a VAE takes at once
 VAE = ("vae",)
+UNSAID_SCALE = 0.18215  # of latents, where a VAE's config does not say it: diffusers' default
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def find_components(
         if named.vae:
             vae = component_folder(named.vae, *VAE)
             check_vae_suits(description, vae)
+            check_scale_is_said(vae, network)
         else:
             places = places_of_component(description, network, "vae", teacher)
             vae = next((found for _, found, _ in places if found is not None), None)
@@ -140,6 +143,21 @@ def check_vae_suits(description: ModelDescription, folder: Path) -> None:
         raise UserError(
             f"the VAE in {folder} is of {own} latent channels, the network of {channels}: take the "
             "one that it was trained with"
+        )
+
+
+def check_scale_is_said(folder: Path, network: Path) -> None:
+    """Raises UserError where a VAE does not say how its latents are scaled, as one in a file by
+    itself, and the network's own has another scale than is meant then.
+    """
+    own, named = network / "vae" / "config.json", folder / "config.json"
+    if not own.is_file() or "scaling_factor" in json_object(named):
+        return
+    scale = json_object(own).get("scaling_factor", UNSAID_SCALE)
+    if scale != UNSAID_SCALE:
+        raise UserError(
+            f"the VAE in {folder} does not say how its latents are scaled, and the network's own "
+            f"are by {scale}: give a folder with its config.json, and scaling_factor in that"
         )
 
 

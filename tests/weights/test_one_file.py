@@ -219,6 +219,17 @@ def test_a_vae_alone_in_a_file(names, tmp_path):
         assert torch.equal(found.decode(x).sample, vae.decode(x).sample)
 
 
+def test_a_vae_alone_does_not_pass_for_one_of_another_scale(one_file, tmp_path):
+    path = write(tmp_path / "vae.safetensors", ldm.ldm_vae(ldm.make_vae(), ""))
+    folder = resolve_source(str(one_file))
+    description, words = networks.describe(folder), str(tmp_path / "words")
+    assert find_components(description, folder, Named(words, str(path))).vae.name == "vae"
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text().replace("0.18215", "0.13025"))
+    with pytest.raises(UserError, match="does not say how its latents are scaled"):
+        find_components(description, folder, Named(words, str(path)))
+
+
 # Files that cannot be used ------------------------------------------------------------------------
 
 
