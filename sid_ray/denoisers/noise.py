@@ -78,7 +78,7 @@ class Noise(ABC):
         return ScheduleConfig(kind=self.kind)
 
     def check(self, chosen: ScheduleConfig, folder: Path) -> None:
-        """Raises UserError where a config contradicts its teacher's folder."""
+        """Raises UserError where a config contradicts its teacher's folder, or itself."""
         return
 
 
@@ -175,6 +175,7 @@ class VPNoise(Noise):
     def check(self, chosen: ScheduleConfig, folder: Path) -> None:
         from sid_ray.diffusion.schedules import read_scheduler_config
 
+        self.schedule(chosen)  # refuses levels that are none
         path = scheduler_file(folder)
         if not path.is_file():
             return

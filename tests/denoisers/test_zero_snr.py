@@ -62,8 +62,13 @@ def test_the_teachers_sampler_begins_in_pure_noise(folder):
     assert sampler.settings["rescale_zero_snr"] and found.isfinite().all()
 
 
-def test_a_sampler_of_epsilon_is_refused():
+def test_epsilon_is_refused_before_a_run_and_by_the_sampler(tmp_path):
     chosen = ScheduleConfig(kind="vp", rescale_zero_snr=True)
+    VP_NOISE.check(chosen, tmp_path)
+    with pytest.raises(UserError, match="timestep 999, which is pure noise"):
+        VP_NOISE.check(
+            ScheduleConfig(kind="vp", rescale_zero_snr=True, timestep_max=1000), tmp_path
+        )
     with pytest.raises(UserError, match="predicts epsilon, which says nothing") as caught:
         VP_NOISE.sampler(chosen, 3)
     assert "\n" not in str(caught.value)
