@@ -37,10 +37,11 @@ def layout_of_encoders(folder: Path) -> PromptLayout:
 
 def zeros_for_nothing(folder: Path) -> bool:
     """Whether a pipeline's empty prompt is zeros (SDXL's base model), not what its encoders make
-    of it.
+    of it; so it is where nothing says otherwise, as in diffusers.
     """
     path = folder / INDEX
-    return path.is_file() and json_object(path).get("force_zeros_for_empty_prompt", True) is True
+    said = json_object(path) if path.is_file() else {}
+    return bool(said.get("force_zeros_for_empty_prompt", True))
 
 
 def load_two_encoders(

@@ -31,7 +31,7 @@ def called(*arguments: str) -> str:
 def folder(tmp_path_factory) -> Path:
     """With a teacher, prompts, and two runs: "whole" in one go, "parts" in two."""
     made = tmp_path_factory.mktemp("sdxl")
-    write_xl_pipeline(made / "teacher")
+    write_xl_pipeline(made / "teacher", sample_size=8)  # pictures of the extractor's size
     (made / "prompts.txt").write_text(PROMPTS)
     for run, images in (("whole", 2), ("parts", 1), ("parts", 2)):
         called(

@@ -99,11 +99,9 @@ def write_pipeline(
 XL_WIDTHS = 8, 16, 12  # of both encoders' states, and of the projection of the second one's
 
 
-def write_xl_pipeline(
-    folder: Path, zeros: bool = True, prediction_type: str = "epsilon", upcast: bool = True
-) -> None:
-    """SDXL's: two encoders and tokenizers, of which the second pads with "!"; ``zeros`` for the
-    empty prompt; an auto-encoder that overflows in float16 (``upcast``).
+def write_xl_pipeline(folder: Path, **unet: Any) -> None:
+    """SDXL's: two encoders and tokenizers, of which the second pads with "!", zeros for the empty
+    prompt, an auto-encoder that overflows in float16.
     """
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -111,13 +109,13 @@ def write_xl_pipeline(
     write_tokenizer(folder / "tokenizer_2", "!")
     torch.manual_seed(0)
     first, second, projected = XL_WIDTHS
-    write_unet(folder, **xl_unet(first + second, projected))
-    write_vae(folder, scaling_factor=0.13025, force_upcast=upcast)
+    write_unet(folder, **xl_unet(first + second, projected) | unet)
+    write_vae(folder, scaling_factor=0.13025, force_upcast=True)
     CLIPTextModel(text_config(vocabulary, first)).save_pretrained(folder / "text_encoder")
     config = text_config(vocabulary, second, projection_dim=projected, hidden_act="gelu")
     CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
-    write_scheduler(folder, _class_name="EulerDiscreteScheduler", prediction_type=prediction_type)
-    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": zeros}
+    write_scheduler(folder, _class_name="EulerDiscreteScheduler")
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
