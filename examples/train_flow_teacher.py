@@ -1,12 +1,12 @@
 """Trains the small flow-matching teacher that ships with sid_ray: emoji, 16x16, from captions.
 
     python examples/train_flow_teacher.py --out sid_ray/assets/emoji-flow
+    python examples/measure_flow_teacher.py --out sid_ray/assets/emoji-flow
 
 Stable Diffusion 3 in small, in a diffusers folder: an SD3Transformer2DModel that predicts the
 velocity eps - x and two CLIP text encoders trained with it. It has no T5, nor the zeros that may
 stand for one, and works on pixels: there is no VAE. The loss is the plain squared error of the velocity at sigmoid-normal
-times. An unfinished training goes on from ``--checkpoint``; at the end the written folder is
-measured, and the numbers are put into its card.
+times. An unfinished training goes on from ``--checkpoint``.
 
 Symbols
     x, eps   image; noise         t   time: 0 is the image, 1 the noise         v   eps - x
@@ -19,9 +19,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +29,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from sid_ray.config.sections import DataConfig
 from sid_ray.data.emoji import SHAPE, load_emoji
-from sid_ray.data.source import open_source
 from sid_ray.denoisers.clip_text import load_tokenizer
-from sid_ray.denoisers.noise import Solve
 from sid_ray.denoisers.prompt_layout import Prompt
-from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.flow import shifted
 from sid_ray.diffusion.rng import TEACHER, generator_for
 from sid_ray.distributed.ema import ema_beta, update_ema
-from sid_ray.evaluation.pictures import save_picture, tile
-from sid_ray.evaluation.samplers import (
-    Inputs,
-    generator_sampler,
-    index_of,
-    inputs_of_seeds,
-    sample_in_batches,
-)
-from sid_ray.metrics.features import load_feature_space
-from sid_ray.types import Denoiser
-from sid_ray.weights.networks import load_path
 
 TOKENS = 12  # of a CLIP; 1 caption in 50 has more and is cut
 TEXT = 64  # width of each of the two CLIPs, and of what it pools
@@ -101,12 +84,6 @@ class Args:
     """Images between two printed reports, folders and checkpoints."""
     checkpoint: Path = Path("emoji-flow.pt")
     """Where training stands; an existing one is gone on from."""
-    train: bool = True
-    """Without it, what is in the folder is measured again."""
-    measured_images: int = 2048
-    """Generated images of each measurement."""
-    picture: Path | None = None
-    """PNG to draw: a row of real emoji, then a row of every measurement."""
 
 
 class Pipeline(nn.Module):
@@ -246,7 +223,9 @@ def save_pipeline(model: Pipeline, args: Args) -> None:
     half = copy.deepcopy(model).half()
     half.transformer.save_pretrained(args.out / "transformer")
     path = args.out / "transformer" / "config.json"  # of a prompt's tokens diffusers' has no word
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_tokens": TOKENS}, indent=2))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"text_tokens": TOKENS}, indent=2) + "\n"
+    )
     for name, clip in zip(ENCODERS, half.text, strict=True):
         clip.save_pretrained(args.out / name)
     for path in args.out.glob("*/*.safetensors"):
@@ -265,87 +244,9 @@ def save_pipeline(model: Pipeline, args: Args) -> None:
     (args.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-# (evaluations, guidance scale) of Euler's method, and without a scale those of a generator at its
-# start: the teacher itself, with fresh noise between its evaluations.
-MEASURED: tuple[tuple[int, float | None], ...] = (
-    (28, 1.0),
-    (28, 2.0),
-    (28, 3.0),
-    (4, None),
-    (1, None),
-)
-
-
-@torch.no_grad()
-def measure(args: Args) -> tuple[list[tuple[str, float, float]], int]:
-    """(what, Frechet distance, class accuracy) of the folder, of the same seeds and captions; the
-    number of the transformer's parameters.
-    """
-    net, description = load_path(args.out)
-    family = family_of(description.family)
-    text, noise = family.load_text(args.out), family.noise
-    chosen = noise.of_network(args.out, description.network)
-    source = open_source(DataConfig(name="emoji"), SHAPE, text.embed)
-    space, seeds = load_feature_space("emoji-cnn"), range(args.measured_images)
-    index = index_of(source, seeds)
-    classes = source.labels(index)
-    images = {"real images with these captions": load_emoji().images[index]}
-    for steps, scale in MEASURED:
-        start = time.process_time()
-        if scale is None:
-            name = f"generator's start, {steps} evaluation{'s' * (steps > 1)}"
-            sampler = generator_sampler(net, noise.schedule(chosen), steps)
-        else:
-            name = f"Euler, {steps} steps, guidance scale {scale:g}"
-            sampler = partial(solved, noise.sampler(chosen, steps, scale).run, net, text.null())
-        inputs = inputs_of_seeds(source, seeds, index, 1 if scale else steps)
-        images[name] = sample_in_batches(sampler, inputs)
-        print(f"{name}: {time.process_time() - start:.0f} CPU-seconds", flush=True)
-    if args.picture:
-        save_picture(tile(torch.cat([v[:24] for v in images.values()]), 24, 3), args.picture)
-    rows = [
-        (name, space.frechet_distance(made), space.class_accuracy(made, classes))
-        for name, made in images.items()
-    ]
-    return rows, sum(p.numel() for p in net.parameters())
-
-
-def solved(run: Solve, net: Denoiser, null: Tensor, inputs: Inputs) -> Tensor:
-    return run(net, inputs.latents, inputs.cond, null)
-
-
-def card(args: Args, rows: Sequence[tuple[str, float, float]], parameters: int) -> str:
-    """The card that ships beside the weights."""
-    table = "\n".join(f"| {name} | {fd:.2f} | {hits:.1%} |" for name, fd, hits in rows)
-    return f"""# emoji-flow
-
-A small text-to-image teacher in Stable Diffusion 3's shape (SD3Transformer2DModel of {parameters:,}
-parameters that predicts the velocity, two CLIP text encoders of two layers, no T5; no VAE, it works on
-{SHAPE[1]}x{SHAPE[2]} pixels), trained by `examples/train_flow_teacher.py` on the {len(load_emoji().captions):,} pictures and captions
-of `emoji-16`: Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0. A diffusers folder;
-weights are float16.
-
-{args.images:,} images in batches of {args.batch_size}, peak learning rate {args.lr:g}, times sigmoid-normal with shift {args.shift:g},
-{args.text_dropout:.0%} of the captions left out, seed {args.seed}.
-
-| {args.measured_images:,} images, captions drawn from the data | Frechet distance | class accuracy |
-|---|---|---|
-{table}
-
-Frechet distances are of images truncated to 8 bits, in the feature space `emoji-cnn`, which is no FID; class
-accuracy is the share of images that its classifier puts into their caption's category. The captions are those
-of training: this measures how well they are drawn, not what is made of new ones. For tests and teaching only.
-"""
-
-
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    if args.train:
-        train(args, write_tokenizers(args))
-    rows, parameters = measure(args)
-    for name, distance, hits in rows:
-        print(f"{name:36} distance {distance:7.2f}  class accuracy {hits:.3f}")
-    (args.out / "README.md").write_text(card(args, rows, parameters))
+    train(args, write_tokenizers(args))
     print(f"{time.process_time():.0f} CPU-seconds")
 
 

@@ -13,6 +13,7 @@ from sid_ray.data.digits import load_digits
 from sid_ray.data.source import open_source
 from sid_ray.denoisers.clip_text import load_text
 from sid_ray.denoisers.guidance import Guided
+from sid_ray.denoisers.registry import family_of
 from sid_ray.denoisers.stable_diffusion import load_schedule
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.diffusion.solvers import ddim, heun
@@ -30,6 +31,7 @@ from sid_ray.weights.networks import describe
 from sid_ray.weights.sources import builtin_models, resolve_source
 
 ASSETS = Path(sid_ray.__file__).parent / "assets"
+GUIDANCE = 2.0  # of the flow teacher in its card
 
 
 def test_the_teacher_is_small_and_as_good_as_its_card_says():
@@ -87,6 +89,30 @@ def test_the_text_to_image_teacher_is_as_good_as_its_card_says():
     assert space.class_accuracy(made, classes[few]) == pytest.approx(hits, abs=0.15)
 
 
+def test_the_flow_teacher_is_as_good_as_its_card_says():
+    folder = resolve_source("builtin:emoji-flow")
+    teacher, description = load_model(folder)
+    assert sum(p.numel() for p in teacher.parameters()) < 3_000_000
+    family = family_of(description.family)
+    assert not family.makes_latents(description.network), "pixels"
+    family.check_text(description.network, folder)
+    noise, text = family.noise, family.load_text(folder, network=description.network)
+    chosen = noise.of_network(folder, description.network)
+    source = open_source(DataConfig(name="emoji"), (3, 16, 16), text.embed)
+    space, seeds = load_feature_space("emoji-cnn"), range(2048)
+    index = source.index(seeded_uniform(seeds))
+    inputs, classes = inputs_of_seeds(source, seeds, index), source.labels(index)
+    one = sample_in_batches(generator_sampler(teacher, noise.schedule(chosen)), inputs)
+    distance, hits = card_row(folder, "generator's start, 1 evaluation")
+    assert space.frechet_distance(one) == pytest.approx(distance, rel=2e-3)
+    assert space.class_accuracy(one, classes) == pytest.approx(hits, abs=2e-3)
+    few = torch.arange(32)  # to be quick
+    run, null = noise.sampler(chosen, 28, GUIDANCE).run, text.null()
+    made = sample_in_batches(lambda i: run(teacher, i.latents, i.cond, null), inputs.take(few))
+    _, hits = card_row(folder, f"Euler, 28 steps, guidance scale {GUIDANCE:g}")
+    assert space.class_accuracy(made, classes[few]) == pytest.approx(hits, abs=0.15)
+
+
 def card_row(folder: Path, name: str) -> tuple[float, float]:
     """(Frechet distance, class accuracy) of a row of a card."""
     cells = re.search(
@@ -108,17 +134,18 @@ def test_every_asset_has_a_card_and_twemoji_its_attribution():
 
 def test_shipped_files_are_small():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8 * 2**20
-    teacher = [path for path in files if "emoji-teacher" in path.parts]
-    assert sum(path.stat().st_size for path in teacher) < 4 * 2**20
+    assert sum(path.stat().st_size for path in files) < 13 * 2**20
+    for name, most in (("emoji-teacher", 4), ("emoji-flow", 6)):
+        teacher = [path for path in files if name in path.parts]
+        assert sum(path.stat().st_size for path in teacher) < most * 2**20
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files), "readable by everyone"
     for path in ASSETS.glob("*/model.json"):
         json.loads(path.read_text())
 
 
 def test_names_that_do_not_ship_are_refused():
-    assert builtin_models() == ["digits-teacher", "emoji-teacher"]
-    with pytest.raises(UserError, match="there are: digits-teacher, emoji-teacher"):
+    assert builtin_models() == ["digits-teacher", "emoji-flow", "emoji-teacher"]
+    with pytest.raises(UserError, match="there are: digits-teacher, emoji-flow, emoji-teacher"):
         resolve_source("builtin:nothing")
     with pytest.raises(UserError, match="unknown feature space"):
         load_feature_space("inception")

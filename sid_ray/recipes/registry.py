@@ -135,10 +135,16 @@ EMOJI_FLOW = replace(
     objective__generator_scale=100.0,
     objective__num_steps=4,
     objective__text_dropout=0.0,
+    objective__kappa1=2.0,
+    objective__kappa2=2.0,
+    objective__kappa3=2.0,
+    objective__kappa4=2.0,
     schedule=ScheduleConfig(kind="flow", teacher_shift=1.5),
     training__images=10_000,
+    training__batch_size=32,
     training__ema_half_life=1_000,
     evaluation__teacher_steps=28,
+    evaluation__teacher_guidance=2.0,
 )
 EMOJI_FLOW_1 = replace(EMOJI_FLOW, recipe="emoji-flow-1", objective__num_steps=1)
 EMOJI_FLOW_SIDA = replace(
