@@ -204,6 +204,7 @@ class Schedule(Protocol):
     "fresh" noise, the "fixed" noise of the first, or "ddim", the noise that the evaluation before
     them left. ``adversarial_per_sample``: SiDA's adversarial terms weigh each sample by its own
     weight and by C*H*W, with clamped logits in both phases (SiD-DiT), instead of by its group's.
+    ``embeds_guidance``: networks are told the guidance scale.
     ``officially_all_steps``: the published code trains all evaluations as one, not a drawn one.
     """
 
@@ -211,6 +212,7 @@ class Schedule(Protocol):
     normal_generator_time: ClassVar[bool]
     fake_want: ClassVar[Want]
     adversarial_per_sample: ClassVar[bool]
+    embeds_guidance: ClassVar[bool]
     officially_all_steps: ClassVar[bool]
 
     @property

@@ -11,6 +11,7 @@ Symbols
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -125,6 +126,7 @@ class FlowDenoiser(nn.Module):
         if self.compute_dtype is None:
             return nullcontext()
         if device.type == "meta":
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             return CastProducts(self.compute_dtype)
         return torch.autocast(device.type, dtype=self.compute_dtype, cache_enabled=False)
 

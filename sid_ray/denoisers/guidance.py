@@ -31,17 +31,22 @@ class Guided:
         denoiser: conditioned on ``cond.text``.
         scale: kappa; below 1 leans towards the empty prompt, below 0 away from the text.
         null_text: [T, D], the empty prompt's embedding.
+        zero_keeps_text: scale 0 is the text, told a scale of 0: compat official on networks that
+            are told it (SiD-DiT on FLUX).
     """
 
     denoiser: Denoiser
     scale: float
     null_text: Tensor
+    zero_keeps_text: bool = False
 
     def __call__(
         self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
     ) -> Prediction:
         if self.scale == 1 or not want & AFFINE:
             return self.denoiser(x_t, level, cond, want)
+        if self.scale == 0 and self.zero_keeps_text:
+            return self.denoiser(x_t, level, self._told(cond, x_t), want)
         null = self.null_text.to(x_t.device).expand(len(x_t), -1, -1)
         if self.scale == 0 and not want & ~AFFINE:
             return self.denoiser(x_t, level, self._told(cond, x_t)._replace(text=null), want)

@@ -212,8 +212,12 @@ class FlowNoise(Noise):
     def schedule(self, chosen: ScheduleConfig) -> FlowSchedule:
         from sid_ray.diffusion.flow import FlowSchedule
 
+        return FlowSchedule(**self.chosen_fields(chosen))
+
+    def chosen_fields(self, chosen: ScheduleConfig) -> dict[str, Any]:
+        """What a schedule is made of: all fields but the teacher's sampler's."""
         names = (name for name in self.fields if name != "teacher_shift")
-        return FlowSchedule(**{name: getattr(chosen, name) for name in names})
+        return {name: getattr(chosen, name) for name in names}
 
     def one_step(self, chosen: ScheduleConfig) -> dict[str, Any]:
         return {name: getattr(chosen, name) for name in self.of_steps}
@@ -266,6 +270,11 @@ class GuidedFlowNoise(FlowNoise):
     """Flow matching whose network is told the guidance scale, and needs one evaluation for it."""
 
     kind = "guided-flow"
+
+    def schedule(self, chosen: ScheduleConfig) -> FlowSchedule:
+        from sid_ray.diffusion.flow import GuidedFlowSchedule
+
+        return GuidedFlowSchedule(**self.chosen_fields(chosen))
 
     def evaluations(self, steps: int, guidance: float) -> int:
         return steps

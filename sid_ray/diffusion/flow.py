@@ -106,3 +106,9 @@ class FlowSchedule(NoiseLevels):
         if self.weighting == SID_LEGACY:
             return sid_weight(y, f_phi)
         return OVER_TIME[self.weighting](level.sigma, level.alpha)
+
+
+class GuidedFlowSchedule(FlowSchedule):
+    """The same for networks that are told their guidance scale (FLUX)."""
+
+    embeds_guidance: ClassVar[bool] = True

@@ -37,6 +37,7 @@ class NoiseLevels:
     normal_fake_time: ClassVar[bool] = True
     normal_generator_time: ClassVar[bool] = False
     adversarial_per_sample: ClassVar[bool] = False
+    embeds_guidance: ClassVar[bool] = False
     officially_all_steps: ClassVar[bool] = True
     step_noise: ClassVar[str] = "fresh"
 

@@ -31,6 +31,8 @@ class Guidance:
         text_dropout: share of prompts that the fake-score phase replaces by the empty one, where
             the fake score is guided at all.
         null_text: [T, D], the empty prompt's embedding; None for networks that read no text.
+        told: whether networks are told the scale, so that each scale takes a pass of its own.
+        zero_keeps_text: Guided's.
     """
 
     kappa1: float = 1.0
@@ -39,6 +41,8 @@ class Guidance:
     kappa4: float = 1.0
     text_dropout: float = 0.1
     null_text: Tensor | None = None
+    told: bool = False
+    zero_keeps_text: bool = False
 
     @property
     def drops_text(self) -> bool:
@@ -66,11 +70,16 @@ class Guidance:
         guided = self._guided(fake_score, self.kappa2)
         if self.kappa2 == self.kappa3 or Want.X0 not in want:
             return guided(x_t, level, cond, want), None
+        if self.told:
+            second = self._guided(fake_score, self.kappa3)(x_t, level, cond, Want.X0).x0
+            return guided(x_t, level, cond, want), second
         both = Guided(fake_score, self.kappa2, self._null()).halves(x_t, level, cond, want)
         return Guided.mix(*both, self.kappa2), Guided.mix(*both, self.kappa3).x0
 
     def _guided(self, denoiser: Denoiser, scale: float) -> Denoiser:
-        return denoiser if scale == 1 else Guided(denoiser, scale, self._null())
+        if scale == 1:
+            return denoiser
+        return Guided(denoiser, scale, self._null(), self.zero_keeps_text)
 
     def _null(self, like: Tensor | None = None) -> Tensor:
         if self.null_text is None:

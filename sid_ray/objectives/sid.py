@@ -111,6 +111,8 @@ class SiD:
             own: arguments that this class has beside SiD's.
         """
         kappas = (chosen.kappa1, chosen.kappa2, chosen.kappa3, chosen.kappa4)
+        official = chosen.compat == "official"
+        told = schedule.embeds_guidance
         return cls(
             schedule=schedule,
             alpha=chosen.alpha,
@@ -120,8 +122,8 @@ class SiD:
             logvar=chosen.logvar,
             augment=AugmentPipe(chosen.augment) if chosen.augment else None,
             num_steps=chosen.num_steps,
-            guidance=Guidance(*kappas, chosen.text_dropout, null_text),
-            official=chosen.compat == "official",
+            guidance=Guidance(*kappas, chosen.text_dropout, null_text, told, told and official),
+            official=official,
             **own,
         )
 

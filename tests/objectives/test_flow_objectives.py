@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sid_ray.diffusion.flow import FlowSchedule
+from sid_ray.config.sections import ObjectiveConfig
+from sid_ray.diffusion.flow import FlowSchedule, GuidedFlowSchedule
 from sid_ray.diffusion.weighting import WEIGHTINGS
+from sid_ray.objectives.lsg import Guidance
 from sid_ray.objectives.sid import SiD
 from sid_ray.objectives.sida import SiDA
 from sid_ray.objectives.vsd import VSD
@@ -134,3 +136,60 @@ def test_the_adversarial_terms_weigh_each_sample_by_itself():
     assert torch.allclose(found, 0.5 * plain + 0.5 * gan, rtol=1e-9)
     late = replace(sida, adversarial_start=100).generator_loss(nets, batch, draw).total
     assert torch.equal(late, plain)
+
+
+class Seen:
+    """A network that is told the guidance scale: it predicts scale + text, and keeps what it saw."""
+
+    def __init__(self):
+        self.calls: list[tuple[list[float], list[float]]] = []
+
+    def __call__(
+        self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
+    ) -> Prediction:
+        told = torch.ones(len(x_t)) if cond.guidance is None else cond.guidance
+        text = cond.text[:, 0, 0]
+        self.calls.append((told.tolist(), text.tolist()))
+        x0 = (told + text).reshape(-1, 1, 1, 1).expand_as(x_t)
+        return Prediction(x0, raw=x0)
+
+
+TEXT, NULL = torch.full((2, 1, 1), 5.0), torch.zeros(1, 1)
+
+
+def asked(compat: str, schedule: type[FlowSchedule], **kappas: float) -> tuple[Seen, Guidance]:
+    chosen = ObjectiveConfig(compat=compat, text_dropout=0.0, **kappas)
+    return Seen(), SiD.of(chosen, schedule(), NULL).guidance
+
+
+@pytest.mark.parametrize(
+    ("compat", "schedule", "text"),
+    [
+        ("none", GuidedFlowSchedule, 0.0),
+        ("official", GuidedFlowSchedule, 5.0),
+        ("official", FlowSchedule, 0.0),
+    ],
+)
+def test_kappa_0_is_the_empty_prompt_but_for_the_published_flux(compat, schedule, text):
+    """Whose text stays, told 0: SiD-DiT, quirk 1."""
+    net, guidance = asked(compat, schedule, kappa1=0.0, kappa4=0.0)
+    for guided in (guidance.own(net), guidance.teacher(net)):
+        guided(torch.zeros(2, *SHAPE), level_at(0.5), Condition(text=TEXT))
+    assert net.calls == [([0.0, 0.0], [text, text])] * 2
+
+
+def test_a_network_that_is_told_the_scale_is_told_each_of_two():
+    """kappa2 and kappa3 mix one pair of passes, but not where the pair depends on the scale."""
+    found = {}
+    for schedule in (FlowSchedule, GuidedFlowSchedule):
+        net, guidance = asked("none", schedule, kappa2=2.0, kappa3=3.0)
+        x_t, cond = torch.zeros(2, *SHAPE), Condition(text=TEXT)
+        first, second = guidance.frozen(net, x_t, level_at(0.5), cond, Want.X0)
+        found[schedule] = float(first.x0.mean()), float(second.mean())
+        scales = {scale for told, _ in net.calls for scale in told}
+        assert scales == ({2.0} if schedule is FlowSchedule else {2.0, 3.0})
+    assert found[GuidedFlowSchedule] == (2 + 2 * 5.0, 3 + 3 * 5.0)
+
+
+def level_at(t: float) -> Level:
+    return FlowSchedule().level(torch.full((2,), t))
