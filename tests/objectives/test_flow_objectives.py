@@ -139,7 +139,7 @@ def test_the_adversarial_terms_weigh_each_sample_by_itself():
 
 
 class Seen:
-    """A network that is told the guidance scale: it predicts scale + text, and keeps what it saw."""
+    """A network that is told the scale: it predicts scale + text, and keeps what it saw."""
 
     def __init__(self):
         self.calls: list[tuple[list[float], list[float]]] = []
