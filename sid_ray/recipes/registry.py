@@ -141,7 +141,7 @@ EMOJI_FLOW = replace(
     objective__kappa3=2.0,
     objective__kappa4=2.0,
     schedule=ScheduleConfig(kind="flow", teacher_shift=1.5),
-    training__images=20_000,
+    training__images=10_000,
     training__batch_size=32,
     training__ema_half_life=1_000,
     evaluation__teacher_steps=28,
@@ -151,12 +151,10 @@ EMOJI_FLOW_1 = replace(
     EMOJI_FLOW,
     recipe="emoji-flow-1",
     objective__num_steps=1,
-    training__images=10_000,
 )
 EMOJI_FLOW_SIDA = replace(
     EMOJI_FLOW,
     recipe="emoji-flow-sida",
-    training__images=10_000,
     objective__name="sida",
     objective__adversarial_weight=1.0,
     objective__generator_start=200,
