@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of, noise_of
+from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
@@ -112,18 +113,14 @@ def data_of(
     """
     family = family_of(teacher.family)
     precision = precision_beside(config.training.precision, device)
-    text = embed = null_text = None
+    text = embed = None
     if family.reads_text:
         text = family.load_text(components.text, device, precision, teacher.network)
-        embed, null_text = text.embed, text.null()
+        embed = text.embed
     shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if not is_prepared(config.data):
         opened = open_source(config.data, shape, embed)
-        if text is not None:
-            text.prepare(opened.prompts or ())
-        return Data(unlabelled(opened, label_dim), null_text)
-    if text is not None:
-        text.prepare(())  # prompts of prepared sets are read as they come
+        return Data(unlabelled(opened, label_dim), prepared_null(text, opened.prompts or ()))
     reading = Reading(
         config.group_plan(world_size),
         rank,
@@ -143,7 +140,19 @@ def data_of(
     latents = family.latents
     standard = None if latents is None else partial(latents.standard, components.vae)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)
-    return Data(unlabelled(source, label_dim), null_text)
+    return Data(unlabelled(source, label_dim), prepared_null(text, ()))
+
+
+def prepared_null(text: TextEmbeddings | None, prompts: Sequence[str]) -> Tensor | None:
+    """The empty prompt's embedding [T, D], once all these prompts are prepared.
+
+    Not before: of the processes of a machine that prepare, one loads the encoders; of those that
+    ask for an embedding, each does.
+    """
+    if text is None:
+        return None
+    text.prepare(prompts)
+    return text.null()
 
 
 def bare_source(config: DistillConfig, teacher: ModelDescription) -> DataSource:
