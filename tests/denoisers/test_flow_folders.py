@@ -110,6 +110,17 @@ def test_encoders_are_loaded_by_one_process_of_a_machine_at_a_time(made, tmp_pat
     assert opened == [1]
 
 
+def test_a_run_says_that_its_prompts_have_no_room(made, tmp_path, monkeypatch, capsys):
+    config = config_for(made / "sana", tmp_path, "sana")
+    start = find_start(config)
+    monkeypatch.setenv(stored_text.CAP, str(2**-20))
+    told: list[str] = []
+    data_of(config, start.description, start.components, tell=told.append)
+    data_of(config, start.description, start.components)  # an evaluation
+    assert [line.partition(" prompts")[0] for line in told] == ["embeddings of 3"]
+    assert capsys.readouterr().err.count("embeddings of 3 prompts take 1 GiB") == 1
+
+
 def test_a_folder_that_lacks_an_encoder_is_refused_before_the_run(made, tmp_path):
     folder = Path(shutil.copytree(made / "flux", tmp_path / "flux"))
     found = [find_start(config_for(at, tmp_path, "flux")) for at in (folder, made / "flux")]
