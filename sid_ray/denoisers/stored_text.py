@@ -14,6 +14,7 @@ import contextlib
 import errno
 import gc
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sid_ray.denoisers.text import TextEmbeddings
+from sid_ray.denoisers.text import Tell, TextEmbeddings, to_stderr
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import PART, locked, replace_file
@@ -38,6 +39,7 @@ CHECKSUM_DIGITS = 8
 QUIET_CALLS = 8  # without a prompt that was not stored, until encoders leave memory
 BEING_WRITTEN_S = 3600.0
 WORTH_SAYING = 64  # prompts
+LOOK_AGAIN = 256  # rows written, until what others have written is counted, too
 EncodePrompts = Callable[[Sequence[str]], Tensor]  # prompts -> packed [B, T, D], float32
 
 
@@ -60,6 +62,10 @@ class PromptFolder:
     Args:
         making: all that the bits of a row depend on but for its prompt.
         shape, dtype: of a row.
+
+    Attributes:
+        evicts: whether a new row takes the place of the least recently used ones. Of more prompts
+            than have room each would leave before it is asked for again: then what is there stays.
     """
 
     def __init__(self, making: str, shape: tuple[int, int], dtype: torch.dtype):
@@ -68,11 +74,17 @@ class PromptFolder:
         self.shape, self.dtype = shape, dtype
         self.cap = cap_bytes()
         self.usable = self.cap > 0
+        self.evicts = True
         self.held = -1  # bytes below home, as this process knows; -1: not looked at
+        self.written = 0  # rows since it looked: other processes write, too
 
-    @property
-    def row_bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+    @cached_property
+    def file_bytes(self) -> int:
+        return len(file_of(torch.zeros(self.shape, dtype=self.dtype)))
+
+    def fits(self, count: int) -> bool:
+        """Whether so many rows have room, where there are no others."""
+        return count * self.file_bytes <= self.cap
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -109,17 +121,13 @@ class PromptFolder:
 
     def write(self, prompt: str, row: Tensor) -> None:
         """Keeps a row, if there is room. Others may be writing the same one."""
-        from safetensors.torch import save
-
         if not self.usable:
             return
-        rest = save({"row": row.detach().to("cpu", self.dtype).contiguous()})
-        data = checksum_of(rest) + rest
         path = self.path(prompt)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._make_room(len(data))
-            replace_file(path, data, sync=False)
+            if self._make_room(self.file_bytes):
+                replace_file(path, file_of(row.detach().to("cpu", self.dtype)), sync=False)
         except OSError as error:
             self.usable = False
             print(
@@ -128,19 +136,25 @@ class PromptFolder:
                 file=sys.stderr,
             )
 
-    def _make_room(self, size: int) -> None:
-        """Raises OSError where the disk is full but for what is left to others."""
-        if self.held < 0 or self.held + size > self.cap:
+    def _make_room(self, size: int) -> bool:
+        """Whether there is room now. Raises OSError where the disk is full but for what is left to
+        others.
+        """
+        full = self.held + size > self.cap
+        if self.held < 0 or (self.evicts and full) or self.written >= LOOK_AGAIN:
             files = sorted(self._files(), key=lambda found: found[0])
-            self.held = sum(length for _, length, _ in files)
-            too_many = self.held + size > self.cap
-            while files and too_many and self.held + size > 0.9 * self.cap:
+            self.held, self.written = sum(length for _, length, _ in files), 0
+            full = self.held + size > self.cap
+            while self.evicts and files and full and self.held + size > 0.9 * self.cap:
                 _, length, path = files.pop(0)
                 path.unlink(missing_ok=True)
                 self.held -= length
+        if self.held + size > self.cap:
+            return False
         if shutil.disk_usage(self.folder).free < size + KEPT_FREE:
             raise OSError(errno.ENOSPC, "no space left on the disk")
-        self.held += size
+        self.held, self.written = self.held + size, self.written + 1
+        return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, size, path) of every row of every making."""
@@ -152,9 +166,28 @@ class PromptFolder:
                 yield stat.st_mtime, stat.st_size, path
 
 
+def file_of(row: Tensor) -> bytes:
+    """What a row's file holds."""
+    from safetensors.torch import save
+
+    rest = save({"row": row.contiguous()})
+    return checksum_of(rest) + rest
+
+
 def checksum_of(data: bytes) -> bytes:
     """For a machine that lost power while it wrote."""
     return f"{zlib.crc32(data):08x}".encode()
+
+
+def too_many(count: int, folder: PromptFolder) -> str:
+    """A line for a person about more prompts than have room, and what to do."""
+    needed = math.ceil(count * folder.file_bytes / 2**30)
+    return (
+        f"embeddings of {count:,} prompts take {needed:,} GiB, {folder.home} keeps "
+        f"{folder.cap / 2**30:.4g}: text encoders stay in memory and embed prompts again and "
+        f"again; set {CAP}={needed} where the disk has the room, or embed them beforehand with "
+        "sid-ray data prepare --encode-text"
+    )
 
 
 class StoredEmbeddings(TextEmbeddings):
@@ -179,6 +212,7 @@ class StoredEmbeddings(TextEmbeddings):
         self.open_encoders, self.open_folder = open_encoders, open_folder
         self.encoders: EncodePrompts | None = None
         self.quiet = 0
+        self.stays = False  # encoders: there are more prompts than the disk may hold
 
     @cached_property
     def folder(self) -> PromptFolder:
@@ -187,40 +221,45 @@ class StoredEmbeddings(TextEmbeddings):
     def embed(self, prompts: Sequence[str]) -> Tensor:
         self.quiet += 1
         rows = super().embed(prompts)
-        if self.quiet >= QUIET_CALLS and self.folder.usable:
+        if self.quiet >= QUIET_CALLS:
             self.release()
         return rows
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = to_stderr) -> None:
         """All these prompts, and the empty one, are on the disk afterwards, and the encoders out of
-        memory. Of the processes of a machine one embeds, the others wait for it. More prompts than
-        the disk may hold are left to be embedded as they are asked for, as is every prompt where
-        the disk cannot be used.
+        memory. Of the processes of a machine one embeds, the others wait for it.
+
+        Where the disk may hold fewer than these and ``more``, ``tell`` hears of it, and prompts are
+        embedded as they are asked for: encoders stay, loaded by one process after the other. So
+        they do where the disk cannot be used.
         """
         wanted = list(dict.fromkeys(("", *prompts)))
-        if len(wanted) * self.folder.row_bytes > self.folder.cap:
-            wanted = wanted[:1]
-        if any(not self.folder.has(prompt) for prompt in wanted):
+        self.stays = not self.folder.fits(len(wanted))
+        if not self.folder.fits(len(wanted) + more):
+            if self.folder.usable:
+                tell(too_many(len(wanted) + more, self.folder))
+            self.folder.evicts, wanted = False, wanted[:1]
+        if self.stays or any(not self.folder.has(prompt) for prompt in wanted):
             with self.folder.alone():
-                self._store([prompt for prompt in wanted if not self.folder.has(prompt)])
-        if self.folder.usable:
-            self.release()
+                self._store([prompt for prompt in wanted if not self.folder.has(prompt)], tell)
+                if self.stays:
+                    self._load()
+        self.release()
 
     def release(self) -> None:
-        """Lets the encoders go. The next prompt that is not stored loads them again."""
-        if self.encoders is None:
+        """Lets the encoders go, where they are not needed all the time. The next prompt that is not
+        stored loads them again.
+        """
+        if self.encoders is None or self.stays or not self.folder.usable:
             return
         self.encoders = None
         gc.collect()  # modules hold one another in cycles
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    def _store(self, prompts: list[str]) -> None:
+    def _store(self, prompts: list[str], tell: Tell) -> None:
         if len(prompts) >= WORTH_SAYING:
-            print(
-                f"embedding {len(prompts):,} prompts, which are kept in {self.folder.home}",
-                file=sys.stderr,
-            )
+            tell(f"embedding {len(prompts):,} prompts, which are kept in {self.folder.home}")
         for start in range(0, len(prompts), self.batch):
             if not self.folder.usable:
                 return
@@ -240,7 +279,10 @@ class StoredEmbeddings(TextEmbeddings):
             self.folder.write(prompt, row)
         return made
 
-    def _run(self, prompts: Sequence[str]) -> Tensor:
+    def _load(self) -> EncodePrompts:
         if self.encoders is None:
             self.encoders = self.open_encoders()
-        return self.encoders(prompts).to(self.folder.dtype).float()
+        return self.encoders
+
+    def _run(self, prompts: Sequence[str]) -> Tensor:
+        return self._load()(prompts).to(self.folder.dtype).float()

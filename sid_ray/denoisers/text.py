@@ -6,6 +6,7 @@ Symbols
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,11 @@ from torch import Tensor
 
 Tokenize = Callable[[Sequence[str]], Any]  # prompts -> token ids [B, T], padded and truncated
 Encode = Callable[[Any], Tensor]  # what that returns -> embeddings [B, T, D]
+Tell = Callable[[str], None]  # a line for a person
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class TextEmbeddings:
@@ -61,8 +67,9 @@ class TextEmbeddings:
         """The empty prompt's embedding [T, D]."""
         return self.embed([""])[0]
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Told which prompts will be asked for, before networks need the memory. Nothing to do
+    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = to_stderr) -> None:
+        """Told which prompts will be asked for, before networks need the memory, and how many more
+        at most that are not known yet; ``tell`` hears what a person should know. Nothing to do
         here: the encoder stays.
         """
 

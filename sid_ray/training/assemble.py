@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.data.prepared import PreparedSource, Reading, open_prepared
+from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, quiet
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of, noise_of
+from sid_ray.denoisers.text import Tell, TextEmbeddings, to_stderr
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
@@ -103,27 +104,25 @@ def data_of(
     device: torch.device | str = "cpu",
     world_size: int = 1,
     rank: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell | None = None,
 ) -> Data:
     """Opens the data set, and the teacher's text encoder where it reads text.
 
     ``components`` are the teacher's. A prepared set is read for this rank of ``world_size``;
-    ``tell`` hears of its storage.
+    ``tell`` hears of its storage, and of prompts that have no room on the disk.
     """
     family = family_of(teacher.family)
     precision = precision_beside(config.training.precision, device)
-    text = embed = null_text = None
+    text = embed = None
     if family.reads_text:
         text = family.load_text(components.text, device, precision, teacher.network)
-        embed, null_text = text.embed, text.null()
+        embed = text.embed
     shape, label_dim = family.shape(teacher.network), family.label_dim(teacher.network)
     if not is_prepared(config.data):
         opened = open_source(config.data, shape, embed)
-        if text is not None:
-            text.prepare(opened.prompts or ())
-        return Data(unlabelled(opened, label_dim), null_text)
-    if text is not None:
-        text.prepare(())  # prompts of prepared sets are read as they come
+        return Data(
+            unlabelled(opened, label_dim), prepared_null(text, opened.prompts or (), 0, tell)
+        )
     reading = Reading(
         config.group_plan(world_size),
         rank,
@@ -133,7 +132,7 @@ def data_of(
         config.data.xflip,
         config.resources.data_cache_gib,
         config.training.images,
-        tell,
+        tell or quiet,
     )
     encoder = (
         None
@@ -143,7 +142,22 @@ def data_of(
     latents = family.latents
     standard = None if latents is None else partial(latents.standard, components.vae)
     source = open_prepared(config.data, shape, embed, encoder, standard, reading)
-    return Data(unlabelled(source, label_dim), null_text)
+    more = 0 if source.own_text else len(source)  # its prompts are read as they come
+    return Data(unlabelled(source, label_dim), prepared_null(text, (), more, tell))
+
+
+def prepared_null(
+    text: TextEmbeddings | None, prompts: Sequence[str], more: int, tell: Tell | None
+) -> Tensor | None:
+    """The empty prompt's embedding [T, D], once all these prompts, and ``more``, are prepared.
+
+    Not before: of the processes of a machine that prepare, one loads the encoders; of those that
+    ask for an embedding, each does.
+    """
+    if text is None:
+        return None
+    text.prepare(prompts, more, tell or to_stderr)
+    return text.null()
 
 
 def bare_source(config: DistillConfig, teacher: ModelDescription) -> DataSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from sid_ray.config.distill_config import DistillConfig, replace
-from sid_ray.denoisers import flow_prompts
+from sid_ray.denoisers import flow_prompts, stored_text
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.training.assemble import data_of, find_start
@@ -83,6 +84,41 @@ def test_prepared_prompts_are_read_by_the_next_process(made, tmp_path, name, mon
     pick = Pick(torch.tensor([0.1, 0.9]))
     assert torch.equal(again.source.batch(pick).text, first.source.batch(pick).text)
     assert torch.equal(again.null_text, first.null_text)
+
+
+def test_encoders_are_loaded_by_one_process_of_a_machine_at_a_time(made, tmp_path, monkeypatch):
+    """Eight workers that each load T5-XXL at once need eight times its memory."""
+    config = config_for(made / "flux", tmp_path, "flux")
+    start, opened = find_start(config), []
+    encoders, lock, held = type(family_of("flux").prompts()), stored_text.locked, []
+    open_encoders = encoders.open
+
+    @contextmanager
+    def locked(path):
+        with lock(path):
+            held.append(path)
+            yield
+            held.clear()
+
+    def opening(*args):
+        opened.append(len(held))
+        return open_encoders(*args)
+
+    monkeypatch.setattr(stored_text, "locked", locked)
+    monkeypatch.setattr(encoders, "open", opening)
+    data_of(config, start.description, start.components)
+    assert opened == [1]
+
+
+def test_a_run_says_that_its_prompts_have_no_room(made, tmp_path, monkeypatch, capsys):
+    config = config_for(made / "sana", tmp_path, "sana")
+    start = find_start(config)
+    monkeypatch.setenv(stored_text.CAP, str(2**-20))
+    told: list[str] = []
+    data_of(config, start.description, start.components, tell=told.append)
+    data_of(config, start.description, start.components)  # an evaluation
+    assert [line.partition(" prompts")[0] for line in told] == ["embeddings of 3"]
+    assert capsys.readouterr().err.count("embeddings of 3 prompts take 1 GiB") == 1
 
 
 def test_a_folder_that_lacks_an_encoder_is_refused_before_the_run(made, tmp_path):

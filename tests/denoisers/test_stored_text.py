@@ -143,11 +143,57 @@ def test_the_least_recently_used_rows_leave(cache, monkeypatch):
     assert held <= 10.5 * size
 
 
-def test_more_prompts_than_the_disk_may_hold_are_not_prepared(monkeypatch):
-    monkeypatch.setenv(stored_text.CAP, str(100 / 2**30))
-    fake = Fake()
-    fake.text().prepare([str(i) for i in range(10)])
+def small_disk(monkeypatch, rows: float) -> None:
+    size = Fake().text().folder.file_bytes
+    monkeypatch.setenv(stored_text.CAP, str(rows * size / 2**30))
+
+
+def test_more_prompts_than_the_disk_may_hold_keep_it_as_it_is(monkeypatch):
+    """Each would leave before it is asked for again: a write for nothing every time."""
+    small_disk(monkeypatch, 4.5)
+    fake, told = Fake(), []
+    text, prompts = fake.text(max_prompts=1), "abcdefghij"
+    text.prepare(prompts, tell=told.append)
     assert fake.calls == [["", ""]]
+    kept = []
+    for _ in range(2):
+        for _ in range(2 * QUIET_CALLS):  # the encoders are needed at any time
+            text.embed(["a"])
+        text.embed(list(prompts))
+        assert (len(fake.opened), fake.alive) == (1, 1)
+        kept.append([prompt for prompt in prompts if text.folder.has(prompt)])
+    assert kept == [list("abc")] * 2  # and the empty one
+    (line,) = told
+    assert "of 11 prompts take 1 GiB" in line and f"set {stored_text.CAP}=1 where" in line
+    assert "sid-ray data prepare --encode-text" in line and "\n" not in line
+
+
+def test_prompts_that_are_not_known_yet_do_not_drive_out_what_is_there(monkeypatch):
+    small_disk(monkeypatch, 4.5)
+    fake, told = Fake(), []
+    Fake().text().embed(["old"])
+    text = fake.text(max_prompts=1)
+    text.prepare((), more=10, tell=told.append)
+    text.embed(list("abcdefghij"))
+    assert [prompt for prompt in ("old", *"abcdefghij") if text.folder.has(prompt)] == [
+        "old", "a", "b",
+    ]  # fmt: skip
+    assert len(told) == 1
+    for _ in range(QUIET_CALLS):  # there may be fewer than that
+        text.embed(["a"])
+    assert fake.alive == 0
+
+
+def test_processes_that_write_at_once_do_not_fill_the_disk_beyond_its_share(monkeypatch):
+    monkeypatch.setattr(stored_text, "LOOK_AGAIN", 2)
+    small_disk(monkeypatch, 8.5)
+    first, second = Fake().text(max_prompts=1), Fake().text(max_prompts=1)
+    for text in (first, second):
+        text.prepare((), more=100)
+    for number in range(20):
+        first.embed([f"a{number}"])
+        second.embed([f"b{number}"])
+    assert len(list(first.folder.folder.glob("*/*"))) <= 8 + 2
 
 
 @pytest.mark.parametrize("cap", ["0", "full"])
