@@ -19,6 +19,7 @@ from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.autoencoder import load_vae
 from sid_ray.denoisers.clip_text import load_encoder
 from sid_ray.denoisers.ldm_checkpoint import ldm_pipeline
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start
@@ -121,6 +122,24 @@ def test_xl_is_its_unet_and_two_text_encoders():
     assert parts["text_encoder_2"].config["projection_dim"] == 48
     assert set(parts["text_encoder"].tensors) == set(ldm.old_names(first))
     assert parts["vae"].config["scaling_factor"] == 0.13025
+
+
+@pytest.mark.parametrize(
+    ("suffix", "markers"),
+    [(".safetensors", ()), (".safetensors", ("v_pred", "ztsnr")), (".ckpt", ("v_pred",))],
+)
+def test_markers_say_what_xl_predicts(markers, suffix, tmp_path, capsys):
+    """A file without them is of epsilon as far as it says, and that is told."""
+    tensors = ldm.with_upsamplers(ldm.ldm_unet(ldm.make_unet(ldm.SDXL)))
+    path = write(tmp_path / f"xl{suffix}", tensors | {name: torch.tensor([]) for name in markers})
+    folder = resolve_source(str(path))
+    description = networks.describe(folder)
+    predicts = "v_prediction" if markers else "epsilon"
+    levels = family_of(description.family).noise.of_network(folder, description.network)
+    assert (description.family, description.network["prediction_type"]) == ("sdxl", predicts)
+    assert levels.prediction_type == predicts and levels.rescale_zero_snr == ("ztsnr" in markers)
+    line = "does not say what its U-Net predicts: epsilon at 1024 pixels is assumed"
+    assert (line in capsys.readouterr().err) == (not markers)
 
 
 def test_averaged_weights_are_taken(tmp_path):
