@@ -5,8 +5,7 @@
     conditioner.embedders.0/1.*        the two text encoders of XL
     first_stage_model.*                the VAE
 
-    v_pred, ztsnr                      markers without numbers: the U-Net predicts v, and its noise
-                                       levels are rescaled to end in pure noise
+    v_pred, ztsnr                      markers: it predicts v, on levels that end in pure noise
 
 No configuration is in such a file: it is read off the tensors' shapes here. Tensors are renamed by
 diffusers' own converters; nothing is downloaded.
@@ -38,7 +37,6 @@ PREDICTS_V, ENDS_IN_NOISE = "v_pred", "ztsnr"
 HEAD = 64  # channels of a head of attention, but in U-Nets of version 1
 HEADS_1 = 8
 SIZES = {"epsilon": 64, "v_prediction": 96}  # of latents of version 2, by what was published
-SIZE_XL = 128
 TIME_IDS = 6  # numbers of XL's sizes and crops, each embedded
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -164,7 +162,7 @@ def unet_config(unet: Tensors, prediction_type: str) -> dict[str, Any]:
     if "label_emb.0.0.weight" in unet:
         added = unet["label_emb.0.0.weight"].shape[1]
         config |= {
-            "sample_size": SIZE_XL,
+            "sample_size": 128,
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": added,

@@ -21,11 +21,13 @@ from sid_ray.denoisers.clip_text import load_encoder
 from sid_ray.denoisers.ldm_checkpoint import ldm_pipeline
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
+from sid_ray.evaluation.judge import codec_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start
 from sid_ray.weights import networks
 from sid_ray.weights.command import inspect
 from sid_ray.weights.components import Named, component_folder, find_components
+from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import resolve_teacher
 from tests.denoisers.tiny_pipeline import END, write_tokenizer
@@ -247,6 +249,24 @@ def test_a_vae_alone_does_not_pass_for_one_of_another_scale(one_file, tmp_path):
     config.write_text(config.read_text().replace("0.18215", "0.13025"))
     with pytest.raises(UserError, match="does not say how its latents are scaled"):
         find_components(description, folder, Named(words, str(path)))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("stable-diffusion", 0.18215), ("sdxl", 0.13025)])
+def test_a_vae_alone_is_scaled_as_the_networks_family_is(family, expected, tmp_path):
+    """A generator's folder holds no VAE that could say it."""
+    path = str(write(tmp_path / "vae.safetensors", ldm.make_vae().state_dict()))
+    network = ldm.SDXL if family == "sdxl" else ldm.SD1
+    found = codec_of(ModelDescription(family, network), path)
+    assert found.scale == (expected,)
+    folder = component_folder(path, "vae")
+    assert family_of(family).latents.standard(folder).scale == (expected,)
+
+
+def test_a_vae_alone_that_must_say_its_shift_is_refused(tmp_path):
+    vae = ldm.make_vae(latent_channels=16)
+    path = write(tmp_path / "vae.safetensors", vae.state_dict())
+    with pytest.raises(UserError, match="does not say how its latents are scaled"):
+        codec_of(ModelDescription("sd3", {"in_channels": 16}), str(path))
 
 
 # Files that cannot be used ------------------------------------------------------------------------
