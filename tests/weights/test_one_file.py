@@ -137,7 +137,7 @@ def test_markers_say_what_xl_predicts(markers, suffix, tmp_path, capsys):
     folder = resolve_source(str(path))
     description = networks.describe(folder)
     predicts = "v_prediction" if markers else "epsilon"
-    levels = family_of(description.family).noise.of_network(folder, description.network)
+    levels = family_of(description.family).noise.of_network(folder, description.network, 128)
     assert (description.family, description.network["prediction_type"]) == ("sdxl", predicts)
     assert levels.prediction_type == predicts and levels.rescale_zero_snr == ("ztsnr" in markers)
     line = "does not say what its U-Net predicts: epsilon at 1024 pixels is assumed"
