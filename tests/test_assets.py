@@ -97,7 +97,7 @@ def test_the_flow_teacher_is_as_good_as_its_card_says():
     assert not family.makes_latents(description.network), "pixels"
     family.check_text(description.network, folder)
     noise, text = family.noise, family.load_text(folder, network=description.network)
-    chosen = noise.of_network(folder, description.network)
+    chosen = noise.of_network(folder, description.network, 16)
     source = open_source(DataConfig(name="emoji"), (3, 16, 16), text.embed)
     space, seeds = load_feature_space("emoji-cnn"), range(2048)
     index = source.index(seeded_uniform(seeds))

@@ -225,14 +225,17 @@ def protocol_of(options: EvaluateOptions, subject: Subject) -> EvaluationConfig:
 
 
 def guidance_of(options: EvaluateOptions, subject: Subject) -> float:
-    """A teacher's guidance scale, 1 for none. Raises UserError where there is nothing to guide."""
+    """A teacher's guidance scale, 1 for none: what is usual for its kind where nobody gives one.
+
+    Raises UserError where there is nothing to guide.
+    """
     if subject.is_generator and (options.steps or options.guidance is not None):
         raise UserError(
             f"{subject.source} is a generator with steps of its own: --steps and --guidance are "
             "for teachers"
         )
     if options.guidance is None:
-        return 1.0
+        return subject.family.teacher_guidance(subject.description.network)
     if not subject.reads_text:
         raise UserError(
             f"--guidance {options.guidance:g}: {subject.source} reads no text to be guided by; "

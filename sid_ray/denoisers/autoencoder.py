@@ -18,6 +18,8 @@ from sid_ray.denoisers.component import (
     read_config,
     require_diffusers,
 )
+from sid_ray.errors import UserError
+from sid_ray.tensor_files.tensors import json_object
 
 KL, DC = "AutoencoderKL", "AutoencoderDC"
 VAE_FILES = ("diffusion_pytorch_model",)
@@ -43,6 +45,22 @@ def check_vae(folder: Path, class_name: str = KL) -> Any:
     renamed = RENAMED[class_name]
     fitting_tensors(vae, component_of(folder, "vae"), VAE_FILES, renamed, numbers=False)
     return vae.config
+
+
+def says_scale(folder: Path) -> bool:
+    """Whether a VAE's config says how its latents are scaled; that of one in a file by itself does
+    not.
+    """
+    return "scaling_factor" in json_object(component_of(folder, "vae") / "config.json")
+
+
+def check_scale(folder: Path) -> None:
+    """Raises UserError where it does not."""
+    if not says_scale(folder):
+        raise UserError(
+            f"the VAE in {folder} does not say how its latents are scaled: give a folder with its "
+            "config.json, and scaling_factor in that"
+        )
 
 
 def load_vae(folder: Path, class_name: str = KL) -> nn.Module:

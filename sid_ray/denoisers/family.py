@@ -125,6 +125,10 @@ class Family(ABC):
         """The arguments of the same network with another dropout; None where it has none."""
         return dict(network) | {"dropout": probability} if "dropout" in network else None
 
+    def teacher_guidance(self, network: Arguments) -> float:
+        """Guidance scale of the teacher's sampler, where nobody gives one; 1 for none."""
+        return 1.0
+
     def written_out(self, network: Arguments) -> dict[str, Any]:
         """All arguments that say which network it is (dropout does not), defaults filled in and
         each in one way of writing it. Raises ValueError, TypeError.

@@ -8,7 +8,7 @@ Symbols
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.errors import UserError
@@ -20,7 +20,24 @@ if TYPE_CHECKING:
 
 
 class ConfiguredLatents(LatentConvention):
-    """Latents scaled, and shifted where it says so, by the config of their auto-encoder."""
+    """Latents scaled, and shifted where it says so, by the config of their auto-encoder, of the
+    class ``kind``.
+    """
+
+    kind: ClassVar[str] = "AutoencoderKL"
+
+    def check(self, folder: Path) -> Any:
+        from sid_ray.denoisers.autoencoder import check_scale, check_vae
+
+        found = check_vae(folder, self.kind)
+        check_scale(folder)  # diffusers' class would take that of Stable Diffusion
+        return found
+
+    def load(self, folder: Path) -> nn.Module:
+        from sid_ray.denoisers.autoencoder import check_scale, load_vae
+
+        check_scale(folder)
+        return load_vae(folder, self.kind)
 
     def standard(self, vae: Path | None) -> Standard:
         from sid_ray.denoisers.component import component_of
@@ -74,16 +91,7 @@ class DeepLatents(ConfiguredLatents):
     """
 
     name = "dc-ae"
-
-    def check(self, folder: Path) -> Any:
-        from sid_ray.denoisers.autoencoder import DC, check_vae
-
-        return check_vae(folder, DC)
-
-    def load(self, folder: Path) -> nn.Module:
-        from sid_ray.denoisers.autoencoder import DC, load_vae
-
-        return load_vae(folder, DC)
+    kind = "AutoencoderDC"
 
     def factor(self, config: Any) -> int:
         return int(2 ** (len(config.encoder_block_out_channels) - 1))

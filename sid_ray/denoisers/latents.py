@@ -18,10 +18,13 @@ class LatentConvention:
     Attributes:
         name: in ``sid-ray data prepare --convention`` and in manifests of prepared sets.
         half: whether the auto-encoder may compute in float16 where a run is in half precision.
+        scale: of latents, where their auto-encoder's config does not say it, as that of one in a
+            file by itself; None where it must say it, or where nothing depends on it.
     """
 
     name: ClassVar[str]
     half: ClassVar[bool] = False
+    scale: ClassVar[float | None] = None
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""

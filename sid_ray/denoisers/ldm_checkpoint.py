@@ -5,6 +5,8 @@
     conditioner.embedders.0/1.*        the two text encoders of XL
     first_stage_model.*                the VAE
 
+    v_pred, ztsnr                      markers: it predicts v, on levels that end in pure noise
+
 No configuration is in such a file: it is read off the tensors' shapes here. Tensors are renamed by
 diffusers' own converters; nothing is downloaded.
 
@@ -31,6 +33,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_1, OPEN_CLIP_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 CONTROL = "control_model."
+PREDICTS_V, ENDS_IN_NOISE = "v_pred", "ztsnr"
 HEAD = 64  # channels of a head of attention, but in U-Nets of version 1
 HEADS_1 = 8
 SIZES = {"epsilon": 64, "v_prediction": 96}  # of latents of version 2, by what was published
@@ -58,7 +61,7 @@ def is_xl(tensors: Tensors) -> bool:
 
 
 def ldm_pipeline(tensors: Tensors, prediction_type: str) -> SingleFile:
-    """The parts of a checkpoint. ``prediction_type`` is believed: the file does not say it.
+    """The parts of a checkpoint. ``prediction_type`` is believed where the file does not say it.
 
     Raises UserError for a checkpoint of another network, or one that is not whole.
     """
@@ -75,6 +78,8 @@ def ldm_pipeline(tensors: Tensors, prediction_type: str) -> SingleFile:
 
 
 def _taken_apart(tensors: Tensors, prediction_type: str) -> SingleFile:
+    says = PREDICTS_V in tensors
+    prediction_type = "v_prediction" if says else prediction_type
     config = unet_config(below(tensors, UNET), prediction_type)
     if config["in_channels"] != config["out_channels"]:
         raise UserError(
@@ -91,10 +96,12 @@ def _taken_apart(tensors: Tensors, prediction_type: str) -> SingleFile:
         parts["vae"] = vae_part(below(tensors, VAE), xl)
     standard = STANDARD_XL if xl else STANDARD_2 if width == VERSION_2 else STANDARD_1
     unsaid = ""
-    if width == VERSION_2 and not xl:
-        size = 8 * SIZES[prediction_type]
+    if (xl or width == VERSION_2) and not says:
+        size = 8 * config["sample_size"]
         unsaid = f"it does not say what its U-Net predicts: {prediction_type} at {size} pixels"
-    scheduler = SCHEDULER | {"prediction_type": prediction_type}
+    scheduler: dict[str, Any] = SCHEDULER | {"prediction_type": prediction_type}
+    if says and ENDS_IN_NOISE in tensors:
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return SingleFile(parts, scheduler, standard, unsaid)
 
 

@@ -73,8 +73,10 @@ class Noise(ABC):
         Raises UserError for a teacher that has none.
         """
 
-    def of_network(self, folder: Path, network: Mapping[str, Any]) -> ScheduleConfig:
-        """What a teacher, a file or folder, says of its noise levels. Raises UserError."""
+    def of_network(self, folder: Path, network: Mapping[str, Any], size: int) -> ScheduleConfig:
+        """What a teacher, a file or folder, says of its noise levels; its samples are ``size`` a
+        side. Raises UserError.
+        """
         return ScheduleConfig(kind=self.kind)
 
     def check(self, chosen: ScheduleConfig, folder: Path) -> None:
@@ -162,7 +164,7 @@ class VPNoise(Noise):
 
         return TeacherSampler(count, settings, run)
 
-    def of_network(self, folder: Path, network: Mapping[str, Any]) -> ScheduleConfig:
+    def of_network(self, folder: Path, network: Mapping[str, Any], size: int) -> ScheduleConfig:
         from sid_ray.diffusion.schedules import read_scheduler_config
 
         path = scheduler_file(folder)
@@ -254,16 +256,14 @@ class FlowNoise(Noise):
 
         return (net if guidance == 1 or null is None else Guided(net, guidance, null)), cond
 
-    def of_network(self, folder: Path, network: Mapping[str, Any]) -> ScheduleConfig:
-        """The shift of the scheduler's file, where it is one number."""
-        from sid_ray.tensor_files.tensors import json_object
+    def of_network(self, folder: Path, network: Mapping[str, Any], size: int) -> ScheduleConfig:
+        """The shift of the scheduler's file: its number, or what that makes of the size."""
+        from sid_ray.denoisers.time_shift import shift_in
 
-        path = scheduler_file(folder)
-        values = json_object(path) if path.is_file() else {}
-        shift = values.get("flow_shift", values.get("shift"))
-        if not isinstance(shift, int | float) or shift <= 0:
+        shift = shift_in(scheduler_file(folder), size)
+        if shift is None:
             return ScheduleConfig(kind=self.kind)
-        return ScheduleConfig(kind=self.kind, teacher_shift=float(shift))
+        return ScheduleConfig(kind=self.kind, teacher_shift=shift)
 
 
 class GuidedFlowNoise(FlowNoise):

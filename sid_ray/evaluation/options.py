@@ -78,9 +78,10 @@ class EvaluateOptions:
     """The same as --device cuda."""
     steps: int = 0
     """Of a teacher: steps of Heun's method (EDM, EDM2) or of DDIM (Stable Diffusion). 0 for 18
-    (EDM), 32 (EDM2) or 50."""
+    (EDM), 32 (EDM2), 50, or what is usual for a flow-matching teacher (Euler's method)."""
     guidance: float | None = None
-    """Of a Stable Diffusion teacher: guidance scale; left out for none."""
+    """Of a teacher that reads text: guidance scale, 1 for none. Left out for what is usual for its
+    kind, which the printed line says: none for Stable Diffusion."""
     data: str = ""
     """Data set whose labels or prompts images are made of, as data.name in a run's config. Empty
     for the run's; without a run classes are drawn evenly."""

@@ -65,7 +65,10 @@ def table_of_scores(result: Mapping[str, Any]) -> Table:
     """Score, mean, and where there are several trials the deviation and each of them."""
     trials = result["trials"]
     seen = f", {result['images_seen']:,} images seen" if result["images_seen"] else ""
-    title = f"{result['source']}{seen}: {result['num_images']:,} images of {result['sampler']}"
+    scale = result.get("guidance", 1)
+    guided = f", guidance {scale:g}" if scale != 1 else ""
+    made = f"{result['num_images']:,} images of {result['sampler']}{guided}"
+    title = f"{result['source']}{seen}: {made}"
     table = Table(title=title, title_style="", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("score", no_wrap=True)
     table.add_column("better")

@@ -203,7 +203,8 @@ def network_sha256(network: Path) -> str:
 
 def schedule_config(subject: Subject) -> ScheduleConfig:
     """The noise levels of a teacher's own sampler. Raises UserError."""
-    return subject.family.noise.of_network(subject.network, subject.description.network)
+    network = subject.description.network
+    return subject.family.noise.of_network(subject.network, network, subject.shape[-1])
 
 
 def sampler_settings(subject: Subject, config: DistillConfig) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from sid_ray.weights.unpacked import with_tokenizers
 
 BATCH = 8  # images that a VAE takes at once
 VAE = ("vae",)
-UNSAID_SCALE = 0.18215  # of latents, where a VAE's config does not say it: diffusers' default
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def find_components(
         if named.vae:
             vae = component_folder(named.vae, *VAE)
             check_vae_suits(description, vae)
-            check_scale_is_said(vae, network)
+            check_scale_is_said(vae, network, family.latent_convention().scale)
         else:
             places = places_of_component(description, network, "vae", teacher)
             vae = next((found for _, found, _ in places if found is not None), None)
@@ -146,15 +145,15 @@ def check_vae_suits(description: ModelDescription, folder: Path) -> None:
         )
 
 
-def check_scale_is_said(folder: Path, network: Path) -> None:
+def check_scale_is_said(folder: Path, network: Path, unsaid: float | None) -> None:
     """Raises UserError where a VAE does not say how its latents are scaled, as one in a file by
-    itself, and the network's own has another scale than is meant then.
+    itself, and the network's own has another scale than the one ``unsaid`` that is taken then.
     """
     own, named = network / "vae" / "config.json", folder / "config.json"
-    if not own.is_file() or "scaling_factor" in json_object(named):
+    if unsaid is None or not own.is_file() or "scaling_factor" in json_object(named):
         return
-    scale = json_object(own).get("scaling_factor", UNSAID_SCALE)
-    if scale != UNSAID_SCALE:
+    scale = json_object(own).get("scaling_factor", unsaid)
+    if scale != unsaid:
         raise UserError(
             f"the VAE in {folder} does not say how its latents are scaled, and the network's own "
             f"are by {scale}: give a folder with its config.json, and scaling_factor in that"

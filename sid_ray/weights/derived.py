@@ -24,7 +24,7 @@ from sid_ray.storage.durable import locked
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAKING = 1  # changes when what is made changes
+MAKING = 2  # changes when what is made changes
 
 
 def derived(kind: str, of: Path, values: Iterable[Any], make: Callable[[Path], None]) -> Path:

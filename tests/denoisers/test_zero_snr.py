@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_teachers_folder_says_that_its_levels_end_in_noise(folder):
-    found = VP_NOISE.of_network(folder, {})
+    found = VP_NOISE.of_network(folder, {}, 16)
     assert (found.prediction_type, found.rescale_zero_snr) == ("v_prediction", True)
     VP_NOISE.check(found, folder)
     with pytest.raises(UserError, match=r"schedule\.rescale_zero_snr is False, but .* says True"):
@@ -54,7 +54,7 @@ def test_a_generators_file_says_it_where_it_is_so():
 def test_the_teachers_sampler_begins_in_pure_noise(folder):
     net, described = load_model(folder)
     assert described.network["prediction_type"] == "v_prediction"
-    chosen = VP_NOISE.of_network(folder, described.network)
+    chosen = VP_NOISE.of_network(folder, described.network, 16)
     text, latents = torch.randn(2, 77, 24), torch.randn(2, 4, 12, 12)
     sampler = VP_NOISE.sampler(chosen, 3, guidance=2.0)
     with torch.no_grad():

@@ -19,12 +19,15 @@ from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.autoencoder import load_vae
 from sid_ray.denoisers.clip_text import load_encoder
 from sid_ray.denoisers.ldm_checkpoint import ldm_pipeline
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
+from sid_ray.evaluation.judge import codec_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import find_start
 from sid_ray.weights import networks
 from sid_ray.weights.command import inspect
 from sid_ray.weights.components import Named, component_folder, find_components
+from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import resolve_teacher
 from tests.denoisers.tiny_pipeline import END, write_tokenizer
@@ -121,6 +124,24 @@ def test_xl_is_its_unet_and_two_text_encoders():
     assert parts["text_encoder_2"].config["projection_dim"] == 48
     assert set(parts["text_encoder"].tensors) == set(ldm.old_names(first))
     assert parts["vae"].config["scaling_factor"] == 0.13025
+
+
+@pytest.mark.parametrize(
+    ("suffix", "markers"),
+    [(".safetensors", ()), (".safetensors", ("v_pred", "ztsnr")), (".ckpt", ("v_pred",))],
+)
+def test_markers_say_what_xl_predicts(markers, suffix, tmp_path, capsys):
+    """A file without them is of epsilon as far as it says, and that is told."""
+    tensors = ldm.with_upsamplers(ldm.ldm_unet(ldm.make_unet(ldm.SDXL)))
+    path = write(tmp_path / f"xl{suffix}", tensors | {name: torch.tensor([]) for name in markers})
+    folder = resolve_source(str(path))
+    description = networks.describe(folder)
+    predicts = "v_prediction" if markers else "epsilon"
+    levels = family_of(description.family).noise.of_network(folder, description.network, 128)
+    assert (description.family, description.network["prediction_type"]) == ("sdxl", predicts)
+    assert levels.prediction_type == predicts and levels.rescale_zero_snr == ("ztsnr" in markers)
+    line = "does not say what its U-Net predicts: epsilon at 1024 pixels is assumed"
+    assert (line in capsys.readouterr().err) == (not markers)
 
 
 def test_averaged_weights_are_taken(tmp_path):
@@ -228,6 +249,24 @@ def test_a_vae_alone_does_not_pass_for_one_of_another_scale(one_file, tmp_path):
     config.write_text(config.read_text().replace("0.18215", "0.13025"))
     with pytest.raises(UserError, match="does not say how its latents are scaled"):
         find_components(description, folder, Named(words, str(path)))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("stable-diffusion", 0.18215), ("sdxl", 0.13025)])
+def test_a_vae_alone_is_scaled_as_the_networks_family_is(family, expected, tmp_path):
+    """A generator's folder holds no VAE that could say it."""
+    path = str(write(tmp_path / "vae.safetensors", ldm.make_vae().state_dict()))
+    network = ldm.SDXL if family == "sdxl" else ldm.SD1
+    found = codec_of(ModelDescription(family, network), path)
+    assert found.scale == (expected,)
+    folder = component_folder(path, "vae")
+    assert family_of(family).latents.standard(folder).scale == (expected,)
+
+
+def test_a_vae_alone_that_must_say_its_shift_is_refused(tmp_path):
+    vae = ldm.make_vae(latent_channels=16)
+    path = write(tmp_path / "vae.safetensors", vae.state_dict())
+    with pytest.raises(UserError, match="does not say how its latents are scaled"):
+        codec_of(ModelDescription("sd3", {"in_channels": 16}), str(path))
 
 
 # Files that cannot be used ------------------------------------------------------------------------

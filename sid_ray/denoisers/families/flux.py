@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
 LATENT_SIZE = 64  # of 512 pixels a side; the network's config says none
+GUIDANCE = 3.5  # of diffusers' pipeline
 
 
 class FLUX(FlowFamily):
@@ -39,6 +40,10 @@ class FLUX(FlowFamily):
         """Unpacked: the network sees four latents as one token."""
         size = network.get("latent_size", LATENT_SIZE)
         return network.get("in_channels", 64) // 4, size, size
+
+    def teacher_guidance(self, network: Arguments) -> float:
+        """Only dev is told one."""
+        return GUIDANCE if network.get("guidance_embeds") else 1.0
 
     def written_out(self, network: Arguments) -> dict[str, Any]:
         from sid_ray.denoisers.flux import flux_written_out

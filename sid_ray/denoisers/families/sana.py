@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
+GUIDANCE = 4.5  # of diffusers' pipeline
+
 
 class SANA(FlowFamily):
     name = "sana"
@@ -35,6 +37,10 @@ class SANA(FlowFamily):
     def shape(self, network: Arguments) -> tuple[int, int, int]:
         size = network.get("latent_size", network.get("sample_size", 32))
         return network.get("in_channels", 32), size, size
+
+    def teacher_guidance(self, network: Arguments) -> float:
+        """Small networks of pixels have none that is usual."""
+        return GUIDANCE if self.makes_latents(network) else 1.0
 
     def written_out(self, network: Arguments) -> dict[str, Any]:
         from sid_ray.denoisers.sana import sana_written_out

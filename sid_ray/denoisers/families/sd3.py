@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
 
+GUIDANCE = 7.0  # of diffusers' pipeline
+
 
 class SD3(FlowFamily):
     name = "sd3"
@@ -42,6 +44,10 @@ class SD3(FlowFamily):
     def shape(self, network: Arguments) -> tuple[int, int, int]:
         size = network.get("latent_size", network.get("sample_size", 128))
         return network.get("in_channels", 16), size, size
+
+    def teacher_guidance(self, network: Arguments) -> float:
+        """Small networks of pixels have none that is usual."""
+        return GUIDANCE if self.makes_latents(network) else 1.0
 
     def written_out(self, network: Arguments) -> dict[str, Any]:
         from sid_ray.denoisers.sd3 import sd3_written_out

@@ -23,6 +23,7 @@ class CarefulLatents(ScaledLatents):
     """
 
     name = "sdxl"
+    scale = 0.13025
 
     def dtype(self, precision: str, vae: nn.Module | None = None) -> torch.dtype:
         import torch

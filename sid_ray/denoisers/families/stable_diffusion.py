@@ -34,6 +34,15 @@ class ScaledLatents(LatentConvention):
 
     name = "sd"
     half = True  # as in SiD-LSG's half-precision runs
+    scale: ClassVar[float] = 0.18215
+
+    def load(self, folder: Path) -> nn.Module:
+        from sid_ray.denoisers.autoencoder import says_scale
+
+        vae: Any = super().load(folder)
+        if not says_scale(folder):
+            vae.register_to_config(scaling_factor=self.scale)
+        return vae
 
     def codec(self, vae: Any, batch: int) -> VAECodec:
         from sid_ray.denoisers.codecs import stable_diffusion_codec
@@ -51,7 +60,7 @@ class ScaledLatents(LatentConvention):
             )
         path = component_of(vae, "vae") / "config.json"
         try:
-            factor = float(json.loads(path.read_text()).get("scaling_factor", 0.18215))
+            factor = float(json.loads(path.read_text()).get("scaling_factor", self.scale))
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: no scaling factor of latents ({error})") from None
         return Standard((factor,))
