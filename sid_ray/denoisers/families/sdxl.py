@@ -35,8 +35,8 @@ class SDXL(StableDiffusion):
     name = "sdxl"
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     text_classes: ClassVar = {
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
     latents = CarefulLatents()
     parts = ("vae", *text_parts, "scheduler")

@@ -64,7 +64,7 @@ class StableDiffusion(Family):
     precisions = PRECISIONS
     reads_text = True
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    text_classes: ClassVar = {"text_encoder": "CLIPTextModel"}
+    text_classes: ClassVar = {"text_encoder": ("CLIPTextModel",)}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
     single_file = "model.diffusion_model."
