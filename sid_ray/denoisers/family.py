@@ -207,6 +207,14 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{self.name} reads no text")
 
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        """(tokens, width) of what ``load_text`` makes where no network is given. Raises UserError
+        where it cannot load the encoders; a family whose encoders are large looks at them without
+        their numbers. Only asked where ``reads_text``.
+        """
+        tokens, width = self.load_text(folder).null().shape
+        return tokens, width
+
     def text_rules(self, folder: Path) -> str:
         """What else in a folder than encoders and tokenizers embeddings of prompts depend on, in
         words; empty for nothing. Only asked where ``reads_text``.

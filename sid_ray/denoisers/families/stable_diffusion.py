@@ -146,5 +146,10 @@ class StableDiffusion(Family):
         assert folder is not None  # find_components has seen to it
         return load_text(folder, device, precision)
 
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        from sid_ray.denoisers.clip_text import shape_of_encoder
+
+        return shape_of_encoder(folder)
+
 
 SPEC = StableDiffusion()
