@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -41,6 +43,10 @@ DeepSpeed makes. Ranks meet on gloo before their first one: on NCCL nobody waits
 still fetches its networks."""
 MEETING_TIMEOUT_S = 1800
 """For a collective on gloo, where ranks wait for each other's storage, too."""
+PATIENT_TIMEOUT_S = 24 * 3600
+"""For ranks that wait for others' prompts to be embedded, which takes hours where there are many. A
+process that dies meanwhile ends the group, as ever."""
+SAID_AFTER_S = 30.0  # of waiting
 LEAVE_S = 2.0  # for which the controller waits while the workers leave their groups
 
 
@@ -75,6 +81,29 @@ def meeting_group() -> Any:
         return None
     timeout = timedelta(seconds=MEETING_TIMEOUT_S)
     return torch.distributed.new_group(backend="gloo", timeout=timeout)
+
+
+@contextmanager
+def patiently(waits: Callable[[], None], said_after_s: float = SAID_AFTER_S) -> Iterator[None]:
+    """Returns when every rank has done what stands inside, however long one takes. A collective.
+
+    Not on GPUs, and not on the group of meetings: both give up too early. ``waits`` is called once
+    on a rank that has been here for ``said_after_s``. What is raised inside waits for nobody.
+    """
+    if torch.distributed.get_world_size() == 1:
+        yield
+        return
+    timeout = timedelta(seconds=PATIENT_TIMEOUT_S)
+    group = torch.distributed.new_group(backend="gloo", timeout=timeout)  # all are here now
+    timer = threading.Timer(said_after_s, waits)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        torch.distributed.barrier(group)
+    finally:
+        timer.cancel()
+    torch.distributed.destroy_process_group(group)
 
 
 class Groups(ByAddress):

@@ -24,7 +24,7 @@ from sid_ray.actors.build import (
 from sid_ray.actors.handover import Handover
 from sid_ray.actors.measures import largest, peak_memory_gib, reduce_means
 from sid_ray.actors.passes import short_of_memory
-from sid_ray.actors.process_groups import bind, leave_groups, meeting_group
+from sid_ray.actors.process_groups import bind, leave_groups, meeting_group, patiently
 from sid_ray.actors.proof import prove
 from sid_ray.actors.signals import (
     LEASE_ENDS,
@@ -59,6 +59,7 @@ from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.weights.folder import ModelDescription
 
 THERE, COMING, DAMAGED = 0, 1, 2  # a rank's data for its next step
+OPENING = "no steps yet: workers wait for others that open the data set or embed its prompts"
 LOOK_S = 1.0  # how long a rank waits for its data before all look around
 HANDOVER_PATIENCE_S = 60.0  # for an evaluator that takes weights before these workers go
 PATIENCE_S = (1, 5, 30, 60)  # between tries to write the last state of a run
@@ -339,20 +340,22 @@ class Loop:
             worker.before_writing,
         )
         tracker = worker.settings.tracker
-        data = data_of(
-            config,
-            worker.teacher,
-            components_of(
+        # No rank waits inside a step for another one's prompts: NCCL gives up after ten minutes.
+        with patiently(lambda: tracker.event.remote(OPENING)):
+            data = data_of(
                 config,
                 worker.teacher,
-                Path(worker.settings.teacher_folder),
-                worker.settings.components,
-            ),
-            worker.device,
-            worker.world_size,
-            worker.rank,
-            tell=lambda text: tracker.event.remote(text),
-        )
+                components_of(
+                    config,
+                    worker.teacher,
+                    Path(worker.settings.teacher_folder),
+                    worker.settings.components,
+                ),
+                worker.device,
+                worker.world_size,
+                worker.rank,
+                tell=lambda text: tracker.event.remote(text),
+            )
         self.source = data.source
         self.objective = objective_of(config, data.null_text)
         self.draws = DrawsAhead(

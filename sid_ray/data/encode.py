@@ -17,7 +17,7 @@ from sid_ray.denoisers.registry import convention_of
 from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
-from sid_ray.weights.components import component_folder, open_text, open_vae
+from sid_ray.weights.components import component_folder, open_text, open_vae, text_at
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ def plan_vae(source: str, convention: str, resolution: int) -> VAEPlan:
 
 def plan_text(source: str) -> TextPlan:
     """Looks at the text encoders. Raises UserError where they cannot be loaded."""
-    found = open_text(source, "cpu")
-    tokens, width = found.embeddings.null().shape
-    return TextPlan(source, found.sha256, (int(tokens), int(width)))
+    folder, family, sha256 = text_at(source)
+    return TextPlan(source, sha256, family.text_shape_of_folder(folder))
 
 
 def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
@@ -81,7 +80,7 @@ def encode_pixels(plan: VAEPlan, pixels: np.ndarray, device: str) -> np.ndarray:
 def encode_prompts(plan: TextPlan, prompts: Sequence[str], device: str) -> np.ndarray:
     """Prompts -> [N, T D] float16. Raises UserError where a number does not fit."""
     set_numerics()
-    found = open_text(plan.source, device).embeddings.embed(prompts).float().cpu().numpy()
+    found = open_text(plan.source, device).embed(prompts).float().cpu().numpy()
     if not np.isfinite(found).all() or float(np.abs(found).max()) > MAX_HALF:
         raise UserError(f"{plan.source}: an embedding is not finite or beyond float16")
     return found.reshape(len(found), -1).astype(np.float16)

@@ -28,6 +28,17 @@ def check_text_encoder(folder: Path) -> Any:
     return check_part(folder, "text_encoder", CLIP)
 
 
+def shape_of_encoder(folder: Path) -> tuple[int, int]:
+    """(T, D) of load_text's embeddings; the weights' numbers are not read. Raises UserError."""
+    config = check_text_encoder(folder)
+    return tokens_read(load_tokenizer(tokenizer_folder(folder)), config), config.hidden_size
+
+
+def tokens_read(tokenizer: Any, config: Any) -> int:
+    """Of a prompt."""
+    return min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
 def load_encoder(folder: Path) -> Any:
     """The text encoder of a pipeline's folder with its weights, float32."""
     return load_encoder_of(folder, "text_encoder", CLIP)
@@ -46,7 +57,7 @@ def load_text(
     """
     encoder = load_encoder(folder).to(device, getattr(torch, precision))
     tokenizer = load_tokenizer(tokenizer_folder(folder))
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    length = tokens_read(tokenizer, encoder.config)
 
     def tokenize(prompts: Sequence[str]) -> Tensor:
         """[B, T], padded with the tokenizer's own pad token: 49407 in SD 1.5, 0 in SD 2."""

@@ -86,6 +86,11 @@ class EncoderKind:
     also: tuple[str, ...] = ()
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",),)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that a config may name."""
+        return (self.name, *self.also)
+
 
 CLIP_TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 CLIP = EncoderKind(
@@ -123,7 +128,7 @@ def lay_out_part(folder: Path, part: str, kind: EncoderKind) -> Any:
 
     logging.disable_progress_bar()  # a bar for two files of weights
     own = component_of(folder, part)
-    config = read_config(own, kind.name, *kind.also)
+    config = read_config(own, *kind.names)
     made = getattr(transformers, kind.config)
     return laid_out(lambda: getattr(transformers, kind.name)(made.from_dict(config)), own)
 
@@ -176,7 +181,7 @@ def load_encoder_of(
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Tokens of the host on a device; the host does not wait."""
+    """What is in the host's memory on a device; the host does not wait."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

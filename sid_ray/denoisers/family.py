@@ -48,7 +48,8 @@ class Family(ABC):
             float32 asks for the attribute ``compute_dtype`` of a denoiser (precondition.py).
         reads_text: whether networks are conditioned on prompts.
         text_parts: of a pipeline's folder, what embeds them: the encoders, then their tokenizers.
-        text_classes: part with an encoder -> its class; folders of encoders alone are known by it.
+        text_classes: part with an encoder -> the classes that its config may name; folders of
+            encoders alone are known by them.
         text_stays: whether the encoders stay in memory beside the networks, as small ones do, or
             leave it once the prompts of a run are embedded.
         latents: how pixels become what its networks see; None where all of them see pixels.
@@ -75,7 +76,7 @@ class Family(ABC):
     memory_format: ClassVar[str] = "channels_last"
     reads_text: ClassVar[bool] = False
     text_parts: ClassVar[tuple[str, ...]] = ()
-    text_classes: ClassVar[Mapping[str, str]] = {}
+    text_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     text_stays: ClassVar[bool] = True
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
@@ -209,6 +210,14 @@ class Family(ABC):
         ``network`` reads it, or as published networks do. Only asked where ``reads_text``.
         """
         raise NotImplementedError(f"{self.name} reads no text")
+
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        """(tokens, width) of what ``load_text`` makes where no network is given. Raises UserError
+        where it cannot load the encoders; a family whose encoders are large looks at them without
+        their numbers. Only asked where ``reads_text``.
+        """
+        tokens, width = self.load_text(folder).null().shape
+        return tokens, width
 
     def text_rules(self, folder: Path) -> str:
         """What else in a folder than encoders and tokenizers embeddings of prompts depend on, in

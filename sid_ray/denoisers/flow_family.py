@@ -56,3 +56,8 @@ class FlowFamily(Family):
         assert folder is not None  # find_components has seen to it
         layout = None if network is None else self.layout(network)
         return self.prompts().load_text(folder, device, precision, layout)
+
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        layout = self.prompts().layout_of(folder)
+        self.prompts().check(folder, layout)
+        return layout.shape

@@ -58,7 +58,7 @@ def encoder_config(folder: Path, part: str, kind: EncoderKind) -> dict[str, Any]
     import transformers
 
     own = component_of(folder, part)
-    given = read_config(own, kind.name, *kind.also)
+    given = read_config(own, *kind.names)
     values: dict[str, Any] = getattr(transformers, kind.config).from_dict(given).to_dict()
     return values
 
@@ -78,7 +78,7 @@ class TwoClipsAndT5(PromptEncoders):
     are both projections, one behind the other.
     """
 
-    classes: ClassVar = {FIRST: PROJECTED_CLIP.name, SECOND: PROJECTED_CLIP.name, THIRD: T5.name}
+    classes: ClassVar = {FIRST: PROJECTED_CLIP.names, SECOND: PROJECTED_CLIP.names, THIRD: T5.names}
 
     def layout_of(self, folder: Path) -> PromptLayout:
         pooled = sum(
@@ -135,7 +135,7 @@ def has_third(folder: Path) -> bool:
 class ClipAndT5(PromptEncoders):
     """FLUX: T5's states; pooled is CLIP's state at the end token."""
 
-    classes: ClassVar = {FIRST: CLIP.name, SECOND: T5.name}
+    classes: ClassVar = {FIRST: CLIP.names, SECOND: T5.names}
 
     def layout_of(self, folder: Path) -> PromptLayout:
         pooled = encoder_config(folder, FIRST, CLIP)["hidden_size"]
@@ -165,7 +165,7 @@ class InstructedGemma(PromptEncoders):
     token and the last L - 1 are taken; of the empty prompt without the instruction.
     """
 
-    classes: ClassVar = {FIRST: GEMMA2.name}
+    classes: ClassVar = {FIRST: GEMMA2.names}
 
     def layout_of(self, folder: Path) -> PromptLayout:
         return PromptLayout(300, encoder_config(folder, FIRST, GEMMA2)["hidden_size"], masked=True)

@@ -26,10 +26,10 @@ MAKING = 1  # counts up when the same encoders' rows change
 
 class PromptEncoders(ABC):
     """Attributes:
-    classes: part of a pipeline's folder -> the text encoder's class there.
+    classes: part of a pipeline's folder -> the text encoder's classes there.
     """
 
-    classes: ClassVar[Mapping[str, str]]
+    classes: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -103,7 +103,8 @@ def family_of_text(folder: Path) -> Family:
     fitting = [
         family
         for family in families().values()
-        if "text_encoder" in found and found.items() <= family.text_classes.items()
+        if "text_encoder" in found
+        and all(name in family.text_classes.get(part, ()) for part, name in found.items())
     ]
     if fitting:
         return min(fitting, key=lambda family: len(family.text_classes))

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sid_ray.denoisers.encoder_parts import to_device
 from sid_ray.denoisers.text import Tell, TextEmbeddings, to_stderr
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import cache_folder
@@ -268,7 +269,7 @@ class StoredEmbeddings(TextEmbeddings):
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """Every prompt once: of the disk, or made and kept there."""
         stored = {prompt: self.folder.read(prompt) for prompt in prompts}
-        found = {p: row.float().to(self.store) for p, row in stored.items() if row is not None}
+        found = self._on_device({p: row for p, row in stored.items() if row is not None})
         missing = [prompt for prompt in prompts if prompt not in found]
         return found | (self._make(missing) if missing else {})
 
@@ -278,6 +279,16 @@ class StoredEmbeddings(TextEmbeddings):
         for prompt, row in made.items():
             self.folder.write(prompt, row)
         return made
+
+    def _on_device(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of the disk in float32; the host does not wait for the copy. Each owns its memory: a
+        view would keep all of them alive.
+        """
+        if not rows:
+            return {}
+        there = to_device(torch.stack(list(rows.values())), torch.device(self.store or "cpu"))
+        copies = [row.to(torch.float32, copy=True) for row in there]
+        return dict(zip(rows, copies, strict=True))
 
     def _load(self) -> EncodePrompts:
         if self.encoders is None:

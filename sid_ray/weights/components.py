@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import convention_of, family_of, family_of_text, text_parts
+from sid_ray.denoisers.text import TextEmbeddings
 from sid_ray.denoisers.text_identity import encoders_sha256, fingerprint_of_encoders
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
@@ -203,23 +206,34 @@ def open_vae(source: str, convention: str, device: str, precision: str = "float3
     return chosen.codec(vae.to(device, chosen.dtype(precision, vae)), BATCH)
 
 
-class OpenText(NamedTuple):
-    """Text encoders of a folder, and what names them."""
+class FoundText(NamedTuple):
+    """Text encoders of a folder, the family that reads them, and what names them."""
 
-    embeddings: Any
+    folder: Path
+    family: Family
     sha256: str
 
 
-@cache
-def open_text(source: str, device: str) -> OpenText:
-    """The text encoders of a folder that may hold nothing else, as the family of such encoders
-    reads them, loaded once a process. Raises UserError.
+def text_at(source: str) -> FoundText:
+    """The text encoders of a folder that may hold nothing else; none is loaded. Raises UserError.
+
+    The family is the one that reads such encoders.
     """
-    one_thread_on_cpu(device)
     folder = resolve_component(source, *text_parts())
     family = family_of_text(folder)
-    found = encoders_sha256(folder, family.text_parts)
-    return OpenText(family.load_text(folder, device), found)
+    return FoundText(folder, family, encoders_sha256(folder, family.text_parts))
+
+
+@cache
+def open_text(source: str, device: str) -> TextEmbeddings:
+    """text_at's encoders, loaded once a process. Raises UserError.
+
+    Large ones compute as beside networks in half precision on a GPU.
+    """
+    one_thread_on_cpu(device)
+    folder, family, _ = text_at(source)
+    precision = "float32" if family.text_stays else precision_beside("bfloat16", device)
+    return family.load_text(folder, device, precision)
 
 
 def one_thread_on_cpu(device: str) -> None:

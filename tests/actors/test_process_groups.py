@@ -84,6 +84,31 @@ def test_timeouts_are_set_on_purpose(monkeypatch):
     assert meeting_group() is None
 
 
+@pytest.mark.parametrize(("waits_s", "said"), [(0.5, ["inside", "waits"]), (0, ["inside"])])
+def test_ranks_wait_for_prompts_longer_than_for_a_collective_and_say_so(monkeypatch, waits_s, said):
+    made, told, dist = {}, [], torch.distributed
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "new_group", lambda **how: made.update(how) or "patient")
+    monkeypatch.setattr(dist, "barrier", lambda group: made.update(on=group) or time.sleep(waits_s))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: made.update(left=group))
+    with process_groups.patiently(lambda: told.append("waits"), 0.1):
+        told.append("inside")
+    time.sleep(0.2)
+    assert told == said
+    assert made.pop("timeout") >= timedelta(hours=12)
+    assert made == {"backend": "gloo", "on": "patient", "left": "patient"}
+    made.clear()
+    with pytest.raises(ValueError, match="mine"), process_groups.patiently(lambda: None):
+        raise ValueError("mine")
+    assert "on" not in made
+
+
+def test_one_worker_alone_waits_for_nobody(alone, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **how: pytest.fail("a group"))
+    with process_groups.patiently(lambda: pytest.fail("waits")):
+        pass
+
+
 def test_deepspeed_computes_on_the_gpu_that_ray_gave(monkeypatch):
     """On a node of 16 GPUs Ray names those that are visible as texts are sorted."""
     workers = [

@@ -1,7 +1,9 @@
 """What a worker does when its updates are not finite any more; Ray's part is faked."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -173,3 +175,31 @@ def test_hosts_that_do_not_share_the_run_are_not_started_again(monkeypatch):
     monkeypatch.setattr(module, "build_worker", build)
     assert module.train_loop({"tracker": tracker}) is None
     assert told == ["/runs/x is not one folder for all hosts"]
+
+
+def test_a_worker_opens_its_data_while_the_others_wait_patiently(monkeypatch):
+    """Embedding a run's prompts on one node may take longer than NCCL waits inside a step."""
+    order = []
+
+    @contextmanager
+    def patiently(waits):
+        order.append("in")
+        yield
+        order.append("out")
+
+    def stop(*args):
+        raise InterruptedError
+
+    def data_of(*args, **named):
+        order.append("data")
+        return SimpleNamespace(source=None, null_text=None)
+
+    monkeypatch.setattr(module, "patiently", patiently)
+    monkeypatch.setattr(module, "data_of", data_of)
+    monkeypatch.setattr(module, "components_of", lambda *args: None)
+    monkeypatch.setattr(module, "objective_of", stop)
+    worker = MagicMock()
+    worker.settings.teacher_folder = "nowhere"
+    with pytest.raises(InterruptedError):
+        Loop(worker)
+    assert order == ["in", "data", "out"]

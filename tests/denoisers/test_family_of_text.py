@@ -23,6 +23,14 @@ def test_a_clip_is_stable_diffusions(tmp_path, part):
     assert family_of_text(tmp_path).name == "stable-diffusion"
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "alone"])
+@pytest.mark.parametrize("name", ["Gemma2Model", "Gemma2ForCausalLM"])
+def test_files_of_the_language_model_are_sanas_too(tmp_path, part, name):
+    """A config may name the language model whose file holds the encoder."""
+    write(tmp_path, **{part: name})
+    assert family_of_text(tmp_path).name == "sana"
+
+
 @pytest.mark.parametrize(
     ("classes", "said"),
     [

@@ -12,12 +12,13 @@ import torch
 pytest.importorskip("diffusers")
 
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.data.encode import plan_text
 from sid_ray.denoisers import flow_prompts, stored_text
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.training.assemble import data_of, find_start
 from sid_ray.types import Condition, Pick
-from sid_ray.weights.components import fingerprint_of_text, open_vae
+from sid_ray.weights.components import fingerprint_of_text, open_text, open_vae
 from sid_ray.weights.networks import load
 from tests.denoisers.tiny_flow import write_flow_pipeline
 
@@ -108,6 +109,28 @@ def test_encoders_are_loaded_by_one_process_of_a_machine_at_a_time(made, tmp_pat
     monkeypatch.setattr(encoders, "open", opening)
     data_of(config, start.description, start.components)
     assert opened == [1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_preparation_knows_the_shape_before_it_loads_encoders(made, name, monkeypatch):
+    family = family_of(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(family.prompts()), "open", None)
+        shape = plan_text(str(made / name)).shape
+    assert shape == family.load_text(made / name).null().shape
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
+def test_preparation_embeds_in_the_precision_of_runs(made, monkeypatch, device, dtype):
+    found = []
+
+    def open_encoders(self, folder, device, dtype, layout):
+        found.append(dtype)
+        return lambda prompts: torch.zeros(len(prompts), *layout.shape)
+
+    monkeypatch.setattr(type(family_of("sana").prompts()), "open", open_encoders)
+    open_text.__wrapped__(str(made / "sana"), device).open_encoders()
+    assert found == [dtype]
 
 
 def test_a_run_says_that_its_prompts_have_no_room(made, tmp_path, monkeypatch, capsys):

@@ -71,6 +71,25 @@ def test_the_same_numbers_whether_made_or_read(dtype):
     assert Fake(making="other").text().folder.read("aaa") is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_the_disk_do_not_keep_each_other_in_memory(dtype):
+    Fake(dtype).text().embed(["a", "b"])
+    text = Fake(dtype).text()
+    text.embed(["a", "b"])
+    sizes = {row.untyped_storage().nbytes() for row in text.kept.values()}
+    assert (len(text.kept), sizes) == (3, {4 * SHAPE[0] * SHAPE[1]})
+
+
+def test_rows_of_the_disk_go_to_the_device_in_one_copy_as_they_are_stored(monkeypatch):
+    Fake(torch.bfloat16).text().embed(["a", "b"])
+    copies: list[tuple] = []
+    monkeypatch.setattr(
+        stored_text, "to_device", lambda rows, to: copies.append((rows.dtype, rows.shape)) or rows
+    )
+    Fake(torch.bfloat16).text().embed(["a", "b"])
+    assert copies == [(torch.bfloat16, (3, *SHAPE))]
+
+
 def test_encoders_leave_after_calls_without_a_new_prompt():
     fake = Fake()
     text = fake.text()

@@ -26,7 +26,10 @@ class FLUX(FlowFamily):
     teacher_steps = 28
     tokens = 512
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    text_classes: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
+    text_classes: ClassVar = {
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+    }
     latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("FluxTransformer2DModel",)

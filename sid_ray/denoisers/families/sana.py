@@ -24,7 +24,7 @@ class SANA(FlowFamily):
     teacher_steps = 20
     tokens = 300
     text_parts = ("text_encoder", "tokenizer")
-    text_classes: ClassVar = {"text_encoder": "Gemma2Model"}
+    text_classes: ClassVar = {"text_encoder": ("Gemma2Model", "Gemma2ForCausalLM")}
     latents = DeepLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("SanaTransformer2DModel",)

@@ -28,9 +28,9 @@ class SD3(FlowFamily):
         "tokenizer_3",
     )  # fmt: skip
     text_classes: ClassVar = {
-        "text_encoder": "CLIPTextModelWithProjection",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "text_encoder_3": "T5EncoderModel",
+        "text_encoder": ("CLIPTextModelWithProjection",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "text_encoder_3": ("T5EncoderModel",),
     }
     latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")

@@ -36,8 +36,8 @@ class SDXL(StableDiffusion):
     name = "sdxl"
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     text_classes: ClassVar = {
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
     latents = CarefulLatents()
     parts = ("vae", *text_parts, "scheduler")
@@ -82,6 +82,11 @@ class SDXL(StableDiffusion):
 
         assert folder is not None  # find_components has seen to it
         return load_two_encoders(folder, device, precision)
+
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        from sid_ray.denoisers.sdxl_text import layout_of_encoders
+
+        return layout_of_encoders(folder).shape
 
     def text_rules(self, folder: Path) -> str:
         from sid_ray.denoisers.sdxl_text import zeros_for_nothing

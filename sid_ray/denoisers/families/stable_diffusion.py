@@ -73,7 +73,7 @@ class StableDiffusion(Family):
     precisions = PRECISIONS
     reads_text = True
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    text_classes: ClassVar = {"text_encoder": "CLIPTextModel"}
+    text_classes: ClassVar = {"text_encoder": ("CLIPTextModel",)}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
     single_file = "model.diffusion_model."
@@ -154,6 +154,11 @@ class StableDiffusion(Family):
 
         assert folder is not None  # find_components has seen to it
         return load_text(folder, device, precision)
+
+    def text_shape_of_folder(self, folder: Path) -> tuple[int, int]:
+        from sid_ray.denoisers.clip_text import shape_of_encoder
+
+        return shape_of_encoder(folder)
 
 
 SPEC = StableDiffusion()

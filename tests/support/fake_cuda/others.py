@@ -29,6 +29,7 @@ from tests.support.fake_cuda.machine import CUDA, fake_module, replace_tensors
 from tests.support.fake_cuda.watch import Watch
 
 TOKENS, WORDS = 77, 99
+STORED = ("a stored prompt", "another one")
 T5_ALIASES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -109,15 +110,15 @@ def opened(family: FlowFamily, layout: PromptLayout, dtype: torch.dtype) -> Enco
         return family.prompts().open(Path("nowhere"), CUDA, dtype, layout)
 
 
-class NoFolder(PromptFolder):
-    """Keeps nothing."""
+class FakeFolder(PromptFolder):
+    """Keeps nothing, and holds the rows of ``STORED``."""
 
     def __init__(self, layout: PromptLayout, dtype: torch.dtype):
         super().__init__("", layout.shape, dtype)
         self.usable = False
 
-    def read(self, prompt: str) -> None:
-        return None
+    def read(self, prompt: str) -> Tensor | None:
+        return torch.zeros(self.shape, dtype=self.dtype) if prompt in STORED else None
 
 
 def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
@@ -139,7 +140,7 @@ def text_of(family: str, precision: str, variant: str = "") -> TextEmbeddings:
         layout = own.layout(network)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         text.open_encoders = lambda: opened(own, layout, dtype)
-        text.open_folder = lambda: NoFolder(layout, dtype)
+        text.open_folder = lambda: FakeFolder(layout, dtype)
     return text
 
 
@@ -163,7 +164,7 @@ def text(case: Case, watch: Watch) -> None:
     with watch.during("build"):
         embeddings = text_of(case.family, case.precision, case.variant)
     with watch.during("text"):
-        embeddings.embed(["a cat", "a dog"])
+        embeddings.embed(["a cat", "a dog", *STORED])
 
 
 # Sampling -----------------------------------------------------------------------------------------
