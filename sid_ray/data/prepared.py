@@ -37,7 +37,7 @@ STREAMS = (FAKE_SCORE, GENERATOR)
 AS_STORED = Standard((1.0,))
 
 
-def quiet(text: str) -> None:
+def untold(text: str) -> None:
     """tell of whoever needs no word."""
 
 
@@ -63,7 +63,7 @@ class Reading:
     xflip: bool = False
     cache_gib: float = 4.0
     until: float = float("inf")
-    tell: Callable[[str], None] = quiet
+    tell: Callable[[str], None] = untold
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PreparedSource(DataSource):
             return None
         return [str(each) for each in column_at(self.store, self.manifest, index.numpy(), "prompt")]
 
-    def pictures(self, tell: Callable[[str], None] = quiet) -> Iterator[Tensor]:
+    def pictures(self, tell: Callable[[str], None] = untold) -> Iterator[Tensor]:
         return pictures_of_set(self.store, self.manifest, tell)
 
     @property

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sid_ray.denoisers.encoder_parts import to_device
-from sid_ray.denoisers.text import Tell, TextEmbeddings, to_stderr
+from sid_ray.denoisers.text import Tell, TextEmbeddings, say_aside
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import PART, locked, replace_file
@@ -226,7 +226,7 @@ class StoredEmbeddings(TextEmbeddings):
             self.release()
         return rows
 
-    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = to_stderr) -> None:
+    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = say_aside) -> None:
         """All these prompts, and the empty one, are on the disk afterwards, and the encoders out of
         memory. Of the processes of a machine one embeds, the others wait for it.
 

@@ -19,7 +19,7 @@ Encode = Callable[[Any], Tensor]  # what that returns -> embeddings [B, T, D]
 Tell = Callable[[str], None]  # a line for a person
 
 
-def to_stderr(line: str) -> None:
+def say_aside(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -67,7 +67,7 @@ class TextEmbeddings:
         """The empty prompt's embedding [T, D]."""
         return self.embed([""])[0]
 
-    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = to_stderr) -> None:
+    def prepare(self, prompts: Sequence[str], more: int = 0, tell: Tell = say_aside) -> None:
         """Told which prompts will be asked for, before networks need the memory, and how many more
         at most that are not known yet; ``tell`` hears what a person should know. Nothing to do
         here: the encoder stays.

@@ -7,16 +7,25 @@ Constructor arguments as the files record them; the counts of parameters are the
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.data.prepared import find_manifest
+from sid_ray.data.source import is_prepared, open_source
 from sid_ray.denoisers.clip_text import CACHE_BYTES
 from sid_ray.denoisers.component import component_of
 from sid_ray.denoisers.edm2 import EDM2_PRESETS
 from sid_ray.denoisers.encoder_parts import TEXT_FILES
-from sid_ray.denoisers.registry import family_of_text, from_official
+from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.registry import family_of, family_of_text, from_official
+from sid_ray.denoisers.stored_text import PromptFolder, cap_bytes
 from sid_ray.denoisers.text_identity import encoders_in
 from sid_ray.errors import UserError
+from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.tensor_files.tensors import read_component
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import ModelDescription
@@ -142,27 +151,61 @@ def teacher_of(config: DistillConfig) -> ModelDescription:
 
 
 def text_bytes(config: DistillConfig) -> int:
-    """Bytes of the teacher's text encoders in float32 and of the embeddings kept beside them, at
-    most: of the embeddings alone where encoders leave memory.
+    """Bytes of the teacher's text encoders and of the embeddings kept beside them, at most.
 
-    0 where it reads no text.
+    Encoders that leave memory are counted where the run's prompts, as far as files here say how
+    many there are, have no room on the disk. 0 where it reads no text.
     """
     source = config.teacher.text_encoder or config.teacher.source
-    for repository, (*_, count) in STABLE_DIFFUSION.items():
+    for repository, (name, network, count) in (STABLE_DIFFUSION | FLOW).items():
         if re.search(rf"{repository}($|[/@#])", source):
-            return 4 * count + CACHE_BYTES
-    if any(repository in source for repository in FLOW):
-        return CACHE_BYTES
+            family = family_of(name)
+            size = bytes_of_each(config, family, partial(family.text_shape, network))
+            return size * count + CACHE_BYTES
     if parse_source(source).kind not in ("builtin", "path"):
         return 0
     try:
         folder = resolve_component(source, "text_encoder")
         family = family_of_text(folder)
-        if not family.text_stays:
-            return CACHE_BYTES
+        size = bytes_of_each(config, family, partial(family.text_shape_of_folder, folder))
         encoders = [component_of(folder, part) for part in encoders_in(folder, family.text_parts)]
         layouts = [read_component(path, TEXT_FILES, numbers=False)[0] for path in encoders]
     except UserError:  # the teacher reads no text, or whoever opens it says so
         return 0
     count = sum(tensor.numel() for tensors in layouts for tensor in tensors.values())
-    return 4 * count + CACHE_BYTES
+    return size * count + CACHE_BYTES
+
+
+def bytes_of_each(
+    config: DistillConfig, family: Family, shape: Callable[[], tuple[int, int] | None]
+) -> int:
+    """Bytes that each parameter of a family's text encoders takes beside the networks.
+
+    ``shape`` (T, D) of an embedding is asked for where it matters. Raises UserError.
+    """
+    if family.text_stays:
+        return 4
+    wide = config.training.precision == "float32"
+    dtype = torch.float32 if wide else torch.bfloat16
+    prompts = prompts_known(config)
+    if prompts == 0 and cap_bytes() > 0:
+        return 0
+    made = shape()
+    if made is None or PromptFolder("", made, dtype).fits(prompts + 1):
+        return 0
+    return dtype.itemsize
+
+
+def prompts_known(config: DistillConfig) -> int:
+    """How many prompts a run may have to embed, by files of this machine; 0 where none says it."""
+    data = config.data
+    try:
+        if is_prepared(data):
+            if is_elsewhere(data.source):
+                return 0
+            manifest = find_manifest(data)
+            embedded = manifest.text is not None or "prompt" not in manifest.columns
+            return 0 if embedded else manifest.count
+        return len(set(open_source(data, ()).prompts or ()))
+    except UserError:  # whoever opens it says so
+        return 0

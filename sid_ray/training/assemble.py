@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, quiet
+from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, untold
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of, noise_of
-from sid_ray.denoisers.text import Tell, TextEmbeddings, to_stderr
+from sid_ray.denoisers.text import Tell, TextEmbeddings, say_aside
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
 from sid_ray.distributed.update_rules import update_rules
 from sid_ray.errors import UserError
@@ -132,7 +132,7 @@ def data_of(
         config.data.xflip,
         config.resources.data_cache_gib,
         config.training.images,
-        tell or quiet,
+        tell or untold,
     )
     encoder = (
         None
@@ -156,7 +156,7 @@ def prepared_null(
     """
     if text is None:
         return None
-    text.prepare(prompts, more, tell or to_stderr)
+    text.prepare(prompts, more, tell or say_aside)
     return text.null()
 
 

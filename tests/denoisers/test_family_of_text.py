@@ -63,3 +63,39 @@ def test_memory_of_encoders_that_stay_and_of_those_that_leave(tmp_path):
     size = (tmp_path / "small" / "text_encoder" / "model.safetensors").stat().st_size
     assert CACHE_BYTES + 0.8 * size < counted("small") < CACHE_BYTES + size
     assert (counted("large"), counted("none")) == (CACHE_BYTES, 0)
+
+
+def test_memory_of_large_encoders_whose_prompts_have_no_room(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from sid_ray.config.distill_config import replace
+    from sid_ray.denoisers.clip_text import CACHE_BYTES
+    from sid_ray.denoisers.stored_text import CAP
+    from sid_ray.recipes.known_networks import FLOW, text_bytes
+    from sid_ray.recipes.registry import recipe
+    from tests.denoisers.tiny_text import write_gemma
+
+    write_gemma(tmp_path / "gemma")
+    size = (tmp_path / "gemma" / "text_encoder" / "model.safetensors").stat().st_size
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(100)))
+    source, (*_, count) = next(item for item in FLOW.items() if item[1][0] == "flux")
+    prompts = {"data__name": "prompts", "data__source": str(tmp_path / "prompts.txt")}
+    config = replace(recipe("emoji-lsg"), **prompts, training__precision="bfloat16")
+    here = replace(config, teacher__text_encoder=str(tmp_path / "gemma"))
+    published = replace(config, teacher__source=f"hf://{source}")
+    row = 2 * 513 * 4096  # 768 pooled numbers are in a row of their own
+
+    def room_for(rows: float) -> None:
+        monkeypatch.setenv(CAP, str(rows * row / 2**30))
+
+    room_for(102)
+    assert (text_bytes(here), text_bytes(published)) == (CACHE_BYTES, CACHE_BYTES)
+    room_for(100)
+    assert text_bytes(published) == CACHE_BYTES + 2 * count
+    wide = replace(published, training__precision="float32")
+    assert text_bytes(wide) == CACHE_BYTES + 4 * count
+    room_for(0.001)
+    assert CACHE_BYTES + 0.4 * size < text_bytes(here) < CACHE_BYTES + 0.6 * size
+    unknown = replace(published, data__source="s3://bucket/set")
+    assert text_bytes(unknown) == CACHE_BYTES
+    room_for(0)  # keeps none, so they always stay
+    assert text_bytes(unknown) == CACHE_BYTES + 2 * count
