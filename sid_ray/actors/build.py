@@ -21,7 +21,6 @@ from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format, set_precision
 from sid_ray.denoisers.recompute import set_recompute
-from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed.deepspeed_role import (
     DeepSpeedRole,
     init_deepspeed,
@@ -36,9 +35,16 @@ from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.schemes import scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.training.allocator import keep_freed_memory
-from sid_ray.training.assemble import adam_of, is_generator_address, network_of, rules_of
+from sid_ray.training.assemble import (
+    adam_of,
+    is_generator_address,
+    network_of,
+    rules_of,
+    teacher_at_resolution,
+)
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
+from sid_ray.weights.networks import rebuilt
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import is_made_here, resolve_teacher
 
@@ -111,7 +117,10 @@ def build_networks(
     """
     if device.type == "cpu":
         keep_freed_memory()
-    teacher, given = loaded or load_model(Path(settings.teacher_folder))
+    folder = Path(settings.teacher_folder)
+    if loaded is None:
+        loaded = teacher_at_resolution(config, load_model(folder), folder, settings.components)
+    teacher, given = loaded
     description = network_of(config, given)
     if description != given:
         teacher = rebuilt(teacher, description)
@@ -154,13 +163,6 @@ def build_networks(
         freeze(teacher)  # after the roles, which are copies of it
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
     return BuiltNetworks(trainee, roles, description)
-
-
-def rebuilt(teacher: nn.Module, description: ModelDescription) -> nn.Module:
-    """The same weights in a network of other arguments, such as its dropout in training."""
-    changed = family_of(description.family).build(description.network)
-    changed.load_state_dict(teacher.state_dict())
-    return changed.eval().requires_grad_(False)
 
 
 def initial_generator(

@@ -57,6 +57,10 @@ class TeacherConfig:
     """Where the generator starts instead of at the teacher (SiD2A): a one-step generator's weights,
     or one of our checkpoints. The fake score starts from the teacher all the same.
     """
+    resolution: Annotated[int, Interval(ge=0, le=16_384)] = 0
+    """Pixels a side of the images that are distilled, for a teacher whose network takes several
+    sizes: a multiple of what its VAE divides sides by. 0 for the network's own.
+    """
     dropout: Annotated[float, Lt(1)] = -1.0
     """Dropout of fake score and generator while they are trained; below 0 for the teacher file's
     own.

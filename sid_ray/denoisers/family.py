@@ -126,6 +126,14 @@ class Family(ABC):
         """The arguments of the same network with another dropout; None where it has none."""
         return dict(network) | {"dropout": probability} if "dropout" in network else None
 
+    def at_resolution(self, network: Arguments, pixels: int, factor: int) -> Arguments | None:
+        """The arguments of the same network for images of ``pixels`` a side, a multiple of
+        ``factor``, by which samples are smaller; None where its networks have one size only.
+
+        Raises UserError for a size that the network cannot have.
+        """
+        return None
+
     def teacher_guidance(self, network: Arguments) -> float:
         """Guidance scale of the teacher's sampler, where nobody gives one; 1 for none."""
         return 1.0

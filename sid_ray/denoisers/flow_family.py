@@ -36,6 +36,11 @@ class FlowFamily(Family):
         """Small networks of these classes make grey or coloured pixels."""
         return self.shape(network)[0] not in (1, 3)
 
+    def at_resolution(self, network: Arguments, pixels: int, factor: int) -> Arguments:
+        made = dict(network) | {"latent_size": pixels // factor}
+        self.written_out(made)  # refuses what does not split into patches, or has no positions
+        return made
+
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return self.layout(network).shape
 

@@ -92,6 +92,7 @@ class DeepLatents(ConfiguredLatents):
 
     name = "dc-ae"
     kind = "AutoencoderDC"
+    usual_factor = 32
 
     def factor(self, config: Any) -> int:
         return int(2 ** (len(config.encoder_block_out_channels) - 1))

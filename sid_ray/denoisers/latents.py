@@ -20,11 +20,13 @@ class LatentConvention:
         half: whether the auto-encoder may compute in float16 where a run is in half precision.
         scale: of latents, where their auto-encoder's config does not say it, as that of one in a
             file by itself; None where it must say it, or where nothing depends on it.
+        usual_factor: of the published auto-encoder, where none is at hand (``factor``).
     """
 
     name: ClassVar[str]
     half: ClassVar[bool] = False
     scale: ClassVar[float | None] = None
+    usual_factor: ClassVar[int] = 8
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""

@@ -23,7 +23,13 @@ from sid_ray.evaluation.samplers import (
     seeded_inputs,
 )
 from sid_ray.evaluation.scored_network import scored_on
-from sid_ray.training.assemble import components_of, data_of, schedule_of, solver_of
+from sid_ray.training.assemble import (
+    components_of,
+    data_of,
+    schedule_of,
+    solver_of,
+    teacher_at_resolution,
+)
 from sid_ray.weights.folder import load_model
 
 TIMED_BATCH = 64
@@ -98,7 +104,7 @@ def final_report(
     that the training's own evaluations gave.
     """
     set_numerics(config.resources.deterministic)
-    teacher, description = load_model(teacher_folder)
+    teacher, description = teacher_at_resolution(config, load_model(teacher_folder), teacher_folder)
     generator = load_model(generator_folder)[0]
     components = components_of(config, description, teacher_folder)
     data = data_of(config, description, components, device)

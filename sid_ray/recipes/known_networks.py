@@ -30,6 +30,7 @@ from sid_ray.tensor_files.tensors import read_component
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe
+from sid_ray.weights.resolution import sized, vae_here
 from sid_ray.weights.sources import resolve_component, resolve_source
 
 SONG = {"model_type": "SongUNet", "img_channels": 3, "augment_dim": 9}
@@ -134,20 +135,22 @@ def known_network(source: str) -> ModelDescription | None:
 
 
 def teacher_of(config: DistillConfig) -> ModelDescription:
-    """The teacher's network: of its file where it lies here, else known by its address.
+    """The teacher's network at the config's size: of its file where it lies here, else known by
+    its address.
 
     Raises UserError where it is neither here nor known.
     """
     source = config.teacher.source
     if parse_source(source).kind in ("builtin", "path"):
-        return describe(resolve_source(source, config.schedule.prediction_type))
+        folder = resolve_source(source, config.schedule.prediction_type)
+        return sized(config, describe(folder), vae_here(config, folder))
     found = known_network(source)
     if found is None:
         raise UserError(
             f"the network of teacher {source} is not known by its address: fetch it and give "
             "--teacher.source FILE"
         )
-    return found
+    return sized(config, found, None)
 
 
 def text_bytes(config: DistillConfig) -> int:

@@ -40,6 +40,7 @@ NOT_VARIED = {
     "teacher.lora": "it makes another teacher, whose scores do not compare: run a sweep for each",
     "teacher.lora_scale": "it makes another teacher, whose scores do not compare: run a sweep for "
     "each",
+    "teacher.resolution": "scores of different sizes do not compare: run a sweep for each",
     "schedule.kind": "it is the teacher's",
     "schedule.beta_schedule": "it is the teacher's",
     "schedule.beta_start": "it is the teacher's",

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
@@ -31,7 +31,8 @@ from sid_ray.weights.address import FILE_SUFFIXES
 from sid_ray.weights.components import Named, find_components, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
-from sid_ray.weights.networks import describe
+from sid_ray.weights.networks import describe, rebuilt
+from sid_ray.weights.resolution import sized, takes_sizes
 from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import resolve_teacher
@@ -81,6 +82,32 @@ def network_of(config: DistillConfig, description: ModelDescription) -> ModelDes
     family = family_of(description.family)
     network = family.with_dropout(description.network, config.teacher.dropout)
     return dataclasses.replace(description, network=network or description.network)
+
+
+def at_resolution(
+    config: DistillConfig,
+    teacher: ModelDescription,
+    folder: Path,
+    found: Components = NO_COMPONENTS,
+) -> ModelDescription:
+    """The teacher's network at the config's size; ``found`` are its components where they are
+    known. Raises UserError for a size that it cannot have.
+    """
+    if not config.teacher.resolution:
+        return teacher
+    return sized(config, teacher, components_of(config, teacher, folder, found).vae)
+
+
+def teacher_at_resolution(
+    config: DistillConfig,
+    loaded: tuple[nn.Module, ModelDescription],
+    folder: Path,
+    found: Components = NO_COMPONENTS,
+) -> tuple[nn.Module, ModelDescription]:
+    """The teacher that a folder holds, loaded, at the config's size. Raises UserError."""
+    teacher, own = loaded
+    description = at_resolution(config, own, folder, found)
+    return (teacher if description == own else rebuilt(teacher, description)), description
 
 
 def drops_out(config: DistillConfig, description: ModelDescription) -> bool:
@@ -195,7 +222,7 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     missing, cannot be loaded or does not fit.
     """
     teacher = resolve_teacher(config)
-    description = describe(teacher)
+    description = at_resolution(config, describe(teacher), teacher)
     if with_data:
         check_teacher(config, description, teacher)
     components = components_of(config, description, teacher)
@@ -327,9 +354,12 @@ def check_data(config: DistillConfig, teacher: ModelDescription) -> None:
     }
     for what, (own, needed) in found.items():
         if own != needed:
+            flag = ""
+            if what == "pixels a side" and takes_sizes(teacher):
+                flag = ", or set --teacher.resolution to the size of its pictures"
             raise UserError(
                 f"teacher {config.teacher.source} has {own} {what}, data set "
-                f"{data.name!r} has {needed}: choose a teacher of this data"
+                f"{data.name!r} has {needed}: choose a teacher of this data{flag}"
             )
     if not family.reads_text and data.name in ("prompts", "emoji"):
         raise UserError(

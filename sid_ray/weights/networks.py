@@ -88,6 +88,17 @@ def build_network(
     return model.eval().requires_grad_(False), description
 
 
+def rebuilt(network: nn.Module, description: ModelDescription) -> nn.Module:
+    """The same weights, not copied, in a network of other arguments, such as its dropout."""
+    weights = network.state_dict()
+    changed = layout(description, "the network")
+    changed.load_state_dict(weights, assign=True)
+    if any(value.is_meta for value in (*changed.parameters(), *changed.buffers())):
+        changed = family_of(description.family).build(description.network)
+        changed.load_state_dict(weights)
+    return changed.eval().requires_grad_(False)
+
+
 def named_for(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of our denoiser: some files hold the network inside it, bare."""
     prefix = family_of(family).bare_prefix

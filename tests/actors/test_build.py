@@ -22,7 +22,7 @@ SETTINGS = WorkerSettings("", "/runs/x", "/not/here", "", "", "key", True, None,
 
 def test_networks_that_only_the_driver_has_are_fetched_by_the_node(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "resolve_source", lambda source: tmp_path / source.split("/")[-1])
+    monkeypatch.setattr(build, "resolve_teacher", lambda config: tmp_path / "teacher")
     bench = S3Bench(tmp_path, bucket)
     (name,) = bench.stored(64)
     bench.spool.close()

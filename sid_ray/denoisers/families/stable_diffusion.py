@@ -95,6 +95,9 @@ class StableDiffusion(Family):
         size = network.get("sample_size", 64)
         return network.get("in_channels", 4), size, size
 
+    def at_resolution(self, network: Arguments, pixels: int, factor: int) -> Arguments:
+        return dict(network) | {"sample_size": pixels // factor}
+
     def makes_latents(self, network: Arguments) -> bool:
         """Small U-Nets of this class make grey or coloured pixels."""
         return network.get("in_channels", 4) not in (1, 3)
