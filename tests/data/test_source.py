@@ -8,7 +8,7 @@ import torch
 from sid_ray.config.sections import DataConfig
 from sid_ray.data.source import LABELS_ONLY, DataSource, open_source, read_prompts
 from sid_ray.errors import UserError
-from sid_ray.types import Pick
+from sid_ray.types import Batch, Pick
 
 SHAPE = (4, 16, 16)
 
@@ -103,4 +103,4 @@ def test_every_sample_can_be_drawn_and_none_beyond():
 def test_prompts_without_an_encoder_give_no_text():
     """What is enough to check a teacher against."""
     source = DataSource(SHAPE, prompts=("a", "b"))
-    assert source.batch(Pick(torch.tensor([0.1]))) == (None, None, None)
+    assert source.batch(Pick(torch.tensor([0.1]))) == Batch()
