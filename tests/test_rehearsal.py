@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from sid_ray.denoisers.registry import families
+from sid_ray.denoisers.registry import families, family_of
 from sid_ray.metrics.extractors import NAMES
 from sid_ray.objectives.spec import ObjectiveSpec, objective_specs
 from tests.support.fake_cuda.cases import ITERATION, NETWORKS, PASS_PARTS, Case
@@ -123,6 +123,18 @@ def test_the_host_does_not_wait_for_the_device(rehearsed, case):
     assert sum(found.waits(*ITERATION).values()) <= bound, found.waits(*ITERATION)
     # Something was counted at all.
     assert found.total("launches", *PASS_PARTS) > 500 and found.total("to_device", "draws") > 2
+
+
+def test_at_stage_3_networks_come_to_the_device_parameter_by_parameter(rehearsed):
+    """None of the three is ever whole there, and at the other stages each is there once."""
+    found = {case: rehearsed[case.name].total("whole", "build") for case in SHARED}
+    for case, whole in found.items():
+        network = family_of(case.family).build(NETWORKS[case.family, case.variant])
+        sizes = [parameter.numel() for parameter in network.parameters()]
+        if case.teacher_stage == 3:
+            assert whole == max(sizes), case.name
+        else:
+            assert 2 * sum(sizes) <= whole <= 3 * sum(sizes), case.name
 
 
 def test_reports_and_snapshots_wait_once_or_twice(rehearsed):

@@ -113,7 +113,7 @@ def build_networks(
 ) -> BuiltNetworks:
     """Teacher, fake score and generator on this rank, all with the teacher's weights.
 
-    ``loaded`` is a teacher in place of that of the settings' folder.
+    ``loaded`` is a teacher in host memory, in place of that of the settings' folder.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -124,7 +124,6 @@ def build_networks(
     description = network_of(config, given)
     if description != given:
         teacher = rebuilt(teacher, description)
-    teacher.to(device)
     set_precision(teacher, config.training.precision)
     resources = config.chosen
     set_memory_format(teacher, resources.memory_format)
@@ -141,7 +140,9 @@ def build_networks(
         init_deepspeed()
 
     def role(name: str, start: nn.Module) -> TrainedRole:
-        network: nn.Module = copy.deepcopy(start).requires_grad_(True)
+        network = copied(start, device).requires_grad_(True)
+        if not sharing:
+            network.to(device)
         set_compile(network, resources.compile)
         adam, stage, passes = adam_of(config, name), resources.stage_of(name), plan.passes_a_rank
         offload, overlap = resources.offload_optimizer, resources.overlap_comm
@@ -153,16 +154,28 @@ def build_networks(
         built.module.requires_grad_(False)  # a phase makes it trainable
         return built
 
-    # One after the other: the whole copies that a sharded network is made of are not there at once.
+    # Out of host memory and one after the other, the teacher last: a network's copy there is shared
+    # by all, and on the device there is one network at most that is not yet as it is kept.
     generator = role("generator", initial_generator(settings, teacher, given))
     roles = {"fake_score": role("fake_score", teacher), "generator": generator}
     set_compile(teacher, resources.compile)  # a copy of it would not be
     if resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
-        freeze(teacher)  # after the roles, which are copies of it
+        freeze(teacher, device)
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
     return BuiltNetworks(trainee, roles, description)
+
+
+def copied(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network once more, to be moved to the device: until then its weights are the same memory.
+
+    On a CPU, where nothing is moved, in memory of its own.
+    """
+    if device.type == "cpu":
+        return copy.deepcopy(network)
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, dict[int, Any](shared))
 
 
 def initial_generator(

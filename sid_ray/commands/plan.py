@@ -204,6 +204,12 @@ def shown_stage(name: str) -> str:
 def notes(planner: Planner, best: StageRow, machine: Gpus, asked: PlanOptions) -> list[str]:
     """What it needs, checkpoints, and what is assumed."""
     size, lines = planner.checkpoint(best.config), list[str]()
+    start = planner.host_start(best.config, machine, micro_batch_of(best.config))
+    together = f", with all on one node {start * machine.gpus / GIB:.1f} GiB" * (machine.gpus > 1)
+    lines.append(
+        f"host memory at the start: {start / GIB:.1f} GiB a worker, which reads the network for "
+        f"itself{together}"
+    )
     if plainly(best.config).offload_optimizer:
         lines.append(
             f"host memory: {best.host / GIB:.1f} GiB a worker, with copies for checkpoints; on one "

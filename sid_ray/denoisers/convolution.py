@@ -11,6 +11,7 @@ Symbols
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -157,14 +158,26 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
             yield layer.ready
 
 
-def freeze(module: nn.Module) -> None:
+@torch.no_grad()
+def freeze(module: nn.Module, device: torch.device | None = None) -> None:
     """Makes weights ready for good and gives up what they were made from.
 
     For a network that is never trained nor written again: the memory is that of the ready weights
-    alone, in the precision of the body.
+    alone, in the precision of the body. ``device`` is where it is to go, layer by layer: of what
+    the weights are made from, no more than one is there.
     """
     module.requires_grad_(False)
-    for layer in take_ready(module):
-        assert layer.weight is not None and layer.ready is not None
-        if layer.ready is not layer.weight:
+    dtype = getattr(module, "compute_dtype", None)
+    layers = [layer for layer in ready_layers(module) if layer.ready is None]
+    left = Counter(id(layer.weight) for layer in layers)  # some weights are several layers'
+    for layer in layers:
+        key = id(layer.weight)
+        if device is not None:
+            layer.to(device)
+        assert layer.weight is not None
+        layer.ready = layer.made_ready(dtype)
+        left[key] -= 1
+        if not left[key] and layer.ready is not layer.weight:
             layer.weight.data = layer.ready.new_empty(0)
+    if device is not None:
+        module.to(device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,32 +109,54 @@ def kept_gathered() -> Iterator[None]:
 
 
 @contextmanager
-def rank_zero_weights(module: nn.Module) -> Iterator[None]:
-    """Gives every rank the parameters of rank 0, in place of DeepSpeed's own broadcasts.
+def rank_zero_weights(module: nn.Module, config: dict[str, Any]) -> Iterator[None]:
+    """Gives every rank the parameters of rank 0, on its device, as an engine of ``config`` is made.
 
-    Those (0.19.8, one for stages 0 to 2 and one for 3) raise on parameters without dimensions,
-    such as EDM2's gains.
+    In place of DeepSpeed's own broadcasts (0.19.8, one for stages 0 to 2 and one for 3), which
+    raise on parameters without dimensions, such as EDM2's gains.
+
+    At stage 3 the module is in parts before an engine has it: for another kind of module the engine
+    moves the whole of it to the device first (engine.py:2094). So there is never more of it on the
+    device than the parts and one whole parameter. A collective.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.partition_parameters import Init
 
-    device = get_accelerator().current_device_name()
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(device)
-        torch.distributed.broadcast(parameter.data, 0)
+    device = torch.device(get_accelerator().current_device_name())
 
-    def convert(init: Any, parameter: Any) -> None:
-        init._convert_to_deepspeed_param(parameter)
-        parameter.partition()
+    def convert(init: Any, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            from_rank_zero(parameter, device)
+            init._convert_to_deepspeed_param(parameter)
+            parameter.partition()  # type: ignore[attr-defined]
 
-    theirs = DeepSpeedEngine._broadcast_model, Init._zero_init_param
+    theirs = DeepSpeedEngine._broadcast_model, Init._convert_to_zero_parameters
     DeepSpeedEngine._broadcast_model = lambda engine: None
-    Init._zero_init_param = convert
+    Init._convert_to_zero_parameters = convert
     try:
+        if config["zero_optimization"]["stage"] == 3:
+            Init(module=module, config_dict_or_path=config, dtype=torch.float32)
+            move_buffers(module, device)
+        else:
+            for parameter in module.parameters():
+                from_rank_zero(parameter, device)
         yield
     finally:
-        DeepSpeedEngine._broadcast_model, Init._zero_init_param = theirs
+        DeepSpeedEngine._broadcast_model, Init._convert_to_zero_parameters = theirs
+
+
+def from_rank_zero(parameter: nn.Parameter, device: torch.device) -> None:
+    """Moves a parameter to the device, with rank 0's numbers. A collective."""
+    parameter.data = parameter.data.to(device)
+    torch.distributed.broadcast(parameter.data, 0)
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """What an engine does for modules that are whole alone."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
 
 
 # Waits for the device, 0.19.8 ---------------------------------------------------------------------

@@ -181,14 +181,15 @@ def init_deepspeed() -> None:
 
 
 def shard_frozen(module: nn.Module) -> nn.Module:
-    """A frozen network at ZeRO stage 3: each rank keeps a part, gathered layer by layer in use."""
+    """A frozen network at ZeRO stage 3: each rank keeps a part, gathered layer by layer in use.
+
+    The module may be in host memory: it is moved parameter by parameter.
+    """
     import deepspeed
 
-    world_size = torch.distributed.get_world_size()
-    with rank_zero_weights(module):
-        engine, *_ = deepspeed.initialize(
-            model=module, config=deepspeed_config(3, 1, world_size), dist_init_required=False
-        )
+    config = deepspeed_config(3, 1, torch.distributed.get_world_size())
+    with rank_zero_weights(module, config):
+        engine, *_ = deepspeed.initialize(model=module, config=config, dist_init_required=False)
     return engine.module
 
 
@@ -196,7 +197,8 @@ class DeepSpeedRole:
     """A role as a DeepSpeed engine, ZeRO stage 0 to 3, float32.
 
     ``update`` sums gradients over ranks (DeepSpeed averages, so losses are scaled by the world
-    size). ``offload`` as in deepspeed_config; not at stage 0.
+    size). ``offload`` as in deepspeed_config; not at stage 0. The module may be in host memory: it
+    is moved parameter by parameter.
     """
 
     def __init__(
@@ -213,11 +215,12 @@ class DeepSpeedRole:
 
         self.rules, self.kinds, self.stage = rules, adam.kinds, zero_stage
         self.world_size = torch.distributed.get_world_size()
-        with rank_zero_weights(module):
+        config = deepspeed_config(zero_stage, passes, self.world_size, offload, overlap)
+        with rank_zero_weights(module, config):
             self.engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=adam.build(module.parameters()),
-                config=deepspeed_config(zero_stage, passes, self.world_size, offload, overlap),
+                config=config,
                 dist_init_required=False,
             )
         wait_on_the_device(self.engine, zero_stage, offload)

@@ -13,7 +13,7 @@ from sid_ray.config.chosen import ChosenResources
 from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.groups import GroupPlan
-from sid_ray.planning.host_memory import host_bytes, moved_bytes
+from sid_ray.planning.host_memory import host_bytes, moved_bytes, start_bytes
 from sid_ray.planning.memory import (
     GIB,
     RESERVE_GIB,
@@ -236,6 +236,11 @@ class Planner:
         """Bytes of host memory that a rank takes."""
         passes = plan_of(config, machine.gpus, micro_batch).passes_a_rank
         return host_bytes(self.network, self.layout(config, machine), passes)
+
+    def host_start(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> int:
+        """The same while a rank builds its networks."""
+        passes = plan_of(config, machine.gpus, micro_batch).passes_a_rank
+        return start_bytes(self.network, self.layout(config, machine), passes)
 
     def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
         found, largest = self.peak(config, machine), self.largest(config, machine)

@@ -15,6 +15,9 @@ far; at stage 3 every pass writes and reads it (stage3.py:2022-2039). Stage 1 ad
 hands gradients over once, behind the last pass (engine.py:3089).
 
 Of a checkpoint the host keeps the copies that are written behind the training, until the next one.
+
+Before all that, as it starts, each worker has read the network for itself, and keeps it until the
+last of its roles has gone to the GPU out of it; what is offloaded is there by then.
 """
 
 from __future__ import annotations
@@ -39,6 +42,18 @@ def offloaded_bytes(network: Network, layout: Layout, passes: int) -> int:
 def snapshot_bytes(network: Network, layout: Layout) -> int:
     """A rank's copies of the state for a checkpoint: masters and moments of its part."""
     return sum(1 + layout.moments[role] for role in TRAINED) * layout.part(network.parameters)
+
+
+def start_bytes(network: Network, layout: Layout, passes: int) -> int:
+    """What a rank takes of it as it starts: its network as it was read, at stage 3 the parts that
+    DeepSpeed joins there, and what it offloads.
+
+    At stages 1 and 2 DeepSpeed has two more copies there where a GPU has no room for another one:
+    not counted.
+    """
+    joined = layout.part(network.parameters) if 3 in layout.stages.values() else 0
+    read = WORD * network.parameters + network.buffers
+    return read + joined + offloaded_bytes(network, layout, passes)
 
 
 def first_rank_bytes(network: Network, evaluates: bool) -> int:

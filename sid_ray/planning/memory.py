@@ -47,13 +47,15 @@ class Network:
     """Sizes of the one architecture that teacher, fake score and generator share.
 
     ``parameters`` in all, ``small`` of them in tensors that stage 3 leaves gathered, ``buffers``
-    and the frozen ``text`` encoder with its cache in bytes.
+    and the frozen ``text`` encoder with its cache in bytes; ``largest`` is of the parameters those
+    in one tensor, at most.
     """
 
     parameters: int
     small: int = 0
     buffers: int = 0
     text: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,16 +175,22 @@ def update_parts(role: str, network: Network, layout: Layout) -> Parts:
     return parts
 
 
-def start_parts(network: Network, layout: Layout) -> Parts:
-    """What building adds: the teacher is whole until the last, and so is the network at work."""
-    whole, parts = WORD * network.parameters, Parts()
-    if layout.stages[TEACHER] == 3:
-        parts[TEACHER, "weights"] = whole - layout.part(network.parameters)
-    elif layout.teacher:
-        parts[TEACHER, "weights"] = whole - layout.teacher
-    if layout.stages[GENERATOR]:
-        parts[GENERATOR, "weights"] = whole
-    return parts
+def start(network: Network, layout: Layout) -> Moment:
+    """The fullest time of the building: the generator, the fake score, and the teacher last.
+
+    Each goes from host memory to the GPU parameter by parameter. At stage 3 it is in parts but for
+    one parameter; at stages 1 and 2 DeepSpeed lays it side by side once more; a teacher is made
+    ready layer by layer, for which there is a layer twice.
+    """
+    found, there = list[Parts](), Parts({(RESERVE, "other"): layout.reserve})
+    there[TEACHER, "other"] = network.text
+    for role in (GENERATOR, FAKE_SCORE, TEACHER):
+        there = there + role_state(role, network, layout)
+        stage, frozen = layout.stages[role], role == TEACHER
+        more = {0: 2 * network.largest if frozen else 0, 3: network.largest}
+        words = more.get(stage, network.parameters)
+        found.append(there + Parts({(role, "weights"): WORD * words}))
+    return Moment("start", max(found, key=lambda parts: sum(parts.values())))
 
 
 def moments(network: Network, layout: Layout, activations: Mapping[str, int]) -> list[Moment]:
@@ -191,7 +199,7 @@ def moments(network: Network, layout: Layout, activations: Mapping[str, int]) ->
     ``activations`` is bytes a phase, FAKE_SCORE and GENERATOR, of one pass.
     """
     kept = state(network, layout)
-    found = [Moment("start", kept + start_parts(network, layout))]
+    found = [start(network, layout)]
     for role in TRAINED:
         passing = pass_parts(role, network, layout, activations[role])
         found.append(Moment(f"{role} pass", kept + passing))

@@ -188,10 +188,14 @@ class OnGpus:
         return bool(size) and self.host_needs(config, gpus, micro_batch) > HOST_SHARE * size
 
     def host_needs(self, config: DistillConfig, gpus: Gpus, micro_batch: int) -> int:
-        """Bytes of a node's own memory: of its workers, the first of which may be among them."""
+        """Bytes of a node's own memory: of its workers, the first of which may be among them.
+
+        The larger of what they take as they start, and later.
+        """
         _, workers = self.machine.smallest_host(gpus.gpus)
         first = first_rank_bytes(self.planner.network, config.evaluation.every > 0)
-        return workers * self.planner.host(config, gpus, micro_batch) + first
+        later = workers * self.planner.host(config, gpus, micro_batch) + first
+        return max(later, workers * self.planner.host_start(config, gpus, micro_batch))
 
     def measured(self, workers: int, counted: Settled | None) -> Settled | None:
         """What bench measured for so many GPUs of this kind, where it fitted: it was there."""
@@ -220,8 +224,9 @@ class OnGpus:
         host = min(self.host_needs(*own) for own in self.smallest(machine))
         if size and host > HOST_SHARE * size:
             return UserError(
-                f"{who}: the nodes' own memory of {gib(size)} is too small for copies of a "
-                f"checkpoint, and for what is offloaded: at least {gib(host / HOST_SHARE)} each"
+                f"{who}: the nodes' own memory of {gib(size)} is too small for the networks that "
+                "workers read as they start, for copies of a checkpoint, and for what is offloaded:"
+                f" at least {gib(host / HOST_SHARE)} each"
             )
         named = [name for name in FITTING if getattr(self.config.resources, name) != AUTO]
         free = dataclasses.replace(

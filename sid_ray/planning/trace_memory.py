@@ -120,7 +120,7 @@ def sizes_of(description: ModelDescription, persistent: int, text: int = 0) -> N
     counts = [parameter.numel() for parameter in module.parameters()]
     buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
     small = sum(count for count in counts if count <= persistent)
-    return Network(sum(counts), small, buffers, text)
+    return Network(sum(counts), small, buffers, text, max(counts, default=0))
 
 
 def frozen_bytes(description: ModelDescription, precision: str) -> int:

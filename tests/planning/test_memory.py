@@ -1,5 +1,7 @@
 """Bytes by role and stage, and a pass traced without data: both against what is really there."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from sid_ray.planning.host_memory import (
     moved_bytes,
     offloaded_bytes,
     snapshot_bytes,
+    start_bytes,
 )
 from sid_ray.planning.memory import (
     FAKE_SCORE,
@@ -24,6 +27,7 @@ from sid_ray.planning.memory import (
     peak,
     role_state,
     sent_bytes,
+    start,
     state,
 )
 from sid_ray.planning.trace_memory import FusedAttention, LiveBytes, Traced, trace
@@ -99,6 +103,35 @@ def test_the_host_keeps_copies_for_checkpoints_without_offloading_too():
     assert more == 2 * 3 * COUNT
     assert first_rank_bytes(NETWORK, evaluates=False) == 4 * COUNT
     assert first_rank_bytes(NETWORK, evaluates=True) == 3 * 4 * COUNT
+
+
+def test_no_network_is_whole_on_a_gpu_at_the_start_of_stage_3():
+    """But for one parameter: what a run keeps is all that a GPU must have room for."""
+    network = dataclasses.replace(NETWORK, largest=700)
+    given = layout(3, gpus=8, teacher=3, reserve=5)
+    kept = sum(state(network, given).values())
+    assert start(network, given).total == kept + 4 * 700
+    assert peak(network, given, dict.fromkeys(PASSES, 0)).name != "start"
+    # A teacher in half precision is made ready layer by layer, never whole in float32.
+    half = layout(3, gpus=8, teacher=0)
+    half = dataclasses.replace(half, teacher=2 * COUNT)
+    assert start(network, half).total == sum(state(network, half).values()) + 2 * 4 * 700
+
+
+def test_stages_1_and_2_are_laid_side_by_side_before_the_teacher_is_there():
+    given = dataclasses.replace(layout(1), teacher=2 * COUNT)
+    expected = sum(state(NETWORK, given).values()) - 2 * COUNT + 4 * COUNT
+    assert start(NETWORK, given).total == expected
+    plain = layout(0, gpus=1)
+    assert start(NETWORK, plain).total == sum(state(NETWORK, plain).values())
+
+
+def test_each_worker_reads_the_network_for_itself():
+    assert start_bytes(NETWORK, layout(2), passes=1) == 4 * COUNT
+    assert start_bytes(NETWORK, layout(3), passes=1) == 5 * COUNT
+    offloaded = layout(2, offload=True)
+    more = offloaded_bytes(NETWORK, offloaded, 8)
+    assert start_bytes(NETWORK, offloaded, 8) == 4 * COUNT + more
 
 
 def test_offloading_moves_gradients_in_every_pass_at_stages_2_and_3():

@@ -198,6 +198,7 @@ class Part:
     to_device: int
     to_device_bytes: int
     collectives: int
+    whole: int = 0
 
 
 @dataclass(frozen=True)

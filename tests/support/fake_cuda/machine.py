@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from sid_ray.distributed import deepspeed_private
 from tests.support.fake_cuda.watch import Watch
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -196,6 +197,27 @@ def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     return replace_tensors(module, device, dtype, stays)
 
 
+def moving(watch: Watch) -> tuple[Callable, Callable]:
+    """nn.Module.to and deepspeed_private.from_rank_zero, of which ``watch`` hears."""
+
+    def module_to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        before = {id(parameter) for parameter in module.parameters()}
+        moved(module, *args, **kwargs)
+        for parameter in module.parameters():
+            if id(parameter) not in before and parameter.device.type == "cuda":
+                watch.came(parameter)
+        return module
+
+    def from_rank_zero(parameter: nn.Parameter, device: torch.device) -> None:
+        fake: Any = parameter
+        parameter.data.to(device)  # as it is there, to be seen
+        fake.fake_device = CUDA  # which data that are set do not change
+        watch.came(parameter)
+        torch.distributed.broadcast(parameter.data, 0)
+
+    return module_to, from_rank_zero
+
+
 def deep_copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """copy.deepcopy of a module: torch's own leaves the mode of fake tensors."""
     for tensor in (*module.parameters(), *module.buffers()):
@@ -220,6 +242,7 @@ def fake_mode() -> FakeTensorMode:
 def rehearsal() -> Iterator[Watch]:
     """Inside, tensors are fake, ``cuda:0`` is there, and what runs on it is watched."""
     watch = Watch()
+    module_to, from_rank_zero = moving(watch)
 
     def pinned(tensor: Tensor, *args: Any) -> Tensor:
         return tensor if watch.is_pinned(tensor) else watch.pin(tensor.clone())
@@ -230,7 +253,8 @@ def rehearsal() -> Iterator[Watch]:
         mock.patch.object(torch.Tensor, "is_pinned", lambda t, *args: watch.is_pinned(t)),
         mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
         mock.patch.object(F, "scaled_dot_product_attention", fused_attention),
-        mock.patch.object(nn.Module, "to", moved),
+        mock.patch.object(nn.Module, "to", module_to),
+        mock.patch.object(deepspeed_private, "from_rank_zero", from_rank_zero),
         mock.patch.object(nn.Module, "__deepcopy__", deep_copied, create=True),
         # Values of tensors on the host are lifted as they are there, and then copied: so a constant
         # that is made on the device is seen as the copy that it is.

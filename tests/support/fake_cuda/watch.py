@@ -55,6 +55,7 @@ class Counts:
     to_device: int = 0  # copies
     to_device_bytes: int = 0
     collectives: int = 0
+    whole: int = 0  # elements of parameters that came there and were all there, at most
 
 
 class Watch(TorchDispatchMode):
@@ -70,6 +71,7 @@ class Watch(TorchDispatchMode):
         self.counts: dict[str, Counts] = {}
         self.faults: Counter[str] = Counter()  # what a GPU would refuse and fake tensors do not
         self._pinned: dict[int, StorageWeakRef] = {}
+        self._came: list[Tensor] = []
 
     @property
     def here(self) -> Counts:
@@ -86,6 +88,11 @@ class Watch(TorchDispatchMode):
     def wait(self, what: str) -> None:
         """The host waits for the device."""
         self.here.waits[f"{what} {place()}"] += 1
+
+    def came(self, parameter: Tensor) -> None:
+        """A parameter is moved to the device; one that DeepSpeed took apart has no elements."""
+        self._came = [other for other in self._came if other.numel()] + [parameter]
+        self.here.whole = max(self.here.whole, sum(other.numel() for other in self._came))
 
     def pin(self, tensor: Tensor) -> Tensor:
         """Takes a tensor's memory for page-locked."""
