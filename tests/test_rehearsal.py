@@ -127,8 +127,8 @@ def test_the_host_does_not_wait_for_the_device(rehearsed, case):
 
 def test_at_stage_3_networks_come_to_the_device_parameter_by_parameter(rehearsed):
     """None of the three is ever whole there, and at the other stages each is there once."""
-    found = {case: rehearsed[case.name].total("whole", "build") for case in SHARED}
-    for case, whole in found.items():
+    for case in SHARED:
+        whole = rehearsed[case.name].total("whole", "build")
         network = family_of(case.family).build(NETWORKS[case.family, case.variant])
         sizes = [parameter.numel() for parameter in network.parameters()]
         if case.teacher_stage == 3:
