@@ -255,6 +255,7 @@ def test_each_command_says_so_before_it_starts(monkeypatch, capsys, tmp_path, co
 
 
 def test_finished_files_stay_where_the_cluster_is_gone_meanwhile(monkeypatch):
+    ray.shutdown()  # one that other tests of this process have joined is not gone
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(StoppedError, match="connection refused"):
         next(reports([], None, 1, 0))
