@@ -48,8 +48,8 @@ MEMBERS = {  # private members that only the files above may name, and where the
         "ds_grads_remaining", "post_sub_module_forward_function",
     ),
     "deepspeed/runtime/zero/partition_parameters.py": (
-        "_convert_to_deepspeed_param", "_convert_to_zero_parameters", "all_gather", "ds_numel", "ds_shape",
-        "ds_status",
+        "_convert_to_deepspeed_param", "_convert_to_zero_parameters", "all_gather", "ds_numel",
+        "ds_shape", "ds_status",
     ),
     "deepspeed/runtime/zero/stage_1_and_2.py": (
         "_hp_mapping", "_lazy_init_hp_params_optimizer_state", "_pending_offload_events",
