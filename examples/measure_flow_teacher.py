@@ -63,7 +63,7 @@ def measure(args: Args) -> tuple[list[tuple[str, float, float]], int]:
     family = family_of(description.family)
     noise = family.noise
     text = family.load_text(args.out, network=description.network)
-    chosen = noise.of_network(args.out, description.network)
+    chosen = noise.of_network(args.out, description.network, SHAPE[-1])
     source = open_source(DataConfig(name="emoji"), SHAPE, text.embed)
     space, seeds = load_feature_space("emoji-cnn"), range(args.images)
     index = index_of(source, seeds)
