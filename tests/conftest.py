@@ -35,6 +35,7 @@ settings.load_profile("fixed")
 
 LONGEST = (  # real runs, of which the tests behind them wait for each other's processes
     "test_distill.py",
+    "test_rehearsal.py",
     "test_deepspeed_role.py",
     "test_toys.py",
     "test_earlier_run.py",

@@ -55,7 +55,6 @@ PLAIN = [
     train("flux", "sid", "float16", passes="halves", variant="schnell"),
     train("flux", "sida", recompute=True),
     train("flux", "lsg", "bfloat16", config=GUIDED),
-    train("flux", "vsd"),
     train("sdxl", "lsg", "bfloat16", recompute=True, config=GUIDED),
     train("sdxl", "sida", passes="halves", variant="velocity"),
     train("sdxl", "sid", "float16"),
@@ -156,10 +155,11 @@ def test_every_objective_family_and_precision_is_rehearsed():
     kind of noise levels, and each family with a discriminator, in each precision and split.
     """
     trained = [*PLAIN, *SHARED]
-    for name, family in families().items():
+    ours = {n: f for n, f in families().items() if type(f).__module__.startswith("sid_ray.")}
+    for name, family in ours.items():  # other tests of this process may have added theirs
         assert (name, "") in NETWORKS, f"say in fake_cuda/cases.py what a tiny {name} is"
         own = [case for case in trained if case.family == name]
-        alike = {n for n, other in families().items() if other.noise.kind == family.noise.kind}
+        alike = {n for n, other in ours.items() if isinstance(family.noise, type(other.noise))}
         losses = {case.objective for case in trained if case.family in alike}
         assert losses >= {spec.name for spec in fitting(family.reads_text)}
         judged = {spec.name for spec in objective_specs() if spec.discriminator}
