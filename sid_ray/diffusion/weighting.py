@@ -17,8 +17,9 @@ MIN_WEIGHT = 1e-5  # floor, as in the published runs: w explodes when y meets f_
 
 @torch.no_grad()
 def sid_weight(y: Tensor, f_phi: Tensor) -> Tensor:
-    """1/w = max(mean over C, H, W of |y - f_phi|, 1e-5), [B], in float32 at least, no gradient.
+    """max(mean over C, H, W of |y - f_phi|, 1e-5), [B], in float32 at least, no gradient.
 
+    What SiD's generator loss is divided by, and calls w; here 1/w.
     Source: SiD (arXiv:2404.04057), section 4, the weight of the generator loss.
     """
     wide = torch.promote_types(y.dtype, torch.float32)

@@ -35,7 +35,7 @@ def sid_generator_loss(
     through y, through the teacher and through the fake score; only w is constant. Zero, with zero
     gradient, where the fake score equals the teacher. ``f_psi_second`` is the fake score in the
     second factor where it is guided otherwise than in Delta (SiD-LSG's kappa3 and kappa2);
-    ``divisor`` [B] is w, SiD's where it is None.
+    ``divisor`` [B] stands for w; SiD's own where it is None.
     Source: SiD (arXiv:2404.04057), the alpha-weighted loss of equation 23; SiD-LSG
     (arXiv:2406.01561).
     """

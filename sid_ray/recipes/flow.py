@@ -11,13 +11,12 @@ from typing import NamedTuple
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import (
     DataConfig,
-    ObjectiveConfig,
     OutputConfig,
     ScheduleConfig,
     TeacherConfig,
     TrainingConfig,
 )
-from sid_ray.recipes.published import MILLION, ON_GPUS, Published, Recipe, unscored
+from sid_ray.recipes.published import MILLION, ON_GPUS, Published, Recipe, lsg_objective, unscored
 
 KAPPA = 4.5  # all four scales
 STEPS = 4
@@ -70,18 +69,7 @@ def flow_recipe(run: FlowRun) -> Recipe:
     config = DistillConfig(
         recipe=name,
         teacher=TeacherConfig(source=run.source),
-        objective=ObjectiveConfig(
-            name="lsg",
-            alpha=1.0,
-            fake_scale=1.0,
-            generator_scale=100.0,
-            num_steps=STEPS,
-            kappa1=KAPPA,
-            kappa2=KAPPA,
-            kappa3=KAPPA,
-            kappa4=KAPPA,
-            text_dropout=0.0,
-        ),
+        objective=lsg_objective(KAPPA, 100.0, text_dropout=0.0, num_steps=STEPS),
         schedule=ScheduleConfig(kind=run.kind, teacher_shift=run.teacher_shift),
         data=DataConfig(name="prompts"),
         training=TrainingConfig(

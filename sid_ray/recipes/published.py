@@ -100,6 +100,24 @@ def sida_objective(alpha: float, augment: float, discriminator_weight: float) ->
     )
 
 
+def lsg_objective(
+    kappa: float, generator_scale: float, text_dropout: float, num_steps: int = 1
+) -> ObjectiveConfig:
+    """SiD with all four guidance scales alike: SiD-LSG and SiD-DiT."""
+    return ObjectiveConfig(
+        name="lsg",
+        alpha=1.0,
+        fake_scale=1.0,
+        generator_scale=generator_scale,
+        num_steps=num_steps,
+        kappa1=kappa,
+        kappa2=kappa,
+        kappa3=kappa,
+        kappa4=kappa,
+        text_dropout=text_dropout,
+    )
+
+
 def remarks(note: str, duration: int, images_seen: int | None) -> str:
     """A row's note, and that its generator saw more images than its script would have run."""
     found = [note] if note else []

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.sections import (
     DataConfig,
-    ObjectiveConfig,
     OutputConfig,
     ScheduleConfig,
     TeacherConfig,
@@ -23,6 +22,7 @@ from sid_ray.recipes.published import (
     ON_GPUS,
     Published,
     Recipe,
+    lsg_objective,
     remarks,
     unscored,
 )
@@ -98,17 +98,7 @@ def lsg_recipe(run: LSGRun) -> Recipe:
     config = DistillConfig(
         recipe=run.name,
         teacher=TeacherConfig(source=teacher.source),
-        objective=ObjectiveConfig(
-            name="lsg",
-            alpha=1.0,
-            fake_scale=1.0,
-            generator_scale=1.0,
-            kappa1=kappa,
-            kappa2=kappa,
-            kappa3=kappa,
-            kappa4=kappa,
-            text_dropout=0.1,
-        ),
+        objective=lsg_objective(kappa, 1.0, text_dropout=0.1),
         schedule=ScheduleConfig(kind="vp", timestep_min=20, timestep_max=980, init_timestep=625),
         data=DataConfig(name="prompts"),
         training=TrainingConfig(
