@@ -199,13 +199,14 @@ class Schedule(Protocol):
 
     ``normal_fake_time`` and ``normal_generator_time``: fake_level and generator_level map normal
     numbers, not uniform ones. ``fake_want`` is the prediction that the fake-score loss compares,
-    ``fake_terms`` (prediction, target, weight [B]). ``loss_divisor`` [B] is what the
-    generator's loss is divided by, without gradient: SiD's w, or 1 over SiD-DiT's weight.
-    ``step_noise``: what a generator's evaluations after the first read: "fresh" noise, the "fixed" noise of the first, or "ddim", the noise that the evaluation before
-    them left. ``adversarial_per_sample``: SiDA's adversarial terms weigh each sample by its own
-    weight and by C*H*W, with clamped logits in both phases (SiD-DiT), instead of by its group's.
-    ``embeds_guidance``: networks are told the guidance scale.
-    ``officially_all_steps``: the published code trains all evaluations as one, not a drawn one.
+    ``fake_terms`` (prediction, target, weight [B]). ``loss_divisor`` [B] is what the generator's
+    loss is divided by, without gradient: SiD's w, or 1 over SiD-DiT's weight. ``step_noise``: what
+    a generator's evaluations after the first read: "fresh" noise, the "fixed" noise of the first,
+    or "ddim", the noise that the evaluation before them left. ``adversarial_per_sample``: SiDA's
+    adversarial terms weigh each sample by its own weight and by C*H*W, with clamped logits in both
+    phases (SiD-DiT), instead of by its group's. ``embeds_guidance``: networks are told the guidance
+    scale. ``officially_all_steps``: the published code trains all evaluations as one, not a drawn
+    one.
     """
 
     normal_fake_time: ClassVar[bool]
