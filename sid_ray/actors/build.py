@@ -16,6 +16,7 @@ from torch import nn
 from sid_ray.checkpoint.find import find_generator
 from sid_ray.checkpoint.writer import Spool
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.adapters import hold_as_base, start_adapter, with_adapter
 from sid_ray.denoisers.attention import set_attention
 from sid_ray.denoisers.compiled import keep_compiled, set_compile
 from sid_ray.denoisers.convolution import freeze
@@ -37,11 +38,14 @@ from sid_ray.storage.store import Store
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import (
     adam_of,
+    base_precision,
     is_generator_address,
     network_of,
     rules_of,
+    run_adapter,
     teacher_at_resolution,
 )
+from sid_ray.weights.base import BASE
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import rebuilt
@@ -49,6 +53,7 @@ from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import is_made_here, resolve_teacher
 
 TrainedRole = TorchRole | DeepSpeedRole
+TRAINED = ("generator", "fake_score")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class WorkerSettings:
     seat: Any = None  # on a joined cluster the driver's (proof.py)
     contents: Mapping[str, Any] = field(default_factory=dict)  # what the driver's host has
     sizes: Sizes = ()  # resources that other numbers of workers take
+    base_sha256: str = ""  # of the teacher, where adapters lie over it
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,9 @@ def build_networks(
     description = network_of(config, given)
     if description != given:
         teacher = rebuilt(teacher, description)
+    if settings.base_sha256:
+        notes = {**description.notes, BASE: settings.base_sha256}
+        description = dataclasses.replace(description, notes=notes)
     set_precision(teacher, config.training.precision)
     resources = config.chosen
     set_memory_format(teacher, resources.memory_format)
@@ -139,8 +148,8 @@ def build_networks(
     if sharing:
         init_deepspeed()
 
-    def role(name: str, start: nn.Module) -> TrainedRole:
-        network = copied(start, device).requires_grad_(True)
+    def role(name: str, network: nn.Module) -> TrainedRole:
+        network.requires_grad_(True)
         if not sharing:
             network.to(device)
         set_compile(network, resources.compile)
@@ -155,16 +164,33 @@ def build_networks(
         return built
 
     # Out of host memory and one after the other, the teacher last: a network's copy there is shared
-    # by all, and on the device there is one network at most that is not yet as it is kept.
-    generator = role("generator", initial_generator(settings, teacher, given))
-    roles = {"fake_score": role("fake_score", teacher), "generator": generator}
+    # by all, and on the device there is one network at most that is not yet as it is kept. Adapters
+    # come after it, over what of it is on the device.
+    starts = {"generator": initial_generator(settings, teacher, given), "fake_score": teacher}
+    adapters = [name for name in starts if config.adapter.of(name)]
+    whole = [name for name in starts if name not in adapters]
+    roles = {name: role(name, copied(starts.pop(name), device)) for name in whole}
     set_compile(teacher, resources.compile)  # a copy of it would not be
-    if resources.teacher_zero_stage == 3 and world_size > 1:
+    if adapters:
+        hold_as_base(teacher, base_precision(config), device)
+        for name in adapters:
+            roles[name] = role(name, over(teacher, config, name, description.family))
+    elif resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
         freeze(teacher, device)
+    generator = roles["generator"]
     trainee = Trainee(teacher, roles["fake_score"], generator, ShardedAverage(generator))
     return BuiltNetworks(trainee, roles, description)
+
+
+def over(base: nn.Module, config: DistillConfig, role: str, family: str) -> nn.Module:
+    """A role's network over the base: its adapter changes nothing yet."""
+    adapter = run_adapter(config, family)
+    assert adapter is not None
+    network = with_adapter(base, adapter)
+    start_adapter(network, config.training.seed, TRAINED.index(role))
+    return network
 
 
 def copied(network: nn.Module, device: torch.device) -> nn.Module:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.adapters import with_adapter
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
@@ -20,8 +22,14 @@ from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.evaluation.scored_network import scored_on
 from sid_ray.storage.cache import file_sha256
-from sid_ray.training.assemble import components_of, data_of, schedule_of
-from sid_ray.weights.folder import load_weights
+from sid_ray.training.assemble import (
+    components_of,
+    data_of,
+    run_adapter,
+    schedule_of,
+    teacher_at_resolution,
+)
+from sid_ray.weights.folder import ModelDescription, load_model, load_weights
 
 if TYPE_CHECKING:
     from sid_ray.actors.evaluator_settings import EvaluatorSettings
@@ -44,7 +52,7 @@ class Examiner:
         set_numerics(config.resources.deterministic)
         teacher = settings.teacher
         folder = Path(teacher_here(config, settings.teacher_folder))
-        net = family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        net = self._network(config, folder, teacher)
         precision = precision_beside(config.training.precision, device)
         self.net = scored_on(net, teacher, config, device, fixed=False)  # weights come and go
         num_steps = config.objective.num_steps
@@ -53,6 +61,15 @@ class Examiner:
         source = data_of(config, teacher, components, device).source
         codec = codec_of(teacher, config.evaluation.vae or components.vae, device, precision)
         self.judge = Judge(config.evaluation, source, codec, num_steps, device, tell)
+
+    @staticmethod
+    def _network(config: DistillConfig, folder: Path, teacher: ModelDescription) -> nn.Module:
+        """What weights are loaded into: whole ones, or an adapter's over the teacher."""
+        adapter = run_adapter(config, teacher.family) if config.adapter.of("generator") else None
+        if adapter is None:
+            return family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
+        base, _ = teacher_at_resolution(config, load_model(folder), folder)
+        return with_adapter(base, adapter).eval()
 
     def examine(self, weights: Path, images_seen: int) -> Examined:
         """Looks at the weights of a file."""

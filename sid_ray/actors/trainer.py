@@ -63,6 +63,7 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
 from sid_ray.tracking.copies import LOCAL
 from sid_ray.training.assemble import Start
+from sid_ray.weights.base import BASE
 
 POLL_S = 0.5
 AGAIN_S = 10.0  # between tries to note the MLflow run where storage is away
@@ -441,6 +442,7 @@ def run_actors(
         seat=seat,
         contents=contents(config, str(start.teacher), str(start.generator or "")) if seat else {},
         sizes=choice.sizes,
+        base_sha256=str(start.description.notes.get(BASE, "")),
     )
     status, trouble = "FAILED", ""
     fit = FitThread(build_trainer(config, settings, run.local))

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sid_ray.denoisers.adapter_names import name_in_file
 from sid_ray.distributed.fragments import (
     EXP_AVG,
     MASTER,
@@ -128,9 +129,10 @@ def load_average(average: nn.Module, path: Path) -> None:
         return
     with opened_part(path) as file:
         for held in average.held():
-            name, offset, length = held.fragment
+            own, offset, length = held.fragment
+            name = name_in_file(own)
             found = list(file.get_slice(name).get_shape())
-            if found != list(average.shapes[name]):
+            if found != list(average.shapes[own]):
                 raise UserError(f"{path}: {name} has shape {found}")
             held.values[MASTER].copy_(flat_slice(file, name, offset, length))
         for name, value in average.fixed.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sid_ray.checkpoint.copies import Copies
 from sid_ray.checkpoint.parts import Row, part_name, write_part
+from sid_ray.denoisers.adapter_names import names_in_file
 from sid_ray.distributed.fragments import Held, Read, Shapes, whole_state, world
 from sid_ray.distributed.roles import Trainee
 from sid_ray.tensor_files.stream import stream_safetensors
@@ -131,8 +132,9 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Part:
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> str:
     """A network as one file that describes itself; its sha256, by which scores name it."""
-    shapes = {name: (value.shape, value.dtype) for name, value in weights.items()}
-    return stream_safetensors(path, shapes, weights.items(), {METADATA: description.to_json()})
+    named = dict(names_in_file(weights.items()) if description.adapter else weights.items())
+    shapes = {name: (value.shape, value.dtype) for name, value in named.items()}
+    return stream_safetensors(path, shapes, named.items(), {METADATA: description.to_json()})
 
 
 def write_average(

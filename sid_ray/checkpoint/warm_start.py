@@ -24,6 +24,7 @@ from sid_ray.distributed.roles import Trainee
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import DamagedFileError, fetch_checked, folder_of
 from sid_ray.storage.store import Store
+from sid_ray.weights.base import BASE
 from sid_ray.weights.description import DESCRIPTION, ModelDescription
 from sid_ray.weights.same import unlike
 
@@ -50,11 +51,25 @@ def check_donor_network(run: Store, name: str, teacher: str, network: ModelDescr
     except FileNotFoundError:
         return  # damaged: said where checkpoints are looked through
     stored = ModelDescription.from_json(text, f"{run}/{name}")
+    check_base(f"{run}/{name}", stored, network, teacher)
     found = unlike(stored, network, as_trained=True)
     if found is not None:
         raise UserError(
             f"{run}/{name} is of {found[0]}, teacher {teacher} is {found[1]}: go on with the "
             "teacher that it began with, or choose another --run name"
+        )
+
+
+def check_base(
+    label: str, stored: ModelDescription, network: ModelDescription, teacher: str
+) -> None:
+    """Raises UserError where a checkpoint's adapters lie over other numbers than the teacher's."""
+    was, is_now = (str(described.notes.get(BASE, "")) for described in (stored, network))
+    if was and is_now and was != is_now:
+        raise UserError(
+            f"{label} holds adapters of a base whose sha256 begins with {was[:16]}, teacher "
+            f"{teacher}'s begins with {is_now[:16]}: its weights have changed; go on with those "
+            "that the run began with, or choose another --run name"
         )
 
 

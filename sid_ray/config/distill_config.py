@@ -1,8 +1,9 @@
 """The configuration of a run: frozen dataclasses, validated, JSON in and out.
 
-The fields are in sections.py. The sections ``teacher``, ``objective``, ``schedule``, ``data`` (but
-for where it lies) and ``training`` (but for its length) decide what is computed: they are a run's
-identity. The others decide where and how often, and may change between two starts of one run.
+The fields are in sections.py. The sections ``teacher``, ``adapter``, ``objective``, ``schedule``,
+``data`` (but for where it lies) and ``training`` (but for its length) decide what is computed: they
+are a run's identity. The others decide where and how often, and may change between two starts of
+one run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.ranges import RULES, checked, of_json
 from sid_ray.config.registry import METRICS, OBJECTIVES
 from sid_ray.config.sections import (
+    AdapterConfig,
     DataConfig,
     EvaluationConfig,
     HealthConfig,
@@ -46,6 +48,7 @@ class DistillConfig:
     recipe: str = ""
     """Name of the recipe this started from."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     objective: Annotated[ObjectiveConfig, OfItsName()] = field(default_factory=ObjectiveConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -152,7 +155,7 @@ class DistillConfig:
         }
 
 
-IDENTITY_SECTIONS = ("teacher", "objective", "schedule", "data", "training")
+IDENTITY_SECTIONS = ("teacher", "adapter", "objective", "schedule", "data", "training")
 MLFLOW_NAME = 250  # characters that any MLflow takes as a name
 MAY_CHANGE = (
     "training.images", "data.source", "teacher.text_encoder", "teacher.vae", "teacher.lora",

@@ -68,6 +68,32 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters (LoRA) instead of whole networks: the teacher's weights are held once, and
+    fake score and generator are these with small changes that are trained.
+    """
+
+    rank: Annotated[int, Interval(ge=0, le=16_384)] = 0
+    """Rank of the adapters; 0 to train whole networks."""
+    alpha: NotNegative = 0.0
+    """Changes are alpha / rank * B A; 0 for the rank, a factor of 1."""
+    targets: Text = ""
+    """Layers that adapters go into, as endings of their names with commas between them; * is any
+    text. Empty for the family's own: attention and what follows it.
+    """
+    roles: Literal["both", "fake", "generator"] = "both"
+    """Which networks are adapters; the other one is trained whole."""
+    base: Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"] = "auto"
+    """How the teacher's weights are held. auto: in training.precision, which changes no number.
+    8bit and 4bit are bitsandbytes' quantised linear layers.
+    """
+
+    def of(self, role: str) -> bool:
+        """Whether ``fake_score`` or ``generator`` is an adapter."""
+        return bool(self.rank) and self.roles in ("both", role.removesuffix("_score"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The loss. Guidance scales are SiD-LSG's kappa1 to kappa4, for teachers that read text."""
 

@@ -16,6 +16,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def share_sites(network: nn.Module) -> None:
         site = getattr(module, "dropout_site", None)
         if isinstance(site, int):
             del module.dropout_site
-            device = next(module.parameters()).device
+            # The blocks of a frozen base hold buffers alone.
+            device = next(chain(module.parameters(), module.buffers())).device
             value = torch.tensor(site, dtype=torch.int64, device=device)
             module.register_buffer("dropout_site", value, persistent=False)
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Constrain = Callable[[str, "Tensor"], "Tensor | None"]
 Arguments = Mapping[str, Any]  # of a network, as model.json holds them
+# Endings of names of layers, as diffusers calls them: of attention, and what follows it.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 PRECISIONS = ("float32", "float16", "bfloat16")  # of networks with a ``compute_dtype``
 
 
@@ -55,6 +58,8 @@ class Family(ABC):
         latents: how pixels become what its networks see; None where all of them see pixels.
         adversarial_features: where in the network the discriminator's logits (Want.LOGITS) come
             from, in words; empty where there are none, and objectives cannot ask for them.
+        adapter_targets: endings of names of the layers that adapters go into, where nobody names
+            any; empty where adapters are refused.
         folder: of a pipeline's folder, the part that holds the network; empty where a network is
             a folder of its own.
         parts: of a pipeline's folder, what else is read: auto-encoder, text encoder and so on.
@@ -80,6 +85,7 @@ class Family(ABC):
     text_stays: ClassVar[bool] = True
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
+    adapter_targets: ClassVar[tuple[str, ...]] = ()
     folder: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
     bare_prefix: ClassVar[str] = ""

@@ -24,6 +24,7 @@ GENERATOR = 2
 EVALUATION = 3
 TEACHER = 4
 DATA = 5
+ADAPTER = 6
 
 # Draws of a group that only some objectives need; numbers as permanent as the streams'.
 STEPS = 1

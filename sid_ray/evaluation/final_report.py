@@ -105,7 +105,7 @@ def final_report(
     """
     set_numerics(config.resources.deterministic)
     teacher, description = teacher_at_resolution(config, load_model(teacher_folder), teacher_folder)
-    generator = load_model(generator_folder)[0]
+    generator = load_model(generator_folder, base=teacher_folder)[0]
     components = components_of(config, description, teacher_folder)
     data = data_of(config, description, components, device)
     precision = precision_beside(config.training.precision, device)

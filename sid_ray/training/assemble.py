@@ -15,6 +15,7 @@ from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, untold
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
+from sid_ray.denoisers.adapters import Adapter, check_targets
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
@@ -28,10 +29,11 @@ from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_elsewhere
 from sid_ray.types import Objective, Schedule
 from sid_ray.weights.address import FILE_SUFFIXES
+from sid_ray.weights.base import BASE, base_sha256
 from sid_ray.weights.components import Named, find_components, text_encoder_sha256
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
-from sid_ray.weights.networks import describe, rebuilt
+from sid_ray.weights.networks import describe, layout, rebuilt
 from sid_ray.weights.resolution import sized, takes_sizes
 from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
@@ -73,6 +75,27 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
     values = config.training
     learning_rate, beta1 = getattr(values, f"{role}_lr"), getattr(values, f"{role}_beta1")
     return AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
+
+
+def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
+    """What the adapters of a run are; None where whole networks are trained. Raises UserError."""
+    chosen = config.adapter
+    if not chosen.rank:
+        return None
+    named = tuple(name for name in (part.strip() for part in chosen.targets.split(",")) if name)
+    targets = named or family_of(family).adapter_targets
+    if not targets:
+        raise UserError(
+            f"adapter.rank is {chosen.rank}, but {called(family)} names no layers for adapters: "
+            "set adapter.targets, or adapter.rank 0"
+        )
+    return Adapter(chosen.rank, chosen.alpha or chosen.rank, targets)
+
+
+def base_precision(config: DistillConfig) -> str:
+    """How the base of adapters is held."""
+    chosen = config.adapter.base
+    return config.training.precision if chosen == "auto" else chosen
 
 
 def network_of(config: DistillConfig, description: ModelDescription) -> ModelDescription:
@@ -225,6 +248,11 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     description = at_resolution(config, describe(teacher), teacher)
     if with_data:
         check_teacher(config, description, teacher)
+    if adapter := run_adapter(config, description.family):
+        check_targets(layout(description, config.teacher.source), adapter)
+    if adapter and with_data:
+        notes = {**description.notes, BASE: base_sha256(teacher)}
+        description = dataclasses.replace(description, notes=notes)
     components = components_of(config, description, teacher)
     if with_data:
         check_latents(config, description, components)
@@ -414,10 +442,14 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
         notes["teacher_commit"] = commit
     if lora := teacher.notes.get("lora"):
         notes["lora"] = lora
+    if base := teacher.notes.get(BASE):
+        notes[BASE] = base
     one_step = family_of(teacher.family).noise.one_step(config.schedule)
     if config.objective.num_steps > 1:
         one_step["num_steps"] = config.objective.num_steps
-    return ModelDescription(teacher.family, teacher.network, one_step, notes)
+    adapter = run_adapter(config, teacher.family) if config.adapter.of("generator") else None
+    said = None if adapter is None else adapter.to_json() | {"base": base_precision(config)}
+    return ModelDescription(teacher.family, teacher.network, one_step, notes, said)
 
 
 def generation_of(generator: ModelDescription) -> tuple[Schedule, int]:

@@ -3,6 +3,7 @@
     CACHE/unpacked/KEY/NAME     a pipeline that lay in one file, as a folder of diffusers
     CACHE/linked/KEY/NAME       a pipeline's folder with some parts from elsewhere, as links
     CACHE/fused/KEY/NAME        a network with a LoRA in its weights, and links to the other parts
+    CACHE/digests/KEY/NAME      what names a network by its numbers
 
 KEY names what a folder is made of by path, size and time of change. It may be deleted at any time.
 """

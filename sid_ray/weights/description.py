@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sid_ray.denoisers.adapter_names import names_in_file, names_in_tree
 from sid_ray.denoisers.registry import network_folders
 from sid_ray.errors import UserError
 
@@ -26,17 +27,24 @@ METADATA = "sid_ray"  # the description inside a safetensors file
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What model.json holds: the family, its arguments, how one step is made, free notes."""
+    """What model.json holds: the family, its arguments, how one step is made, free notes.
+
+    ``adapter`` is what denoisers.adapters.Adapter says, where the file holds an adapter alone: the
+    rest is in the base, which the notes name.
+    """
 
     family: str
     network: Mapping[str, Any]
     one_step: Mapping[str, Any] | None = None  # {"sigma": 2.5}: how a generator is evaluated
     notes: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         values = {"family": self.family, "network": dict(self.network)}
         if self.one_step is not None:
             values["one_step"] = dict(self.one_step)
+        if self.adapter is not None:
+            values["adapter"] = dict(self.adapter)
         return json.dumps(values | {"notes": dict(self.notes)}, indent=2) + "\n"
 
     @classmethod
@@ -46,7 +54,7 @@ class ModelDescription:
             found = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{label} does not describe a network: {error}") from None
-        tables = (found.network, found.notes, found.one_step or {})
+        tables = (found.network, found.notes, found.one_step or {}, found.adapter or {})
         if not isinstance(found.family, str) or not all(isinstance(t, dict) for t in tables):
             raise UserError(f"{label} does not describe a network: family or network is missing")
         return found
@@ -123,7 +131,8 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], description: ModelDe
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Writes a safetensors file that describes itself; weights are stored as they are."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    named = names_in_file(weights.items()) if description.adapter else weights.items()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in named}
     write_safetensors(path, tensors, {METADATA: description.to_json()})
 
 
@@ -179,6 +188,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     from sid_ray.tensor_files.tensors import check_fit, read_safetensors
 
-    weights = read_safetensors(path)
+    weights = names_in_tree(read_safetensors(path))
     check_fit(model, weights, str(path))
     model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})

@@ -15,7 +15,9 @@ from sid_ray.weights.description import (
     save_model,
     write_safetensors,
 )
-from sid_ray.weights.networks import load_path
+from sid_ray.weights.formats import read_weights
+from sid_ray.weights.networks import build_network
+from sid_ray.weights.over_base import over_base
 
 __all__ = [
     "DESCRIPTION",
@@ -30,11 +32,15 @@ __all__ = [
 
 
 def load_model(
-    source: Path, like: ModelDescription | None = None
+    source: Path, like: ModelDescription | None = None, base: Path | None = None
 ) -> tuple[nn.Module, ModelDescription]:
     """The network of a folder or a weights file of any format, float32, eval, without gradients.
 
-    ``like`` says which network a bare state dict is of. Raises UserError when a file is missing or
+    ``like`` says which network a bare state dict is of; ``base`` is what an adapter is laid over,
+    in place of the network that it notes. Raises UserError when a file is missing or
     damaged, or when names or shapes do not fit.
     """
-    return load_path(source, like)
+    weights = read_weights(source)
+    if weights.description is not None and weights.description.adapter is not None:
+        return over_base(weights, base)
+    return build_network(weights, like)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.adapter_names import names_in_tree
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.inert import printable
@@ -78,6 +79,8 @@ def build_network(
     than the file's tensors are.
     """
     model, description, named = fitted(weights, like)
+    if description.adapter is not None:
+        raise UserError(f"{weights.label} holds an adapter alone: give the network that it is of")
     tensors = {n: value.to(torch.float32, copy=True) for n, value in named.items()}
     model.load_state_dict(tensors, assign=True)
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
@@ -101,7 +104,7 @@ def rebuilt(network: nn.Module, description: ModelDescription) -> nn.Module:
 
 def named_for(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of our denoiser: some files hold the network inside it, bare."""
-    prefix = family_of(family).bare_prefix
+    tensors, prefix = names_in_tree(tensors), family_of(family).bare_prefix
     if any(name.startswith(prefix) for name in tensors):
         return dict(tensors)
     return {prefix + name: value for name, value in tensors.items()}
@@ -113,7 +116,12 @@ def layout(description: ModelDescription, label: str) -> nn.Module:
     family = family_of(description.family)
     try:
         with torch.device("meta"):
-            return family.build(description.network)
+            network = family.build(description.network)
+            if description.adapter is None:
+                return network
+            from sid_ray.denoisers.adapters import Adapter, with_adapter
+
+            return with_adapter(network, Adapter.from_json(description.adapter))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as e:
         reason = printable(str(e)[:200])
         raise UserError(f"{label} records arguments that make no network: {reason}") from None

@@ -34,6 +34,21 @@ def lora_fingerprint(config: DistillConfig) -> str:
     return find_lora(config.teacher.lora).sha256 if config.teacher.lora else ""
 
 
+def noted_teacher(notes: Mapping[str, Any], label: str) -> Path:
+    """The network of the teacher that an adapter's notes name, with its LoRA merged into it.
+
+    ``label`` names the adapter in messages. Raises UserError where it is not there.
+    """
+    if not notes.get("teacher"):
+        raise UserError(f"{label} is an adapter and does not say of which base: name it: --base")
+    if isinstance(notes.get("lora"), Mapping):
+        return component_of_noted_teacher(notes)
+    try:
+        return resolve_source(str(notes["teacher"]))
+    except UserError as error:
+        raise UserError(f"{label} is an adapter; its base: {error}; or name one: --base") from None
+
+
 def component_of_noted_teacher(notes: Mapping[str, Any], *parts: str) -> Path:
     """A part of the teacher that a generator's model.json notes, with its LoRA merged into it.
 

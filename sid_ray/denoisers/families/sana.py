@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sid_ray.denoisers.family import Arguments
+from sid_ray.denoisers.family import ATTENTION, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import DeepLatents
 from sid_ray.denoisers.noise import FLOW_NOISE
@@ -25,6 +25,7 @@ class SANA(FlowFamily):
     tokens = 300
     text_parts = ("text_encoder", "tokenizer")
     text_classes: ClassVar = {"text_encoder": ("Gemma2Model", "Gemma2ForCausalLM")}
+    adapter_targets = (*ATTENTION, "ff.conv_inverted", "ff.conv_point")
     latents = DeepLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("SanaTransformer2DModel",)

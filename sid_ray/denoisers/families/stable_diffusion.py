@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
+from sid_ray.denoisers.family import (
+    ATTENTION,
+    FEED_FORWARD,
+    PRECISIONS,
+    Arguments,
+    Family,
+)
 from sid_ray.denoisers.latents import LatentConvention
 from sid_ray.denoisers.noise import VP_NOISE, scheduler_file
 from sid_ray.errors import UserError
@@ -76,6 +82,7 @@ class StableDiffusion(Family):
     text_classes: ClassVar = {"text_encoder": ("CLIPTextModel",)}
     latents = ScaledLatents()
     adversarial_features = "the channel mean of the middle block"
+    adapter_targets = ATTENTION + FEED_FORWARD
     single_file = "model.diffusion_model."
     folder = "unet"
     parts: ClassVar[tuple[str, ...]] = ("vae", *text_parts, "scheduler")
