@@ -21,7 +21,7 @@ from sid_ray.denoisers.adapter_names import names_in_file
 from sid_ray.distributed.fragments import Held, Read, Shapes, whole_state, world
 from sid_ray.distributed.roles import Trainee
 from sid_ray.tensor_files.stream import stream_safetensors
-from sid_ray.weights.description import METADATA
+from sid_ray.weights.description import file_metadata
 from sid_ray.weights.folder import DESCRIPTION, WEIGHTS, ModelDescription
 
 EMA_FOLDER = "generator_ema"
@@ -134,7 +134,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], description: ModelD
     """A network as one file that describes itself; its sha256, by which scores name it."""
     named = dict(names_in_file(weights.items()) if description.adapter else weights.items())
     shapes = {name: (value.shape, value.dtype) for name, value in named.items()}
-    return stream_safetensors(path, shapes, named.items(), {METADATA: description.to_json()})
+    return stream_safetensors(path, shapes, named.items(), file_metadata(description, named))
 
 
 def write_average(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sid_ray.denoisers.adapter_names import names_in_file, names_in_tree
-from sid_ray.denoisers.registry import network_folders
+from sid_ray.denoisers.adapter_names import IN_FILE, names_in_file, names_in_tree
+from sid_ray.denoisers.registry import family_of, network_folders
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:  # what reads no weights must not load torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what reads no weights must not load torch
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 METADATA = "sid_ray"  # the description inside a safetensors file
+PEFT_METADATA = "lora_adapter_metadata"  # where diffusers and PEFT look for a LoRA's settings there
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,28 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: ModelDe
     """Writes a safetensors file that describes itself; weights are stored as they are."""
     named = names_in_file(weights.items()) if description.adapter else weights.items()
     tensors = {name: value.detach().cpu().contiguous() for name, value in named}
-    write_safetensors(path, tensors, {METADATA: description.to_json()})
+    write_safetensors(path, tensors, file_metadata(description, tensors))
+
+
+def file_metadata(description: ModelDescription, names: Iterable[str]) -> dict[str, str]:
+    """What a safetensors file of a network says of itself; ``names`` are those of its tensors.
+
+    Of an adapter also what diffusers reads: without it, alpha would be taken for the rank.
+    """
+    found = {METADATA: description.to_json()}
+    if description.adapter is not None:
+        part = family_of(description.family).folder
+        front = f"{part}." if part else ""
+        down = IN_FILE[0]
+        settings = {
+            "r": description.adapter["rank"],
+            "lora_alpha": description.adapter["alpha"],
+            "target_modules": sorted(
+                name.removeprefix(front).removesuffix(down) for name in names if name.endswith(down)
+            ),
+        }
+        found[PEFT_METADATA] = json.dumps({front + name: of for name, of in settings.items()})
+    return found
 
 
 def write_safetensors(

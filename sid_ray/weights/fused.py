@@ -23,6 +23,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
 from sid_ray.weights.derived import derived, link_parts, seen, write_component
+from sid_ray.weights.description import PEFT_METADATA
 from sid_ray.weights.unpacked import RECORD
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors",
          "pytorch_lora_weights.bin", "adapter_model.bin")  # fmt: skip
 SETTINGS = "adapter_config.json"  # PEFT's, beside its weights
-METADATA = "lora_adapter_metadata"  # diffusers' copy of those inside a safetensors file
 TEXT = "text_encoder"
 
 
@@ -221,10 +221,10 @@ def peft_settings(file: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with readable(file), safe_open(file, framework="pt") as opened:
-        text = (opened.metadata() or {}).get(METADATA, "{}")
+        text = (opened.metadata() or {}).get(PEFT_METADATA, "{}")
         found = json.loads(text)
         if not isinstance(found, dict):
-            raise ValueError(f"{METADATA} is no table")
+            raise ValueError(f"{PEFT_METADATA} is no table")
         return found
 
 
