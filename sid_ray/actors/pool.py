@@ -22,6 +22,7 @@ from sid_ray.evaluation.blocks import Job
 from sid_ray.evaluation.judge import Look
 from sid_ray.evaluation.picture_blocks import PictureJob
 from sid_ray.storage.shared import host_name
+from sid_ray.weights.over_base import tensors_of
 
 
 class Looker:
@@ -96,8 +97,7 @@ def found_looks(
         context = ray.data.DataContext.get_current()
         quieten(context)
         context.execution_options.preserve_order = False
-        state = network.state_dict() if network is not None else {}
-        weights = {name: value.cpu() for name, value in state.items()}
+        weights = tensors_of(network) if network is not None else {}
         driver = ray.get_runtime_context().get_node_id()
         rows = [{"start": seeds.start, "stop": seeds.stop} for seeds in todo]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

@@ -139,10 +139,10 @@ def job_and_network(options: EvaluateOptions) -> tuple[Job, nn.Module]:
     if options.resolution or options.prompts is not None:
         flag = "--resolution" if options.resolution else "--prompts"
         raise UserError(f"{flag} is for a folder of images; {options.source} holds none")
-    subject = find_subject(options.source)
+    subject = find_subject(options.source, options.base)
     subject = dataclasses.replace(subject, text_encoder=options.text_encoder)
     job = job_of(options, subject)
-    network, description = load_model(subject.network)
+    network, description = load_model(subject.network, base=subject.base)
     described = subject.description
     if (description.family, description.network) != (described.family, described.network):
         raise UserError(f"{subject.source} changed while it was read; run the command again")

@@ -49,6 +49,7 @@ from sid_ray.evaluation.subject import find_network, find_subject, network_sha25
 from sid_ray.storage.durable import HeldError, lock, remove_parts, replace_file
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition
+from sid_ray.weights.base import base_sha256
 from sid_ray.weights.components import (
     Named,
     component_folder,
@@ -57,6 +58,7 @@ from sid_ray.weights.components import (
 )
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import describe
+from sid_ray.weights.over_base import find_base, with_base
 
 GRID, GRID_COLUMNS, GRID_IMAGES = "grid.png", 10, 100
 RECORD, FORMAT = "generated.json", 1
@@ -127,8 +129,8 @@ class OneStepNetwork:
 
     Its parts are loaded when they are first needed. ``named`` are diffusers folders with the VAE
     that turns latents into images and with the text encoder; empty for the network's own, or its
-    teacher's. Raises UserError for a source without a generator, and where one of these is missing
-    or does not fit.
+    teacher's. ``base`` is the source of what an adapter is laid over; empty for its teacher. Raises
+    UserError for a source without a generator, and where one of these is missing or does not fit.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class OneStepNetwork:
         batch: int,
         named: Named = OWN,
         device: torch.device | str = "cpu",
+        base: str = "",
     ):
         self.folder = find_network(str(source))
         self.description = describe(self.folder)
@@ -145,6 +148,9 @@ class OneStepNetwork:
                 f"{source} is not a one-step generator: its model.json has no one_step; "
                 "sid-ray evaluate scores teachers"
             )
+        self.base = find_base(self.description, str(source), base)
+        if self.base is not None and base:
+            self.description = with_base(self.description, base, self.base)
         self.batch, self.device = batch, torch.device(device)
         self.components = find_components(self.description, self.folder, named)
         self.family = family_of(self.description.family)
@@ -152,7 +158,7 @@ class OneStepNetwork:
         self.label_dim = self.family.label_dim(self.description.network)
         # That of its run, whose evaluations these pictures are to agree with; on a CPU no part of
         # it matters.
-        own = find_subject(str(source)).config if self.device.type == "cuda" else None
+        own = find_subject(str(source), base).config if self.device.type == "cuda" else None
         self.config = own or DistillConfig()
         self.precision = precision_beside(self.config.training.precision, self.device)
 
@@ -170,7 +176,7 @@ class OneStepNetwork:
     @cached_property
     def sampler(self) -> tuple[Sampler, int]:
         """What makes images of noise, and in how many steps."""
-        net, _ = load_model(self.folder)
+        net, _ = load_model(self.folder, base=self.base)
         schedule, num_steps = generation_of(self.description)
         net = scored_on(net, self.description, self.config, self.device)
         return generator_sampler(net, schedule, num_steps), num_steps
@@ -205,8 +211,9 @@ class Painter(OneStepNetwork):
         batch: int,
         named: Named = OWN,
         device: torch.device | str = "cpu",
+        base: str = "",
     ):
-        super().__init__(source, batch, named, device)
+        super().__init__(source, batch, named, device, base)
         self.classes, self.prompts = classes, prompts
         self._conditions = self.conditions(classes, prompts)
         _ = self.codec, self.sampler  # what is missing is found before a folder is touched
@@ -231,6 +238,8 @@ class Painter(OneStepNetwork):
             "batch": self.batch,
             "torch": torch.__version__,
         }
+        if self.base is not None:
+            found["base_sha256"] = base_sha256(self.base)
         if self.device.type != "cpu":
             found["device"] = self.device.type  # rounds otherwise
         if self.precision != "float32":
@@ -346,6 +355,8 @@ def difference(earlier: Mapping[str, Any] | None, made_of: Mapping[str, Any]) ->
     names += [name for name in earlier if name not in made_of]
     if "weights_sha256" in names:
         return "of another generator (its weights differ)"
+    if "base_sha256" in names:
+        return "of the same adapter over another base"
     name = names[0]
     before, now = (short_value(each.get(name)) for each in (earlier, made_of))
     return f"made with {name} {before}, now {now}"
@@ -382,6 +393,7 @@ def generate(options: GenerateOptions) -> int:
             made = generate_pictures(
                 options.source, seeds, classes, prompts, options.out, options.batch,
                 Named(options.text_encoder, options.vae), options.overwrite, meter.tell, device,
+                options.base,
             )  # fmt: skip
     except BrokenPipeError:  # nobody reads the output
         raise
@@ -412,6 +424,7 @@ def generate_pictures(
     overwrite: bool = False,
     tell: Tell = lambda done, total: None,
     device: torch.device | str = "cpu",
+    base: str = "",
 ) -> Made:
     """Writes out/seed000000.png ... as they are made, and out/grid.png of the first 100.
 
@@ -419,7 +432,7 @@ def generate_pictures(
     UserError before any is made, OSError for a disk that fails.
     """
     check_pictures_folder(out)
-    painter = Painter(source, classes, prompts, batch, named, device)
+    painter = Painter(source, classes, prompts, batch, named, device, base)
     with claimed(out, painter.made_of(), painter.name, overwrite):
         return make_missing(painter, seeds, out, tell)
 

@@ -50,6 +50,9 @@ class GenerateOptions:
     text_encoder: str = ""
     """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
     the network's own folder, or its teacher's."""
+    base: str = ""
+    """Of an adapter: another base of the same network, like a fine-tune; empty for the teacher that
+    it was distilled from."""
     overwrite: bool = False
     """Remove the pictures of another generator, or of other settings, that are in the folder."""
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.source import DataSource, data_fingerprint
 from sid_ray.denoisers.precondition import precision_beside
-from sid_ray.denoisers.registry import family_of
 from sid_ray.denoisers.text_identity import weights_sha256
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
@@ -47,6 +46,7 @@ from sid_ray.weights.components import (
     text_encoder_sha256,
 )
 from sid_ray.weights.description import Components
+from sid_ray.weights.over_base import network_of_tensors
 
 FORMAT = 1  # raised when the same seeds come out otherwise than before
 OWN, BY = "own.", "by."  # before a metric's name: what it looked at itself, and its identity
@@ -72,11 +72,12 @@ class Job:
         device: torch.device | str = "cpu",
         tell: Callable[[str], None] = lambda text: None,
     ) -> Bench:
-        """What makes and looks at the images, in this process. Raises UserError."""
-        description = self.subject.description
-        network = family_of(description.family).build(description.network)
-        network.load_state_dict(weights)
-        return Bench(self, network.eval().requires_grad_(False), device, tell)
+        """What makes and looks at the images, in this process. Raises UserError.
+
+        ``weights`` are tensors_of the network.
+        """
+        network = network_of_tensors(self.subject.description, weights)
+        return Bench(self, network, device, tell)
 
     def about(self) -> dict[str, Any]:
         """Whose images they are, as a result records it."""
@@ -85,6 +86,7 @@ class Job:
             "run": self.subject.run or None,
             "images_seen": self.subject.images_seen,
             "weights_sha256": self.subject.sha256,
+            **({"base_sha256": base} if (base := self.subject.base_sha256) else {}),
         }
 
     def how(self) -> dict[str, Any]:
@@ -165,6 +167,8 @@ class Bench:
             "device": device,
             "torch": torch.__version__,
         }
+        if subject.base_sha256:
+            values["base"] = subject.base_sha256
         precision = precision_beside(config.training.precision, device)
         if precision != "float32":
             values["compute"] = precision

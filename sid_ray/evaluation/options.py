@@ -59,6 +59,9 @@ class EvaluateOptions:
     text_encoder: str = ""
     """Diffusers folder with the text_encoder and tokenizer of a network that reads text; empty for
     the network's own folder, or the teacher's."""
+    base: str = ""
+    """Of an adapter: another base of the same network, like a fine-tune; empty for the teacher that
+    it was distilled from."""
     num_images: int | None = None
     """Generated images a trial: published scores are of 50,000, which is the default. Of a folder
     of images: that many of them, drawn evenly; all without it."""
@@ -125,6 +128,7 @@ class EvaluateOptions:
             "--guidance": self.guidance is not None,
             "--data": self.data,
             "--vae": self.vae,
+            "--base": self.base,
             "--trials": self.trials > 1,
             "--first-seed": self.first_seed,
         }

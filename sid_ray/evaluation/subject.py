@@ -31,8 +31,10 @@ from sid_ray.storage.schemes import is_elsewhere, is_path, scheme_of
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of, solver_of
 from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
+from sid_ray.weights.base import base_sha256
 from sid_ray.weights.description import WEIGHTS, ModelDescription, holds_network
 from sid_ray.weights.networks import describe
+from sid_ray.weights.over_base import find_base, other_base, with_base
 from sid_ray.weights.sources import resolve_source
 
 
@@ -48,8 +50,10 @@ class Subject:
         home: source of the folder with its text encoder and VAE, where it has such.
         text_encoder: source of another text encoder that was named; empty for its own.
         config: of the run that it is of; None where it is of none.
-        run: that run's address; empty where it is of none.
+        run: that run's address; empty where it is of none, and for an adapter over another base.
         images_seen: by the training of these weights; None where that is not known.
+        base: what an adapter is laid over, a file or folder on this machine's disk; None for a
+            whole network. ``base_sha256`` names it by its numbers; empty without one.
     """
 
     source: str
@@ -61,6 +65,8 @@ class Subject:
     config: DistillConfig | None = None
     run: str = ""
     images_seen: int | None = None
+    base: Path | None = None
+    base_sha256: str = ""
 
     @property
     def is_generator(self) -> bool:
@@ -94,16 +100,23 @@ class Subject:
         return self.family.reads_text
 
 
-def find_subject(source: str) -> Subject:
-    """The network behind a source, fetched where it is not here. Raises UserError in one line."""
+def find_subject(source: str, named_base: str = "") -> Subject:
+    """The network behind a source, fetched where it is not here; ``named_base`` is the source of
+    what an adapter is laid over, in place of its teacher. Raises UserError in one line.
+    """
     network = find_network(source)
     description = describe(network)
+    base = find_base(description, source_label(source), named_base)
+    if base is not None and named_base:
+        description = with_base(description, named_base, base)
     subject = Subject(
         source_label(source),
         network,
         description,
         network_sha256(network),
         home_of(source, network, description),
+        base=base,
+        base_sha256="" if base is None else base_sha256(base),
     )
     try:
         origin = origin_of(source, network)
@@ -171,7 +184,8 @@ def of_run(subject: Subject, run: Store, name: str) -> Subject:
         return replace(subject, images_seen=seen or None)
     found = DistillConfig.from_json(config, f"{run}/{name}")
     home = subject.home or found.teacher.source
-    address = run.url if record is not None else ""
+    is_the_runs = not (subject.base and other_base(subject.description, subject.base))
+    address = run.url if record is not None and is_the_runs else ""
     return replace(subject, config=found, run=address, images_seen=seen or None, home=home)
 
 

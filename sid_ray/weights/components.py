@@ -127,7 +127,7 @@ def places_of_component(
             continue
         try:
             if address == notes.get("teacher") and part not in VAE:
-                found = component_of_noted_teacher(notes, *parts)
+                found = component_of_noted_teacher(description, *parts)
             else:
                 found = resolve_component(str(address), *parts)
             alone = address == notes.get(part) and (found / "config.json").is_file()

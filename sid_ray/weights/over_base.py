@@ -1,21 +1,71 @@
-"""A network whose file holds an adapter alone: its tensors over the base that it notes."""
+"""A network whose file holds an adapter alone: its tensors over a base.
+
+    base = find_base(description, "runs/mine", "")     the teacher that it was distilled over
+    network, description = over_base(weights, base)
+
+The base may be another one of the same network, like a fine-tune (``--base``): that is said in a
+line, and not refused.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sid_ray.denoisers.adapters import Adapter, with_adapter
+from sid_ray.denoisers.adapters import Adapter, base_tensors, with_adapter
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
+from sid_ray.storage.places import expanded
+from sid_ray.storage.schemes import is_path
+from sid_ray.weights.address import source_label
+from sid_ray.weights.base import BASE, base_sha256
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.formats import LoadedWeights
-from sid_ray.weights.networks import fitted, load_path, rebuilt
+from sid_ray.weights.networks import fitted, layout, load_path, rebuilt
 from sid_ray.weights.same import unlike
-from sid_ray.weights.teacher import noted_teacher
+from sid_ray.weights.sources import resolve_source
+from sid_ray.weights.teacher import noted_teacher, predicts
+
+PARTS = ("text_encoder", "vae")  # that a base may have beside it, and notes may name
+
+
+def find_base(description: ModelDescription, label: str, named: str = "") -> Path | None:
+    """What an adapter is laid over, on this machine's disk: the network ``named``, else the teacher
+    that its notes name. None for a whole network.
+
+    Raises UserError where it is not there, and where one is named for a whole network.
+    """
+    if description.adapter is None:
+        if named:
+            given = source_label(named)
+            raise UserError(f"--base {given}: {label} is a whole network, which lies over none")
+        return None
+    if not named:
+        return noted_teacher(description, label)
+    return resolve_source(named, predicts(description))
+
+
+def with_base(description: ModelDescription, named: str, base: Path) -> ModelDescription:
+    """The description of an adapter over a base that a person names: that is its teacher, whose
+    text encoder and VAE are taken where it has them.
+    """
+    address = str(expanded(named).absolute()) if is_path(named) else named
+    left_out = ["lora", "teacher_commit", *(part for part in PARTS if (base / part).is_dir())]
+    notes = {name: value for name, value in description.notes.items() if name not in left_out}
+    return replace(description, notes=notes | {"teacher": address})
+
+
+def other_base(description: ModelDescription, base: Path) -> str:
+    """How a base differs from the one that an adapter was distilled over; empty for the same."""
+    was = str(description.notes.get(BASE, ""))
+    if not was or was == (now := base_sha256(base)):
+        return ""
+    return f"sha256 {now[:16]}, distilled over {was[:16]}"
 
 
 def over_base(
@@ -23,16 +73,23 @@ def over_base(
 ) -> tuple[nn.Module, ModelDescription]:
     """An adapter's network, float32, eval, without gradients. ``base`` in place of the noted one.
 
-    Raises UserError where the base is not here, or is another network.
+    Says in a line that it is another base than the one it was distilled over. Raises UserError
+    where the base is not here, or is another network.
     """
     label = weights.label
     _, description, tensors = fitted(weights)
     assert description.adapter is not None
-    network, own = load_path(base or noted_teacher(description.notes, label))
+    base = base or noted_teacher(description, label)
+    network, own = load_path(base)
     plain = replace(description, adapter=None)
     found = unlike(at_size_of(own, plain), plain)
     if found is not None:
-        raise UserError(f"{label} is an adapter of {found[1]}; its base is {found[0]}")
+        raise UserError(
+            f"{label} is an adapter of {found[1]}, {base} is {found[0]}: name a base of the same "
+            "network with --base"
+        )
+    if other := other_base(description, base):
+        print(f"{label}: the base {base} has other weights ({other})", file=sys.stderr)
     if own.network != plain.network:
         network = rebuilt(network, plain)
     tree = with_adapter(network, Adapter.from_json(description.adapter))
@@ -47,3 +104,30 @@ def at_size_of(one: ModelDescription, other: ModelDescription) -> ModelDescripti
     family = family_of(one.family)
     network = family.at_resolution(one.network, family.shape(other.network)[1], 1)
     return one if network is None else replace(one, network=network)
+
+
+# To other processes -------------------------------------------------------------------------------
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All that a network computes with, by name, in CPU memory; of an adapter's the base, too."""
+    found = {**dict(base_tensors(network)), **network.state_dict()}
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def network_of_tensors(description: ModelDescription, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The inverse of tensors_of, in memory of its own."""
+    if description.adapter is None:
+        network = family_of(description.family).build(description.network)
+        own = network.state_dict()
+        network.load_state_dict({name: tensors[name] for name in own})
+        return network.eval().requires_grad_(False)
+    network = layout(description, "the network")
+    for name, value in tensors.items():
+        above, _, leaf = name.rpartition(".")
+        module, value = network.get_submodule(above), value.clone()
+        if leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            module._parameters[leaf] = nn.Parameter(value, False)
+    return network.eval()
