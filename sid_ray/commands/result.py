@@ -38,6 +38,7 @@ class Generator:
         batch: images made at once; every batch is filled up to it.
         text_encoder, vae: diffusers folders with these; empty for the network's own folder, or its
             teacher's.
+        base: of an adapter, another base than the teacher that it was distilled from.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Generator:
         batch: int = BATCH,
         text_encoder: str = "",
         vae: str = "",
+        base: str = "",
     ):
         self.source, self.device, self.batch = source, device, batch
-        self.text_encoder, self.vae = text_encoder, vae
+        self.text_encoder, self.vae, self.base = text_encoder, vae, base
 
     def __repr__(self) -> str:
         return f"Generator({self.source!r})"
@@ -66,7 +68,7 @@ class Generator:
         random.setstate(drawn)  # what is imported draws from it
         device = self.device or device_for("auto")
         named = Named(self.text_encoder, self.vae)
-        network = OneStepNetwork(self.source, self.batch, named, device)
+        network = OneStepNetwork(self.source, self.batch, named, device, self.base)
         with torch.random.fork_rng(devices=[]):  # new networks draw weights before they read them
             _ = network.codec, network.sampler
         return network

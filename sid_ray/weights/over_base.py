@@ -26,7 +26,7 @@ from sid_ray.weights.address import source_label
 from sid_ray.weights.base import BASE, base_sha256
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.formats import LoadedWeights
-from sid_ray.weights.networks import fitted, layout, load_path, rebuilt
+from sid_ray.weights.networks import describe, fitted, layout, load_path, rebuilt
 from sid_ray.weights.same import unlike
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import noted_teacher, predicts
@@ -46,8 +46,24 @@ def find_base(description: ModelDescription, label: str, named: str = "") -> Pat
             raise UserError(f"--base {given}: {label} is a whole network, which lies over none")
         return None
     if not named:
-        return noted_teacher(description, label)
-    return resolve_source(named, predicts(description))
+        base = noted_teacher(description, label)
+    else:
+        base = resolve_source(named, predicts(description))
+    check_fits(description, describe(base), label, base)
+    return base
+
+
+def check_fits(description: ModelDescription, base: ModelDescription, label: str, at: Path) -> None:
+    """Raises UserError where an adapter cannot lie over a network, which is ``at`` a place."""
+    plain = replace(description, adapter=None)
+    if base.adapter is not None:
+        raise UserError(f"{at} is an adapter, no base: name the network that it is of with --base")
+    found = unlike(at_size_of(base, plain), plain)
+    if found is not None:
+        raise UserError(
+            f"{label} is an adapter of {found[1]}, {at} is {found[0]}: name a base of the same "
+            "network with --base"
+        )
 
 
 def with_base(description: ModelDescription, named: str, base: Path) -> ModelDescription:
@@ -81,17 +97,11 @@ def over_base(
     assert description.adapter is not None
     base = base or noted_teacher(description, label)
     network, own = load_path(base)
-    plain = replace(description, adapter=None)
-    found = unlike(at_size_of(own, plain), plain)
-    if found is not None:
-        raise UserError(
-            f"{label} is an adapter of {found[1]}, {base} is {found[0]}: name a base of the same "
-            "network with --base"
-        )
+    check_fits(description, own, label, base)
     if other := other_base(description, base):
         print(f"{label}: the base {base} has other weights ({other})", file=sys.stderr)
-    if own.network != plain.network:
-        network = rebuilt(network, plain)
+    if own.network != description.network:
+        network = rebuilt(network, replace(description, adapter=None))
     tree = with_adapter(network, Adapter.from_json(description.adapter))
     tree.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
     return tree.eval().requires_grad_(False), description
