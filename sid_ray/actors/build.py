@@ -49,11 +49,13 @@ from sid_ray.weights.base import BASE
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription, load_model
 from sid_ray.weights.networks import rebuilt
+from sid_ray.weights.over_base import start_tensors
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import is_made_here, resolve_teacher
 
 TrainedRole = TorchRole | DeepSpeedRole
-TRAINED = ("generator", "fake_score")
+GENERATOR = "generator"
+TRAINED = (GENERATOR, "fake_score")
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,17 @@ def build_networks(
     # Out of host memory and one after the other, the teacher last: a network's copy there is shared
     # by all, and on the device there is one network at most that is not yet as it is kept. Adapters
     # come after it, over what of it is on the device.
-    starts = {"generator": initial_generator(settings, teacher, given), "fake_score": teacher}
+    starts = {GENERATOR: teacher, "fake_score": teacher}
     adapters = [name for name in starts if config.adapter.of(name)]
+    if GENERATOR not in adapters:
+        starts[GENERATOR] = initial_generator(settings, teacher, given)
     whole = [name for name in starts if name not in adapters]
     roles = {name: role(name, copied(starts.pop(name), device)) for name in whole}
     set_compile(teacher, resources.compile)  # a copy of it would not be
     if adapters:
         hold_as_base(teacher, base_precision(config), device)
         for name in adapters:
-            roles[name] = role(name, over(teacher, config, name, description.family))
+            roles[name] = role(name, over(teacher, config, name, settings, description))
     elif resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher)
     else:
@@ -184,12 +188,24 @@ def build_networks(
     return BuiltNetworks(trainee, roles, description)
 
 
-def over(base: nn.Module, config: DistillConfig, role: str, family: str) -> nn.Module:
-    """A role's network over the base: its adapter changes nothing yet."""
-    adapter = run_adapter(config, family)
+def over(
+    base: nn.Module,
+    config: DistillConfig,
+    role: str,
+    settings: WorkerSettings,
+    description: ModelDescription,
+) -> nn.Module:
+    """A role's network over the base: its adapter changes nothing yet, or is that of SiD2A's
+    one-step generator.
+    """
+    adapter = run_adapter(config, description.family)
     assert adapter is not None
     network = with_adapter(base, adapter)
-    start_adapter(network, config.training.seed, TRAINED.index(role))
+    if role == GENERATOR and settings.initial_generator:
+        start, teacher = Path(settings.initial_generator), Path(settings.teacher_folder)
+        network.load_state_dict(start_tensors(start, description, teacher, adapter=True))
+    else:
+        start_adapter(network, config.training.seed, TRAINED.index(role))
     return network
 
 
@@ -210,14 +226,15 @@ def initial_generator(
     """The network the generator starts as: the teacher, or SiD2A's one-step generator."""
     if not settings.initial_generator:
         return teacher
-    start, _ = load_model(Path(settings.initial_generator), like=description)
+    folders = Path(settings.initial_generator), Path(settings.teacher_folder)
+    start = start_tensors(folders[0], description, folders[1], adapter=False)
     network = copy.deepcopy(teacher)
     own = network.state_dict()
     # The two compute the same (assemble.check_generator). What is in one of them alone, or has
     # another size, a generator never uses: the log-variance head, the layer of augmentation labels.
     fitting = {
         name: value
-        for name, value in start.state_dict().items()
+        for name, value in start.items()
         if name in own and own[name].shape == value.shape
     }
     network.load_state_dict(own | fitting)

@@ -19,6 +19,7 @@ from sid_ray.checkpoint.manifest import (
     load_files,
 )
 from sid_ray.checkpoint.snapshot import StatefulRole
+from sid_ray.config.distill_config import DistillConfig
 from sid_ray.distributed.fragments import gathered, world
 from sid_ray.distributed.roles import Trainee
 from sid_ray.errors import UserError
@@ -71,6 +72,20 @@ def check_base(
             f"{teacher}'s begins with {is_now[:16]}: its weights have changed; go on with those "
             "that the run began with, or choose another --run name"
         )
+
+
+def check_donor_adapters(address: str, config: DistillConfig) -> None:
+    """Raises UserError where a donor's adapters are others than a run's. StoreError where storage
+    fails.
+    """
+    theirs = DistillConfig.from_json(donor_of(address).config, address).adapter
+    for name in ("rank", "alpha", "targets", "roles"):
+        there, here = getattr(theirs, name), getattr(config.adapter, name)
+        if there != here and (theirs.rank or config.adapter.rank):
+            raise UserError(
+                f"cannot begin from {address}: its adapter.{name} is {there!r}, this run's is "
+                f"{here!r}: a run takes up adapters of its own kind only"
+            )
 
 
 def check_newest(run: Store, teacher: str, network: ModelDescription) -> None:

@@ -19,7 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sid_ray.checkpoint.find import find_generator, newest_listed
-from sid_ray.checkpoint.warm_start import check_donor_network, check_newest
+from sid_ray.checkpoint.warm_start import (
+    check_donor_adapters,
+    check_donor_network,
+    check_newest,
+)
 from sid_ray.commands.checks import DISTILL, Patient, enforce
 from sid_ray.commands.result import Result
 from sid_ray.config.auto import AUTO
@@ -119,6 +123,7 @@ def distil(config: DistillConfig, began_from: str = "") -> Result:
             if began_from:
                 donor, _, name = began_from.rpartition("/")
                 check_donor_network(Store.at(donor), name, config.teacher.source, start.description)
+                check_donor_adapters(began_from, config)
             record, copied = settle_record(record, run, config)
         record = dataclasses.replace(
             record, config=config.stored(), data=fingerprint, text_encoder=text_encoder, lora=lora

@@ -34,10 +34,11 @@ from sid_ray.weights.components import Named, find_components, text_encoder_sha2
 from sid_ray.weights.description import NO_COMPONENTS, Components
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import describe, layout, rebuilt
+from sid_ray.weights.over_base import check_start, other_base
 from sid_ray.weights.resolution import sized, takes_sizes
 from sid_ray.weights.same import called, unlike
 from sid_ray.weights.sources import resolve_source
-from sid_ray.weights.teacher import resolve_teacher
+from sid_ray.weights.teacher import noted_teacher, resolve_teacher
 
 
 def schedule_of(config: DistillConfig) -> Schedule:
@@ -261,7 +262,12 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
         return Start(teacher, description, None, components)
     is_run = is_generator_address(source)
     generator = find_generator(source).absolute() if is_run else resolve_source(source)
-    check_generator(source, description, describe(generator, like=description))
+    start = describe(generator, like=description)
+    check_generator(source, description, start)
+    of_generator = adapter if config.adapter.of("generator") else None
+    check_start(source, start, of_generator, description)
+    if of_generator is None and start.adapter is not None and other_base(start, teacher):
+        noted_teacher(start, f"teacher.initial_generator {source}")  # is looked for before a start
     return Start(teacher, description, generator, components)
 
 

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers.adapters import Adapter, base_tensors, with_adapter
+from sid_ray.denoisers.adapters import Adapter, base_tensors, merged_weights, with_adapter
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
@@ -25,8 +26,15 @@ from sid_ray.storage.schemes import is_path
 from sid_ray.weights.address import source_label
 from sid_ray.weights.base import BASE, base_sha256
 from sid_ray.weights.description import ModelDescription
-from sid_ray.weights.formats import LoadedWeights
-from sid_ray.weights.networks import describe, fitted, layout, load_path, rebuilt
+from sid_ray.weights.formats import LoadedWeights, read_weights
+from sid_ray.weights.networks import (
+    build_network,
+    describe,
+    fitted,
+    layout,
+    load_path,
+    rebuilt,
+)
 from sid_ray.weights.same import unlike
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import noted_teacher, predicts
@@ -45,10 +53,13 @@ def find_base(description: ModelDescription, label: str, named: str = "") -> Pat
             given = source_label(named)
             raise UserError(f"--base {given}: {label} is a whole network, which lies over none")
         return None
-    if not named:
-        base = noted_teacher(description, label)
-    else:
+    if named:
         base = resolve_source(named, predicts(description))
+    else:
+        try:
+            base = noted_teacher(description, label)
+        except UserError as error:
+            raise UserError(f"{error}; --base names another place of it") from None
     check_fits(description, describe(base), label, base)
     return base
 
@@ -78,8 +89,8 @@ def with_base(description: ModelDescription, named: str, base: Path) -> ModelDes
 
 def other_base(description: ModelDescription, base: Path) -> str:
     """How a base differs from the one that an adapter was distilled over; empty for the same."""
-    was = str(description.notes.get(BASE, ""))
-    if not was or was == (now := base_sha256(base)):
+    was, now = str(description.notes.get(BASE, "")), base_sha256(base)
+    if not was or was == now:
         return ""
     return f"sha256 {now[:16]}, distilled over {was[:16]}"
 
@@ -114,6 +125,62 @@ def at_size_of(one: ModelDescription, other: ModelDescription) -> ModelDescripti
     family = family_of(one.family)
     network = family.at_resolution(one.network, family.shape(other.network)[1], 1)
     return one if network is None else replace(one, network=network)
+
+
+# A run that starts from another one's generator ----------------------------------------------------
+
+
+def check_start(
+    source: str, start: ModelDescription, adapter: Adapter | None, teacher: ModelDescription
+) -> None:
+    """Raises UserError where a generator cannot be what an ``adapter`` begins as, over a teacher
+    whose notes name its numbers. None: where the generator is trained whole.
+    """
+    if adapter is None:
+        return
+    label = f"teacher.initial_generator {source}"
+    if start.adapter is None:
+        raise UserError(
+            f"{label} is a whole network, and the generator here is an adapter: give a run whose "
+            "generator is one, or set adapter.roles fake to train the generator whole"
+        )
+    theirs = Adapter.from_json(start.adapter)
+    if theirs != adapter:
+        own, there = adapter.to_json(), theirs.to_json()
+        names = [name for name in own if own[name] != there[name]]
+        told = ", ".join(f"{name} {shown(there[name])} (here {shown(own[name])})" for name in names)
+        raise UserError(
+            f"{label} is an adapter of {told}: set adapter.{names[0]} to that, or adapter.roles "
+            "fake to train the generator whole"
+        )
+    was, is_now = (str(described.notes.get(BASE, "")) for described in (start, teacher))
+    if is_now and was != is_now:
+        raise UserError(
+            f"{label} lies over a base whose sha256 begins with {was[:16] or 'nothing known'}, the "
+            f"teacher's with {is_now[:16]}: take the teacher that it was distilled from, or set "
+            "adapter.roles fake, which merges it into its own base"
+        )
+
+
+def shown(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else f"{value:g}"
+
+
+def start_tensors(
+    start: Path, like: ModelDescription, teacher: Path, adapter: bool
+) -> dict[str, Tensor]:
+    """A generator's tensors, float32: its A and B where an ``adapter`` begins with them, else all of
+    the network, with its adapter added to its base where it is one.
+
+    The base is the ``teacher`` where that has the same numbers. Raises UserError.
+    """
+    weights = read_weights(start)
+    if weights.description is None or weights.description.adapter is None:
+        return build_network(weights, like)[0].state_dict()
+    if adapter:
+        return {n: value.to(torch.float32) for n, value in fitted(weights)[2].items()}
+    same = not other_base(weights.description, teacher)
+    return merged_weights(over_base(weights, teacher if same else None)[0])
 
 
 # To other processes -------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ def noted_teacher(description: ModelDescription, label: str) -> Path:
     ``label`` names the adapter in messages. Raises UserError where it is not there.
     """
     if not description.notes.get("teacher"):
-        raise UserError(f"{label} is an adapter and does not say of which base: name it: --base")
+        raise UserError(f"{label} is an adapter and does not say of which base")
     try:
         return teacher_of_notes(description)
     except UserError as error:
-        raise UserError(f"{label} is an adapter; its base: {error}; or name one: --base") from None
+        raise UserError(f"{label} is an adapter; its base: {error}") from None
 
 
 def component_of_noted_teacher(description: ModelDescription, *parts: str) -> Path:

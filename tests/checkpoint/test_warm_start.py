@@ -1,12 +1,20 @@
 """A run that begins from another run's checkpoint has that one's bits, whatever its settings."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
 from sid_ray.checkpoint.manifest import MANIFEST
-from sid_ray.checkpoint.warm_start import began_at, begin_from, check_donor_network, check_newest
+from sid_ray.checkpoint.warm_start import (
+    began_at,
+    begin_from,
+    check_donor_adapters,
+    check_donor_network,
+    check_newest,
+)
+from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.errors import UserError
 from sid_ray.storage.store import Store
 from sid_ray.weights.folder import ModelDescription, load_model
@@ -69,6 +77,33 @@ def test_a_damaged_donor_is_said(tmp_path):
     with pytest.raises(UserError, match="cannot begin from"):
         began_at(str(folder))
     assert began_at("") == 0
+
+
+def test_adapters_of_another_kind_are_no_start(tmp_path):
+    """Two trials of one population may have other ranks: their tensors have other shapes."""
+    folder, _, _ = write(tmp_path, 192)
+    check_donor_adapters(str(folder), DistillConfig())
+    own = replace(DistillConfig(), adapter__rank=4)
+    with pytest.raises(UserError, match=r"its adapter.rank is 0, this run's is 4: a run takes up"):
+        check_donor_adapters(str(folder), own)
+    check_donor_adapters(str(folder), replace(DistillConfig(), adapter__roles="fake"))
+
+
+def test_adapters_of_another_base_are_named_before_anything_starts(tmp_path):
+    """The base is named by its numbers, wherever its files lie."""
+    folder, _, _ = write(tmp_path, 192)
+    path = folder / "generator_ema" / "model.json"
+    stored = ModelDescription.from_json(path.read_text(), "")
+    known = dataclasses.replace(stored, notes={"base_sha256": "a" * 64})
+    path.write_text(known.to_json())
+    run = Store.at(str(tmp_path))
+    for notes in ({}, {"base_sha256": "a" * 64}):
+        same = dataclasses.replace(stored, notes=notes)
+        check_donor_network(run, folder.name, "teacher.pkl", same)
+    other = dataclasses.replace(stored, notes={"base_sha256": "b" * 64})
+    words = r"begins with a{16}, teacher teacher.pkl's begins with b{16}: its weights have changed"
+    with pytest.raises(UserError, match=words):
+        check_donor_network(run, folder.name, "teacher.pkl", other)
 
 
 def test_a_teacher_of_another_network_is_named_before_anything_starts(tmp_path):
