@@ -152,6 +152,12 @@ LIST = (
         "weights.command:write",
     ),
     Command(
+        "weights fuse BASE ADAPTER DST",
+        "an adapter or a LoRA into a network's weights",
+        "commands.fuse_options:FuseOptions",
+        "commands.fuse:fuse",
+    ),
+    Command(
         "data prepare SRC DST",
         "images, latents, labels, prompts",
         "data.options:PrepareOptions",

@@ -7,9 +7,10 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
@@ -17,6 +18,7 @@ from sid_ray.storage.places import check_folder, in_words
 from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.tensor_files.inert import MIB, Uses, printable
 from sid_ray.weights.address import source_label
+from sid_ray.weights.derived import unshared
 from sid_ray.weights.description import (
     DESCRIPTION,
     ModelDescription,
@@ -24,7 +26,6 @@ from sid_ray.weights.description import (
     save_weights,
 )
 from sid_ray.weights.formats import LoadedWeights, read_weights
-from sid_ray.weights.fused import Lora, find_lora, fused
 from sid_ray.weights.networks import fitted, read
 from sid_ray.weights.options import ConvertOptions, InspectOptions
 from sid_ray.weights.sources import resolve_file, resolve_source
@@ -43,8 +44,7 @@ def show_network(options: InspectOptions) -> int:
 def write(options: ConvertOptions) -> int:
     """``sid-ray weights convert``. Raises UserError."""
     asked = options
-    lora = find_lora(asked.lora, asked.lora_scale) if asked.lora else None
-    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force, lora)
+    done = convert(asked.source, asked.destination, asked.part, asked.like, asked.force)
     print(f"{options.destination}: {done}")
     return 0
 
@@ -129,61 +129,63 @@ def convert(
     part: str | None = None,
     like: str | None = None,
     force: bool = False,
-    lora: Lora | None = None,
 ) -> str:
     """Writes a source's weights as safetensors with a description, or as a network folder where
     the destination has no suffix. Returns one line that says what was written.
 
-    Tensors keep their names and dtype; ``lora`` is merged into them. Raises UserError where the
-    network is not known, the weights do not fit it, or something is in the way and ``force`` is
-    not given.
+    Tensors keep their names and dtype. Raises UserError where the network is not known, the weights
+    do not fit it, or something is in the way and ``force`` is not given.
     """
-    as_file = destination.suffix == ".safetensors"
-    if destination.suffix and not as_file:
-        raise UserError(f"{destination}: a name ending in .safetensors, or a folder, is expected")
-    check_folder(destination.parent, "DST")
+    check_destination(destination)
     path, label = resolve_source(source), source_label(source)
-    if lora is not None:
-        if part or like:
-            raise UserError("--lora is merged into a file's own network: leave --part and --like")
-        path = fused(path, lora, label)
     weights = read_weights(path, part, label)
     lender = read(like, numbers=False).described() if like else None
     _, description, tensors = fitted(weights, lender)
-    weights = replace(weights, tensors=tensors)
+    notes = {**description.notes, "source": weights.label}
     description = ModelDescription(
-        description.family,
-        description.network,
-        description.one_step,
-        {**description.notes, "source": weights.label},
+        description.family, description.network, description.one_step, notes, description.adapter
     )
+    put_network(destination, unshared(tensors), description, force)
+    return f"{len(tensors)} tensors of a network of family {description.family}"
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def check_destination(path: Path) -> None:
+    """Raises UserError where DST is none."""
+    if path.suffix not in ("", ".safetensors"):
+        raise UserError(f"{path}: a name ending in .safetensors, or a folder, is expected")
+    check_folder(path.parent, "DST")
+
+
+def put_network(
+    path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, force: bool
+) -> None:
+    """Writes PATH.safetensors, or a network folder where the path has no suffix. Raises UserError."""
+    if path.suffix:
+        with told(path):
+            _write_file(path, tensors, description, force)
+    else:
+        put_folder(path, force, lambda new: save_model(new, tensors, description))
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What a disk says as one line of UserError."""
     try:
-        if as_file:
-            _write_file(destination, weights, description, force)
-        else:
-            _write_folder(destination, weights, description, force)
+        yield
     except OSError as error:
         why = in_words(OSError(error.errno, error.strerror)) if error.errno else str(error)
-        raise UserError(f"{destination} cannot be written: {why}") from None
-    return f"{len(weights.tensors)} tensors of a network of family {description.family}"
+        raise UserError(f"{path} cannot be written: {why}") from None
 
 
 def _in_the_way(path: Path) -> UserError:
     return UserError(f"{path} exists; choose another name, or give --force to replace it")
 
 
-def own_tensors(weights: LoadedWeights) -> dict:
-    """Tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, value in weights.tensors.items():
-        tensors[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
-    return tensors
-
-
 def _write_file(
-    path: Path, weights: LoadedWeights, description: ModelDescription, force: bool
+    path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, force: bool
 ) -> None:
     """PATH.safetensors, which describes itself, and model.json beside it."""
     beside = path.parent / DESCRIPTION
@@ -194,36 +196,39 @@ def _write_file(
         raise _in_the_way(beside)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:
-        save_weights(Path(folder) / "weights", own_tensors(weights), description)
+        save_weights(Path(folder) / "weights", tensors, description)
         (Path(folder) / "description").write_text(text)
         _sync(Path(folder) / "weights")
         (Path(folder) / "weights").replace(path)
         (Path(folder) / "description").replace(beside)
 
 
-def _write_folder(
-    path: Path, weights: LoadedWeights, description: ModelDescription, force: bool
-) -> None:
-    """A network folder, moved to its place when it is whole."""
+def put_folder(path: Path, force: bool, write: Callable[[Path], None]) -> None:
+    """A network's folder, which ``write`` fills, moved to its place when it is whole.
+
+    Raises UserError where something is in the way, or the disk fails.
+    """
     if path.exists() and not force:
         raise _in_the_way(path)
     replaceable = path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
     if path.exists() and not replaceable:
         raise UserError(f"{path} holds something other than a network; it is not replaced")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:
-        new = Path(folder) / "new"
-        save_model(new, own_tensors(weights), description)
-        for file in new.iterdir():
-            _sync(file)
-        if path.exists():
-            path.rename(Path(folder) / "old")
-        try:
-            new.rename(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                (Path(folder) / "old").rename(path)
-            raise
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:
+            new = Path(folder) / "new"
+            write(new)
+            for file in new.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                path.rename(Path(folder) / "old")
+            try:
+                new.rename(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    (Path(folder) / "old").rename(path)
+                raise
 
 
 def _sync(path: Path) -> None:

@@ -106,7 +106,7 @@ def network_files(found: list[str], parts: Sequence[str] = ()) -> list[str]:
     paths = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
     names = {str(path) for path in paths}
     named = named_by_parts(parts)
-    if "model.json" in names and "model.json" in named:
+    if names.issuperset(OWN_FILES) and "model.json" in named:
         return [name for name in OWN_FILES if name in names]
     if not names & set(named):
         return []

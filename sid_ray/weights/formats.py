@@ -1,6 +1,7 @@
 """Reads the weights of a local file or folder, whatever wrote it. Nothing in it is executed.
 
-network folder     model.safetensors and model.json (sid_ray's own)
+network folder     model.safetensors and model.json (sid_ray's own), or model.json beside the parts
+                   of a diffusers folder
 safetensors file   with its description inside, beside it, or without one
 diffusers folder   its network's folder (unet) with config.json and weights, or that folder itself
 snapshot pickle    NVIDIA EDM and EDM2, SiD, SiDA: persistence records under "ema"
@@ -149,7 +150,11 @@ def read_weights(
 def _read_folder(path: Path, label: str, numbers: bool) -> LoadedWeights:
     if (path / DESCRIPTION).is_file():
         described = read_description(path)
-        tensors = read_safetensors(path / WEIGHTS, numbers)
+        part = family_of(described.family).folder
+        if part and not (path / WEIGHTS).is_file() and (path / part).is_dir():
+            tensors, _ = read_component(path / part, ("diffusion_pytorch_model",), numbers)
+        else:
+            tensors = read_safetensors(path / WEIGHTS, numbers)
         return LoadedWeights(
             label, "network folder", "", {}, tensors, description=described, notes=described.notes
         )

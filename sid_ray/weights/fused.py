@@ -23,7 +23,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import expanded
 from sid_ray.weights.address import FILE_SUFFIXES, parse_source, source_label
 from sid_ray.weights.derived import derived, link_parts, seen, write_component
-from sid_ray.weights.description import PEFT_METADATA
+from sid_ray.weights.description import PEFT_METADATA, ModelDescription
 from sid_ray.weights.unpacked import RECORD
 
 if TYPE_CHECKING:
@@ -98,28 +98,55 @@ def fused(base: Path, lora: Lora, label: str) -> Path:
     return derived("fused", base, [*seen(lora.file), lora.sha256, lora.scale], make)
 
 
-def fuse(base: Path, lora: Lora, label: str, folder: Path) -> None:
-    """Writes the merged network, and merged text encoders. Raises UserError, OSError."""
+@dataclass(frozen=True)
+class Merged:
+    """A network with a LoRA merged into it, by the names of our denoiser, and what else of its
+    pipeline has changed: the tensors of text encoders by their part.
+
+    ``base`` is the base's own description, ``root`` the folder with the other parts.
+    """
+
+    base: ModelDescription
+    tensors: Mapping[str, Tensor]
+    texts: Mapping[str, Mapping[str, Tensor]]
+    root: Path
+
+
+def merged(base: Path, lora: Lora, label: str) -> Merged:
+    """The sums. Raises UserError."""
     from sid_ray.denoisers.lora import with_changes
-    from sid_ray.weights.description import save_model
     from sid_ray.weights.formats import read_weights
     from sid_ray.weights.networks import fitted
 
     _, description, tensors = fitted(read_weights(base, label=label))
+    if description.adapter is not None:
+        raise UserError("the base holds an adapter alone: give the network that it is of")
     family = family_of(description.family)
-    changes = changes_of(lora, family, description.network, tensors)
+    by_part = by_parts(changes_of(lora, family, description.network, tensors), family)
     root = base.parent if base.name == family.folder and (base / "config.json").is_file() else base
-    by_part = by_parts(changes, family)
-    for part, own in by_part.items():
-        if part != family.folder:
-            fuse_text(root / part, own, lora.scale, folder / part, part)
+    texts = {
+        part: merged_text(root / part, own, lora.scale, part)
+        for part, own in by_part.items()
+        if part != family.folder
+    }
     names = network_names(family, tensors)
-    merged_tensors = with_changes(tensors, by_part.get(family.folder, {}), names, lora.scale)
-    notes = {**description.notes, "lora": lora.note()}
-    save_model(folder, merged_tensors, replace(description, notes=notes))
+    changed = with_changes(tensors, by_part.get(family.folder, {}), names, lora.scale)
+    return Merged(description, changed, texts, root)
+
+
+def fuse(base: Path, lora: Lora, label: str, folder: Path) -> None:
+    """Writes the merged network, and merged text encoders. Raises UserError, OSError."""
+    from sid_ray.weights.description import save_model
+
+    found = merged(base, lora, label)
+    root = found.root
+    for part, tensors in found.texts.items():
+        write_text(root / part, tensors, folder / part)
+    notes = {**found.base.notes, "lora": lora.note()}
+    save_model(folder, found.tensors, replace(found.base, notes=notes))
     if root.is_dir():
-        parts = {e.name: e for e in root.iterdir() if e.is_dir() and e.name != family.folder}
-        link_parts(folder, parts)
+        network = family_of(found.base.family).folder
+        link_parts(folder, {e.name: e for e in root.iterdir() if e.is_dir() and e.name != network})
     if (root / RECORD).is_file():  # it came out of one file
         shutil.copyfile(root / RECORD, folder / RECORD)
 
@@ -176,12 +203,12 @@ def by_parts(changes: Mapping[str, Change], family: Family) -> dict[str, dict[st
     return parts
 
 
-def fuse_text(
-    own: Path, changes: Mapping[str, Change], scale: float, folder: Path, part: str
-) -> None:
-    """Writes a text encoder with a LoRA merged into it. Raises UserError, OSError."""
+def merged_text(
+    own: Path, changes: Mapping[str, Change], scale: float, part: str
+) -> dict[str, Tensor]:
+    """The tensors of a text encoder with a LoRA merged into it. Raises UserError."""
     from sid_ray.denoisers.lora import with_changes
-    from sid_ray.tensor_files.tensors import json_object, read_component
+    from sid_ray.tensor_files.tensors import read_component
 
     if not (own / "config.json").is_file():
         raise UserError(
@@ -195,9 +222,14 @@ def fuse_text(
         if name.endswith(".weight"):
             module = name.removesuffix(".weight")
             names |= {module: name, front + module: name, module.removeprefix(front): name}
-    write_component(
-        folder, json_object(own / "config.json"), with_changes(tensors, changes, names, scale)
-    )
+    return with_changes(tensors, changes, names, scale)
+
+
+def write_text(own: Path, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes a text encoder like ``own`` with other weights. Raises UserError, OSError."""
+    from sid_ray.tensor_files.tensors import json_object
+
+    write_component(folder, json_object(own / "config.json"), tensors)
     for file in own.iterdir():
         is_setting = file.suffix in (".json", ".txt") and ".index." not in file.name
         if is_setting and not (folder / file.name).exists():

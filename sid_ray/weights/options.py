@@ -35,9 +35,5 @@ class ConvertOptions:
     """Which network of a training state: ema, G, fake_score or net."""
     like: str | None = None
     """A source with the same network, where this one records none (SiDA's training states)."""
-    lora: str | None = None
-    """A LoRA to merge into the network: what --teacher.lora takes."""
-    lora_scale: float = 1.0
-    """Factor of the LoRA."""
     force: bool = False
     """Replace what is there."""

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from sid_ray.commands.fuse import fuse
+from sid_ray.commands.fuse_options import FuseOptions
 from sid_ray.config.distill_config import replace
 from sid_ray.denoisers.clip_text import load_encoder
 from sid_ray.denoisers.registry import family_of
@@ -23,7 +25,6 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.run_folder import RunRecord, check_same_lora
 from sid_ray.training.assemble import find_start, generator_description
 from sid_ray.weights import networks
-from sid_ray.weights.command import convert
 from sid_ray.weights.components import Named, find_components
 from sid_ray.weights.fused import find_lora, fused
 from sid_ray.weights.teacher import lora_fingerprint
@@ -317,14 +318,18 @@ def test_a_run_sees_the_sum_and_notes_it(base, halves, tmp_path):
         check_same_lora(changed(record, lora=""), "0" * 64)
 
 
-def test_convert_writes_the_sum(base, halves, tmp_path):
+def test_fuse_writes_the_sum(base, halves, tmp_path):
+    """The sum that --teacher.lora takes, as a file and in a folder with all parts of the base."""
     file, new = written("kohya", halves, tmp_path / "lora"), tmp_path / "new.safetensors"
-    convert(str(base), new, lora=find_lora(str(file), SCALE))
-    model, description = networks.load(str(new))
-    same = networks.load(str(fused(base, find_lora(str(file), SCALE), "base")))[0]
-    found = model.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in same.state_dict().items())
-    assert description.notes["lora"]["scale"] == SCALE
+    same = networks.load(str(fused(base, find_lora(str(file), SCALE), "base")))[0].state_dict()
+    for made in (new, tmp_path / "new"):
+        fuse(FuseOptions(str(base), str(file), made, SCALE))
+        model, description = networks.load(str(made))
+        found = model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in same.items())
+        assert description.notes["fused"]["scale"] == SCALE and description.one_step is None
+    parts = {entry.name for entry in base.iterdir()}
+    assert {entry.name for entry in made.iterdir()} == parts | {"model.json"}
 
 
 # What does not fit --------------------------------------------------------------------------------
