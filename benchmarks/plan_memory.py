@@ -44,10 +44,9 @@ from sid_ray.planning.memory import (
     role_state,
     update_parts,
 )
+from sid_ray.planning.spec_networks import sizes_of, spec_network
 from sid_ray.planning.trace_memory import (
     LiveBytes,
-    sizes_of,
-    spec_network,
     trace,
     trace_phase,
     trained_alone,

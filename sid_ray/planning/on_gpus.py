@@ -193,7 +193,7 @@ class OnGpus:
         The larger of what they take as they start, and later.
         """
         _, workers = self.machine.smallest_host(gpus.gpus)
-        first = first_rank_bytes(self.planner.network, config.evaluation.every > 0)
+        first = first_rank_bytes(self.planner.sizes(config), config.evaluation.every > 0)
         later = workers * self.planner.host(config, gpus, micro_batch) + first
         return max(later, workers * self.planner.host_start(config, gpus, micro_batch))
 
