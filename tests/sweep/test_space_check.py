@@ -88,8 +88,8 @@ WRONG_POPULATIONS = {
     "  objective.alpha: {uniform: [1, 2], when: {objective.name: sid}}": "6: objective.alpha: "
     "scheduler pbt varies every field in every trial",
     SIDA: "6: objective.name: pbt cannot change it while a trial runs",
-    "  adapter.rank: {choice: [4, 16]}": "6: adapter.rank: pbt cannot change it while a trial runs: "
-    "a trial goes on from another's adapters",
+    "  adapter.rank: {choice: [4, 16]}": "6: adapter.rank: pbt cannot change it while a trial "
+    "runs: a trial goes on from another's adapters",
 }
 
 
