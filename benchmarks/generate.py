@@ -23,7 +23,7 @@ from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_memory_format
 from sid_ray.denoisers.registry import family_of
 from sid_ray.evaluation.samplers import Inputs, generator_sampler
-from sid_ray.planning.trace_memory import spec_network
+from sid_ray.planning.spec_networks import spec_network
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.allocator import keep_freed_memory

@@ -3,10 +3,11 @@
     python -m benchmarks.plan_memory [--worlds 1 2] [--stages 0 1 2 3] [--skip state|activations]
 
 state: one role with its average, of the digits teacher's network, as DeepSpeed holds it, or plain
-torch on one rank; with a first moment (beta1 0.9) on one rank and at stage 2 too. Counted are the
-bytes of all tensors that exist after three iterations, and of those that operators make during a
-pass and an update. Buckets are 50,000 elements here, so that they hide nothing. The last row has
-stage 3 leave all elements gathered in place of 100,000.
+torch on one rank; with a first moment (beta1 0.9) on one rank and at stage 2 too; and an adapter of
+that network, whose base is not counted. Counted are the bytes of all tensors that exist after three
+iterations, and of those that operators make during a pass and an update. Buckets are 50,000
+elements here, so that they hide nothing. The last row has stage 3 leave all elements gathered in
+place of 100,000.
 
 activations: a pass of each phase. Predicted on the meta device; measured is the peak of torch's own
 CPU allocator, as its profiler records every allocation, which has the kernels' temporaries too.
@@ -22,11 +23,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
-from sid_ray.denoisers.convolution import freeze, weights_ready
+from sid_ray.denoisers.adapters import with_adapter
+from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.deepspeed_role import DeepSpeedRole, deepspeed_config
@@ -44,17 +46,16 @@ from sid_ray.planning.memory import (
     role_state,
     update_parts,
 )
+from sid_ray.planning.spec_networks import sizes_of, spec_network, spec_networks
 from sid_ray.planning.trace_memory import (
     LiveBytes,
-    sizes_of,
-    spec_network,
     trace,
     trace_phase,
     trained_alone,
 )
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
-from sid_ray.training.assemble import network_of
+from sid_ray.training.assemble import network_of, run_adapter
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
 from tests.support.networks import TINY_EDM2
@@ -63,6 +64,7 @@ from tests.support.trajectories import spawn
 BUCKET, PASSES, IMAGES = 50_000, 3, 2
 FEW = 2 * BUCKET  # elements that stage 3 leaves gathered: as many buckets as in a run
 MOMENTUM = {0.0: "", 0.9: ", first moment"}  # beta1
+RANK = 8  # of adapters
 EDM2 = ModelDescription("edm2", TINY_EDM2.to_json())
 ACTIVATIONS = {
     "digits-sid": ({}, (1, 16, 32)),
@@ -75,7 +77,14 @@ ACTIVATIONS = {
         {"objective__logvar": True, "training__precision": "bfloat16"},
         (16,),
     ),
-}
+    "emoji-lsg, adapters": ({"adapter__rank": RANK}, (1, 16)),
+    "emoji-lsg, adapters, bfloat16": (
+        {"adapter__rank": RANK, "training__precision": "bfloat16"}, (16,)),
+    "emoji-lsg, adapter of the fake score": (
+        {"adapter__rank": RANK, "adapter__roles": "fake"}, (16,)),
+    "digits-sida, EDM2, adapters": (
+        {"adapter__rank": RANK, "objective__logvar": True, "teacher__dropout": 0.1}, (16,)),
+}  # fmt: skip
 
 
 def everything() -> list[Tensor]:
@@ -140,13 +149,17 @@ def measure(rank: int, world_size: int, folder: str, stages: list[int], live: in
 
     deepspeed_role.deepspeed_config = limited
     description = teacher_of(recipe("digits-sid"))
-    network, rows = sizes_of(description, deepspeed_role.PERSISTENT), []
+    rows: list = []
     with_momentum = [stage for stage in stages if stage == 2 or world_size == 1]
-    cases = [(stage, 0.0) for stage in stages] + [(stage, 0.9) for stage in with_momentum]
-    for stage, beta1 in cases:
+    unsharded = [stage for stage in stages if stage < 3]
+    cases = [(stage, 0.0, 0) for stage in stages] + [(stage, 0.9, 0) for stage in with_momentum]
+    for stage, beta1, rank_of_adapter in cases + [(stage, 0.0, RANK) for stage in unsharded]:
         gc.collect()
+        config = replace(recipe("digits-sid"), adapter__rank=rank_of_adapter)
+        network = sizes_of(description, deepspeed_role.PERSISTENT, 0, config)
+        base = spec_network(config, description, "cpu") if rank_of_adapter else None
         others = {tensor.untyped_storage()._cdata for tensor in everything()}
-        module = spec_network(recipe("digits-sid"), description, "cpu").requires_grad_(True)
+        module = role_of(config, description, base).requires_grad_(True)
         needed = activations_of(module)
         adam = AdamSettings(1e-4, beta1, 0.999, 1e-8)
         role: TorchRole | DeepSpeedRole = (
@@ -164,10 +177,20 @@ def measure(rank: int, world_size: int, folder: str, stages: list[int], live: in
         held_moments = dict.fromkeys(TRAINED, len(adam.moments))
         layout = Layout(world_size, stages_of, BUCKET, live, moments=held_moments)
         words = f"{'none' if world_size == 1 else stage}{MOMENTUM[beta1]}"
+        words += ", adapter" * (base is not None)
         rows.append((words, predicted(network, layout, needed), found))
-        del role, module, average
+        del role, module, average, base
     if rank == 0:
         torch.save(rows, f"{folder}/rows.pt")
+
+
+def role_of(config: DistillConfig, description: ModelDescription, base: nn.Module | None):
+    """A role's network: whole, or an adapter over a base, with random numbers."""
+    if base is None:
+        return spec_network(config, description, "cpu")
+    adapter = run_adapter(config, description.family)
+    assert adapter is not None
+    return with_adapter(base, adapter)
 
 
 def predicted(network, layout: Layout, activations: int) -> dict[str, int]:
@@ -213,8 +236,7 @@ def allocator_peak(run) -> int:
 def measured(config: DistillConfig, description: ModelDescription, phase: str, images: int) -> int:
     """Peak bytes of a pass on real tensors."""
     description = network_of(config, description)
-    nets = [spec_network(config, description, "cpu") for _ in range(3)]
-    freeze(nets[0])
+    nets = spec_networks(config, description, "cpu")
     trained, other = nets[1:] if phase == FAKE_SCORE else nets[:0:-1]
 
     def run(images: int) -> None:

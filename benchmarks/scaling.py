@@ -43,7 +43,7 @@ from sid_ray.distributed import deepspeed_role
 from sid_ray.groups import GroupPlan
 from sid_ray.planning import memory
 from sid_ray.planning.fit import Gpus, Planner
-from sid_ray.planning.trace_memory import spec_network
+from sid_ray.planning.spec_networks import spec_network
 from tests.support.trajectories import spawn
 
 MIB = 1 << 20

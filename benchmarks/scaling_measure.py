@@ -32,7 +32,8 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.distributed import deepspeed_role
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.roles import TorchRole, Trainee, UpdateRules
-from sid_ray.planning.trace_memory import LiveBytes, spec_network
+from sid_ray.planning.spec_networks import spec_network
+from sid_ray.planning.trace_memory import LiveBytes
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import adam_of, network_of, objective_of
 from sid_ray.training.draws import draws_of

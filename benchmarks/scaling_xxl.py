@@ -33,7 +33,8 @@ from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.fit import Gpus, Planner, stage_variants
 from sid_ray.planning.machine import Machine
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, WORD
-from sid_ray.planning.trace_memory import FusedAttention, spec_network, trace_phase, trained_alone
+from sid_ray.planning.spec_networks import spec_network
+from sid_ray.planning.trace_memory import FusedAttention, trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from sid_ray.training.assemble import network_of

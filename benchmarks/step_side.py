@@ -32,7 +32,7 @@ from sid_ray.device.numerics import set_numerics
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import spec_network
+from sid_ray.planning.spec_networks import spec_network
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import adam_of, network_of, objective_of, rules_of

@@ -278,6 +278,8 @@ def check_teacher_fits(patient: Patient) -> Iterator[Answer]:
     """The teacher against the recipe: its kind, resolution, classes, text; SiD2A's generator."""
     assert patient.config is not None
     from sid_ray.denoisers.registry import family_of
+    from sid_ray.planning.choice import networks_in_words
+    from sid_ray.planning.fit import Planner
     from sid_ray.training.assemble import find_start
 
     start = find_start(patient.config)
@@ -293,6 +295,9 @@ def check_teacher_fits(patient: Patient) -> Iterator[Answer]:
         f"{patient.config.teacher.source}: {start.description.family}, {channels}x{height}x{width}"
         f", {classes or 'no'} classes{text}: fits the recipe and its data",
     )
+    if patient.config.adapter.rank:
+        networks = Planner(start.description).sizes(patient.config)
+        yield Answer(OK, networks_in_words(patient.config, networks))
 
 
 def check_scores(patient: Patient) -> Iterator[Answer]:

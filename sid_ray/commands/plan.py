@@ -16,7 +16,7 @@ from sid_ray.config.distill_config import DistillConfig, evaluator_resources, re
 from sid_ray.device.found import gpus_here
 from sid_ray.errors import UserError
 from sid_ray.objectives.spec import objective_spec
-from sid_ray.planning.choice import ResourceChoice
+from sid_ray.planning.choice import ResourceChoice, networks_in_words
 from sid_ray.planning.choose import choose_measured
 from sid_ray.planning.fit import (
     NONE,
@@ -107,14 +107,14 @@ def row_of(rows: Sequence[StageRow], config: DistillConfig) -> StageRow:
 
 
 def heading(config: DistillConfig, planner: Planner, machine: Gpus, there: Machine) -> list[str]:
-    count = planner.network.parameters
+    networks = networks_in_words(config, planner.sizes(config))
     label = objective_spec(config.objective.name).label
     micro, sizes = micro_batch_of(config), micro_batches(config, machine.gpus)
     nodes = f" on {len(there.nodes)} nodes" if len(there.nodes) > 1 else ""
     return [
         f"{config.recipe} on {machine.gpus} GPU{'s' * (machine.gpus != 1)} of "
         f"{machine.memory / GIB:g} GiB{nodes}",
-        f"{label}: three networks of {count:,} parameters, {config.training.precision} bodies; "
+        f"{label}: {networks}, {config.training.precision} bodies; "
         f"batches of {config.training.batch_size} in groups of {config.training.group_size}; "
         f"micro-batch {micro} (1 to {sizes[-1]} possible)",
     ]

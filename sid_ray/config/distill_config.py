@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from sid_ray.config.adapter_section import check_adapter
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources, chosen_of, plain
 from sid_ray.config.confidential import holds_credentials
@@ -113,6 +114,7 @@ class DistillConfig:
                     f"resources.offload_optimizer needs ZeRO stage 1, 2 or 3, but {role} is at "
                     f"stage 0: set resources.{role}_zero_stage, or --resources.no-offload-optimizer"
                 )
+        check_adapter(self.adapter, self.resources)
         check_compile(self.resources)
         if self.resources.deterministic and self.resources.attention == "xformers":
             raise UserError(

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.planning.memory import Network
 from sid_ray.planning.profile import Profile
 from sid_ray.planning.sizes import Sizes
+from sid_ray.training.assemble import base_precision
 
 ON_ANY_SIZE = ("compile", "memory_format", "attention", "overlap_comm")  # of a profile
 
@@ -39,6 +41,20 @@ def people(workers: Workers, kind: str) -> str:
         several = f"{workers.most} workers, a {kind} each"
         return several if workers.most > 1 else f"1 worker on a {kind}"
     return f"{workers.now} of up to {workers.most:,} workers, a {kind} each"
+
+
+def networks_in_words(config: DistillConfig, network: Network) -> str:
+    """'three networks of 701,857 parameters': what a run trains, and beside what."""
+    if not config.adapter.rank:
+        return f"three networks of {network.parameters:,} parameters"
+    each = next(iter(network.adapters.values()))
+    kind = f"of rank {config.adapter.rank} with {each:,} parameters"
+    over = f"the teacher's {network.parameters:,}, held once in {base_precision(config)}"
+    if config.adapter.roles == "both":
+        return f"two adapters {kind} each over {over}"
+    roles = ("fake score", "generator")
+    adapted, whole = roles if config.adapter.roles == "fake" else roles[::-1]
+    return f"the {adapted} as an adapter {kind} over {over}, the {whole} whole"
 
 
 def by(profile: Profile | None) -> str:

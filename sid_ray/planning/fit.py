@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources
@@ -27,9 +28,15 @@ from sid_ray.planning.memory import (
     peak,
     sent_bytes,
 )
+from sid_ray.planning.spec_networks import (
+    base_bytes,
+    dequantised_bytes,
+    frozen_bytes,
+    sizes_of,
+)
 from sid_ray.planning.trace_cache import kept_trace
-from sid_ray.planning.trace_memory import Traced, frozen_bytes, sizes_of
-from sid_ray.training.assemble import adam_of
+from sid_ray.planning.trace_memory import Traced
+from sid_ray.training.assemble import adam_of, base_precision
 from sid_ray.weights.folder import ModelDescription
 
 LIVE = 1_000_000_000  # DeepSpeed's default of both keys below
@@ -110,7 +117,8 @@ def micro_batches(config: DistillConfig, gpus: int) -> list[int]:
 
 
 def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]:
-    """Stage -> config, for the four stages and for stage 3 of the teacher too.
+    """Stage -> config, for the four stages and for stage 3 of the teacher too; without stage 3
+    where there are adapters, whose base all GPUs have whole.
 
     On one GPU there is one way, or three where it offloads: what is offloaded differs in buckets.
     """
@@ -118,10 +126,14 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
     config = with_plain_resources(config)
     if not needs_deepspeed(resources, gpus):
         return {NONE: config}
+    adapters = config.adapter.rank > 0
     if gpus == 1:
-        return {str(n): replace(config, resources__zero_stage=n) for n in (1, 2, 3)}
+        stages: tuple[int, ...] = (1, 2) if adapters else (1, 2, 3)
+        return {str(n): replace(config, resources__zero_stage=n) for n in stages}
     stages = (1, 2) if resources.offload_optimizer else (0, 1, 2)
     found = {str(n): replace(config, resources__zero_stage=n) for n in stages}
+    if adapters:
+        return found
     if resources.teacher_zero_stage == 0:
         found["3"] = replace(config, resources__zero_stage=3)
     both = {"resources__zero_stage": 3, "resources__teacher_zero_stage": 3}
@@ -130,9 +142,14 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
 
 
 @functools.cache
-def frozen_size(description: str, precision: str) -> int:
-    """``frozen_bytes`` of a description's JSON: seconds for a large network."""
-    return frozen_bytes(ModelDescription.from_json(description, "the teacher"), precision)
+def teacher_size(description: str, precision: str, base: str) -> int:
+    """Bytes of a teacher's weights, of its description's JSON: seconds for a large network.
+
+    ``base`` is how it is held as the base of adapters, empty where there are none; 0 then for a
+    teacher in float32.
+    """
+    teacher = ModelDescription.from_json(description, "the teacher")
+    return base_bytes(teacher, base, precision) if base else frozen_bytes(teacher, precision)
 
 
 class Planner:
@@ -144,19 +161,25 @@ class Planner:
     def __init__(self, description: ModelDescription, text: int = 0):
         self.description, self.text = description, text
         self._traces: dict[tuple, Traced] = {}
-        self._network: Network | None = None
-        self._teachers: dict[str, int] = {}
+        self._networks: dict[Any, Network] = {}
 
     @property
     def network(self) -> Network:
-        if self._network is None:
-            self._network = sizes_of(self.description, PERSISTENT, self.text)
-        return self._network
+        """Sizes of the whole network."""
+        return self.sizes(None)
 
-    def teacher_bytes(self, precision: str) -> int:
-        if precision not in self._teachers:
-            self._teachers[precision] = frozen_size(self.description.to_json(), precision)
-        return self._teachers[precision]
+    def sizes(self, config: DistillConfig | None) -> Network:
+        """The same, with those of the config's adapters."""
+        key = config.adapter if config and config.adapter.rank else None
+        if key not in self._networks:
+            self._networks[key] = sizes_of(
+                self.description, PERSISTENT, self.text, config if key else None
+            )
+        return self._networks[key]
+
+    def teacher_bytes(self, config: DistillConfig) -> int:
+        base = base_precision(config) if config.adapter.rank else ""
+        return teacher_size(self.description.to_json(), config.training.precision, base)
 
     def activations(self, config: DistillConfig, micro_batch: int) -> dict[str, int]:
         """Phase -> bytes of one pass: the chord of what is traced, which is never below it.
@@ -166,14 +189,17 @@ class Planner:
         """
         resources = plainly(config)
         shared = resources.teacher_zero_stage == 3
-        key = (config.training.precision, resources.activation_checkpointing, shared)
+        key = (
+            config.training.precision, resources.activation_checkpointing, shared, config.adapter,
+        )  # fmt: skip
         if key not in self._traces:
             sizes = sorted(
                 {1, min(TRACED_IMAGES, config.training.batch_size), config.training.batch_size}
             )
             own = replace(config, resources=resources)
             self._traces[key] = kept_trace(own, self.description, sizes)
-        return self._traces[key].at(micro_batch)
+        made = dequantised_bytes(self.description, config)
+        return {phase: size + made for phase, size in self._traces[key].at(micro_batch).items()}
 
     def layout(self, config: DistillConfig, machine: Gpus) -> Layout:
         zero = deepspeed_config(3, 1, machine.gpus)["zero_optimization"]
@@ -189,14 +215,14 @@ class Planner:
             offload=resources.offload_optimizer,
             reserve=machine.reserve,
             moments={role: len(adam_of(config, role).moments) for role in TRAINED},
-            teacher=self.teacher_bytes(config.training.precision),
+            teacher=self.teacher_bytes(config),
         )
 
     def peak(self, config: DistillConfig, machine: Gpus, micro_batch: int = 0) -> Moment:
         """The fullest moment on a GPU, at the config's micro-batch or another."""
         micro_batch = micro_batch or micro_batch_of(config)
         activations = self.activations(config, micro_batch)
-        return peak(self.network, self.layout(config, machine), activations)
+        return peak(self.sizes(config), self.layout(config, machine), activations)
 
     def least_cost(self, config: DistillConfig, machine: Gpus, memory: int) -> int:
         """What a config with a shared teacher costs at least: its passes are no smaller than those
@@ -204,9 +230,9 @@ class Planner:
         """
         whole = replace(config, resources__teacher_zero_stage=0)
         activations, sizes = self.activations, micro_batches(config, machine.gpus)
-        layout = self.layout(config, machine)
+        layout, network = self.layout(config, machine), self.sizes(config)
         fitting = bisect.bisect_right(
-            sizes, memory, key=lambda n: peak(self.network, layout, activations(whole, n)).total
+            sizes, memory, key=lambda n: peak(network, layout, activations(whole, n)).total
         )
         return self.sent(config, machine, sizes[fitting - 1])[1] if fitting else sys.maxsize
 
@@ -224,8 +250,8 @@ class Planner:
         """
         plan = plan_of(config, machine.gpus, micro_batch)
         passes, layout = plan.passes_a_rank, self.layout(config, machine)
-        sent = sent_bytes(self.network, layout, passes)
-        offloaded = int(PCIE * moved_bytes(self.network, layout, passes))
+        sent = sent_bytes(self.sizes(config), layout, passes)
+        offloaded = int(PCIE * moved_bytes(self.sizes(config), layout, passes))
         beside = PASS * passes
         if plainly(config).activation_checkpointing:
             again = AGAIN_FLOAT32 if config.training.precision == "float32" else AGAIN
@@ -235,12 +261,12 @@ class Planner:
     def host(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> int:
         """Bytes of host memory that a rank takes."""
         passes = plan_of(config, machine.gpus, micro_batch).passes_a_rank
-        return host_bytes(self.network, self.layout(config, machine), passes)
+        return host_bytes(self.sizes(config), self.layout(config, machine), passes)
 
     def host_start(self, config: DistillConfig, machine: Gpus, micro_batch: int) -> int:
         """The same while a rank builds its networks."""
         passes = plan_of(config, machine.gpus, micro_batch).passes_a_rank
-        return start_bytes(self.network, self.layout(config, machine), passes)
+        return start_bytes(self.sizes(config), self.layout(config, machine), passes)
 
     def row(self, stage: str, config: DistillConfig, machine: Gpus) -> StageRow:
         found, largest = self.peak(config, machine), self.largest(config, machine)
@@ -258,7 +284,7 @@ class Planner:
     def checkpoint(self, config: DistillConfig) -> int:
         """Bytes of a checkpoint: without a first moment that the next step replaces unread."""
         stored = {role: len(adam_of(config, role).kinds) for role in TRAINED}
-        return checkpoint_bytes(self.network, stored)
+        return checkpoint_bytes(self.sizes(config), stored)
 
 
 def gib(size: float) -> str:

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
-from sid_ray.planning.trace_memory import inputs, spec_network, trace_phase, trained_alone
+from sid_ray.planning.spec_networks import spec_network, spec_networks
+from sid_ray.planning.trace_memory import inputs, trace_phase, trained_alone
 from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.types import Networks
 from sid_ray.weights.description import ModelDescription
@@ -28,7 +29,7 @@ def iteration_flops(config: DistillConfig, description: ModelDescription) -> int
     Raises UserError where the description makes no network.
     """
     description = network_of(config, description)
-    nets = [spec_network(config, description, "meta") for _ in range(3)]
+    nets = spec_networks(config, description, "meta", whole_teacher=False)
     total = 0
     for phase, trained in ((FAKE_SCORE, nets[1]), (GENERATOR, nets[2])):
         with trained_alone(trained), FlopCounterMode(display=False) as counter:

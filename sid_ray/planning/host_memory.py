@@ -22,13 +22,14 @@ last of its roles has gone to the GPU out of it; what is offloaded is there by t
 
 from __future__ import annotations
 
-from sid_ray.planning.memory import TRAINED, WORD, Layout, Network
+from sid_ray.planning.memory import GENERATOR, TRAINED, WORD, Layout, Network
 
 
 def offloaded_bytes(network: Network, layout: Layout, passes: int) -> int:
     """What a rank offloads. Page-locked memory is given out in powers of two."""
-    part, found = layout.part(network.parameters), 0
+    found = 0
     for role in offloading(layout):
+        part = layout.part(network.trained(role))
         found += layout.moments[role] * part
         if layout.stages[role] == 3:
             found += part + 2 * power_of_two(part)  # masters; gradients and their sum
@@ -41,7 +42,7 @@ def offloaded_bytes(network: Network, layout: Layout, passes: int) -> int:
 
 def snapshot_bytes(network: Network, layout: Layout) -> int:
     """A rank's copies of the state for a checkpoint: masters and moments of its part."""
-    return sum(1 + layout.moments[role] for role in TRAINED) * layout.part(network.parameters)
+    return sum((1 + layout.moments[role]) * layout.part(network.trained(role)) for role in TRAINED)
 
 
 def start_bytes(network: Network, layout: Layout, passes: int) -> int:
@@ -60,7 +61,7 @@ def first_rank_bytes(network: Network, evaluates: bool) -> int:
     """What the first rank keeps beside: the whole average of a checkpoint; where there is an
     evaluator, another one for it, page-locked and in Ray's memory.
     """
-    average = WORD * network.parameters + network.buffers
+    average = WORD * network.trained(GENERATOR) + network.own_buffers(GENERATOR)
     return average * (3 if evaluates else 1)
 
 
@@ -71,11 +72,12 @@ def host_bytes(network: Network, layout: Layout, passes: int) -> int:
 
 def moved_bytes(network: Network, layout: Layout, passes: int) -> int:
     """Bytes that offloading moves between a GPU and its host in one iteration, both ways."""
-    words = 0
+    found = 0
     for role in offloading(layout):
         summed = 2 * passes - 1 if passes > 1 else 0  # the first pass reads nothing
-        words += 2 + {1: 0, 2: summed, 3: 2 * passes}[layout.stages[role]]
-    return words * layout.part(network.parameters)
+        words = 2 + {1: 0, 2: summed, 3: 2 * passes}[layout.stages[role]]
+        found += words * layout.part(network.trained(role))
+    return found
 
 
 def offloading(layout: Layout) -> list[str]:

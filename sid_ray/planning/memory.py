@@ -12,8 +12,11 @@ by benchmarks/plan_memory.py. Beside the state there is what a moment of an iter
 One GPU that offloads nothing is plain torch, whatever stage is set: as stage 0 without the flat
 copy. Adam's fused kernels make no temporaries.
 
+A role that is an adapter holds nothing of the teacher's network, which is there once for all: N is
+the adapter's parameters then.
+
 Symbols
-    N, P, M   parameters of a network, GPUs, Adam's moments: 1 where a role's beta1 is 0, else 2
+    N, P, M   parameters that a role trains, GPUs, Adam's moments: 1 where its beta1 is 0, else 2
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Network:
 
     ``parameters`` in all, ``small`` of them in tensors that stage 3 leaves gathered, ``buffers``
     and the frozen ``text`` encoder with its cache in bytes; ``largest`` is of the parameters those
-    in one tensor, at most.
+    in one tensor, at most. ``adapters`` are the parameters of each role that is an adapter.
     """
 
     parameters: int
@@ -56,6 +59,15 @@ class Network:
     buffers: int = 0
     text: int = 0
     largest: int = 0
+    adapters: Mapping[str, int] = field(default_factory=dict)
+
+    def trained(self, role: str) -> int:
+        """Parameters that a role trains."""
+        return self.adapters.get(role, self.parameters)
+
+    def own_buffers(self, role: str) -> int:
+        """Bytes of the buffers that a role does not share."""
+        return 0 if role in self.adapters else self.buffers
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Layout:
     ``offload`` keeps masters and moments in host memory. ``reserve`` bytes are no tensor's: CUDA
     context, libraries' workspaces, what the allocator cannot use. ``moments`` is how many of Adam's
     each trained role keeps. ``teacher`` is the bytes of a whole teacher whose body is cast to half
-    precision for good; 0 where it is float32.
+    precision for good, or that is the base of adapters; 0 where it is float32.
     """
 
     gpus: int
@@ -105,12 +117,12 @@ class Moment:
 
 def role_state(role: str, network: Network, layout: Layout) -> Parts:
     """What a role keeps between two iterations."""
-    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    count, stage, parts = network.trained(role), layout.stages[role], Parts()
     if stage == 3:
         parts[role, "weights"] = layout.part(count) + WORD * network.small
     else:
         parts[role, "weights"] = WORD * count
-    parts[role, "other"] = network.buffers
+    parts[role, "other"] = network.own_buffers(role)
     if role == TEACHER:
         if layout.teacher and not stage:
             parts[role, "weights"] = layout.teacher
@@ -137,7 +149,7 @@ def state(network: Network, layout: Layout) -> Parts:
 
 def pass_parts(role: str, network: Network, layout: Layout, activations: int) -> Parts:
     """What a forward and backward pass of a role's phase adds to the state."""
-    count, stage = network.parameters, layout.stages[role]
+    count, stage = network.trained(role), layout.stages[role]
     parts = Parts({(PASS, "activations"): activations})
     if stage <= 1:
         parts[role, "gradients"] = WORD * count
@@ -151,13 +163,13 @@ def pass_parts(role: str, network: Network, layout: Layout, activations: int) ->
     used = TRAINED if role == FAKE_SCORE else (TEACHER, *TRAINED)
     for other in used:
         if layout.stages[other] == 3 and layout.gpus > 1:
-            parts[other, "gathered"] = WORD * min(count, layout.live)
+            parts[other, "gathered"] = WORD * min(network.trained(other), layout.live)
     return parts
 
 
 def reduce_parts(role: str, network: Network, layout: Layout) -> Parts:
     """What adding up gradients over ranks adds, where it follows the last pass (stages 0 and 1)."""
-    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    count, stage, parts = network.trained(role), layout.stages[role], Parts()
     if stage <= 1:
         parts[role, "gradients"] = WORD * count + (layout.part(count) if stage else 0)
         flat = PASS_BUCKETS * layout.bucket if stage else min(count, FLAT)
@@ -167,7 +179,7 @@ def reduce_parts(role: str, network: Network, layout: Layout) -> Parts:
 
 def update_parts(role: str, network: Network, layout: Layout) -> Parts:
     """What Adam's step of a role adds."""
-    count, stage, parts = network.parameters, layout.stages[role], Parts()
+    count, stage, parts = network.trained(role), layout.stages[role], Parts()
     own = layout.part(count) if stage else WORD * count
     parts[role, "gradients"] = own if stage in (0, 3) else 2 * own
     if stage:
@@ -176,7 +188,8 @@ def update_parts(role: str, network: Network, layout: Layout) -> Parts:
 
 
 def start(network: Network, layout: Layout) -> Moment:
-    """The fullest time of the building: the generator, the fake score, and the teacher last.
+    """The fullest time of the building: the generator, the fake score, and the teacher last, but
+    for adapters, which come behind it.
 
     Each goes from host memory to the GPU parameter by parameter. At stage 3 it is in parts but for
     one parameter; at stages 1 and 2 DeepSpeed lays it side by side once more; a teacher is made
@@ -184,11 +197,12 @@ def start(network: Network, layout: Layout) -> Moment:
     """
     found, there = list[Parts](), Parts({(RESERVE, "other"): layout.reserve})
     there[TEACHER, "other"] = network.text
-    for role in (GENERATOR, FAKE_SCORE, TEACHER):
+    roles = sorted((GENERATOR, FAKE_SCORE, TEACHER), key=lambda role: role in network.adapters)
+    for role in roles:
         there = there + role_state(role, network, layout)
         stage, frozen = layout.stages[role], role == TEACHER
         more = {0: 2 * network.largest if frozen else 0, 3: network.largest}
-        words = more.get(stage, network.parameters)
+        words = more.get(stage, network.trained(role))
         found.append(there + Parts({(role, "weights"): WORD * words}))
     return Moment("start", max(found, key=lambda parts: sum(parts.values())))
 
@@ -215,8 +229,9 @@ def peak(network: Network, layout: Layout, activations: Mapping[str, int]) -> Mo
 
 def checkpoint_bytes(network: Network, stored: Mapping[str, int]) -> int:
     """A checkpoint's size: ``stored`` tensors a parameter of each role, and the average."""
-    tensors = sum(stored.values()) + 1
-    return WORD * network.parameters * tensors + network.buffers
+    of_roles = sum(tensors * network.trained(role) for role, tensors in stored.items())
+    average = WORD * network.trained(GENERATOR) + network.own_buffers(GENERATOR)
+    return WORD * of_roles + average
 
 
 def sent_bytes(network: Network, layout: Layout, passes: int) -> int:
@@ -228,9 +243,10 @@ def sent_bytes(network: Network, layout: Layout, passes: int) -> int:
     gather new weights. 3: gatherings for each forward and backward pass of each network, also where
     it is only evaluated, and for forced normalisation.
     """
-    times = 0
+    elements = 0
     for role, evaluated in ((FAKE_SCORE, 2), (GENERATOR, 1)):
         stage = layout.stages[role]
-        times += (2, 3, 2 * passes + 1, passes * (3 + evaluated) + 1)[stage]
-    times += 2 * passes if layout.stages[TEACHER] == 3 else 0
-    return times * WORD * network.parameters * (layout.gpus - 1) // layout.gpus
+        times = (2, 3, 2 * passes + 1, passes * (3 + evaluated) + 1)[stage]
+        elements += times * network.trained(role)
+    elements += 2 * passes * network.parameters if layout.stages[TEACHER] == 3 else 0
+    return WORD * elements * (layout.gpus - 1) // layout.gpus

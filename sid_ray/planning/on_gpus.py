@@ -25,6 +25,7 @@ from sid_ray.planning.fit import (
     stage_variants,
 )
 from sid_ray.planning.host_memory import first_rank_bytes
+from sid_ray.planning.lighter import lighter_runs
 from sid_ray.planning.machine import Machine
 from sid_ray.planning.profile import Profile
 from sid_ray.planning.sizes import Fields, Sizes, with_fields
@@ -193,7 +194,7 @@ class OnGpus:
         The larger of what they take as they start, and later.
         """
         _, workers = self.machine.smallest_host(gpus.gpus)
-        first = first_rank_bytes(self.planner.network, config.evaluation.every > 0)
+        first = first_rank_bytes(self.planner.sizes(config), config.evaluation.every > 0)
         later = workers * self.planner.host(config, gpus, micro_batch) + first
         return max(later, workers * self.planner.host_start(config, gpus, micro_batch))
 
@@ -235,6 +236,11 @@ class OnGpus:
         if named and free.settle(workers, offload=True):
             flags = ", ".join(f"--resources.{name.replace('_', '-')}" for name in named)
             ways.append(f"{flags} auto")
+        for flag, lighter in lighter_runs(self.config, self.planner.description.family):
+            other = dataclasses.replace(self, config=lighter, profile=None)
+            if other.settle(workers, offload=True):
+                ways.append(flag)
+                break
         most = min(self.config.group_plan(1).num_groups, MORE_GPUS * workers)
         more = range(workers + 1, most + 1)
         if count := next((n for n in more if self.settle(n, offload=False)), 0):

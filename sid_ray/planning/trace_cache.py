@@ -21,13 +21,20 @@ import torch
 import sid_ray
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.planning import trace_memory
+from sid_ray.planning.spec_networks import plain_base
 from sid_ray.planning.trace_memory import Traced
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.durable import replace_file
 from sid_ray.weights.folder import ModelDescription
 
-TRACED = ("teacher.dropout", "training.precision")  # beside the objective and its noise levels
-CODE = ("denoisers", "diffusion", "objectives", "planning/trace_memory.py", "types.py")
+TRACED = (
+    "teacher.dropout", "training.precision", "training.group_size", "adapter.rank",
+    "adapter.targets", "adapter.roles",
+)  # fmt: skip # beside the objective and its noise levels
+CODE = (
+    "denoisers", "diffusion", "objectives", "planning/spec_networks.py", "planning/trace_memory.py",
+    "types.py",
+)  # fmt: skip
 
 
 def kept_trace(
@@ -55,7 +62,8 @@ def trace_key(config: DistillConfig, description: ModelDescription, sizes: Seque
     chosen = config.chosen
     parts = [
         description.family, dict(description.network), fields, list(sizes),
-        chosen.activation_checkpointing, chosen.teacher_zero_stage, torch.__version__, code_key(),
+        plain_base(config), chosen.activation_checkpointing, chosen.teacher_zero_stage,
+        torch.__version__, code_key(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 

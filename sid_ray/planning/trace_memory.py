@@ -26,19 +26,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sid_ray.config.distill_config import DistillConfig, with_plain_resources
-from sid_ray.denoisers.convolution import freeze, weights_of, weights_ready
-from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.convolution import weights_of, weights_ready
 from sid_ray.denoisers.recompute import recompute_within, set_recompute
 from sid_ray.denoisers.registry import family_of
 from sid_ray.diffusion.augment import PLANNED
 from sid_ray.objectives.spec import objective_spec
-from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, Network
+from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
+from sid_ray.planning.spec_networks import spec_networks
 from sid_ray.training.assemble import network_of, objective_of
 from sid_ray.training.draws import Drawn
 from sid_ray.training.draws_ahead import AHEAD
 from sid_ray.types import Batch, Draw, DrawSpec, Networks, Scope
 from sid_ray.weights.folder import ModelDescription
-from sid_ray.weights.networks import layout
 
 LATE = Scope(images_seen=1 << 40)  # every warm-up is over: all terms of a loss count
 
@@ -114,25 +113,6 @@ class Traced:
         }
 
 
-def sizes_of(description: ModelDescription, persistent: int, text: int = 0) -> Network:
-    """Counts of a network that is never built. ``persistent`` is stage 3's threshold."""
-    module = layout(description, "the teacher")
-    counts = [parameter.numel() for parameter in module.parameters()]
-    buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
-    small = sum(count for count in counts if count <= persistent)
-    return Network(sum(counts), small, buffers, text, max(counts, default=0))
-
-
-def frozen_bytes(description: ModelDescription, precision: str) -> int:
-    """Bytes of the weights of a teacher made ready for a body of this precision; 0 for float32."""
-    if precision == "float32":
-        return 0
-    module = layout(description, "the teacher")
-    set_precision(module, precision)
-    freeze(module)
-    return sum(tensor.nbytes for tensor in weights_of(module))
-
-
 def trace(
     config: DistillConfig,
     description: ModelDescription,
@@ -145,10 +125,8 @@ def trace(
     description makes no network.
     """
     description = network_of(config, description)
-    nets = [spec_network(config, description, device) for _ in range(3)]
     chosen = with_plain_resources(config).chosen
-    if chosen.teacher_zero_stage != 3:  # parts of it are made ready as they are gathered
-        freeze(nets[0])
+    nets = spec_networks(config, description, device, chosen.teacher_zero_stage != 3)
     for net in nets:
         set_recompute(net, chosen.activation_checkpointing)
     phases = (FAKE_SCORE, GENERATOR)
@@ -165,18 +143,6 @@ def trace(
         )
     finally:
         recompute_within(nullcontext)
-
-
-def spec_network(
-    config: DistillConfig, description: ModelDescription, device: torch.device | str
-) -> nn.Module:
-    """A frozen network with no numbers, or with random ones."""
-    if str(device) == "meta":
-        net = layout(description, "the teacher")
-    else:
-        net = family_of(description.family).build(description.network).to(device)
-    set_precision(net, config.training.precision)
-    return net.requires_grad_(False)
 
 
 def phase_bytes(

@@ -1,9 +1,10 @@
 """What was published of a configuration, and what the published recipes have in common.
 
-The tables are in edm.py, edm2.py, stable_diffusion.py, sdxl.py and flow.py: rows hold what differs
-between configurations, one function a family turns them into recipes. The numbers are those of the
-authors' scripts and READMEs (mingyuanzhou/SiD, branches main and sida; mingyuanzhou/SiD-LSG;
-NVlabs/edm; NVlabs/edm2). Errors of the scripts are not repeated; docs/recipes.md lists them.
+The tables are in edm.py, edm2.py, stable_diffusion.py, sdxl.py, flow.py and lora.py: rows hold what
+differs between configurations, one function a family turns them into recipes. The numbers are
+those of the authors' scripts and READMEs (mingyuanzhou/SiD, branches main and sida;
+mingyuanzhou/SiD-LSG; NVlabs/edm; NVlabs/edm2). Errors of the scripts are not repeated;
+docs/recipes.md lists them.
 """
 
 from __future__ import annotations

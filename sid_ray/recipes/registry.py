@@ -20,6 +20,7 @@ from sid_ray.errors import UserError, nearest
 from sid_ray.recipes.edm import EDM
 from sid_ray.recipes.edm2 import EDM2
 from sid_ray.recipes.flow import FLOW
+from sid_ray.recipes.lora import LORA
 from sid_ray.recipes.published import Recipe
 from sid_ray.recipes.sdxl import UNPUBLISHED
 from sid_ray.recipes.stable_diffusion import STABLE_DIFFUSION
@@ -178,6 +179,7 @@ FAMILIES: dict[str, tuple[Recipe, ...]] = {
     "EDM2 (NVlabs/edm2)": EDM2,
     "Stable Diffusion": (*STABLE_DIFFUSION, *UNPUBLISHED),
     "Flow matching (SANA, SD3, FLUX)": FLOW,
+    "Adapters on one GPU (LoRA)": LORA,
 }
 RECIPES: dict[str, Recipe] = {
     entry.config.recipe: entry for family in FAMILIES.values() for entry in family

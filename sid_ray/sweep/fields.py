@@ -31,7 +31,7 @@ from sid_ray.sweep.space import KAPPAS, SCALE, STRATEGY, Choice, Domain, Range, 
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3}
 DOMAINS = (*RANGES, "choice", "grid")
-VARIED_SECTIONS = ("objective", "schedule", "training", "teacher", "guidance")
+VARIED_SECTIONS = ("objective", "schedule", "training", "teacher", "adapter", "guidance")
 
 # Why not, and what to do instead; the longest name that fits counts.
 NOT_VARIED = {

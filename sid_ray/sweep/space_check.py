@@ -84,6 +84,9 @@ def population(space: Space) -> Wrong:
             yield name, f"{name}: scheduler pbt varies every field in every trial"
         if name.startswith("teacher.") or name == "objective.name":
             yield name, f"{name}: pbt cannot change it while a trial runs"
+        if name.startswith("adapter."):
+            text = "a trial goes on from another's adapters, which have theirs"
+            yield name, f"{name}: pbt cannot change it while a trial runs: {text}"
 
 
 def guidance(space: Space, base: DistillConfig) -> Wrong:

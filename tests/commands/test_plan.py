@@ -18,7 +18,8 @@ from sid_ray.planning.fit import (
     stage_variants,
 )
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, Network
-from sid_ray.planning.trace_memory import Traced, sizes_of, trace
+from sid_ray.planning.spec_networks import sizes_of
+from sid_ray.planning.trace_memory import Traced, trace
 from sid_ray.recipes.known_networks import known_network, teacher_of
 from sid_ray.recipes.registry import RECIPES, recipe
 
@@ -92,7 +93,7 @@ def test_the_stage_that_sends_least_costs_least_where_passes_are_as_many(planner
 
 
 def test_settings_that_save_memory_are_counted(planner):
-    planner._network = Network(10**9)
+    planner._networks[None] = Network(10**9)
     machine = Gpus(2, 8 * GIB, 0)
     plain = planner.peak(saving(), machine)
     offloaded = planner.peak(saving(offload_optimizer=True), machine)

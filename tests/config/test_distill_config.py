@@ -54,6 +54,17 @@ def test_every_field_has_a_default_and_an_explanation():
         ({"teacher__dropout": 1.0}, "teacher.dropout is 1.0; it must be below 1"),
         ({"training__images": "many"}, "training.images is 'many'; it must be a whole number"),
         ({"teacher__dropout": float("nan")}, "teacher.dropout is nan; it must be a finite number"),
+        ({"adapter__rank": -1}, "adapter.rank is -1; it must be at least 0"),
+        (
+            {"adapter__rank": 8, "adapter__alpha": -1.0},
+            "adapter.alpha is -1.0; it must be at least",
+        ),
+        (
+            {"adapter__base": "4bit"},
+            "adapter.base is 4bit, but adapter.rank is 0.*--adapter.rank 64",
+        ),
+        ({"adapter__alpha": 2.0}, "adapter.alpha is 2.0, but adapter.rank is 0"),
+        ({"adapter__rank": 8, "adapter__targets": " ,"}, "adapter.targets is ' ,'; it must be end"),
     ],
 )
 def test_nonsense_is_refused_by_name(change, words):
@@ -89,6 +100,29 @@ def test_nonsense_is_refused_by_name(change, words):
 def test_json_that_is_no_config_names_the_field(text, words):
     with pytest.raises(UserError, match=words):
         DistillConfig.from_json(text)
+
+
+ADAPTERS = replace(DIGITS, adapter__rank=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"resources__zero_stage": 3},
+            "fake_score is an adapter .*--resources.fake_score-zero-stage",
+        ),
+        ({"resources__generator_zero_stage": 3}, "generator is an adapter .* ZeRO stage 3"),
+        ({"resources__teacher_zero_stage": 3}, "base of adapters .*teacher_zero_stage is 3"),
+    ],
+)
+def test_what_adapters_share_is_on_each_worker_whole(change, words):
+    replace(DIGITS, **change).check()
+    with pytest.raises(UserError, match=words):
+        replace(ADAPTERS, **change).check()
+    # The other network is whole, and may be shared out.
+    if "generator" in words:
+        replace(ADAPTERS, **change, adapter__roles="fake").check()
 
 
 def test_identity_is_what_is_computed_not_where():

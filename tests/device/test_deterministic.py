@@ -19,7 +19,8 @@ from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.machine import Machine, Node
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR
 from sid_ray.planning.profile import Profile
-from sid_ray.planning.trace_memory import spec_network, trace_phase, trained_alone
+from sid_ray.planning.spec_networks import spec_network
+from sid_ray.planning.trace_memory import trace_phase, trained_alone
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
 from tests.support import trajectories

@@ -51,7 +51,7 @@ FROZEN = 3 * GIB  # a whole teacher in half precision: EDM2-XXL's
 @pytest.fixture(autouse=True)
 def no_traces(monkeypatch):
     monkeypatch.setattr(fit, "kept_trace", recorded)
-    monkeypatch.setattr(fit, "frozen_size", lambda text, precision: FROZEN)
+    monkeypatch.setattr(fit, "teacher_size", lambda text, precision, base: FROZEN)
 
 
 def chosen(config: DistillConfig, machine: Machine, profile: Profile | None = None):

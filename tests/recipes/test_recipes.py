@@ -13,7 +13,7 @@ import pytest
 
 from sid_ray import cli
 from sid_ray.commands import distill
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, differences, replace
 from sid_ray.config.sections import ResourcesConfig
 from sid_ray.denoisers.stable_diffusion import SD15, SD21_BASE
 from sid_ray.errors import UserError
@@ -196,8 +196,9 @@ def test_no_published_recipe_is_missing_here():
     assert of_prefix(*EDM_NAMES) == EDM_RUNS.keys()
     sizes = {f"img512-{size}-{method}" for size in EDM2 for method in ("sid", "sida", "sid2a")}
     assert of_prefix("img512-") == sizes
-    assert of_prefix("sd15-", "sd21-") == {*LSG, "sd21-768-lsg-kappa2"}
-    assert of_prefix("sana-", "sd3", "flux-") == FLOW.keys()
+    assert of_prefix("sd15-lsg-", "sd21-") == {*LSG, "sd21-768-lsg-kappa2"}
+    flow = {name for name in of_prefix("sana-", "sd3", "flux-") if not name.endswith("-lora")}
+    assert flow == FLOW.keys()
 
 
 @pytest.mark.parametrize("name", EDM_RUNS)
@@ -429,6 +430,29 @@ def test_a_reader_that_stops_reading_gets_no_traceback():
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("sd15-lora", "sd15-lsg-kappa2"),
+        ("sdxl-4step-lora", "sdxl-4step-zero"),
+        ("sana-1600m-1024-lora", "sana-1600m-1024-dit"),
+        ("sd35-medium-lora", "sd35-medium-dit"),
+        ("flux-dev-512-lora", "flux-dev-512-dit"),
+    ],
+)
+def test_adapters_differ_in_what_is_said_of_them(name, whole):
+    """Rank, alpha and the fake score's rate are SwiftBrush's; guidance and noise the recipe's."""
+    found, of = recipe(name), recipe(whole)
+    assert (found.adapter.rank, found.adapter.alpha) == (64, 108)
+    assert (found.training.fake_score_lr, found.training.generator_lr) == (1e-3, 1e-4)
+    changed = {line.split(":")[0] for line in differences(of, found)}
+    assert changed <= {
+        "adapter.rank", "adapter.alpha", "training.batch_size", "training.group_size",
+        "training.fake_score_lr", "training.generator_lr", "training.precision",
+    }  # fmt: skip
+    assert found.check().teacher == of.teacher
 
 
 def test_the_page_shows_the_table_as_it_is():

@@ -46,6 +46,9 @@ WRONG = {
      "  objective.kappa1: {uniform: [1, 2]}"): "6: objective.kappa1: guidance.strategy sets it",
     ("emoji-lsg", "  guidance.strategy: {choice: [long, short]}\n"
      "  guidance.scale: {uniform: [1.5, 2]}"): "6: guidance short needs a scale below 1",
+    ("digits-sid", "  adapter.rank: {choice: [0, 8]}\n"
+     "  adapter.base: {choice: [auto, bfloat16]}"): "5: adapter.base is bfloat16, but adapter.rank "
+    "is 0",
     ("emoji-lsg", "  guidance.strategy: {choice: [long, zero]}"): "5: guidance long needs a scale",
 }  # fmt: skip
 
@@ -85,6 +88,8 @@ WRONG_POPULATIONS = {
     "  objective.alpha: {uniform: [1, 2], when: {objective.name: sid}}": "6: objective.alpha: "
     "scheduler pbt varies every field in every trial",
     SIDA: "6: objective.name: pbt cannot change it while a trial runs",
+    "  adapter.rank: {choice: [4, 16]}": "6: adapter.rank: pbt cannot change it while a trial "
+    "runs: a trial goes on from another's adapters",
 }
 
 

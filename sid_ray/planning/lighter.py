@@ -1,0 +1,25 @@
+"""Runs that need less memory than one that does not fit: other runs, for a person to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.denoisers.registry import family_of
+from sid_ray.planning.spec_networks import QUANTISED
+from sid_ray.training.assemble import base_precision
+
+RANK = 64  # SwiftBrush's, and that of the recipes with adapters
+
+
+def lighter_runs(config: DistillConfig, family: str) -> Iterator[tuple[str, DistillConfig]]:
+    """(flag, config) of each: adapters in place of whole networks, or over a smaller base."""
+    if not config.adapter.rank:
+        if family_of(family).adapter_targets:
+            yield f"--adapter.rank {RANK}", replace(config, adapter__rank=RANK)
+        return
+    held = base_precision(config)
+    bases = ("float32", "bfloat16", *QUANTISED)
+    smaller = bases[bases.index("bfloat16" if held == "float16" else held) + 1 :]
+    for base in smaller:
+        yield f"--adapter.base {base}", replace(config, adapter__base=base)
