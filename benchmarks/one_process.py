@@ -9,7 +9,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from sid_ray.actors.build import TRAINED
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.adapters import start_adapter, with_adapter
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.evaluation.judge import Judge, seed_blocks
@@ -20,6 +22,7 @@ from sid_ray.training.assemble import (
     find_start,
     objective_of,
     rules_of,
+    run_adapter,
     schedule_of,
 )
 from sid_ray.training.draws import draws_of
@@ -28,13 +31,23 @@ from sid_ray.weights.folder import load_model
 
 
 def plain_trainee(config: DistillConfig, teacher: nn.Module, family: str) -> Trainee:
-    """The three roles in plain torch, all with the frozen teacher's weights."""
+    """The three roles in plain torch, all with the frozen teacher's weights, float32."""
     rules = rules_of(config, family)
+
+    adapter = run_adapter(config, family)
+
+    def network(name: str) -> nn.Module:
+        if adapter is None or not config.adapter.of(name):
+            return copy.deepcopy(teacher)
+        tree = with_adapter(teacher, adapter)
+        start_adapter(tree, config.training.seed, TRAINED.index(name))
+        return tree
+
     fake_score, generator = (
-        TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
+        TorchRole(network(name), adam_of(config, name), rules[name])
         for name in ("fake_score", "generator")
     )
-    return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
+    return Trainee(teacher, fake_score, generator, network("generator"))
 
 
 class OneProcess:
