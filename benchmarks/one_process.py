@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from sid_ray.actors.build import TRAINED
+from sid_ray.checkpoint.snapshot import write_average
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.adapters import start_adapter, with_adapter
 from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.evaluation.judge import Judge, seed_blocks
@@ -18,8 +22,10 @@ from sid_ray.training.assemble import (
     adam_of,
     data_of,
     find_start,
+    generator_description,
     objective_of,
     rules_of,
+    run_adapter,
     schedule_of,
 )
 from sid_ray.training.draws import draws_of
@@ -28,13 +34,23 @@ from sid_ray.weights.folder import load_model
 
 
 def plain_trainee(config: DistillConfig, teacher: nn.Module, family: str) -> Trainee:
-    """The three roles in plain torch, all with the frozen teacher's weights."""
+    """The three roles in plain torch, all with the frozen teacher's weights, float32."""
     rules = rules_of(config, family)
+
+    adapter = run_adapter(config, family)
+
+    def network(name: str) -> nn.Module:
+        if adapter is None or not config.adapter.of(name):
+            return copy.deepcopy(teacher)
+        tree = with_adapter(teacher, adapter)
+        start_adapter(tree, config.training.seed, TRAINED.index(name))
+        return tree
+
     fake_score, generator = (
-        TorchRole(copy.deepcopy(teacher), adam_of(config, name), rules[name])
+        TorchRole(network(name), adam_of(config, name), rules[name])
         for name in ("fake_score", "generator")
     )
-    return Trainee(teacher, fake_score, generator, copy.deepcopy(teacher))
+    return Trainee(teacher, fake_score, generator, network("generator"))
 
 
 class OneProcess:
@@ -49,6 +65,7 @@ class OneProcess:
         torch.set_num_threads(1)
         training, start = config.training, find_start(config)
         teacher, description = load_model(start.teacher)
+        self.config, self.description = config, start.description
         data, schedule = data_of(config, description, start.components), schedule_of(config)
         steps = config.objective.num_steps
         self.judge = Judge(config.evaluation, data.source, num_steps=steps)
@@ -70,6 +87,11 @@ class OneProcess:
                 beta = ema_beta(seen, self.plan.batch_size, half_life, settings.ema_rampup)
                 trainee.generator.average_into(average, beta)
         return trainee.images_seen
+
+    def save(self, folder: Path) -> None:
+        """Writes the averaged generator as a run's checkpoint has it."""
+        description = generator_description(self.config, self.description)
+        write_average(folder, self.trainee.generator_ema.state_dict(), description)
 
     def score(self, half_life: float | None = None) -> float:
         """Frechet distance of the averaged generator, or of a further average."""

@@ -38,12 +38,12 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def state_of(run: Path) -> dict[str, torch.Tensor]:
+def state_of(run: Path, images: int = IMAGES) -> dict[str, torch.Tensor]:
     """Every kind of a run's final state as one vector, whoever wrote its parts."""
     folder, _ = newest_whole(run)
     assert folder is not None
     manifest, found = read_manifest(folder), {}
-    assert manifest.images_seen == IMAGES, manifest.images_seen
+    assert manifest.images_seen == images, manifest.images_seen
     for role, table in manifest.fragments.items():
         files = {name: safe_open(folder / name, "pt") for name in table}
         rows = sorted((p, start, file) for file, of in table.items() for p, start, _ in of)
@@ -55,8 +55,9 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def difference(run: Path, other: Path) -> float:
-    ours, theirs = state_of(run), state_of(other)
+def difference(run: Path, other: Path, images: int = IMAGES) -> float:
+    """The largest relative one of these vectors, at the end of runs of so many images."""
+    ours, theirs = state_of(run, images), state_of(other, images)
     assert ours.keys() == theirs.keys()
     return max(float((ours[k] - theirs[k]).norm() / theirs[k].norm()) for k in ours)
 

@@ -16,7 +16,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, untold
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
 from sid_ray.denoisers.adapters import Adapter, check_targets
-from sid_ray.denoisers.family import Family
+from sid_ray.denoisers.family import Family, leave_weight
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of, noise_of
@@ -60,15 +60,24 @@ def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Obje
 
 
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
-    """What happens around the updates of fake score and generator."""
+    """What happens around the updates of fake score and generator.
+
+    A family's rule on weights is for whole ones: of an adapter it would scale A and B.
+    """
     objective, training = config.objective, config.training
-    return update_rules(
+    rules = update_rules(
         objective_spec(objective.name).discriminator,
         family,
         objective.compat,
         training.normalize_weights,
         training.clip_value,
     )
+    return {
+        role: dataclasses.replace(rule, constrain=leave_weight, constrain_first=False)
+        if config.adapter.of(role)
+        else rule
+        for role, rule in rules.items()
+    }
 
 
 def adam_of(config: DistillConfig, role: str) -> AdamSettings:

@@ -17,7 +17,10 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from sid_ray.denoisers.adapter_names import UP
+from sid_ray.denoisers.adapters import Adapter, start_adapter, with_adapter
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
+from sid_ray.denoisers.family import leave_weight
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.recompute import set_recompute
 from sid_ray.denoisers.registry import family_of
@@ -82,8 +85,11 @@ class Case:
     objective: SiD
     rules: UpdateRules
     teacher_noise: float = 0.0  # relative, in the teacher's weights: else it starts as the others
+    base: nn.Module | None = None  # what ``network`` makes adapters over
 
     def teacher(self) -> nn.Module:
+        if self.base is not None:
+            return self.base
         network, random = self.network(), torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in network.parameters():
@@ -118,6 +124,23 @@ def changed(
         return built
 
     return replace(case, network=network, teacher_noise=teacher_noise)
+
+
+def adapted(case: Case, adapter: Adapter) -> Case:
+    """The same training with adapters over one base, whose B are not 0: so that A has gradients."""
+    base = case.network().requires_grad_(False)
+
+    def network() -> nn.Module:
+        tree = with_adapter(base, adapter)
+        start_adapter(tree, seed=0, role=0)
+        random = torch.Generator().manual_seed(0)
+        for name, value in tree.named_parameters():
+            if name.endswith(UP):
+                value.data.normal_(0, 0.1, generator=random)
+        return tree.requires_grad_(True)
+
+    rules = replace(case.rules, constrain=leave_weight)  # as in a run (assemble.rules_of)
+    return replace(case, network=network, base=base, rules=rules)
 
 
 def plan_of(world_size: int, micro_batch: int = MICRO_BATCH) -> GroupPlan:

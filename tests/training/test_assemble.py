@@ -243,6 +243,18 @@ def test_our_rules_are_the_same_for_all_objectives():
         assert {rule.constrain for rule in without.values()} == {leave_weight}
 
 
+@pytest.mark.parametrize("compat", ["none", "official"])
+@pytest.mark.parametrize("roles", ["both", "fake", "generator"])
+def test_whole_networks_alone_are_normalised(roles, compat):
+    """Of an adapter, A and B would lose their sizes, and so the change its own."""
+    config = config_of(EDM2, adapter__rank=4, adapter__roles=roles, objective__compat=compat)
+    for role, rule in rules_of(config, "edm2").items():
+        is_adapter = roles in ("both", role.removesuffix("_score"))
+        assert rule.constrain == (leave_weight if is_adapter else forced_normalize)
+        assert rule.constrain_first == (compat == "official" and not is_adapter)
+        assert rule.replace_nonfinite == (compat == "official")
+
+
 @pytest.mark.parametrize(
     ("objective", "flag", "fake_score", "generator"),
     [
