@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 from unittest import mock
 
@@ -14,9 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 
 from sid_ray.distributed import deepspeed_private
 from tests.support.fake_cuda.watch import Watch
+
+# Where torch says that a GPU is there, this looks for functions that a build for CPUs lacks, once,
+# as it is loaded: PEFT, and so diffusers, load it where it is installed.
+with suppress(ImportError):
+    import bitsandbytes  # noqa: F401
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 MEMORY = 80 * 2**30
@@ -149,13 +156,18 @@ def fused_attention(
 
 
 def fake_like(tensor: Tensor, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-    """A fake tensor of the same shape and order in memory, a parameter if it is one."""
+    """A fake tensor of the same shape and order in memory, a parameter if it is one.
+
+    Made without a look of the modes, of which each would take a tenth of a millisecond: a network
+    has hundreds.
+    """
     dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    fake = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=dtype, device=device or tensor.device
-    )
+    with no_dispatch():
+        shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+    fake = FakeTensor(fake_mode(), shape, torch.device(device or tensor.device))
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        parameter: Any = fake.requires_grad_(tensor.requires_grad)
+        parameter._is_param = True  # all that nn.Parameter makes of a tensor of another type
     return fake
 
 
@@ -256,6 +268,7 @@ def rehearsal() -> Iterator[Watch]:
         mock.patch.object(nn.Module, "to", module_to),
         mock.patch.object(deepspeed_private, "from_rank_zero", from_rank_zero),
         mock.patch.object(nn.Module, "__deepcopy__", deep_copied, create=True),
+        mock.patch.object(gc, "collect", lambda generation=2: 0),  # DeepSpeed's: seconds in all
         # Values of tensors on the host are lifted as they are there, and then copied: so a constant
         # that is made on the device is seen as the copy that it is.
         mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda mode: True)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.support.fake_cuda.operators import cpu_only, one_type, operands
 
@@ -64,6 +63,11 @@ class Watch(TorchDispatchMode):
     Entered after the mode of fake tensors, so that it sees each operation first. Values that are
     read are made up: see ``answer``.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and torch's guard would take as long as this class."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func._schema.name.split("::")[1]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tensors_in(kwargs.values(), tensors_in(args, []))
         on_device = any(tensor.device.type == "cuda" for tensor in inputs)
         if name in READS:
             if on_device:
@@ -121,7 +125,7 @@ class Watch(TorchDispatchMode):
             self.faults[f"{name} has no kernel for CUDA {place()}"] += 1
         pinned = kwargs.pop("pin_memory", False)
         out = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        outputs = tensors_in((out,), [])
         if pinned:
             outputs = [self.pin(tensor) for tensor in outputs]
         if name == "_foreach_copy_":
@@ -170,6 +174,16 @@ class Watch(TorchDispatchMode):
         here.operations[name] += count
         if any(tensor.dtype == torch.float64 for tensor in (*inputs, *outputs)):
             here.wide += count
+
+
+def tensors_in(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
+    """``found`` with the tensors among an operation's arguments or results, lists of them too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            tensors_in(value, found)
+    return found
 
 
 # Functions that ask whether something went wrong. It did not: else the rest would be left out.
