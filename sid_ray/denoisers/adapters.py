@@ -128,7 +128,7 @@ def add_peft(tree: nn.Module, names: list[str], adapter: Adapter) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=names)  # type: ignore[arg-type]
+    config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=names)
     with torch.random.fork_rng(devices=[]):  # it draws A, which start_adapter draws again
         inject_adapter_in_model(config, tree)
     for layer in tree.modules():
