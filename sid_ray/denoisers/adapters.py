@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -36,6 +37,7 @@ from sid_ray.diffusion.rng import ADAPTER, generator_for
 from sid_ray.errors import UserError
 
 BASE_LAYER = ".base_layer."
+MAX_RANK, MAX_TARGETS = 1 << 16, 1 << 10  # more of them no network has
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ class Adapter:
         try:
             rank, alpha = int(values["rank"]), float(values["alpha"])
             targets = tuple(str(target) for target in values["targets"])
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise UserError(f"what is said of an adapter is not whole: {values!r:.80}") from None
-        if rank < 1 or not targets:
-            raise UserError(f"an adapter of rank {rank} on {len(targets)} layers is none")
+        if not 0 < rank <= MAX_RANK or not 0 < len(targets) <= MAX_TARGETS:
+            raise UserError(f"an adapter of rank {rank} on {len(targets)} kinds of layers is none")
+        if not math.isfinite(alpha):
+            raise UserError(f"alpha of an adapter is {alpha}: a finite number is expected")
         return cls(rank, alpha, targets)
 
 

@@ -18,6 +18,7 @@ from sid_ray.storage.places import check_folder, in_words
 from sid_ray.tensor_files.archives import PickledFile, is_pickled, read_pickled
 from sid_ray.tensor_files.inert import MIB, Uses, printable
 from sid_ray.weights.address import source_label
+from sid_ray.weights.base import BASE
 from sid_ray.weights.derived import unshared
 from sid_ray.weights.description import (
     DESCRIPTION,
@@ -81,9 +82,17 @@ def weights_report(weights: LoadedWeights) -> Iterator[str]:
         described = weights.described()
         family, arguments = described.family, described.network
     except UserError as error:
-        family, arguments = f"unknown: {error}", weights.arguments
+        described, family, arguments = None, f"unknown: {error}", weights.arguments
     yield f"class       {weights.class_name or 'not recorded'}"
     yield f"family      {family}"
+    if described is not None and described.adapter is not None:
+        own = described.adapter
+        base = described.notes.get("teacher", "an unknown network")
+        yield (
+            f"adapter     rank {own.get('rank')}, alpha {own.get('alpha')}, over {base}; sha256 of "
+            f"its numbers {described.notes.get(BASE, 'not recorded')}"
+        )
+        yield f"targets     {', '.join(map(str, own.get('targets', ())))}"[:400]
     numbers = {name: tensor.numel() for name, tensor in weights.tensors.items()}
     buffers = sum(count for name, count in numbers.items() if name in weights.buffers)
     yield (
