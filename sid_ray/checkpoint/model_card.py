@@ -11,6 +11,7 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.metrics.names import bare, is_score, larger_is_better, scores_in_order, space_of
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
+from sid_ray.weights.base import BASE
 from sid_ray.weights.description import WEIGHTS, ModelDescription
 
 
@@ -20,6 +21,7 @@ def model_card(
     images_seen: int,
     scores: Mapping[str, float],
     sha256: str,
+    size: int = 0,
 ) -> str:
     """The card as Markdown, with front matter.
 
@@ -27,19 +29,19 @@ def model_card(
         description: of the generator, what its model.json holds.
         images_seen: by the training of these weights.
         scores: of these weights by name, empty where none were taken.
-        sha256: of model.safetensors.
+        sha256, size: of model.safetensors; 0 bytes are not told.
     """
     family = family_of(description.family)
     parts = [
-        front_matter(config, family),
+        front_matter(config, family, description),
         f"# {config.run_name}",
         what_it_is(config, family, description),
-        "## How it was made\n\n" + bullets(making(config, images_seen)),
-        "## How to use it\n\n" + usage_text(config, family),
+        "## How it was made\n\n" + bullets(making(config, description, images_seen)),
+        "## How to use it\n\n" + usage_text(config, family, description),
         "## How good it is\n\n" + quality(config, scores),
         "## Licence and file\n\n"
         "The teacher's licence applies to the weights. "
-        f"SHA-256 of `{WEIGHTS}`:\n\n```\n{sha256}\n```",
+        f"SHA-256 of `{WEIGHTS}`{f', {size:,} bytes' if size else ''}:\n\n```\n{sha256}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -65,14 +67,15 @@ def plain_label(source: str) -> str:
     return PurePosixPath(label).name if parse_source(source).kind == "path" else label
 
 
-def front_matter(config: DistillConfig, family: Family) -> str:
+def front_matter(config: DistillConfig, family: Family, description: ModelDescription) -> str:
     task = "text-to-image" if family.reads_text else "unconditional-image-generation"
-    lines = ["library_name: sid_ray", f"pipeline_tag: {task}", "tags:"]
+    is_lora = description.adapter is not None and bool(family.folder)  # diffusers reads it
+    library = "diffusers" if is_lora else "sid_ray"
+    lines = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:"]
+    lines += ["- lora"] if is_lora else []
     lines += [f"- {tag}" for tag in ("diffusion-distillation", "few-step", config.objective.name)]
-    teacher = parse_source(config.teacher.source)
-    if teacher.kind == "hf":
-        owner, _, rest = teacher.location.removeprefix("hf://").partition("/")
-        lines.append(f"base_model: {owner}/{rest.split('/')[0].split('@')[0]}")
+    if parse_source(config.teacher.source).kind == "hf":
+        lines.append(f"base_model: {hub_name(config)}")
     return "\n".join(["---", *lines, "---"])
 
 
@@ -81,13 +84,17 @@ def what_it_is(config: DistillConfig, family: Family, description: ModelDescript
     count = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
     _, height, width = family.shape(description.network)
     what = "latents" if family.makes_latents(description.network) else "an image"
+    adapter = description.adapter
+    kind = "A generator"
+    if adapter is not None:
+        kind = f"A low-rank adapter (LoRA) of rank {adapter['rank']} that makes of its teacher a generator"
     return (
-        f"A generator of family `{family.name}`: it makes {what} of {height}x{width} from noise "
+        f"{kind} of family `{family.name}`: it makes {what} of {height}x{width} from noise "
         f"with {count}. Distilled by sid_ray from the diffusion model `{teacher_label(config)}`."
     )
 
 
-def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
+def making(config: DistillConfig, description: ModelDescription, images_seen: int) -> dict[str, str]:
     """What decides the weights, by its name."""
     objective, data = config.objective, config.data
     source = source_label(data.source)
@@ -101,6 +108,10 @@ def making(config: DistillConfig, images_seen: int) -> dict[str, str]:
         "alpha": f"{objective.alpha:g}",
         **spec.settings(objective),
     }
+    if (adapter := description.adapter) is not None:
+        settings["adapter"] = f"rank {adapter['rank']}, alpha {adapter['alpha']:g}"
+        if base := description.notes.get(BASE):
+            settings["adapter"] += f", over numbers of SHA-256 {base}"
     if config.training.ema_half_life:
         settings["weights"] = f"averaged, half-life {config.training.ema_half_life:,} images"
     return settings | {"seed": str(config.training.seed)}
@@ -110,7 +121,7 @@ def bullets(values: Mapping[str, str]) -> str:
     return "\n".join(f"* {name}: {value}" for name, value in values.items())
 
 
-def usage_text(config: DistillConfig, family: Family) -> str:
+def usage_text(config: DistillConfig, family: Family, description: ModelDescription) -> str:
     prompt = ' --prompt "..."' if family.reads_text else ""
     needed = {"--text-encoder": config.teacher.text_encoder, "--vae": config.teacher.vae}
     named = "".join(
@@ -123,7 +134,47 @@ def usage_text(config: DistillConfig, family: Family) -> str:
         f"```\nsid-ray generate FOLDER --seeds 0-63{prompt} --out samples\n```\n\n"
         f"FOLDER holds this file, `{WEIGHTS}` and `model.json`. A seed makes the same image on "
         f"every machine of the same kind.{named}"
+    ) + adapter_usage(config, family, description)
+
+
+def adapter_usage(config: DistillConfig, family: Family, description: ModelDescription) -> str:
+    """What an adapter needs beside its file, and how diffusers makes its image; empty for a whole
+    network.
+    """
+    if description.adapter is None:
+        return ""
+    base = f"`{teacher_label(config)}`{lora_label(config)}"
+    found = f"It is laid over {base}: `--base` names another place of that, or a fine-tune of it."
+    scheduler = ""
+    if family.folder and config.objective.num_steps == 1:
+        scheduler = family.noise.stock_scheduler(description.one_step or {})
+    if not scheduler:
+        return f"\n\n{found}"
+    merged = ", after `sid-ray weights fuse` with that LoRA" if lora_label(config) else ""
+    factor = family.latents.usual_factor if family.makes_latents(description.network) else 1
+    pixels = factor * family.shape(description.network)[1]
+    ratio = float(description.adapter["alpha"]) / int(description.adapter["rank"])
+    other = "" if ratio == 1 else f" Tools that do not read alpha need a strength of {ratio:g}."
+    return (
+        f"\n\n{found} Or with diffusers{merged}:\n\n```python\nimport torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"{scheduler}"
+        f'pipe = DiffusionPipeline.from_pretrained("{hub_name(config)}", scheduler=scheduler)\n'
+        f'pipe.load_lora_weights("FOLDER", weight_name="{WEIGHTS}")\n'
+        "image = pipe(\n"
+        f'    "a prompt", num_inference_steps=1, guidance_scale=1, height={pixels}, width={pixels}\n'
+        ").images[0]\n```\n\n"
+        f"`pipe.fuse_lora()` merges it for good.{other}"
     )
+
+
+def hub_name(config: DistillConfig) -> str:
+    """The teacher as diffusers names it: OWNER/REPO on the hub."""
+    teacher = parse_source(config.teacher.source)
+    if teacher.kind != "hf":
+        return teacher_label(config)
+    owner, _, rest = teacher.location.removeprefix("hf://").partition("/")
+    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
 
 
 def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:

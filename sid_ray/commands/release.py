@@ -45,7 +45,8 @@ def release(
     for name in (WEIGHTS, DESCRIPTION):
         link_or_copy(source / name, folder / name)
     sha256 = file_sha256(folder / WEIGHTS)
-    card = model_card(config, read_description(folder), images_seen, scores, sha256)
+    size = (folder / WEIGHTS).stat().st_size
+    card = model_card(config, read_description(folder), images_seen, scores, sha256, size)
     (folder / CARD).write_text(card)
     what = f"{config.recipe}, {images_seen:,} images"
     return Model(folder, config.output.register_model, images_seen, what, scores)

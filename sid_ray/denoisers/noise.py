@@ -66,6 +66,12 @@ class Noise(ABC):
     def of_generator(self, one_step: Mapping[str, Any]) -> Schedule:
         """The noise levels of a generator, the inverse of one_step. Raises KeyError, TypeError."""
 
+    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
+        """Python that makes ``scheduler``, diffusers' own for a generator's one step; empty where
+        there is none that gives its image.
+        """
+        return ""
+
     @abstractmethod
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
         """The teacher's own sampler in so many steps; a ``guidance`` of 1 is none.
@@ -144,6 +150,23 @@ class VPNoise(Noise):
         values = dict(one_step)
         return DiscreteVPSchedule(init_timestep=values.pop("timestep"), **values)
 
+    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
+        """Its levels end at the generator's timestep, so that one step begins there."""
+        own = self.of_generator(one_step)
+        if own.rescale_zero_snr:
+            return ""
+        power = 0.5 if own.beta_schedule == "scaled_linear" else 1
+        ends = f"{own.beta_start}**{power}, {own.beta_end}**{power}"
+        count = own.init_timestep + 1
+        return (
+            "from diffusers import EulerDiscreteScheduler\n"
+            f"betas = torch.linspace({ends}, {own.num_train_timesteps}) ** {1 / power:g}\n"
+            "scheduler = EulerDiscreteScheduler(\n"
+            f"    num_train_timesteps={count}, trained_betas=betas[:{count}].tolist(),\n"
+            f'    prediction_type="{own.prediction_type}", timestep_spacing="trailing",\n'
+            ")\n"
+        )
+
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
         schedule, count = self.schedule(chosen), steps * (1 if guidance == 1 else 2)
         settings = {"sampler": "ddim", "evaluations": count, "steps": steps, "guidance": guidance}
@@ -199,6 +222,9 @@ def said_betas(chosen: ScheduleConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "rescale_zero_snr" or value}
 
 
+FIRST_TIME = 999  # of diffusers' schedulers: time 1
+
+
 class FlowNoise(Noise):
     """A time between image and noise: flow matching. Sampled with Euler's method, guided by the
     empty prompt.
@@ -230,6 +256,16 @@ class FlowNoise(Noise):
         values = dict(one_step)
         init_time = values.pop("init_time")
         return FlowSchedule(init_time=init_time, **values)
+
+    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
+        """Its first time is 1; another one is no scheduler's."""
+        own = self.of_generator(one_step)
+        if own.init_time != FIRST_TIME:
+            return ""
+        return (
+            "from diffusers import FlowMatchEulerDiscreteScheduler\n"
+            "scheduler = FlowMatchEulerDiscreteScheduler(shift=1)\n"
+        )
 
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
         schedule, count = self.schedule(chosen), self.evaluations(steps, guidance)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ pytest.importorskip("peft")
 import diffusers
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sid_ray.checkpoint.model_card import model_card
 from sid_ray.checkpoint.snapshot import write_average
 from sid_ray.commands.generate import OneStepNetwork
+from sid_ray.config.distill_config import replace
 from sid_ray.denoisers import flow_prompts
 from sid_ray.denoisers.flux import packed, unpacked
 from sid_ray.denoisers.sdxl import prompt_layout
 from sid_ray.diffusion.schedules import DiscreteVPSchedule
 from sid_ray.evaluation.samplers import Inputs, seeded_latents
+from sid_ray.recipes.registry import recipe
 from sid_ray.weights.description import PEFT_METADATA, read_description
 from tests.denoisers.tiny_flow import write_flow_pipeline
 from tests.denoisers.tiny_pipeline import write_pipeline, write_xl_pipeline
@@ -40,6 +44,16 @@ CLASSES: dict[str, Any] = {
     "sana": (diffusers.SanaPipeline, diffusers.SanaTransformer2DModel),
     "sd3": (diffusers.StableDiffusion3Pipeline, diffusers.SD3Transformer2DModel),
     "flux": (diffusers.FluxPipeline, diffusers.FluxTransformer2DModel),
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
 }
 UNETS = ("stable-diffusion", "sdxl")
 
@@ -195,3 +209,29 @@ def test_files_of_checkpoints_say_the_same(tmp_path):
         with safe_open(tmp_path / folder / "model.safetensors", framework="pt") as file:
             found.append((file.metadata(), sorted(file.keys())))
     assert found[0] == found[1]
+
+
+@torch.no_grad()
+def test_the_lines_of_the_model_card_run(tmp_path):
+    """With the base and the folder put in their place, by a pipeline of the folder's own parts."""
+    base, adapter = tmp_path / "base", tmp_path / "model"
+    write_pipeline(base)
+    (base / "model_index.json").write_text(json.dumps(INDEX))
+    write_adapter(adapter, base)
+    config = replace(recipe("sd15-lsg-kappa3"), teacher__source=str(base))
+    card = model_card(config, read_description(adapter), 64, {}, "abc", 1234)
+    assert "library_name: diffusers" in card and "- lora" in card and "1,234 bytes" in card
+    assert f"rank {RANK}, alpha {ALPHA}" in card and "strength of 2.5" in card
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    lines = lines.replace('("base"', f'("{base}"').replace("FOLDER", str(adapter))
+    lines = lines.replace("height=128, width=128", "height=32, width=32")  # its VAE halves sides
+    made: dict[str, Any] = {}
+    exec(lines, made)
+    net = OneStepNetwork(adapter, 2)
+    latents = seeded_latents(SEEDS, net.shape)
+    ours = net.sampler[0](Inputs(latents, net.conditions(None, [PROMPT])(SEEDS)))
+    told: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 1}
+    told |= {"output_type": "latent", "latents": latents, "height": 32, "width": 32}
+    theirs = made["pipe"](2 * [PROMPT], **told).images
+    assert made["image"].size == (32, 32)
+    assert (theirs - ours).abs().max() < 1e-5 * ours.abs().max()
