@@ -87,14 +87,17 @@ def what_it_is(config: DistillConfig, family: Family, description: ModelDescript
     adapter = description.adapter
     kind = "A generator"
     if adapter is not None:
-        kind = f"A low-rank adapter (LoRA) of rank {adapter['rank']} that makes of its teacher a generator"
+        rank = adapter["rank"]
+        kind = f"A low-rank adapter (LoRA) of rank {rank} that makes of its teacher a generator"
     return (
         f"{kind} of family `{family.name}`: it makes {what} of {height}x{width} from noise "
         f"with {count}. Distilled by sid_ray from the diffusion model `{teacher_label(config)}`."
     )
 
 
-def making(config: DistillConfig, description: ModelDescription, images_seen: int) -> dict[str, str]:
+def making(
+    config: DistillConfig, description: ModelDescription, images_seen: int
+) -> dict[str, str]:
     """What decides the weights, by its name."""
     objective, data = config.objective, config.data
     source = source_label(data.source)
@@ -161,9 +164,9 @@ def adapter_usage(config: DistillConfig, family: Family, description: ModelDescr
         f"{scheduler}"
         f'pipe = DiffusionPipeline.from_pretrained("{hub_name(config)}", scheduler=scheduler)\n'
         f'pipe.load_lora_weights("FOLDER", weight_name="{WEIGHTS}")\n'
-        "image = pipe(\n"
-        f'    "a prompt", num_inference_steps=1, guidance_scale=1, height={pixels}, width={pixels}\n'
-        ").images[0]\n```\n\n"
+        f"size = {{'height': {pixels}, 'width': {pixels}}}\n"
+        'image = pipe("a prompt", num_inference_steps=1, guidance_scale=1, **size).images[0]\n'
+        "\n```\n\n"
         f"`pipe.fuse_lora()` merges it for good.{other}"
     )
 

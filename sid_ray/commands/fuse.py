@@ -1,7 +1,7 @@
 """``sid-ray weights fuse``: an adapter, or any LoRA, in the weights of a network.
 
-    DST/model.json, model.safetensors                       of a base that is a network alone
-    DST/model.json, unet/, vae/, text_encoder/, ...         of a diffusers folder: all of its parts
+DST/model.json, model.safetensors                       of a base that is a network alone
+DST/model.json, unet/, vae/, text_encoder/, ...         of a diffusers folder: all of its parts
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def fuse(options: FuseOptions) -> int:
 
 
 def find_adapter(source: str, scale: float) -> Lora:
-    """The file of an adapter: of a run or a checkpoint its averaged generator's. Raises UserError."""
+    """The file of an adapter: of a run or a checkpoint its averaged generator's.
+
+    Raises UserError.
+    """
     folder = expanded(source) if is_path(source) else None
     if folder is None:
         is_lora = not scheme_of(source).is_store or source.endswith(FILE_SUFFIXES)

@@ -11,14 +11,14 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class FuseOptions:
-    """Merges an adapter, or any LoRA, into the weights of a network: W + scale * alpha / rank * B A.
+    """Merges an adapter, or any LoRA, into a network's weights: W + scale * alpha / rank * B A.
 
     The result needs neither the adapter nor PEFT. A generator's adapter makes a generator.
     """
 
     base: Annotated[str, Positional, arg(metavar="BASE")]
-    """The network: a path, builtin:NAME, https://, s3:// or hf://owner/repo/path[@revision]. The one
-    that the adapter was distilled from, or another of the same architecture, like a fine-tune."""
+    """The network: a path, builtin:NAME, https://, s3:// or hf://owner/repo/path[@revision]. The
+    one that the adapter was distilled from, or another of the same architecture, as a fine-tune."""
     adapter: Annotated[str, Positional, arg(metavar="ADAPTER")]
     """A run, a checkpoint, RUN/best, RUN/model, or the file or folder of a LoRA, as --teacher.lora
     takes it."""

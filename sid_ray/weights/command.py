@@ -171,7 +171,7 @@ def check_destination(path: Path) -> None:
 def put_network(
     path: Path, tensors: Mapping[str, Tensor], description: ModelDescription, force: bool
 ) -> None:
-    """Writes PATH.safetensors, or a network folder where the path has no suffix. Raises UserError."""
+    """Writes PATH.safetensors, or a network folder where there is no suffix. Raises UserError."""
     if path.suffix:
         with told(path):
             _write_file(path, tensors, description, force)

@@ -127,7 +127,7 @@ def at_size_of(one: ModelDescription, other: ModelDescription) -> ModelDescripti
     return one if network is None else replace(one, network=network)
 
 
-# A run that starts from another one's generator ----------------------------------------------------
+# A run that starts from another one's generator ---------------------------------------------------
 
 
 def check_start(
@@ -169,8 +169,8 @@ def shown(value: Any) -> str:
 def start_tensors(
     start: Path, like: ModelDescription, teacher: Path, adapter: bool
 ) -> dict[str, Tensor]:
-    """A generator's tensors, float32: its A and B where an ``adapter`` begins with them, else all of
-    the network, with its adapter added to its base where it is one.
+    """A generator's tensors, float32: its A and B where an ``adapter`` begins with them, else all
+    of the network, with its adapter added to its base where it is one.
 
     The base is the ``teacher`` where that has the same numbers. Raises UserError.
     """

@@ -20,11 +20,12 @@ from sid_ray.denoisers import flow_prompts
 from sid_ray.denoisers.adapters import merged_weights
 from sid_ray.evaluation.samplers import Inputs, seeded_latents
 from sid_ray.types import Condition
-from sid_ray.weights.description import read_description
+from sid_ray.weights.description import ModelDescription, read_description, save_model
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.sources import resolve_source
 from tests.denoisers.tiny_flow import write_flow_pipeline
 from tests.denoisers.tiny_pipeline import write_pipeline
+from tests.support.networks import TINY_EDM2, tiny_edm2
 from tests.weights.adapters import write_adapter
 
 SEEDS = (3, 4)
@@ -69,12 +70,14 @@ def images(source: Path, prompt: str = "a red cat") -> torch.Tensor:
     return net.sampler[0](Inputs(seeded_latents(SEEDS, net.shape), cond))
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "sana", "edm"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "sana", "edm", "edm2"])
 def test_a_fused_generator_makes_the_adapters_images(name, tmp_path):
-    """To rounding: the sum is rounded once, where the adapter's own product is added in each pass."""
+    """To rounding: the sum is rounded once, the adapter's product is added in each pass."""
     base = tmp_path / "base"
     if name == "edm":
         base = resolve_source("builtin:digits-teacher")
+    elif name == "edm2":  # whose layers normalise the sum
+        save_model(base, tiny_edm2().state_dict(), ModelDescription("edm2", TINY_EDM2.to_json()))
     elif name == "sana":
         write_flow_pipeline(base, name)
     else:
@@ -98,7 +101,9 @@ def test_a_diffusers_folder_stays_one(base, tmp_path):
     write_adapter(tmp_path / "model", base)
     fuse(base, tmp_path / "model", tmp_path / "fused", "--dtype", "float16")
     files = {p.relative_to(base) for p in base.rglob("*") if p.is_file()}
-    made = {p.relative_to(tmp_path / "fused") for p in (tmp_path / "fused").rglob("*") if p.is_file()}
+    made = {
+        p.relative_to(tmp_path / "fused") for p in (tmp_path / "fused").rglob("*") if p.is_file()
+    }
     assert made == files | {Path("model.json")}
     same = [f for f in files if (base / f).read_bytes() == (tmp_path / "fused" / f).read_bytes()]
     assert {f for f in files if f not in same} <= {WEIGHTS, Path("unet/config.json")}
@@ -140,9 +145,7 @@ def test_scale_0_is_the_base_and_2_twice_the_change(base, tmp_path):
 def test_what_does_not_fit_is_refused(base, tmp_path, capsys):
     model, new = tmp_path / "run" / "model", tmp_path / "new"
     write_adapter(model, base)
-    assert "is a LoRA of another network" in refused(
-        capsys, "builtin:digits-teacher", model, new
-    )
+    assert "is a LoRA of another network" in refused(capsys, "builtin:digits-teacher", model, new)
     assert "holds an adapter alone" in refused(capsys, model, model, new)
     assert "does not exist" in refused(capsys, base, tmp_path / "nowhere", new)
     write_pipeline(tmp_path / "wide", block_out_channels=(8, 24))
@@ -161,7 +164,10 @@ def test_what_does_not_fit_is_refused(base, tmp_path, capsys):
 
 def test_a_change_of_a_text_encoder_needs_a_folder(base, tmp_path, capsys):
     name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    halves = {f"{name}.lora_A.weight": torch.ones(1, 24), f"{name}.lora_B.weight": torch.ones(24, 1)}
+    halves = {
+        f"{name}.lora_A.weight": torch.ones(1, 24),
+        f"{name}.lora_B.weight": torch.ones(24, 1),
+    }
     save_file(halves, tmp_path / "style.safetensors")
     line = refused(capsys, base, tmp_path / "style.safetensors", tmp_path / "n.safetensors")
     assert "changes text_encoder, too: DST must be a folder" in line

@@ -33,7 +33,7 @@ def write_adapter(
     base: Path,
     rank: int = RANK,
     alpha: float = ALPHA,
-    notes: Mapping[str, Any] = {},  # noqa: B006 - nobody changes it
+    notes: Mapping[str, Any] = {},
     seed: int = 5,
 ) -> nn.Module:
     """The folder of a generator's adapter over a teacher, as runs leave it; its network."""

@@ -107,7 +107,7 @@ def pipeline_of(name: str, base: Path, **parts: Any) -> Any:
         if n.startswith(("text_enc", "token", "safety", "feature", "image_enc"))
     ]
     parts = dict.fromkeys(left_out) | parts
-    vae = (diffusers.AutoencoderDC if name == "sana" else diffusers.AutoencoderKL)
+    vae = diffusers.AutoencoderDC if name == "sana" else diffusers.AutoencoderKL
     made = pipeline(
         **parts,
         **{part: network.from_pretrained(base / part)},
@@ -224,7 +224,7 @@ def test_the_lines_of_the_model_card_run(tmp_path):
     assert f"rank {RANK}, alpha {ALPHA}" in card and "strength of 2.5" in card
     (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines = lines.replace('("base"', f'("{base}"').replace("FOLDER", str(adapter))
-    lines = lines.replace("height=128, width=128", "height=32, width=32")  # its VAE halves sides
+    lines = lines.replace("128", "32")  # its VAE halves sides
     made: dict[str, Any] = {}
     exec(lines, made)
     net = OneStepNetwork(adapter, 2)

@@ -143,7 +143,9 @@ def test_a_relative_teacher_is_looked_for_from_here(base, tmp_path, capsys, monk
 def test_a_teacher_in_one_file_predicts_what_the_adapter_was_made_for(tmp_path):
     """A file of version 2 does not say it: the run was told."""
     unet = ldm.make_unet(ldm.SD2)
-    tensors = ldm.with_upsamplers(ldm.ldm_unet(unet)) | ldm.ldm_open_clip(ldm.make_text(1024, "gelu"))
+    tensors = ldm.with_upsamplers(ldm.ldm_unet(unet)) | ldm.ldm_open_clip(
+        ldm.make_text(1024, "gelu")
+    )
     save_file({name: value.clone() for name, value in tensors.items()}, tmp_path / "v2.safetensors")
     made = tmp_path / "model"
     notes = {"teacher": str(tmp_path / "v2.safetensors")}
