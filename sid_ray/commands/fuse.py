@@ -33,7 +33,7 @@ from sid_ray.weights.description import (
     ModelDescription,
     safetensors_description,
 )
-from sid_ray.weights.fused import NAMES, Lora, Merged, find_lora, merged, write_text
+from sid_ray.weights.fused import NAMES, Lora, Merged, find_lora, with_lora, write_text
 from sid_ray.weights.over_base import check_fits, other_base
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import predicts
@@ -51,7 +51,7 @@ def fuse(options: FuseOptions) -> int:
     base = resolve_source(options.base, *([predicts(own)] if own else []))
     label = source_label(options.base)
     try:
-        found = merged(base, lora, label)
+        found = with_lora(base, lora, label)
         description = fused_description(found, lora, own, base, options.base)
     except UserError as error:
         raise UserError(f"{lora.source} on {label}: {error}") from None

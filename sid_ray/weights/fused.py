@@ -91,7 +91,7 @@ def fused(base: Path, lora: Lora, label: str) -> Path:
 
     def make(folder: Path) -> None:
         try:
-            fuse(base, lora, label, folder)
+            write_fused(base, lora, label, folder)
         except UserError as error:
             raise UserError(f"LoRA {lora.source} on {label}: {error}") from None
 
@@ -112,7 +112,7 @@ class Merged:
     root: Path
 
 
-def merged(base: Path, lora: Lora, label: str) -> Merged:
+def with_lora(base: Path, lora: Lora, label: str) -> Merged:
     """The sums. Raises UserError."""
     from sid_ray.denoisers.lora import with_changes
     from sid_ray.weights.formats import read_weights
@@ -134,11 +134,11 @@ def merged(base: Path, lora: Lora, label: str) -> Merged:
     return Merged(description, changed, texts, root)
 
 
-def fuse(base: Path, lora: Lora, label: str, folder: Path) -> None:
+def write_fused(base: Path, lora: Lora, label: str, folder: Path) -> None:
     """Writes the merged network, and merged text encoders. Raises UserError, OSError."""
     from sid_ray.weights.description import save_model
 
-    found = merged(base, lora, label)
+    found = with_lora(base, lora, label)
     root = found.root
     for part, tensors in found.texts.items():
         write_text(root / part, tensors, folder / part)
