@@ -49,6 +49,17 @@ def test_a_run_is_known_again_and_another_config_is_refused(store):
     assert "objective.alpha: 1.0 -> 1.2; training.seed: 0 -> 3" in str(refusal.value)
 
 
+def test_adapters_are_part_of_what_a_run_is(tmp_path):
+    """Its checkpoints hold tensors of one rank, on these layers, over a base held so."""
+    store = Store.at(str(tmp_path))
+    config = replace(DIGITS, adapter__rank=8)
+    write_record(store, RunRecord(config.to_json()))
+    assert check_same_run(store, config) is not None
+    for name, value in (("rank", 4), ("alpha", 2.0), ("targets", "qkv"), ("roles", "fake")):
+        with pytest.raises(UserError, match=f"exists with another config .*adapter.{name}"):
+            check_same_run(store, replace(config, **{f"adapter__{name}": value}))
+
+
 def test_a_damaged_record_is_said(store):
     for text in ('{"config": ', '{"other": 1}'):
         store.write(IDENTITY, text)
