@@ -3,10 +3,11 @@
     python -m benchmarks.plan_adapters [RECIPE ...] [--gpu-memory 24 80] [--bases whole 8bit 4bit]
 
 A row a recipe and base is what `sid-ray plan RECIPE --gpus 1 --gpu-memory GIB --adapter.base BASE`
-takes of a GPU, and its figures by role; "whole" is the recipe with --adapter.rank 0. Where nothing
-fits the row says how much the least is. Blocks are computed again everywhere
-(--resources.activation-checkpointing), as auto has it on one GPU. Tracing a network takes minutes
-the first time, and is kept.
+takes of a GPU, and its figures by role; where nothing fits the row says how much the least is.
+"whole" is the recipe with --adapter.rank 0, of which no pass is traced: the row says what the
+networks alone take, with Adam's state on the GPU and, where that is too much, in host memory.
+Blocks are computed again everywhere (--resources.activation-checkpointing), as auto has it on one
+GPU. Tracing a network takes minutes the first time, and is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sid_ray.errors import UserError
 from sid_ray.planning.choose import choose_resources
 from sid_ray.planning.fit import Gpus, Planner, micro_batch_of
 from sid_ray.planning.machine import Machine
-from sid_ray.planning.memory import GIB, Moment
+from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, Moment, peak
 from sid_ray.recipes.known_networks import teacher_of, text_bytes
 from sid_ray.recipes.lora import LORA
 from sid_ray.recipes.registry import recipe
@@ -34,13 +35,21 @@ def variant(name: str, base: str) -> DistillConfig:
     """The recipe over a base, or with whole networks."""
     config = replace(recipe(name), resources__activation_checkpointing=True)
     if base == WHOLE:
+        config = replace(config, resources__zero_stage=1)
         return replace(config, adapter__rank=0, adapter__alpha=0.0)
     return replace(config, adapter__base=base)
 
 
+def without_passes(config: DistillConfig, planner: Planner, offload: bool) -> Moment:
+    """The fullest time of a run whose passes keep nothing."""
+    config = replace(config, resources__offload_optimizer=offload)
+    none = {FAKE_SCORE: 0, GENERATOR: 0}
+    return peak(planner.sizes(config), planner.layout(config, Gpus.of(1, 1)), none)
+
+
 def cells(config: DistillConfig, planner: Planner) -> Iterator[str]:
     """What a GPU holds whatever its size: teacher, all that is trained, text encoder, on disk."""
-    moment = planner.peak(config, Gpus.of(1, 1, 0), 1)
+    moment = without_passes(config, planner, offload=False)
     kept = sum(kept_of(moment, role) for role in ("fake_score", "generator"))
     yield from (f"{size / GIB:.1f}" for size in (kept_of(moment, "teacher"), kept, planner.text))
     yield f"{planner.checkpoint(config) / GIB:.1f}"
@@ -54,6 +63,13 @@ def kept_of(moment: Moment, role: str) -> int:
 def taken(config: DistillConfig, planner: Planner, gib: float) -> str:
     """The largest micro-batch on a GPU of so much memory, or what would be needed."""
     machine = Machine.alike(1, 1, gib)
+    if not config.adapter.rank:
+        found = [without_passes(config, planner, offload).total / GIB for offload in (False, True)]
+        if found[0] < gib:
+            return f"{found[0]:.0f} GiB and a pass"
+        return (
+            f"no: {found[0]:.0f} GiB, with Adam's state in host memory {found[1]:.0f}, and a pass"
+        )
     try:
         choice = choose_resources(config, planner.description, machine, planner.text).config
     except UserError as error:

@@ -44,9 +44,12 @@ def base_bytes(description: ModelDescription, held: str, precision: str) -> int:
     quantised, what is no linear layer in ``precision``.
     """
     module = layout(description, "the teacher")
-    set_precision(module, precision)  # some networks cast only then
-    linear = linear_weights(module)
-    hold_plainly(module, precision if held in QUANTISED else held)
+    set_precision(module, precision)
+    linear, floating = linear_weights(module), precision if held in QUANTISED else held
+    hold_plainly(module, floating)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):  # what networks cast by autocast, too
+            layer.weight.data = layer.weight.to(getattr(torch, floating))
     found = sum(tensor.nbytes for tensor in weights_of(module))
     if held in QUANTISED:
         found += sum(BYTES[held](weight) - weight.nbytes for weight in linear)
