@@ -46,7 +46,8 @@ from sid_ray.planning.memory import (
     role_state,
     update_parts,
 )
-from sid_ray.planning.spec_networks import sizes_of, spec_network, spec_networks
+from sid_ray.planning.network_sizes import sizes_of
+from sid_ray.planning.spec_networks import spec_network, spec_networks
 from sid_ray.planning.trace_memory import (
     LiveBytes,
     trace,

@@ -28,7 +28,7 @@ from sid_ray.planning.memory import (
     peak,
     sent_bytes,
 )
-from sid_ray.planning.spec_networks import (
+from sid_ray.planning.network_sizes import (
     base_bytes,
     dequantised_bytes,
     frozen_bytes,
@@ -152,6 +152,13 @@ def teacher_size(description: str, precision: str, base: str) -> int:
     return base_bytes(teacher, base, precision) if base else frozen_bytes(teacher, precision)
 
 
+@functools.cache
+def dequantised_size(description: str, base: str, precision: str) -> int:
+    """``dequantised_bytes`` of a description's JSON."""
+    teacher = ModelDescription.from_json(description, "the teacher")
+    return dequantised_bytes(teacher, base, precision)
+
+
 class Planner:
     """Memory of variants of one run: traces each network once, then it is arithmetic.
 
@@ -198,7 +205,9 @@ class Planner:
             )
             own = replace(config, resources=resources)
             self._traces[key] = kept_trace(own, self.description, sizes)
-        made = dequantised_bytes(self.description, config)
+        made, base = 0, base_precision(config)
+        if config.adapter.rank:
+            made = dequantised_size(self.description.to_json(), base, config.training.precision)
         return {phase: size + made for phase, size in self._traces[key].at(micro_batch).items()}
 
     def layout(self, config: DistillConfig, machine: Gpus) -> Layout:

@@ -18,7 +18,7 @@ from sid_ray.planning.fit import (
     stage_variants,
 )
 from sid_ray.planning.memory import FAKE_SCORE, GENERATOR, GIB, Network
-from sid_ray.planning.spec_networks import sizes_of
+from sid_ray.planning.network_sizes import sizes_of
 from sid_ray.planning.trace_memory import Traced, trace
 from sid_ray.recipes.known_networks import known_network, teacher_of
 from sid_ray.recipes.registry import RECIPES, recipe

@@ -30,7 +30,7 @@ from sid_ray.planning.memory import (
     start,
     state,
 )
-from sid_ray.planning.spec_networks import (
+from sid_ray.planning.network_sizes import (
     base_bytes,
     bytes_4bit,
     bytes_8bit,
