@@ -12,6 +12,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,7 @@ def views(folder, distilled) -> dict[str, Any]:
 
 def look() -> None:
     """Prints as JSON what a person sees of the toys beside the run; in the folder of the runs."""
+    from sid_ray.cli import main
     from sid_ray.commands.compare import write_comparison
     from sid_ray.config.distill_config import DistillConfig, differences, flags, replace
     from sid_ray.errors import UserError
@@ -115,6 +118,15 @@ def look() -> None:
         register_objective(dataclasses.replace(TOY, name=name, needs=frozenset({need})))
         return refused(find_start, replace(base, objective__name=name, teacher__source="teacher"))
 
+    def said(*arguments: str) -> str:
+        with redirect_stdout(StringIO()) as out, pytest.raises(SystemExit, match=r"^0$"):
+            main(list(arguments))
+        return out.getvalue()
+
+    own = ("digits-sid", "--objective.name", "toy")
+    # First, so that it is the command that finds the toys.
+    told, own_told = said("distill", "--help"), said("distill", *own, "--help")
+    plan = said("plan", *own, "--teacher.source", "teacher", "--gpu-memory", "8")
     base = recipe("digits-sid")
     toy = replace(base, objective__name="toy", objective__strength=0.5)
     measured = replace(base, evaluation__metrics="toy")
@@ -126,6 +138,9 @@ def look() -> None:
     print(
         json.dumps(
             {
+                "help": told,
+                "own help": own_told,
+                "plan": plan,
                 "row": row(Recipe(toy, None, "")),
                 "compare": Path("compare.html").read_text(),
                 "same": DistillConfig.from_json(toy.to_json()) == toy.check(),
@@ -156,12 +171,9 @@ def look() -> None:
     )
 
 
-def test_help_names_them_and_explains_their_fields(folder):
-    told = python(folder, "-m", "sid_ray.cli", "distill", "--help").stdout
+def test_help_names_them_and_explains_their_fields(views):
+    told, own = views["help"], views["own help"]
     assert "toy (ToyLoss)" in told and "toy (mean of all values)" in told
-    own = python(
-        folder, "-m", "sid_ray.cli", "distill", "digits-sid", "--objective.name", "toy", "--help"
-    ).stdout
     assert "--objective.strength FLOAT" in own and "is multiplied by 1 plus this" in own
 
 
@@ -197,15 +209,10 @@ def test_the_model_card_speaks_of_them(distilled):
     assert line.endswith("| - | larger |")
 
 
-def test_tables_and_pages_speak_of_them(folder, views):
+def test_tables_and_pages_speak_of_them(views):
     assert "ToyLoss" in views["row"] and "str. 0.5" in views["row"]
     assert "<td>ToyLoss</td>" in views["compare"] and "brightness" in views["compare"]
-    plan = python(
-        folder, "-m", "sid_ray.cli", "plan", *("digits-sid", "--teacher.source", "teacher"),
-        "--objective.name", "toy", "--gpu-memory", "8",
-    )  # fmt: skip
-    assert plan.returncode == 0, plan.stderr
-    assert "ToyLoss: three networks of" in plan.stdout
+    assert "ToyLoss: three networks of" in views["plan"]
 
 
 def test_its_fields_are_part_of_a_config(views):
