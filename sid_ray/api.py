@@ -165,6 +165,8 @@ def fields_of(name: str, value: Any) -> dict[str, Any]:
             found |= fields_of(f"{dotted}.{field}", each)
         return found
     alone = [known_name for known_name in known if known_name.rpartition(".")[2] == dotted]
+    if len(alone) > 1:  # "alpha" has been objective.alpha since before there were adapters
+        alone = [known_name for known_name in alone if not known_name.startswith("adapter.")]
     if len(alone) == 1:
         return {alone[0]: value}
     if alone:
