@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sid_ray.denoisers.adapters import Adapter, with_adapter
+from sid_ray.denoisers.adapters import laid_over
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.weights.description import ModelDescription
@@ -35,7 +35,7 @@ def over_base(
         raise UserError(f"{label} is an adapter of {found[1]}; its base is {found[0]}")
     if own.network != plain.network:
         network = rebuilt(network, plain)
-    tree = with_adapter(network, Adapter.from_json(description.adapter))
+    tree = laid_over(network, description.adapter)
     tree.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
     return tree.eval().requires_grad_(False), description
 
