@@ -103,11 +103,14 @@ def test_fields_may_be_written_in_several_ways(overrides):
 
 
 def test_a_field_alone_is_taken_where_one_section_has_it():
-    names = [name.rpartition(".")[2] for name in flatten(DistillConfig())]
+    own = [name for name in flatten(DistillConfig()) if not name.startswith("adapter.")]
+    names = [name.rpartition(".")[2] for name in own]  # those of adapters come last
     shared = {name for name in names if names.count(name) > 1}
     sections = {field.name for field in dataclasses.fields(DistillConfig)} - {"recipe"}
     for name, value in flatten(DIGITS).items():
         leaf = name.rpartition(".")[2]
+        if name.startswith("adapter.") and leaf in names:
+            continue
         if leaf in shared:
             with pytest.raises(sid_ray.UserError, match=f"{leaf} may be .*{name}"):
                 sid_ray.recipe("digits-sid", **{leaf: value})

@@ -176,7 +176,7 @@ def build_networks(
     roles = {name: role(name, copied(starts.pop(name), device)) for name in whole}
     set_compile(teacher, resources.compile)  # a copy of it would not be
     if adapters:
-        hold_as_base(teacher, base_precision(config), device)
+        hold_as_base(teacher, base_precision(config, description.family), device)
         for name in adapters:
             roles[name] = role(name, over(teacher, config, name, settings, description))
     elif resources.teacher_zero_stage == 3 and world_size > 1:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sid_ray.actors.build import teacher_here
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.adapters import with_adapter
+from sid_ray.denoisers.adapters import laid_over
 from sid_ray.denoisers.precondition import precision_beside
 from sid_ray.denoisers.registry import family_of
 from sid_ray.device.numerics import set_numerics
@@ -25,6 +25,7 @@ from sid_ray.storage.cache import file_sha256
 from sid_ray.training.assemble import (
     components_of,
     data_of,
+    noted_base,
     run_adapter,
     schedule_of,
     teacher_at_resolution,
@@ -69,7 +70,8 @@ class Examiner:
         if adapter is None:
             return family_of(teacher.family).build(teacher.network).eval().requires_grad_(False)
         base, _ = teacher_at_resolution(config, load_model(folder), folder)
-        return with_adapter(base, adapter).eval()
+        said = adapter.to_json() | {"base": noted_base(config, teacher.family)}
+        return laid_over(base, said).eval()
 
     def examine(self, weights: Path, images_seen: int) -> Examined:
         """Looks at the weights of a file."""

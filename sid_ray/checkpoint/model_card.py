@@ -154,7 +154,8 @@ def adapter_usage(config: DistillConfig, family: Family, description: ModelDescr
     if not scheduler:
         return f"\n\n{found}"
     merged = ", after `sid-ray weights fuse` with that LoRA" if lora_label(config) else ""
-    factor = family.latents.usual_factor if family.makes_latents(description.network) else 1
+    makes_latents = family.makes_latents(description.network)
+    factor = family.latent_convention().usual_factor if makes_latents else 1
     pixels = factor * family.shape(description.network)[1]
     ratio = float(description.adapter["alpha"]) / int(description.adapter["rank"])
     other = "" if ratio == 1 else f" Tools that do not read alpha need a strength of {ratio:g}."

@@ -297,7 +297,7 @@ def check_teacher_fits(patient: Patient) -> Iterator[Answer]:
     )
     if patient.config.adapter.rank:
         networks = Planner(start.description).sizes(patient.config)
-        yield Answer(OK, networks_in_words(patient.config, networks))
+        yield Answer(OK, networks_in_words(patient.config, networks, start.description.family))
 
 
 def check_scores(patient: Patient) -> Iterator[Answer]:

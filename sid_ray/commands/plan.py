@@ -107,7 +107,7 @@ def row_of(rows: Sequence[StageRow], config: DistillConfig) -> StageRow:
 
 
 def heading(config: DistillConfig, planner: Planner, machine: Gpus, there: Machine) -> list[str]:
-    networks = networks_in_words(config, planner.sizes(config))
+    networks = networks_in_words(config, planner.sizes(config), planner.description.family)
     label = objective_spec(config.objective.name).label
     micro, sizes = micro_batch_of(config), micro_batches(config, machine.gpus)
     nodes = f" on {len(there.nodes)} nodes" if len(there.nodes) > 1 else ""

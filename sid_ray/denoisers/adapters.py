@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from sid_ray.denoisers.adapter_names import DOWN, OWN, is_adapters
 from sid_ray.denoisers.casting import make_casting
 from sid_ray.denoisers.low_rank import LowRank, add_low_rank, fits_low_rank
+from sid_ray.denoisers.quantised import QUANTISED, QuantisedLinear, quantise
 from sid_ray.diffusion.rng import ADAPTER, generator_for
 from sid_ray.errors import UserError
 
 BASE_LAYER = ".base_layer."
 MAX_RANK, MAX_TARGETS = 1 << 16, 1 << 10  # more of them no network has
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,17 @@ def with_adapter(base: nn.Module, adapter: Adapter) -> nn.Module:
     return tree.requires_grad_(False)
 
 
+def laid_over(base: nn.Module, said: Mapping[str, Any]) -> nn.Module:
+    """The tree of an adapter as a description says it, over a base held as it was trained over.
+
+    ``base`` becomes that, in place. Raises UserError.
+    """
+    adapter = Adapter.from_json(said)
+    device = next(base.parameters()).device
+    hold_as_base(base, str(said.get("base", "float32")), device)
+    return with_adapter(base, adapter)
+
+
 def check_targets(network: nn.Module, adapter: Adapter) -> None:
     """Raises UserError where no layer's name ends as asked, and where PEFT is missing."""
     layers = dict(target_layers(network, adapter.targets))
@@ -118,12 +131,15 @@ def over_the_same(network: nn.Module) -> nn.Module:
 
 def target_layers(network: nn.Module, targets: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers and convolutions, by name, whose name is one of ``targets`` or ends so; a ``*``
-    there is any text.
+    there is any text, and all-linear PEFT's word for every linear layer.
     """
     patterns = [pattern for ending in targets for pattern in (ending, f"*.{ending}")]
+    all_linear = ALL_LINEAR in patterns
     for name, layer in network.named_modules():
-        named = any(fnmatchcase(name, pattern) for pattern in patterns)
-        if named and (isinstance(layer, nn.Linear | nn.Conv2d) or fits_low_rank(layer)):
+        if not (isinstance(layer, nn.Linear | nn.Conv2d) or fits_low_rank(layer)):
+            continue
+        linear = layer._parameters["weight"].ndim == 2
+        if (all_linear and linear) or any(fnmatchcase(name, pattern) for pattern in patterns):
             yield name, layer
 
 
@@ -137,10 +153,12 @@ def add_peft(tree: nn.Module, names: list[str], adapter: Adapter) -> None:
         inject_adapter_in_model(config, tree)
     for layer in tree.modules():
         if isinstance(layer, LoraLayer):
-            # A and B compute in their input's precision, as the layers beside them.
+            # A and B compute in their input's precision, as the layers beside them, and are trained
+            # in float32 at least, where PEFT takes the base's.
             layer.cast_input_dtype_enabled = False
             for part in (layer.lora_A, layer.lora_B):
-                make_casting(part)
+                held = next(part.parameters()).dtype
+                make_casting(part.to(torch.promote_types(held, torch.float32)))
 
 
 def hold_base(tree: nn.Module) -> None:
@@ -158,10 +176,43 @@ def hold_base(tree: nn.Module) -> None:
 
 @torch.no_grad()
 def hold_as_base(network: nn.Module, precision: str, device: torch.device) -> None:
-    """Moves a frozen network to where adapters are laid over it, held in a precision, in place."""
-    if precision != "float32":
-        raise UserError(f"adapter.base {precision} is not there yet: set float32")
-    network.requires_grad_(False).to(device)
+    """Moves a frozen network to where adapters lie over it, held as adapter.base says, in place.
+
+    That is of the weights that the network casts to the precision of its body in each pass; norms,
+    biases and embeddings stay as they are. Held in the body's precision, no number changes. 8bit
+    and 4bit are of the linear layers in its blocks, and beside these the body's precision. Of what
+    is not yet held so, one layer at a time is on the device. Raises UserError.
+    """
+    network.requires_grad_(False)
+    body = getattr(network, "compute_dtype", None)
+    for layer, in_blocks in [] if precision == "float32" else layers_to_hold(network, precision):
+        layer.to(device)
+        if precision in QUANTISED and in_blocks:
+            quantise(layer, precision)
+            continue
+        weight = layer.weight
+        dtype = body or weight.dtype if precision in QUANTISED else getattr(torch, precision)
+        weight.data = weight.data.to(dtype)
+        if dtype != body:
+            make_casting(layer)
+    network.to(device)
+
+
+def layers_to_hold(network: nn.Module, precision: str) -> list[tuple[Any, bool]]:
+    """Layers that may be held in a precision other than their own, and whether each is a linear
+    layer in a block. Raises UserError.
+    """
+    if not hasattr(network, "cast_layers"):
+        raise UserError(
+            f"adapter.base is {precision}; {type(network).__name__} computes with its weights as "
+            "they are: set --adapter.base float32"
+        )
+    cast = {id(layer) for layer in network.cast_layers()}  # type: ignore[operator]
+    return [
+        (layer, isinstance(layer, nn.Linear) and "block" in name)
+        for name, layer in network.named_modules()
+        if id(layer) in cast
+    ]
 
 
 @torch.no_grad()
@@ -184,11 +235,16 @@ def start_adapter(network: nn.Module, seed: int, role: int) -> None:
 def merged_weights(network: nn.Module) -> dict[str, Tensor]:
     """The weights, by the base's names, with the adapter added in float64; others are the base's.
 
-    W + alpha / r * B A is rounded once, to the precision of W. ``network`` has floating weights.
+    W + alpha / r * B A is rounded once, to the precision that W is held in; quantised weights
+    become float32.
     """
     found = {}
     for name, value in base_tensors(network):
         layer = network.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, QuantisedLinear):
+            if name.endswith(".scales"):
+                continue
+            value = layer.whole(torch.float32) if name.endswith(".weight") else value
         plain = name.replace(BASE_LAYER, ".")
         found[plain] = value
         if isinstance(layer, LowRank) and name.endswith(".base_weight"):
@@ -197,15 +253,15 @@ def merged_weights(network: nn.Module) -> dict[str, Tensor]:
             found[plain] = (value.double() + layer.change(torch.float64)).to(value.dtype)
         elif BASE_LAYER in name and name.endswith(".weight"):
             outer: Any = network.get_submodule(name.rpartition(BASE_LAYER)[0])
-            found[plain] = (value.double() + peft_change(outer)).to(value.dtype)
+            found[plain] = (value.double() + peft_change(outer, value.shape)).to(value.dtype)
     return found
 
 
-def peft_change(layer: Any) -> Tensor:
-    """alpha / r * B A of one of PEFT's layers, float64, in the shape of its weight."""
+def peft_change(layer: Any, shape: torch.Size) -> Tensor:
+    """alpha / r * B A of one of PEFT's layers, float64, in a shape."""
     down, up = (part[OWN].weight.double() for part in (layer.lora_A, layer.lora_B))
     product = up.flatten(1) @ down.flatten(1)
-    return product.reshape(layer.get_base_layer().weight.shape) * layer.scaling[OWN]
+    return product.reshape(shape) * layer.scaling[OWN]
 
 
 def base_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,8 @@ Parameters keep their own precision and are cast at each call, as in this projec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,6 +70,13 @@ def make_casting(module: nn.Module) -> None:
             # Another class with the same attributes: hooks, names and what libraries ask of a
             # torch.nn.Linear (adapters, for one) stay as they are.
             layer.__class__ = kind
+
+
+def product_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """torch's linear layers and convolutions in a network."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            yield layer
 
 
 def not_casting(module: nn.Module) -> list[str]:

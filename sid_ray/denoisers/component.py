@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sid_ray.denoisers.quantised import quiet_bitsandbytes
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.tensors import check_fit, json_object, read_component
 
@@ -28,6 +29,7 @@ def require_diffusers() -> None:
             f"a diffusers folder needs {' and '.join(missing)}, not installed here: "
             "pip install 'sid_ray[diffusers]'"
         )
+    quiet_bitsandbytes()
 
 
 def component_of(folder: Path, part: str) -> Path:

@@ -113,6 +113,11 @@ class Ready(nn.Module):
     weight: nn.Parameter | None
     ready: Tensor | None = None
 
+    @property
+    def stored(self) -> Tensor | None:
+        """What ``weight`` is made of: itself, or under an adapter the base's (low_rank.py)."""
+        return self.weight
+
     def made_ready(self, dtype: torch.dtype | None) -> Tensor:
         """The weight as forward would make it for a body of this precision, None for its own."""
         raise NotImplementedError
@@ -121,7 +126,7 @@ class Ready(nn.Module):
 def ready_layers(module: nn.Module) -> Iterator[Ready]:
     """The layers that have a weight; those that an engine has taken apart are left out."""
     for layer in module.modules():
-        if isinstance(layer, Ready) and layer.weight is not None and layer.weight.numel():
+        if isinstance(layer, Ready) and layer.stored is not None and layer.stored.numel():
             yield layer
 
 
@@ -164,20 +169,30 @@ def freeze(module: nn.Module, device: torch.device | None = None) -> None:
 
     For a network that is never trained nor written again: the memory is that of the ready weights
     alone, in the precision of the body. ``device`` is where it is to go, layer by layer: of what
-    the weights are made from, no more than one is there.
+    the weights are made from, no more than one is there. Of a base, other trees keep theirs.
     """
     module.requires_grad_(False)
     dtype = getattr(module, "compute_dtype", None)
     layers = [layer for layer in ready_layers(module) if layer.ready is None]
-    left = Counter(id(layer.weight) for layer in layers)  # some weights are several layers'
+    left = Counter(id(layer.stored) for layer in layers)  # some weights are several layers'
     for layer in layers:
-        key = id(layer.weight)
+        key = id(layer.stored)
         if device is not None:
             layer.to(device)
-        assert layer.weight is not None
         layer.ready = layer.made_ready(dtype)
         left[key] -= 1
-        if not left[key] and layer.ready is not layer.weight:
-            layer.weight.data = layer.ready.new_empty(0)
+        if not left[key]:
+            give_up(layer, layer.ready)
     if device is not None:
         module.to(device)
+
+
+def give_up(layer: Ready, ready: Tensor) -> None:
+    """Lets go of what a layer's weight was made from."""
+    stored = layer.stored
+    if isinstance(stored, nn.Parameter):
+        stored.data = ready.new_empty(0)
+        return
+    for name, buffer in layer._buffers.items():  # of a base: other trees hold the same tensor
+        if buffer is stored:
+            layer._buffers[name] = ready.new_empty(0)

@@ -169,6 +169,13 @@ class MPFourier(nn.Module):
         return math.sqrt(2) * (x.outer(freqs) + phases).cos()
 
 
+def unit_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight of unit magnitude over the square root of the fan-in."""
+    scale = 1 / math.sqrt(weight[0].numel())
+    found: Tensor = UnitWeight.apply(weight, scale, NORM_EPS, dtype)
+    return found
+
+
 class MPConv(Ready):
     """Convolution, or linear layer (kernel 0), with weights of unit magnitude and no bias.
 
@@ -183,26 +190,21 @@ class MPConv(Ready):
         self.gained = gained
         self.weight = nn.Parameter(torch.randn(n_out, n_in, *[kernel] * 2 if kernel else []))
 
-    def unit_weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight of unit magnitude over the square root of the fan-in."""
-        scale = 1 / math.sqrt(self.weight[0].numel())
-        weight: Tensor = UnitWeight.apply(self.weight, scale, NORM_EPS, dtype)
-        return weight
-
     def made_ready(self, dtype: torch.dtype | None) -> Tensor:
         # Linear layers are embeddings, which are as precise as the weights; and a gain comes in
         # before a weight is cast.
-        wide = at_least_float32(self.weight.dtype)
-        body = self.weight.ndim == 4 and not self.gained
-        return self.unit_weight(dtype if dtype is not None and body else wide)
+        weight = self.weight
+        wide = at_least_float32(weight.dtype)
+        body = weight.ndim == 4 and not self.gained
+        return unit_weight(weight, dtype if dtype is not None and body else wide)
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
-        wide = at_least_float32(self.weight.dtype)
         weight = self.ready
-        if weight is None and gain is None and self.weight.ndim == 4:
-            return convolve_unit(x, self.weight, NORM_EPS)
         if weight is None:
-            weight = self.unit_weight(x.dtype if gain is None else wide)
+            own = self.weight  # once: an adapter makes it
+            if gain is None and own.ndim == 4:
+                return convolve_unit(x, own, NORM_EPS)
+            weight = unit_weight(own, x.dtype if gain is None else at_least_float32(own.dtype))
         if gain is not None:
             weight = (weight * gain).to(x.dtype)
         return F.linear(x, weight) if weight.ndim == 2 else convolve(x, weight)

@@ -142,9 +142,10 @@ class Conv2d(Ready):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.weight is None:
+        weight = self.weight if self.ready is None else self.ready  # once: an adapter makes it
+        if weight is None:
             return self.resample(x)
-        weight = self.weight.to(x.dtype) if self.ready is None else self.ready
+        weight = weight.to(x.dtype)
         if not (self.fused_resample and self.down):
             return convolve(self.resample(x), weight, bias)
         # The published order: convolution, filter, bias.

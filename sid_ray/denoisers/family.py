@@ -33,6 +33,7 @@ Arguments = Mapping[str, Any]  # of a network, as model.json holds them
 # Endings of names of layers, as diffusers calls them: of attention, and what follows it.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+BASES = ("float32", "float16", "bfloat16", "8bit", "4bit")  # of torch's linear layers
 PRECISIONS = ("float32", "float16", "bfloat16")  # of networks with a ``compute_dtype``
 
 
@@ -49,6 +50,8 @@ class Family(ABC):
         teacher_steps: of that sampler, where nobody asks for another number.
         precisions: of ``training.precision``, those that its networks can compute in. Any but
             float32 asks for the attribute ``compute_dtype`` of a denoiser (precondition.py).
+        bases: of ``adapter.base``, how its networks can be held under adapters. Any but float32
+            asks for the method ``cast_layers`` of a denoiser (adapters.hold_as_base).
         reads_text: whether networks are conditioned on prompts.
         text_parts: of a pipeline's folder, what embeds them: the encoders, then their tokenizers.
         text_classes: part with an encoder -> the classes that its config may name; folders of
@@ -78,6 +81,7 @@ class Family(ABC):
     noise: ClassVar[Noise]
     teacher_steps: ClassVar[int] = 18
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    bases: ClassVar[tuple[str, ...]] = ("float32",)
     memory_format: ClassVar[str] = "channels_last"
     reads_text: ClassVar[bool] = False
     text_parts: ClassVar[tuple[str, ...]] = ()

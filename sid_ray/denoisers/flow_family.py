@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sid_ray.denoisers.family import PRECISIONS, Arguments, Family
+from sid_ray.denoisers.family import BASES, PRECISIONS, Arguments, Family
 
 if TYPE_CHECKING:
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
@@ -22,6 +22,7 @@ class FlowFamily(Family):
 
     tokens: ClassVar[int]
     precisions = PRECISIONS
+    bases = BASES
     reads_text = True
     text_stays = False
     adversarial_features = "the mean of the last image tokens, a logit for each of their channels"

@@ -12,6 +12,7 @@ Symbols
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sid_ray.denoisers.attention import check_backend
+from sid_ray.denoisers.casting import product_layers
 from sid_ray.denoisers.precondition import with_real
 from sid_ray.denoisers.prompt_layout import Prompt, PromptLayout
 from sid_ray.denoisers.recompute import recomputed
@@ -67,6 +69,10 @@ class FlowDenoiser(nn.Module):
 
     # Of all ----------------------------------------------------------------------------------
 
+    def cast_layers(self) -> Iterator[nn.Module]:
+        """The layers whose weights are cast to ``compute_dtype`` in each pass."""
+        return product_layers(self.transformer)
+
     @property
     def attention_backend(self) -> str:
         """``sdpa`` or ``xformers``; denoisers.attention.set_attention sets it."""
@@ -96,7 +102,8 @@ class FlowDenoiser(nn.Module):
         if cond.text is None:
             raise ValueError("a text-to-image transformer needs cond.text [B, T, D], got None")
         wide = torch.promote_types(x_t.dtype, torch.float32)
-        own = self.transformer.proj_out.weight.dtype
+        # Of a bias: weights of a frozen base may be held in less (adapters.hold_as_base).
+        own = self.transformer.proj_out.bias.dtype
         x_t, t, count = x_t.to(wide), level.t.to(wide), len(x_t)
         x, both = x_t, cond
         if cond.real is not None:  # one pass for both

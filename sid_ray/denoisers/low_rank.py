@@ -35,6 +35,10 @@ class LowRank(nn.Module):
     lora_scale: float
 
     @property
+    def stored(self) -> Tensor:
+        return self.base_weight
+
+    @property
     def weight(self) -> Tensor:
         wide = torch.promote_types(self.base_weight.dtype, torch.float32)
         return self.base_weight.to(wide) + self.change(wide)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
-from sid_ray.denoisers.casting import make_casting, not_casting
+from sid_ray.denoisers.casting import make_casting, not_casting, product_layers
 from sid_ray.denoisers.component import (
     filled,
     fitting_tensors,
@@ -99,6 +100,10 @@ class StableDiffusionDenoiser(nn.Module):
         """What computes in ``compute_dtype``."""
         parts = self.unet.named_children()
         return [part for name, part in parts if name not in self.embeddings]
+
+    def cast_layers(self) -> Iterator[nn.Module]:
+        """The layers whose weights are cast to ``compute_dtype`` in each pass."""
+        return chain.from_iterable(map(product_layers, self._body()))
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

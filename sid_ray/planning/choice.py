@@ -43,13 +43,13 @@ def people(workers: Workers, kind: str) -> str:
     return f"{workers.now} of up to {workers.most:,} workers, a {kind} each"
 
 
-def networks_in_words(config: DistillConfig, network: Network) -> str:
+def networks_in_words(config: DistillConfig, network: Network, family: str) -> str:
     """'three networks of 701,857 parameters': what a run trains, and beside what."""
     if not config.adapter.rank:
         return f"three networks of {network.parameters:,} parameters"
     each = next(iter(network.adapters.values()))
     kind = f"of rank {config.adapter.rank} with {each:,} parameters"
-    over = f"the teacher's {network.parameters:,}, held once in {base_precision(config)}"
+    over = f"the teacher's {network.parameters:,}, held once in {base_precision(config, family)}"
     if config.adapter.roles == "both":
         return f"two adapters {kind} each over {over}"
     roles = ("fake score", "generator")

@@ -185,7 +185,7 @@ class Planner:
         return self._networks[key]
 
     def teacher_bytes(self, config: DistillConfig) -> int:
-        base = base_precision(config) if config.adapter.rank else ""
+        base = base_precision(config, self.description.family) if config.adapter.rank else ""
         return teacher_size(self.description.to_json(), config.training.precision, base)
 
     def activations(self, config: DistillConfig, micro_batch: int) -> dict[str, int]:
@@ -205,8 +205,9 @@ class Planner:
             )
             own = replace(config, resources=resources)
             self._traces[key] = kept_trace(own, self.description, sizes)
-        made, base = 0, base_precision(config)
+        made = 0
         if config.adapter.rank:
+            base = base_precision(config, self.description.family)
             made = dequantised_size(self.description.to_json(), base, config.training.precision)
         return {phase: size + made for phase, size in self._traces[key].at(micro_batch).items()}
 

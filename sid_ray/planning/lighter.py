@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.registry import family_of
-from sid_ray.planning.spec_networks import QUANTISED
 from sid_ray.training.assemble import base_precision
 
 RANK = 64  # SwiftBrush's, and that of the recipes with adapters
@@ -18,8 +17,8 @@ def lighter_runs(config: DistillConfig, family: str) -> Iterator[tuple[str, Dist
         if family_of(family).adapter_targets:
             yield f"--adapter.rank {RANK}", replace(config, adapter__rank=RANK)
         return
-    held = base_precision(config)
-    bases = ("float32", "bfloat16", *QUANTISED)
-    smaller = bases[bases.index("bfloat16" if held == "float16" else held) + 1 :]
-    for base in smaller:
+    held = base_precision(config, family)
+    other_half = "bfloat16" if held == "float16" else "float16"
+    bases = [base for base in family_of(family).bases if base != other_half]
+    for base in bases[bases.index(held) + 1 :]:
         yield f"--adapter.base {base}", replace(config, adapter__base=base)

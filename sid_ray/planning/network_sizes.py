@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.adapters import with_adapter
+from sid_ray.denoisers.adapters import hold_as_base, layers_to_hold, with_adapter
 from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.quantised import BLOCK, QUANTISED
 from sid_ray.planning.memory import TRAINED, Network
-from sid_ray.planning.spec_networks import QUANTISED, hold_plainly
 from sid_ray.training.assemble import run_adapter
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
@@ -45,34 +45,25 @@ def base_bytes(description: ModelDescription, held: str, precision: str) -> int:
     """
     module = layout(description, "the teacher")
     set_precision(module, precision)
-    linear, floating = linear_weights(module), precision if held in QUANTISED else held
-    hold_plainly(module, floating)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):  # what networks cast by autocast, too
-            layer.weight.data = layer.weight.to(getattr(torch, floating))
+    quantised = weights_to_quantise(module, held) if held in QUANTISED else []
+    hold_as_base(module, precision if held in QUANTISED else held, torch.device("meta"))
     found = sum(tensor.nbytes for tensor in weights_of(module))
-    if held in QUANTISED:
-        found += sum(BYTES[held](weight) - weight.nbytes for weight in linear)
-    return found
+    return found + sum(BYTES[held](weight) - weight.nbytes for weight in quantised)
 
 
-def linear_weights(module: nn.Module) -> list[Tensor]:
-    """Weights of linear layers, each once."""
-    layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
-    return list({id(layer.weight): layer.weight for layer in layers}.values())
+def weights_to_quantise(module: nn.Module, held: str) -> list[Tensor]:
+    """Weights of the linear layers that a quantised base holds as codes."""
+    return [layer.weight for layer, in_blocks in layers_to_hold(module, held) if in_blocks]
 
 
 def bytes_8bit(weight: Tensor) -> int:
-    """bitsandbytes: a byte a number, and a float32 a row."""
+    """A byte a number, and a float32 a row."""
     return weight.numel() + 4 * len(weight)
 
 
 def bytes_4bit(weight: Tensor) -> int:
-    """bitsandbytes: half a byte a number; of each 64 the largest in a byte, and of 256 of those in
-    a float32; the two tables of what the codes mean.
-    """
-    blocks = -(-weight.numel() // 64)
-    return -(-weight.numel() // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256)
+    """Half a byte a number, and a float32 for each 64 of them."""
+    return -(-weight.numel() // 2) + 4 * -(-weight.numel() // BLOCK)
 
 
 BYTES = {"8bit": bytes_8bit, "4bit": bytes_4bit}
@@ -84,7 +75,8 @@ def dequantised_bytes(description: ModelDescription, held: str, precision: str) 
     """
     if held not in QUANTISED:
         return 0
-    sizes = [weight.numel() for weight in linear_weights(layout(description, "the teacher"))]
+    weights = weights_to_quantise(layout(description, "the teacher"), held)
+    sizes = [weight.numel() for weight in weights]
     return max(sizes, default=0) * getattr(torch, precision).itemsize
 
 

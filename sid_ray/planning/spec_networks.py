@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from sid_ray.config.distill_config import DistillConfig
-from sid_ray.denoisers.adapters import with_adapter
-from sid_ray.denoisers.convolution import freeze, ready_layers
+from sid_ray.denoisers.adapters import hold_as_base, with_adapter
+from sid_ray.denoisers.convolution import freeze
 from sid_ray.denoisers.precondition import set_precision
+from sid_ray.denoisers.quantised import QUANTISED
 from sid_ray.denoisers.registry import family_of
 from sid_ray.planning.memory import TRAINED
 from sid_ray.training.assemble import base_precision, run_adapter
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
-
-QUANTISED = ("8bit", "4bit")  # of adapter.base: what bitsandbytes makes of linear layers
 
 
 def spec_networks(
@@ -35,7 +34,7 @@ def spec_networks(
     teacher = spec_network(config, description, device)
     adapter = run_adapter(config, description.family)
     if adapter is not None:
-        hold_plainly(teacher, plain_base(config))
+        hold_as_base(teacher, plain_base(config, description.family), torch.device(device))
     elif whole_teacher:
         freeze(teacher)
 
@@ -60,15 +59,7 @@ def spec_network(
     return net.requires_grad_(False)
 
 
-def plain_base(config: DistillConfig) -> str:
+def plain_base(config: DistillConfig, family: str) -> str:
     """What a base of adapters is traced in: in place of quantised weights those they become."""
-    held = base_precision(config)
+    held = base_precision(config, family)
     return config.training.precision if held in QUANTISED else held
-
-
-@torch.no_grad()
-def hold_plainly(network: nn.Module, precision: str) -> None:
-    """Holds the weights that are cast in each pass in a floating precision, in place."""
-    for layer in ready_layers(network.requires_grad_(False)):
-        assert layer.weight is not None
-        layer.weight.data = layer.weight.to(getattr(torch, precision))

@@ -62,7 +62,8 @@ def trace_key(config: DistillConfig, description: ModelDescription, sizes: Seque
     chosen = config.chosen
     parts = [
         description.family, dict(description.network), fields, list(sizes),
-        plain_base(config), chosen.activation_checkpointing, chosen.teacher_zero_stage,
+        plain_base(config, description.family),
+        chosen.activation_checkpointing, chosen.teacher_zero_stage,
         torch.__version__, code_key(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -19,6 +19,7 @@ from sid_ray.denoisers.adapters import Adapter, check_targets
 from sid_ray.denoisers.family import Family, leave_weight
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
+from sid_ray.denoisers.quantised import require_bitsandbytes
 from sid_ray.denoisers.registry import family_of, noise_of
 from sid_ray.denoisers.text import Tell, TextEmbeddings, say_aside
 from sid_ray.distributed.roles import AdamSettings, UpdateRules
@@ -62,7 +63,9 @@ def objective_of(config: DistillConfig, null_text: Tensor | None = None) -> Obje
 def rules_of(config: DistillConfig, family: str) -> dict[str, UpdateRules]:
     """What happens around the updates of fake score and generator.
 
-    A family's rule on weights is for whole ones: of an adapter it would scale A and B.
+    A family's rule on weights (EDM2's forced normalisation) is of whole ones: a layer's W has no
+    length that its output depends on, so its length may be set. The output does depend on that of A
+    and B, which are W' - W; W' is normalised in the forward pass, and W does not change.
     """
     objective, training = config.objective, config.training
     rules = update_rules(
@@ -102,10 +105,29 @@ def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
     return Adapter(chosen.rank, chosen.alpha or chosen.rank, targets)
 
 
-def base_precision(config: DistillConfig) -> str:
-    """How the base of adapters is held."""
-    chosen = config.adapter.base
-    return config.training.precision if chosen == "auto" else chosen
+def base_precision(config: DistillConfig, family: str) -> str:
+    """How the base of adapters is held. Raises UserError where its networks cannot be held so."""
+    chosen, known = config.adapter.base, family_of(family).bases
+    if chosen == "auto":
+        precision = config.training.precision
+        return precision if precision in known else "float32"
+    if chosen not in known:
+        raise UserError(
+            f"adapter.base is {chosen}; {called(family)} can be held in {', '.join(known)}: set "
+            "one of these, or auto"
+        )
+    if chosen == "4bit":
+        require_bitsandbytes()
+    return chosen
+
+
+def noted_base(config: DistillConfig, family: str) -> str:
+    """What the base's weights must be made for the numbers that an adapter was trained over.
+
+    float32 where the network computes in the precision that they were held in: it rounds them so.
+    """
+    held = base_precision(config, family)
+    return "float32" if held == config.training.precision else held
 
 
 def network_of(config: DistillConfig, description: ModelDescription) -> ModelDescription:
@@ -259,6 +281,7 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     if with_data:
         check_teacher(config, description, teacher)
     if adapter := run_adapter(config, description.family):
+        base_precision(config, description.family)
         check_targets(layout(description, config.teacher.source), adapter)
     if adapter and with_data:
         notes = {**description.notes, BASE: base_sha256(teacher)}
@@ -463,7 +486,9 @@ def generator_description(config: DistillConfig, teacher: ModelDescription) -> M
     if config.objective.num_steps > 1:
         one_step["num_steps"] = config.objective.num_steps
     adapter = run_adapter(config, teacher.family) if config.adapter.of("generator") else None
-    said = None if adapter is None else adapter.to_json() | {"base": base_precision(config)}
+    said = None
+    if adapter is not None:
+        said = adapter.to_json() | {"base": noted_base(config, teacher.family)}
     return ModelDescription(teacher.family, teacher.network, one_step, notes, said)
 
 

@@ -119,9 +119,9 @@ def layout(description: ModelDescription, label: str) -> nn.Module:
             network = family.build(description.network)
             if description.adapter is None:
                 return network
-            from sid_ray.denoisers.adapters import Adapter, with_adapter
+            from sid_ray.denoisers.adapters import laid_over
 
-            return with_adapter(network, Adapter.from_json(description.adapter))
+            return laid_over(network, description.adapter)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as e:
         reason = printable(str(e)[:200])
         raise UserError(f"{label} records arguments that make no network: {reason}") from None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sid_ray.denoisers.adapters import Adapter, base_tensors, merged_weights, with_adapter
+from sid_ray.denoisers.adapters import Adapter, base_tensors, laid_over, merged_weights
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
@@ -113,7 +113,7 @@ def over_base(
         print(f"{label}: the base {base} has other weights ({other})", file=sys.stderr)
     if own.network != description.network:
         network = rebuilt(network, replace(description, adapter=None))
-    tree = with_adapter(network, Adapter.from_json(description.adapter))
+    tree = laid_over(network, description.adapter)
     tree.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
     return tree.eval().requires_grad_(False), description
 

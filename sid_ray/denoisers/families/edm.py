@@ -41,6 +41,8 @@ class EDM(Family):
     name = "edm"
     noise = EDM_NOISE
     precisions = PRECISIONS
+    # ``bases`` is float32 alone: W' = W + B A is made before it is cast (low_rank.py), so that a W
+    # held in half precision would be other numbers in every precision.
     memory_format = "contiguous"
     adversarial_features = LAST_BLOCK
     adapter_targets = ("conv0", "conv1", "qkv", "proj")

@@ -62,6 +62,7 @@ class EDM2(Family):
     precisions = PRECISIONS
     latents = EDM2Latents()
     adversarial_features = LAST_BLOCK
+    # ``bases`` is float32 alone, as EDM's: weights are normalised before they are cast.
     # The head of log-variances has one output: any rank spans it.
     adapter_targets = ("conv_res0", "conv_res1", "attn_qkv", "attn_proj", "logvar_linear")
     training_only = ("logvar", "logvar_channels")

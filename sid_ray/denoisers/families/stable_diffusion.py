@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import (
     ATTENTION,
+    BASES,
     FEED_FORWARD,
     PRECISIONS,
     Arguments,
@@ -77,6 +78,7 @@ class StableDiffusion(Family):
     noise = VP_NOISE
     teacher_steps = 50
     precisions = PRECISIONS
+    bases = BASES
     reads_text = True
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     text_classes: ClassVar = {"text_encoder": ("CLIPTextModel",)}
