@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import PLAIN, left_open
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, stages_for
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.planning.choice import ResourceChoice, Workers, by, measured_fields, people
@@ -155,6 +155,12 @@ def cpu_micro_batch(config: DistillConfig, description: ModelDescription) -> int
     return size * max(1, images // size)
 
 
+def cpu_stage(config: DistillConfig) -> int:
+    """The stage that CPUs take, or of those that the training's state can have, the least."""
+    fitting, plain = stages_for(config.training), PLAIN["zero_stage"]
+    return plain if plain in fitting else fitting[0]
+
+
 def on_cpus(
     config: DistillConfig,
     description: ModelDescription,
@@ -166,6 +172,7 @@ def on_cpus(
     now = max(workers.now, 1)
     settled = {
         **PLAIN,
+        "zero_stage": cpu_stage(config),
         "num_workers": workers.most,
         "min_workers": workers.least or 1,
         "micro_batch": cpu_micro_batch(config, description),

@@ -84,7 +84,15 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
     """Adam's settings of ``fake_score`` or ``generator``."""
     values = config.training
     learning_rate, beta1 = getattr(values, f"{role}_lr"), getattr(values, f"{role}_beta1")
-    return AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
+    return AdamSettings(
+        learning_rate,
+        beta1,
+        values.beta2,
+        values.epsilon,
+        eight_bits=values.optimizer == "adam8bit",
+        # What an adapter trains is small, and stays float32.
+        half_weights=values.weights == "bfloat16" and not config.adapter.of(role),
+    )
 
 
 def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
