@@ -97,6 +97,8 @@ class FlowDenoiser(nn.Module):
             raise ValueError("a text-to-image transformer needs cond.text [B, T, D], got None")
         wide = torch.promote_types(x_t.dtype, torch.float32)
         own = self.transformer.proj_out.weight.dtype
+        if self.compute_dtype is not None:  # bfloat16 weights too are cast where they are used
+            own = torch.promote_types(own, torch.float32)
         x_t, t, count = x_t.to(wide), level.t.to(wide), len(x_t)
         x, both = x_t, cond
         if cond.real is not None:  # one pass for both

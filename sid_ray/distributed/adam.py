@@ -20,6 +20,7 @@ from torch.optim.adam import adam
 from sid_ray.distributed.fragments import EXP_AVG, KINDS, MASTER, MOMENTS
 
 FUSED_DEVICES = ("cpu", "cuda")
+MOMENT_BYTES = 1 + 4 / 256  # an element in 8 bits: eight_bits.py
 AT_ONCE = 1 << 26  # elements of which there are copies at one time
 Values = tuple[Mapping[str, Tensor], Callable[[str, Tensor], None] | None]
 
@@ -51,6 +52,11 @@ class AdamSettings:
     def moments(self) -> tuple[str, ...]:
         """Adam's state of a tensor, its step aside: with beta1 = 0 no first moment."""
         return tuple(kind for kind in MOMENTS if kind != EXP_AVG or self.beta1)
+
+    @property
+    def moment_words(self) -> float:
+        """The bytes of these, in float32: tensors too small for 8 bits are not looked at."""
+        return len(self.moments) * (MOMENT_BYTES / 4 if self.eight_bits else 1)
 
     @property
     def kinds(self) -> tuple[str, ...]:

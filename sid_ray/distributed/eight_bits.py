@@ -25,7 +25,6 @@ from torch import Tensor
 from sid_ray.errors import UserError
 
 BLOCK, LEAST = 256, 4096
-BYTES = 1 + 4 / BLOCK  # an element of a moment
 
 
 def require_bitsandbytes() -> Any:

@@ -198,6 +198,7 @@ class Planner:
         shared = resources.teacher_zero_stage == 3
         key = (
             config.training.precision, resources.activation_checkpointing, shared, config.adapter,
+            config.training.weights,
         )  # fmt: skip
         if key not in self._traces:
             sizes = sorted(
@@ -214,6 +215,9 @@ class Planner:
         shared = needs_deepspeed(resources, machine.gpus)
         stages = {role: resources.stage_of(role) if shared else 0 for role in TRAINED}
         teacher = resources.teacher_zero_stage if machine.gpus > 1 else 0
+        half = [role for role in TRAINED if adam_of(config, role).half_weights]
+        if half and teacher == 3:
+            half.append(TEACHER)
         return Layout(
             gpus=machine.gpus,
             stages=stages | {TEACHER: teacher},
@@ -221,7 +225,8 @@ class Planner:
             live=max(zero.get(key, LIVE) for key in LIVE_KEYS),
             offload=resources.offload_optimizer,
             reserve=machine.reserve,
-            moments={role: len(adam_of(config, role).moments) for role in TRAINED},
+            moments={role: adam_of(config, role).moment_words for role in TRAINED},
+            half=frozenset(half),
             teacher=self.teacher_bytes(config),
         )
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sid_ray.distributed import adam
-from sid_ray.distributed.adam import AdamSettings, in_batches
-from sid_ray.distributed.eight_bits import BLOCK, BYTES, LEAST, EightBits
+from sid_ray.distributed.adam import MOMENT_BYTES, AdamSettings, in_batches
+from sid_ray.distributed.eight_bits import BLOCK, LEAST, EightBits
 from sid_ray.distributed.fragments import ShardedAverage
 from sid_ray.distributed.half_weights import join, split
 from sid_ray.distributed.packed_adam import PackedAdam
@@ -58,7 +58,7 @@ def test_what_is_closed_opens_to_what_closes_to_the_same_bits(signed, scale):
     kept.close(opened)
     assert torch.equal(kept.codes, codes) and torch.equal(kept.scales, scales)
     assert torch.equal(kept.open(), opened)
-    assert codes.nbytes + scales.nbytes == pytest.approx(BYTES * len(values), rel=1e-3)
+    assert codes.nbytes + scales.nbytes == pytest.approx(MOMENT_BYTES * len(values), rel=1e-3)
     blocks = opened[: 100 * BLOCK].view(100, BLOCK) - values[: 100 * BLOCK].view(100, BLOCK)
     if signed:  # the coarsest codes are 1.4 % of a block's largest value apart
         largest = values[: 100 * BLOCK].view(100, BLOCK).abs().amax(1)
@@ -199,6 +199,6 @@ def test_what_is_kept_takes_the_bytes_that_plan_counts():
     state = role.optimizer.state_of(weight)
     second = state["exp_avg_sq"]
     assert weight.element_size() + state["low"].element_size() == 4
-    assert second.codes.nbytes + second.scales.nbytes == pytest.approx(BYTES * 83 * 71, abs=4)
+    assert second.codes.nbytes + second.scales.nbytes == pytest.approx(MOMENT_BYTES * 83 * 71, abs=4)
     assert "exp_avg" not in state
     assert torch.is_tensor(role.optimizer.state_of(role.module[2].weight)["exp_avg_sq"])
