@@ -40,6 +40,7 @@ from sid_ray.planning.on_gpus import OnGpus
 from sid_ray.planning.profile import Profile, read_profile
 from sid_ray.planning.sizes import with_fields
 from sid_ray.recipes.known_networks import text_bytes
+from sid_ray.training.assemble import check_weights
 from sid_ray.weights.description import ModelDescription
 
 # A CPU's pass: half as many images took 1.3 times the seconds on small networks (docs/speed.md).
@@ -65,6 +66,7 @@ def choose_resources(
 
     Raises UserError in one line where the run cannot be there, with what does fit.
     """
+    check_weights(config, description.family)
     on_gpu = wants_gpus(config, machine)
     config = replace(config, resources__use_gpu=on_gpu)
     if config.resources.deterministic:  # whatever a profile has measured to be faster

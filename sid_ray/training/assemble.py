@@ -95,6 +95,16 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
     )
 
 
+def check_weights(config: DistillConfig, family: str) -> None:
+    """Raises UserError where a family's rule on weights needs them in float32."""
+    for role, rules in rules_of(config, family).items():
+        if adam_of(config, role).half_weights and rules.constrain is not leave_weight:
+            raise UserError(
+                f"training.weights is bfloat16, but the weights of {called(family)} are normalised "
+                "in float32 (training.normalize_weights): set --training.weights float32"
+            )
+
+
 def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
     """What the adapters of a run are; None where whole networks are trained. Raises UserError."""
     chosen = config.adapter
