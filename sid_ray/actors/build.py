@@ -180,7 +180,7 @@ def build_networks(
         for name in adapters:
             roles[name] = role(name, over(teacher, config, name, settings, description))
     elif resources.teacher_zero_stage == 3 and world_size > 1:
-        teacher = shard_frozen(teacher)
+        teacher = shard_frozen(teacher, config.training.weights == "bfloat16")
     else:
         freeze(teacher, device)
     generator = roles["generator"]

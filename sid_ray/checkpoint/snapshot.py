@@ -101,7 +101,10 @@ def take_snapshot(
     taken = {}
     for name, role in roles.items():
         owned = [
-            Held(held.fragment, {kind: copies.of(held.values[kind]) for kind in role.kinds})
+            Held(
+                held.fragment,
+                {kind: copies.of(held.values[kind], held.lasting) for kind in role.kinds},
+            )
             for held in role.owned()
         ]
         taken[name] = RoleSnapshot(owned, role.kinds, steps[name])

@@ -116,6 +116,7 @@ class DistillConfig:
                 )
         check_adapter(self.adapter, self.resources)
         check_compile(self.resources)
+        check_state(self)
         if self.resources.deterministic and self.resources.attention == "xformers":
             raise UserError(
                 "resources.attention is xformers, whose gradients are not the same bits each time: "
@@ -249,6 +250,44 @@ def check_compile(resources: ResourcesConfig) -> None:
             "computed again: set --resources.no-activation-checkpointing, or "
             "--resources.compile default"
         )
+
+
+def stages_for(training: TrainingConfig) -> tuple[int, ...]:
+    """The ZeRO stages at which several workers can keep the state that training asks for."""
+    blocks = training.optimizer == "adam8bit"  # cut by no rank's part: only stage 0 leaves them
+    halves = training.weights == "bfloat16"  # DeepSpeed's stage 1 has another way of its own
+    return (0,) if blocks else (2, 3) if halves else (0, 1, 2, 3)
+
+
+def check_state(config: DistillConfig) -> None:
+    """Raises UserError where training.optimizer or training.weights cannot be had."""
+    training, resources = config.training, config.resources
+    if training.weights == "bfloat16" and training.precision != "bfloat16":
+        raise UserError(
+            f"training.weights is bfloat16 and training.precision {training.precision}: set "
+            "--training.precision bfloat16, or --training.weights float32"
+        )
+    if training.weights == "bfloat16" and training.optimizer == "adam8bit":
+        raise UserError(
+            "training.optimizer adam8bit needs ZeRO stage 0 and training.weights bfloat16 stage 2 "
+            "or 3: choose one of the two"
+        )
+    if len(fitting := stages_for(training)) == 4:
+        return
+    what = "optimizer adam8bit" if training.optimizer == "adam8bit" else "weights bfloat16"
+    if resources.offload_optimizer is True:
+        raise UserError(
+            f"training.{what} does not go with resources.offload_optimizer: set "
+            "--resources.no-offload-optimizer"
+        )
+    for role in ("fake_score", "generator"):
+        stage = resources.stage_of(role)
+        if resources.num_workers != 1 and stage != AUTO and stage not in fitting:
+            raise UserError(
+                f"training.{what} on several workers needs ZeRO stage "
+                f"{' or '.join(map(str, fitting))}, but {role} is at stage {stage}: set "
+                "--resources.zero-stage auto"
+            )
 
 
 def asked_metrics(text: str) -> tuple[str, ...]:

@@ -265,6 +265,15 @@ class TrainingConfig:
     """Adam's beta2, both networks."""
     epsilon: Positive = 1e-8
     """Adam's epsilon, both networks."""
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    """adam8bit: Adam's moments in 8 bits a weight instead of 32, by bitsandbytes; tensors of fewer
+    than 4096 weights stay in 32. At ZeRO stage 0 alone, or on one worker.
+    """
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: fake score and generator are computed with in bfloat16, and Adam steps float32
+    weights all the same, of which checkpoints are. For training.precision bfloat16; on several
+    workers at ZeRO stage 2 or 3. Less memory and half the bytes sent at stage 3.
+    """
     ema_half_life: CountOrNone = 500_000
     """Half-life of the generator's weight average, in images; 0 for none."""
     ema_rampup: NotNegative = 0.05

@@ -104,6 +104,8 @@ class FlowDenoiser(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)
         # Of a bias: weights of a frozen base may be held in less (adapters.hold_as_base).
         own = self.transformer.proj_out.bias.dtype
+        if self.compute_dtype is not None:  # bfloat16 weights too are cast where they are used
+            own = torch.promote_types(own, torch.float32)
         x_t, t, count = x_t.to(wide), level.t.to(wide), len(x_t)
         x, both = x_t, cond
         if cond.real is not None:  # one pass for both

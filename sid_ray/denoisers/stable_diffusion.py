@@ -83,8 +83,7 @@ class StableDiffusionDenoiser(nn.Module):
             known = ", ".join(PREDICTION_TYPES)
             raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
         self.unet: Any = unet
-        for part in self._body():
-            make_casting(part)
+        make_casting(unet)
         self._compute_dtype: torch.dtype | None = None
         self._attention_backend = "sdpa"
         self._recompute = False
@@ -151,6 +150,8 @@ class StableDiffusionDenoiser(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)
         own = self.unet.time_embedding.linear_1.weight.dtype
         dtype = self.compute_dtype or own
+        if self.compute_dtype is not None:  # what is beside the body reads its weights in float32
+            own = torch.promote_types(own, torch.float32)
         emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(own), level.t))
         text, x, count = cond.text, x_t, len(x_t)
         if cond.real is not None:  # one pass of the encoder for both

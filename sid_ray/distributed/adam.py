@@ -9,7 +9,7 @@ kernels read it themselves, from ``Adam.found_inf``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -17,27 +17,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from sid_ray.distributed.fragments import EXP_AVG, KINDS, MOMENTS
+from sid_ray.distributed.fragments import EXP_AVG, KINDS, MASTER, MOMENTS
 
 FUSED_DEVICES = ("cpu", "cuda")
+MOMENT_BYTES = 1 + 4 / 256  # an element in 8 bits: eight_bits.py
+AT_ONCE = 1 << 26  # elements of which there are copies at one time
+Values = tuple[Mapping[str, Tensor], Callable[[str, Tensor], None] | None]
 
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """Adam's settings of one role."""
+    """Adam's settings of one role.
+
+    ``eight_bits``: moments are kept in 8 bits (eight_bits.py). ``half_weights``: the weights are
+    bfloat16, and what that lacks of float32 is the optimizer's (half_weights.py).
+    """
 
     lr: float
     beta1: float
     beta2: float
     epsilon: float
+    eight_bits: bool = False
+    half_weights: bool = False
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Adam:
+        """Raises UserError where 8 bits are asked for and bitsandbytes is not installed."""
+        if self.eight_bits or self.half_weights:
+            from sid_ray.distributed.packed_adam import PackedAdam
+
+            return PackedAdam(parameters, self)
         return Adam(parameters, self)
 
     @property
     def moments(self) -> tuple[str, ...]:
         """Adam's state of a tensor, its step aside: with beta1 = 0 no first moment."""
         return tuple(kind for kind in MOMENTS if kind != EXP_AVG or self.beta1)
+
+    @property
+    def moment_words(self) -> float:
+        """The bytes of these, in float32: tensors too small for 8 bits are not looked at."""
+        return len(self.moments) * (MOMENT_BYTES / 4 if self.eight_bits else 1)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -69,20 +88,35 @@ class Adam(torch.optim.Adam):
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
+    def gradient_of(self, parameter: nn.Parameter) -> Tensor:
+        """What the next step reads: zeros, from then on, where no loss reached the parameter."""
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        return parameter.grad
+
+    def master_of(self, parameter: nn.Parameter) -> Tensor:
+        """The weight as it is stepped, in the parameter's shape."""
+        return parameter.data
+
+    def values_of(self, parameter: nn.Parameter) -> Values:
+        """A parameter's state by kind, flat, and how it is set where writing that does not."""
+        state = self.state_of(parameter)
+        values = {MASTER: parameter.data} | {kind: state[kind] for kind in self.moments}
+        return {kind: value.view(-1) for kind, value in values.items()}, None
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Steps every parameter that has a gradient; gradients keep their values."""
         for group in self.param_groups:
-            stepped = [parameter for parameter in group["params"] if parameter.grad is not None]
-            kernels: dict[bool, list[Tensor]] = {True: [], False: []}
-            for parameter in stepped:
-                kernels[self._fits_fused(parameter)].append(parameter)
-            # Only fused kernels read found_inf: for others the host has to.
-            if kernels[False] and self.found_inf is not None and bool(self.found_inf):
-                kernels[False] = []
-            for fused, parameters in kernels.items():
-                if parameters:
-                    self._step(group, parameters, fused)
+            self._step_all(group, [each for each in group["params"] if each.grad is not None])
+
+    def _step_all(self, group: dict, stepped: Iterable[Tensor]) -> None:
+        kernels: dict[bool, list[Tensor]] = {True: [], False: []}
+        for parameter in stepped:
+            kernels[self._fits_fused(parameter)].append(parameter)
+        for fused, parameters in kernels.items():
+            if parameters:
+                self._step(group, parameters, fused)
 
     def _fits_fused(self, parameter: Tensor) -> bool:
         """Fused kernels walk through memory: parameter, gradient and state must lie alike.
@@ -110,6 +144,21 @@ class Adam(torch.optim.Adam):
             [state[moment] for state in states] if moment in self.moments else gradients
             for moment in MOMENTS
         )
+        self._kernel(group, parameters, gradients, first, second, states, fused)
+
+    def _kernel(
+        self,
+        group: dict,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+        states: Sequence[Mapping[str, Tensor]],
+        fused: bool,
+    ) -> None:
+        # Only fused kernels read found_inf: for others the host has to.
+        if not fused and self.found_inf is not None and bool(self.found_inf):
+            return
         beta1, beta2 = group["betas"]
         adam(
             parameters,
@@ -139,6 +188,18 @@ class Adam(torch.optim.Adam):
         """Of every tensor that has a state."""
         for state in self.state.values():
             state["step"].fill_(float(steps))
+
+
+def in_batches(sizes: Sequence[int], most: int = AT_ONCE) -> Iterator[tuple[int, int]]:
+    """(start, stop) of neighbours with at most so many elements together, one at least."""
+    start, elements = 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and elements + size > most:
+            yield start, place
+            start, elements = place, 0
+        elements += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def steps_of(tensor: Tensor) -> list[tuple[int, int]]:

@@ -124,10 +124,11 @@ def rank_zero_weights(module: nn.Module, config: dict[str, Any]) -> Iterator[Non
     from deepspeed.runtime.zero.partition_parameters import Init
 
     device = torch.device(get_accelerator().current_device_name())
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
 
     def convert(init: Any, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
-            from_rank_zero(parameter, device)
+            from_rank_zero(parameter, device, dtype)
             init._convert_to_deepspeed_param(parameter)
             parameter.partition()  # type: ignore[attr-defined]
 
@@ -136,19 +137,19 @@ def rank_zero_weights(module: nn.Module, config: dict[str, Any]) -> Iterator[Non
     Init._convert_to_zero_parameters = convert
     try:
         if config["zero_optimization"]["stage"] == 3:
-            Init(module=module, config_dict_or_path=config, dtype=torch.float32)
+            Init(module=module, config_dict_or_path=config, dtype=dtype)
             move_buffers(module, device)
         else:
             for parameter in module.parameters():
-                from_rank_zero(parameter, device)
+                from_rank_zero(parameter, device, dtype)
         yield
     finally:
         DeepSpeedEngine._broadcast_model, Init._convert_to_zero_parameters = theirs
 
 
-def from_rank_zero(parameter: nn.Parameter, device: torch.device) -> None:
+def from_rank_zero(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> None:
     """Moves a parameter to the device, with rank 0's numbers. A collective."""
-    parameter.data = parameter.data.to(device)
+    parameter.data = parameter.data.to(device, dtype)
     torch.distributed.broadcast(parameter.data, 0)
 
 

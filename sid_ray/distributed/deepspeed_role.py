@@ -18,9 +18,11 @@ Facts of DeepSpeed 0.19.8 that this file rests on; deepspeed_private.py has thos
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,12 @@ SUB_GROUP = 1_000_000_000  # elements that stage 3 steps at once
 
 
 def deepspeed_config(
-    zero_stage: int, passes: int, world_size: int, offload: bool = False, overlap: bool = False
+    zero_stage: int,
+    passes: int,
+    world_size: int,
+    offload: bool = False,
+    overlap: bool = False,
+    half: bool = False,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration of one role; every key that changes numbers or memory is set.
 
@@ -67,6 +74,8 @@ def deepspeed_config(
     sample here: the losses are already divided by the global batch. ``offload`` keeps masters,
     moments and accumulated gradients in CPU memory and steps them there (stages 1 to 3).
     ``overlap`` sums gradients over ranks while the backward pass goes on (stages 1 to 3).
+    ``half``: working weights are bfloat16 (stages 2 and 3; stage 1 would be another optimizer);
+    gradients are added up, over passes and over ranks, in float32 all the same.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -79,7 +88,13 @@ def deepspeed_config(
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "fp16": {"enabled": False},
-        "bf16": {"enabled": False},
+        "bf16": {
+            "enabled": half,
+            "immediate_grad_update": False,
+            "check_grad_overflow": False,
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
         "zero_optimization": zero_config(zero_stage, offload, overlap),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -180,21 +195,23 @@ def init_deepspeed() -> None:
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
 
 
-def shard_frozen(module: nn.Module) -> nn.Module:
+def shard_frozen(module: nn.Module, half: bool = False) -> nn.Module:
     """A frozen network at ZeRO stage 3: each rank keeps a part, gathered layer by layer in use.
 
-    The module may be in host memory: it is moved parameter by parameter.
+    The module may be in host memory: it is moved parameter by parameter. ``half``: in bfloat16.
     """
     import deepspeed
 
-    config = deepspeed_config(3, 1, torch.distributed.get_world_size())
+    config = deepspeed_config(3, 1, torch.distributed.get_world_size(), half=half)
     with rank_zero_weights(module, config):
         engine, *_ = deepspeed.initialize(model=module, config=config, dist_init_required=False)
     return engine.module
 
 
 class DeepSpeedRole:
-    """A role as a DeepSpeed engine, ZeRO stage 0 to 3, float32.
+    """A role as a DeepSpeed engine, ZeRO stage 0 to 3; masters, moments and sums are float32.
+
+    Of Adam's settings, ``half_weights`` goes with stages 2 and 3, ``eight_bits`` with stage 0.
 
     ``update`` sums gradients over ranks (DeepSpeed averages, so losses are scaled by the world
     size). ``offload`` as in deepspeed_config; not at stage 0. The module may be in host memory: it
@@ -215,7 +232,12 @@ class DeepSpeedRole:
 
         self.rules, self.kinds, self.stage = rules, adam.kinds, zero_stage
         self.world_size = torch.distributed.get_world_size()
-        config = deepspeed_config(zero_stage, passes, self.world_size, offload, overlap)
+        half = adam.half_weights
+        if (half and zero_stage < 2) or (adam.eight_bits and zero_stage):
+            raise ValueError(f"ZeRO stage {zero_stage} does not go with {adam}")
+        adam = dataclasses.replace(adam, half_weights=False)  # DeepSpeed's own way
+        config = deepspeed_config(zero_stage, passes, self.world_size, offload, overlap, half)
+        wide = {name: value.data for name, value in module.named_parameters()} if half else {}
         with rank_zero_weights(module, config):
             self.engine, *_ = deepspeed.initialize(
                 model=module,
@@ -226,6 +248,7 @@ class DeepSpeedRole:
         wait_on_the_device(self.engine, zero_stage, offload)
         self._layout = layout_of(self.engine, zero_stage, offload)
         self._passes_pending = False
+        self._set_masters(wide)
         if not rules.constrain_first:
             self._constrain()
 
@@ -269,6 +292,23 @@ class DeepSpeedRole:
         if not self.rules.constrain_first:
             self._constrain(applied)
         return applied
+
+    @torch.no_grad()
+    def _set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Rank 0's whole weights, where DeepSpeed has made masters of rounded ones. A collective.
+
+        They may be in host memory, and go to the device one by one.
+        """
+        if not weights:
+            return
+        held = {item.fragment.name: item for item in self._layout.held()}
+        for name, value in weights.items():
+            whole = value.to(self.engine.device, copy=True)
+            torch.distributed.broadcast(whole, 0)
+            if name in held:
+                _, offset, length = held[name].fragment
+                held[name].set(MASTER, whole.reshape(-1)[offset : offset + length])
+        self._layout.refresh()
 
     @torch.no_grad()
     def _constrain(self, applied: Tensor | None = None) -> None:

@@ -31,12 +31,45 @@ class Fragment(NamedTuple):
     length: int
 
 
+class Made(Mapping[str, Tensor]):
+    """Values by kind that are made when they are asked for, out of what is kept otherwise."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
+        self.makers = makers
+
+    def __getitem__(self, kind: str) -> Tensor:
+        return self.makers[kind]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+
 @dataclass(frozen=True)
 class Held:
-    """A fragment on this rank; ``values`` are flat views by kind: writing them sets the state."""
+    """A fragment on this rank; ``values`` are flat views by kind: writing them sets the state.
+
+    Where state is kept in fewer bits, ``values`` are Made, and ``write`` takes a kind and its
+    values.
+    """
 
     fragment: Fragment
     values: Mapping[str, Tensor]
+    write: Callable[[str, Tensor], None] | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether values are the state itself, and no copies of a moment."""
+        return not isinstance(self.values, Made)
+
+    def set(self, kind: str, value: Tensor) -> None:
+        """Sets a kind of the state."""
+        if self.write is None:
+            self.values[kind].copy_(value)
+        else:
+            self.write(kind, value)
 
     def part(self, start: int, stop: int) -> Held | None:
         """What lies within start : stop of the whole parameter; None for nothing."""
@@ -44,8 +77,11 @@ class Held:
         first, last = max(start, offset), min(stop, offset + length)
         if first >= last:
             return None
-        values = {k: v[first - offset : last - offset] for k, v in self.values.items()}
-        return Held(Fragment(name, first, last - first), values)
+        inside, values = slice(first - offset, last - offset), self.values
+        if isinstance(values, Made):
+            makers = {k: lambda k=k: values[k][inside] for k in values}
+            return Held(Fragment(name, first, last - first), Made(makers))
+        return Held(Fragment(name, first, last - first), {k: v[inside] for k, v in values.items()})
 
 
 Read = Callable[[Fragment, str], Tensor]  # the values of a kind, flat, wherever they are kept

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.family import Constrain, leave_weight
-from sid_ray.distributed.adam import Adam, AdamSettings, found_inf_in
+from sid_ray.distributed.adam import Adam, AdamSettings, found_inf_in, in_batches
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import (
     EXP_AVG,
-    MASTER,
     Fragment,
     Held,
     Read,
@@ -127,10 +126,8 @@ class RoleState:
 def whole_held(module: nn.Module, optimizer: Adam) -> Iterator[Held]:
     """Every parameter as one fragment, where nothing is sharded."""
     for name, parameter in module.named_parameters():
-        state = optimizer.state_of(parameter)
-        values = {MASTER: parameter.data} | {kind: state[kind] for kind in optimizer.moments}
-        flat = {kind: value.view(-1) for kind, value in values.items()}
-        yield Held(Fragment(name, 0, parameter.numel()), flat)
+        values, write = optimizer.values_of(parameter)
+        yield Held(Fragment(name, 0, parameter.numel()), values, write)
 
 
 @torch.no_grad()
@@ -157,8 +154,8 @@ def write_where(applied: Tensor | None, new: Tensor, tensor: Tensor) -> None:
 def fill(held: Iterable[Held], read: Read) -> None:
     """Sets fragments to what is read."""
     for item in held:
-        for kind, value in item.values.items():
-            value.copy_(read(item.fragment, kind))
+        for kind in item.values:
+            item.set(kind, read(item.fragment, kind))
 
 
 class TorchRole:
@@ -169,7 +166,7 @@ class TorchRole:
         self.rules, self.kinds = rules, adam.kinds
         if not rules.constrain_first:
             constrain_module(module, rules.constrain)
-        self.optimizer = adam.build(module.parameters())
+        self.optimizer = adam.build(list(module.parameters()))
 
     @property
     def network(self) -> Denoiser:
@@ -195,13 +192,9 @@ class TorchRole:
         loss.backward()
 
     def update(self) -> Tensor:
-        gradients = []
-        for parameter in self._module.parameters():
-            if parameter.grad is None:
-                # What no loss reached is stepped with 0, as by DeepSpeed: one count of steps for
-                # all, or a resumed run, which knows one, would differ when a later loss does.
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
+        # What no loss reached is stepped with 0, as by DeepSpeed: one count of steps for all, or a
+        # resumed run, which knows one, would differ when a later loss does.
+        gradients = [self.optimizer.gradient_of(each) for each in self._module.parameters()]
         self.rules.adjust(gradients)
         self.optimizer.found_inf = found_inf_in(gradients)
         applied = self.optimizer.found_inf == 0
@@ -212,10 +205,11 @@ class TorchRole:
         return applied
 
     def average_into(self, average: nn.Module, beta: float) -> None:
-        weights: Iterable[Tensor] = self._module.parameters()
-        if isinstance(average, ShardedAverage):
-            weights = (weight.view(-1) for weight in weights)  # its parts are flat
-        update_ema(average.parameters(), weights, beta)
+        flat = isinstance(average, ShardedAverage)  # its parts are
+        means, weights = list(average.parameters()), list(self._module.parameters())
+        for start, stop in in_batches([weight.numel() for weight in weights]):
+            masters = (self.optimizer.master_of(weight) for weight in weights[start:stop])
+            update_ema(means[start:stop], (w.view(-1) if flat else w for w in masters), beta)
 
     def owned(self) -> list[Held]:
         return list(whole_held(self._module, self.optimizer))

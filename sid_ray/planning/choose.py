@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import PLAIN, left_open
-from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.distill_config import DistillConfig, replace, stages_for
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.planning.choice import ResourceChoice, Workers, by, measured_fields, people
@@ -40,6 +40,7 @@ from sid_ray.planning.on_gpus import OnGpus
 from sid_ray.planning.profile import Profile, read_profile
 from sid_ray.planning.sizes import with_fields
 from sid_ray.recipes.known_networks import text_bytes
+from sid_ray.training.assemble import check_weights
 from sid_ray.weights.description import ModelDescription
 
 # A CPU's pass: half as many images took 1.3 times the seconds on small networks (docs/speed.md).
@@ -65,6 +66,7 @@ def choose_resources(
 
     Raises UserError in one line where the run cannot be there, with what does fit.
     """
+    check_weights(config, description.family)
     on_gpu = wants_gpus(config, machine)
     config = replace(config, resources__use_gpu=on_gpu)
     if config.resources.deterministic:  # whatever a profile has measured to be faster
@@ -155,6 +157,12 @@ def cpu_micro_batch(config: DistillConfig, description: ModelDescription) -> int
     return size * max(1, images // size)
 
 
+def cpu_stage(config: DistillConfig) -> int:
+    """The stage that CPUs take, or of those that the training's state can have, the least."""
+    fitting, plain = stages_for(config.training), PLAIN["zero_stage"]
+    return plain if plain in fitting else fitting[0]
+
+
 def on_cpus(
     config: DistillConfig,
     description: ModelDescription,
@@ -166,6 +174,7 @@ def on_cpus(
     now = max(workers.now, 1)
     settled = {
         **PLAIN,
+        "zero_stage": cpu_stage(config),
         "num_workers": workers.most,
         "min_workers": workers.least or 1,
         "micro_batch": cpu_micro_batch(config, description),

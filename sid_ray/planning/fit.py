@@ -11,7 +11,12 @@ from typing import Any
 
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources
-from sid_ray.config.distill_config import DistillConfig, replace, with_plain_resources
+from sid_ray.config.distill_config import (
+    DistillConfig,
+    replace,
+    stages_for,
+    with_plain_resources,
+)
 from sid_ray.distributed.deepspeed_role import PERSISTENT, deepspeed_config, needs_deepspeed
 from sid_ray.groups import GroupPlan
 from sid_ray.planning.host_memory import host_bytes, moved_bytes, start_bytes
@@ -126,13 +131,15 @@ def stage_variants(config: DistillConfig, gpus: int) -> dict[str, DistillConfig]
     config = with_plain_resources(config)
     if not needs_deepspeed(resources, gpus):
         return {NONE: config}
-    adapters = config.adapter.rank > 0
+    adapters, fitting = config.adapter.rank > 0, stages_for(config.training)
+    if resources.offload_optimizer and len(fitting) < 4:
+        return {}  # with state in fewer bits nothing is offloaded
     if gpus == 1:
-        stages: tuple[int, ...] = (1, 2) if adapters else (1, 2, 3)
-        return {str(n): replace(config, resources__zero_stage=n) for n in stages}
-    stages = (1, 2) if resources.offload_optimizer else (0, 1, 2)
+        ones: tuple[int, ...] = (1, 2) if adapters else (1, 2, 3)
+        return {str(n): replace(config, resources__zero_stage=n) for n in ones if n in fitting}
+    stages = [n for n in ((1, 2) if resources.offload_optimizer else (0, 1, 2)) if n in fitting]
     found = {str(n): replace(config, resources__zero_stage=n) for n in stages}
-    if adapters:
+    if adapters or 3 not in fitting:
         return found
     if resources.teacher_zero_stage == 0:
         found["3"] = replace(config, resources__zero_stage=3)
@@ -198,6 +205,7 @@ class Planner:
         shared = resources.teacher_zero_stage == 3
         key = (
             config.training.precision, resources.activation_checkpointing, shared, config.adapter,
+            config.training.weights,
         )  # fmt: skip
         if key not in self._traces:
             sizes = sorted(
@@ -217,6 +225,9 @@ class Planner:
         shared = needs_deepspeed(resources, machine.gpus)
         stages = {role: resources.stage_of(role) if shared else 0 for role in TRAINED}
         teacher = resources.teacher_zero_stage if machine.gpus > 1 else 0
+        half = [role for role in TRAINED if adam_of(config, role).half_weights]
+        if half and teacher == 3:
+            half.append(TEACHER)
         return Layout(
             gpus=machine.gpus,
             stages=stages | {TEACHER: teacher},
@@ -224,7 +235,8 @@ class Planner:
             live=max(zero.get(key, LIVE) for key in LIVE_KEYS),
             offload=resources.offload_optimizer,
             reserve=machine.reserve,
-            moments={role: len(adam_of(config, role).moments) for role in TRAINED},
+            moments={role: adam_of(config, role).moment_words for role in TRAINED},
+            half=frozenset(half),
             teacher=self.teacher_bytes(config),
         )
 

@@ -22,6 +22,8 @@ last of its roles has gone to the GPU out of it; what is offloaded is there by t
 
 from __future__ import annotations
 
+import math
+
 from sid_ray.planning.memory import GENERATOR, TRAINED, WORD, Layout, Network
 
 
@@ -30,7 +32,7 @@ def offloaded_bytes(network: Network, layout: Layout, passes: int) -> int:
     found = 0
     for role in offloading(layout):
         part = layout.part(network.trained(role))
-        found += layout.moments[role] * part
+        found += int(layout.moments[role] * part)
         if layout.stages[role] == 3:
             found += part + 2 * power_of_two(part)  # masters; gradients and their sum
         else:
@@ -42,7 +44,8 @@ def offloaded_bytes(network: Network, layout: Layout, passes: int) -> int:
 
 def snapshot_bytes(network: Network, layout: Layout) -> int:
     """A rank's copies of the state for a checkpoint: masters and moments of its part."""
-    return sum((1 + layout.moments[role]) * layout.part(network.trained(role)) for role in TRAINED)
+    kinds = {role: 1 + math.ceil(layout.moments[role]) for role in TRAINED}  # float32 here
+    return sum(kinds[role] * layout.part(network.trained(role)) for role in TRAINED)
 
 
 def start_bytes(network: Network, layout: Layout, passes: int) -> int:

@@ -27,7 +27,9 @@ from dataclasses import dataclass, field
 
 GIB = 1 << 30
 RESERVE_GIB = 2.0  # assumed: CUDA context, NCCL, workspaces of cuDNN and cuBLAS, fragmentation
-WORD = 4  # weights, gradients, masters and moments are float32 whatever training.precision is
+# Gradients, masters and averages are float32 whatever training.precision is; weights and moments
+# but for training.weights and training.optimizer.
+WORD = 4
 FLAT = 500_000_000  # elements that stage 0 copies side by side to add them up over ranks
 # Buffers beside the gradients' own: the bucket that gradients are reduced in, and its copy on the
 # way. The second kind is what an update's gathering of new weights passes through.
@@ -78,8 +80,10 @@ class Layout:
     communication bucket, ``live`` those that stage 3 may leave gathered between uses;
     ``offload`` keeps masters and moments in host memory. ``reserve`` bytes are no tensor's: CUDA
     context, libraries' workspaces, what the allocator cannot use. ``moments`` is how many of Adam's
-    each trained role keeps. ``teacher`` is the bytes of a whole teacher whose body is cast to half
-    precision for good, or that is the base of adapters; 0 where it is float32.
+    each trained role keeps, in float32 or, as a share of that, in fewer bits. ``teacher`` is the
+    bytes of a whole teacher whose body is cast to half precision for good, or that is the base of
+    adapters; 0 where it is float32. ``half`` are the roles whose working weights are bfloat16; of
+    a stage 0 the other half, which the optimizer keeps, is among the masters.
     """
 
     gpus: int
@@ -88,8 +92,13 @@ class Layout:
     live: int
     offload: bool = False
     reserve: int = 0
-    moments: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TRAINED, 2))
+    moments: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TRAINED, 2))
     teacher: int = 0
+    half: frozenset[str] = frozenset()
+
+    def word(self, role: str) -> int:
+        """Bytes of a working weight."""
+        return WORD // 2 if role in self.half else WORD
 
     def part(self, elements: int) -> int:
         """Bytes of a rank's share of elements."""
@@ -118,10 +127,11 @@ class Moment:
 def role_state(role: str, network: Network, layout: Layout) -> Parts:
     """What a role keeps between two iterations."""
     count, stage, parts = network.trained(role), layout.stages[role], Parts()
+    word = layout.word(role)
     if stage == 3:
-        parts[role, "weights"] = layout.part(count) + WORD * network.small
+        parts[role, "weights"] = layout.part(count) * word // WORD + word * network.small
     else:
-        parts[role, "weights"] = WORD * count
+        parts[role, "weights"] = word * count
     parts[role, "other"] = network.own_buffers(role)
     if role == TEACHER:
         if layout.teacher and not stage:
@@ -129,8 +139,8 @@ def role_state(role: str, network: Network, layout: Layout) -> Parts:
         return parts
     optimised = WORD * count if stage == 0 else layout.part(count)
     if not (layout.offload and stage):
-        parts[role, "moments"] = layout.moments[role] * optimised
-        parts[role, "masters"] = optimised if stage else 0
+        parts[role, "moments"] = int(layout.moments[role] * optimised)
+        parts[role, "masters"] = optimised if stage else (WORD - word) * count
     if stage == 3:
         parts[role, "gradients"] = optimised
         parts[role, "buckets"] = WORD * layout.bucket
@@ -163,7 +173,8 @@ def pass_parts(role: str, network: Network, layout: Layout, activations: int) ->
     used = TRAINED if role == FAKE_SCORE else (TEACHER, *TRAINED)
     for other in used:
         if layout.stages[other] == 3 and layout.gpus > 1:
-            parts[other, "gathered"] = WORD * min(network.trained(other), layout.live)
+            gathered = min(network.trained(other), layout.live)
+            parts[other, "gathered"] = layout.word(other) * gathered
     return parts
 
 
@@ -241,12 +252,15 @@ def sent_bytes(network: Network, layout: Layout, passes: int) -> int:
     each. Stage 0: an all-reduce an update. Stages 1 and 2 sum gradients by all-reduce too, of which
     each rank keeps its part (use_multi_rank_bucket_allreduce), once an update or in each pass, and
     gather new weights. 3: gatherings for each forward and backward pass of each network, also where
-    it is only evaluated, and for forced normalisation.
+    it is only evaluated, and for forced normalisation. Gradients are sent in float32, weights as
+    they are computed with.
     """
-    elements = 0
+    sent = 0
     for role, evaluated in ((FAKE_SCORE, 2), (GENERATOR, 1)):
         stage = layout.stages[role]
-        times = (2, 3, 2 * passes + 1, passes * (3 + evaluated) + 1)[stage]
-        elements += times * network.trained(role)
-    elements += 2 * passes * network.parameters if layout.stages[TEACHER] == 3 else 0
-    return WORD * elements * (layout.gpus - 1) // layout.gpus
+        gradients = (1, 2, 2 * passes, passes)[stage]
+        weights = (1, 1, 1, passes * (2 + evaluated) + 1)[stage]
+        sent += (WORD * gradients + layout.word(role) * weights) * network.trained(role)
+    if layout.stages[TEACHER] == 3:
+        sent += layout.word(TEACHER) * 2 * passes * network.parameters
+    return sent * (layout.gpus - 1) // layout.gpus

@@ -16,7 +16,7 @@ from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.quantised import QUANTISED
 from sid_ray.denoisers.registry import family_of
 from sid_ray.planning.memory import TRAINED
-from sid_ray.training.assemble import base_precision, run_adapter
+from sid_ray.training.assemble import adam_of, base_precision, run_adapter
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 
@@ -40,7 +40,8 @@ def spec_networks(
 
     def role(name: str) -> nn.Module:
         if adapter is None or not config.adapter.of(name):
-            return spec_network(config, description, device)
+            net = spec_network(config, description, device)
+            return net.to(torch.bfloat16) if adam_of(config, name).half_weights else net
         with torch.device(device):
             return with_adapter(teacher, adapter)
 

@@ -87,7 +87,25 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
     """Adam's settings of ``fake_score`` or ``generator``."""
     values = config.training
     learning_rate, beta1 = getattr(values, f"{role}_lr"), getattr(values, f"{role}_beta1")
-    return AdamSettings(learning_rate, beta1, values.beta2, values.epsilon)
+    return AdamSettings(
+        learning_rate,
+        beta1,
+        values.beta2,
+        values.epsilon,
+        eight_bits=values.optimizer == "adam8bit",
+        # What an adapter trains is small, and stays float32.
+        half_weights=values.weights == "bfloat16" and not config.adapter.of(role),
+    )
+
+
+def check_weights(config: DistillConfig, family: str) -> None:
+    """Raises UserError where a family's rule on weights needs them in float32."""
+    for role, rules in rules_of(config, family).items():
+        if adam_of(config, role).half_weights and rules.constrain is not leave_weight:
+            raise UserError(
+                f"training.weights is bfloat16, but the weights of {called(family)} are normalised "
+                "in float32 (training.normalize_weights): set --training.weights float32"
+            )
 
 
 def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
