@@ -63,6 +63,7 @@ class Family(ABC):
             from, in words; empty where there are none, and objectives cannot ask for them.
         adapter_targets: endings of names of the layers that adapters go into, where nobody names
             any; empty where adapters are refused.
+        logvar_layer: the end of the log-variance head's name, where networks may have one.
         folder: of a pipeline's folder, the part that holds the network; empty where a network is
             a folder of its own.
         parts: of a pipeline's folder, what else is read: auto-encoder, text encoder and so on.
@@ -90,6 +91,7 @@ class Family(ABC):
     latents: ClassVar[LatentConvention | None] = None
     adversarial_features: ClassVar[str] = ""
     adapter_targets: ClassVar[tuple[str, ...]] = ()
+    logvar_layer: ClassVar[str] = ""
     folder: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
     bare_prefix: ClassVar[str] = ""

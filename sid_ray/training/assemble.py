@@ -15,7 +15,7 @@ from sid_ray.checkpoint.find import find_generator
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.data.prepared import PreparedSource, Reading, open_prepared, untold
 from sid_ray.data.source import LABELS_ONLY, DataSource, is_prepared, open_source
-from sid_ray.denoisers.adapters import Adapter, check_targets
+from sid_ray.denoisers.adapters import Adapter, check_targets, target_layers
 from sid_ray.denoisers.family import Family, leave_weight
 from sid_ray.denoisers.noise import TeacherSampler, levels_of
 from sid_ray.denoisers.precondition import precision_beside
@@ -121,6 +121,20 @@ def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
             "set adapter.targets, or adapter.rank 0"
         )
     return Adapter(chosen.rank, chosen.alpha or chosen.rank, targets)
+
+
+def check_adapter(config: DistillConfig, teacher: ModelDescription, adapter: Adapter) -> None:
+    """Raises UserError where a run's adapters find no layers, or leave out one that is trained."""
+    network = layout(teacher, config.teacher.source)
+    check_targets(network, adapter)
+    head = family_of(teacher.family).logvar_layer
+    trains_head = config.objective.logvar and config.adapter.of("fake_score")
+    named = (name for name, _ in target_layers(network, adapter.targets))
+    if trains_head and not any(name.endswith(head) for name in named):
+        raise UserError(
+            f"objective.logvar trains the fake score's log-variance head, which adapter.targets "
+            f"{','.join(adapter.targets)} leave as it is: add {head} to them"
+        )
 
 
 def base_precision(config: DistillConfig, family: str) -> str:
@@ -300,7 +314,7 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
         check_teacher(config, description, teacher)
     if adapter := run_adapter(config, description.family):
         base_precision(config, description.family)
-        check_targets(layout(description, config.teacher.source), adapter)
+        check_adapter(config, description, adapter)
     if adapter and with_data:
         notes = {**description.notes, BASE: base_sha256(teacher)}
         description = dataclasses.replace(description, notes=notes)

@@ -9,7 +9,15 @@ import pytest
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.family import leave_weight
 from sid_ray.errors import UserError
-from sid_ray.training.assemble import base_precision, noted_base, rules_of
+from sid_ray.training.assemble import (
+    base_precision,
+    check_adapter,
+    noted_base,
+    rules_of,
+    run_adapter,
+)
+from sid_ray.weights.description import ModelDescription
+from tests.support.networks import TINY_EDM2
 
 
 def config_of(**changes: Any) -> DistillConfig:
@@ -47,3 +55,19 @@ def test_how_a_base_is_held_and_what_is_noted_of_it(family, precision, base, hel
 def test_a_base_that_a_family_cannot_hold_is_refused():
     with pytest.raises(UserError, match=r"adapter.base is 4bit.*float32"):
         base_precision(config_of(adapter__base="4bit"), "edm2")
+
+
+def test_targets_that_leave_out_a_head_which_is_trained_are_refused():
+    teacher = ModelDescription("edm2", TINY_EDM2.to_json())
+
+    def check(**changes: Any) -> None:
+        config = config_of(objective__logvar=True, **changes)
+        adapter = run_adapter(config, teacher.family)
+        assert adapter is not None
+        check_adapter(config, teacher, adapter)
+
+    check()
+    check(adapter__targets="attn_qkv,logvar_linear")
+    check(adapter__targets="conv_res0", adapter__roles="generator")
+    with pytest.raises(UserError, match=r"adapter.targets conv_res0 leave .* add logvar_linear"):
+        check(adapter__targets="conv_res0")

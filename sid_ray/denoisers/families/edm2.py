@@ -63,8 +63,8 @@ class EDM2(Family):
     latents = EDM2Latents()
     adversarial_features = LAST_BLOCK
     # ``bases`` is float32 alone, as EDM's: weights are normalised before they are cast.
-    # The head of log-variances has one output: any rank spans it.
-    adapter_targets = ("conv_res0", "conv_res1", "attn_qkv", "attn_proj", "logvar_linear")
+    logvar_layer = "logvar_linear"  # it has one output: an adapter of any rank spans it
+    adapter_targets = ("conv_res0", "conv_res1", "attn_qkv", "attn_proj", logvar_layer)
     training_only = ("logvar", "logvar_channels")
     official_classes = tuple(CLASSES)
     by_place = MappingProxyType({"Precond": BY_PLACE})
