@@ -120,7 +120,7 @@ def scores_of(run: Store) -> History:
     }
 
 
-# The same seeds over images seen -------------------------------------------------------------------
+# The same seeds over images seen ----------------------------------------------------------------
 
 
 def frames_of_run(run: Store, studio: Studio, most: int, tell: Tell) -> Iterator[Frame]:
@@ -144,9 +144,9 @@ def frames_of_run(run: Store, studio: Studio, most: int, tell: Tell) -> Iterator
 
 
 def kept_sheets(run: Store) -> dict[int, Image.Image]:
-    """Contact sheets on this machine's disk by images seen; what is no whole picture is left out."""
+    """Contact sheets on this machine's disk, by images seen. What is no whole picture is not."""
     home = run.folder if run.is_local else folder_of(run, "runs")
-    found = {}
+    found: dict[int, Image.Image] = {}
     for path in sorted((home / PICTURES).glob("*.png")):
         if match := SHEET.fullmatch(path.name):
             with contextlib.suppress(OSError, UnidentifiedImageError, SyntaxError, ValueError):

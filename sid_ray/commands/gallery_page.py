@@ -55,13 +55,17 @@ class Gallery:
 def data_uri(picture: Image.Image) -> str:
     """A picture as an address that holds it."""
     file = io.BytesIO()
-    if picture.width * picture.height <= LOSSLESS:
+    if is_small(picture):
         kind = "png"
         picture.save(file, "PNG", optimize=True)
     else:
         kind = "webp"
         picture.convert("RGB").save(file, "WEBP", quality=QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def is_small(picture: Image.Image) -> bool:
+    return picture.width * picture.height <= LOSSLESS
 
 
 def image_tag(image: Tensor, words: str) -> str:
@@ -97,13 +101,7 @@ def slider(frames: Sequence[Frame], what: str) -> str:
     if not frames:
         return "<p>No sheet was kept, and no checkpoint.</p>"
     last = len(frames) - 1
-    shown = "".join(
-        f'<figure class="frame" data-seen="{frame.images_seen:,} images seen">'
-        f'<img class="sheet" alt="Contact sheet at {frame.images_seen:,} images seen" '
-        f'src="{data_uri(frame.picture)}">'
-        f"<figcaption>{frame.images_seen:,} images seen</figcaption></figure>"
-        for frame in frames
-    )
+    shown = "".join(map(frame_figure, frames))
     control = (
         f'<div class="control" hidden><button type="button" id="play" aria-pressed="false">Play'
         f'</button><input type="range" id="seen" min="0" max="{last}" value="{last}" step="1" '
@@ -111,6 +109,16 @@ def slider(frames: Sequence[Frame], what: str) -> str:
     )
     told = f"<p>A place has the same {what} in all sheets.</p>"
     return f'{told}{control}<div id="frames">{shown}</div>'
+
+
+def frame_figure(frame: Frame) -> str:
+    seen = f"{frame.images_seen:,} images seen"
+    kind = "sheet small" if is_small(frame.picture) else "sheet"
+    return (
+        f'<figure class="frame" data-seen="{seen}"><img class="{kind}" '
+        f'alt="Contact sheet at {seen}" src="{data_uri(frame.picture)}">'
+        f"<figcaption>{seen}</figcaption></figure>"
+    )
 
 
 def grid_part(rows: Sequence[Row]) -> str:

@@ -1,5 +1,5 @@
-"""What a run's gallery shows: the same seeds over images seen, grids by class or prompt, the nearest
-training images, the best and the worst images.
+"""What a run's gallery shows: the same seeds over images seen, grids by class or prompt, the
+training images that made ones are nearest to, the best and the worst images.
 
 Pictures are uint8 [C, H, W], each a function of its seed, its condition and the weights.
 """
@@ -179,13 +179,13 @@ class Studio:
         assert features is not None and real.source is not None
         found = find_neighbours(look.features, features.array(), NEAREST)
         first = np.argsort(found.distances[:, 0], kind="stable")[:COPIES].tolist()
-        shown = pictures_at(real.source.pictures(self.tell), found.index[first].ravel().tolist())
+        shown = pictures_at(real.source.pictures(self.tell), found.numbers[first].ravel().tolist())
         rows = []
         for made in first:
             beside = [
                 Picture(shown[number], f"training image {number}, distance {distance:.3g}")
                 for number, distance in zip(
-                    found.index[made].tolist(), found.distances[made].tolist(), strict=True
+                    found.numbers[made].tolist(), found.distances[made].tolist(), strict=True
                 )
             ]
             rows.append(Row(words[made], [Picture(images[made], words[made]), *beside]))

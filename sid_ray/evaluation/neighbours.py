@@ -19,12 +19,12 @@ ASKED = 1000  # real images whose own neighbours say how far apart real images a
 
 
 class Neighbours(NamedTuple):
-    """Of each made image: distances [N, K] to its nearest real images, ascending, and their index
-    [N, K] in the set; ``usual``: the median distance of real images to the nearest other one.
+    """Of each made image: distances [N, K] to its nearest real images, ascending, and their
+    numbers [N, K] in the set; ``usual``: of real images to the nearest other one, the median.
     """
 
     distances: NDArray[np.float32]
-    index: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     usual: float
 
 
