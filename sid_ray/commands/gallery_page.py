@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sid_ray.commands.compare import Compared, best_value, curve, score_names_of, title_of
 from sid_ray.commands.page import whole_page
-from sid_ray.evaluation.gallery import Copies, Picture, Ranking, Row
+from sid_ray.evaluation.gallery import NearImages, Picture, Ranking, PictureRow
 from sid_ray.evaluation.pictures import to_picture
 from sid_ray.metrics.names import bare, shown_score
 from sid_ray.objectives.spec import objective_spec
@@ -47,8 +47,8 @@ class Gallery:
     images_seen: int
     frames: Sequence[Frame]
     by: str
-    grid: Sequence[Row]
-    copies: Copies
+    grid: Sequence[PictureRow]
+    copies: NearImages
     rankings: Sequence[Ranking]
 
 
@@ -78,7 +78,7 @@ def image_tag(image: Tensor, words: str) -> str:
 # Parts --------------------------------------------------------------------------------------------
 
 
-def summary(found: Gallery) -> str:
+def summary_line(found: Gallery) -> str:
     """What the run is, and how far it came."""
     run = found.run
     parts = [
@@ -121,7 +121,7 @@ def frame_figure(frame: Frame) -> str:
     )
 
 
-def grid_part(rows: Sequence[Row]) -> str:
+def grid_part(rows: Sequence[PictureRow]) -> str:
     """A row a class or prompt."""
     lines = []
     for row in rows:
@@ -132,7 +132,7 @@ def grid_part(rows: Sequence[Row]) -> str:
     return f'<div class="rows">{"".join(lines)}</div>'
 
 
-def copies_part(copies: Copies) -> str:
+def copies_part(copies: NearImages) -> str:
     """Made images, each before the training images that it is nearest to."""
     if copies.trouble:
         return f"<p>Not shown: {escape(copies.trouble)}</p>"
@@ -264,7 +264,7 @@ def gallery_page(found: Gallery) -> str:
     """The whole page."""
     what = f"seed and {found.by}" if found.by else "seed"
     body = BODY.substitute(
-        summary=summary(found),
+        summary=summary_line(found),
         slider=slider(found.frames, what),
         curves=curves_part(found.run),
         by=f"By {found.by or 'seed'}",

@@ -50,7 +50,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """Images that belong together, like those of a class."""
 
     title: str
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Copies:
+class NearImages:
     """Made images (the first of each row) beside the real ones that are nearest, nearest first.
 
     Attributes:
@@ -67,7 +67,7 @@ class Copies:
         trouble: why there are none.
     """
 
-    rows: Sequence[Row] = ()
+    rows: Sequence[PictureRow] = ()
     usual: float = 0.0
     space: str = ""
     trouble: str = ""
@@ -144,7 +144,7 @@ class Studio:
         sampler = generator_sampler(net, *generation_of(subject.description))
         return columns, self.judge.images(sampler, range(len(index)), index)
 
-    def grid(self) -> list[Row]:
+    def grid(self) -> list[PictureRow]:
         """A row a class or prompt, a column a seed; one row where there are neither."""
         source, titles, index = conditions(self.judge.source, self.asked.prompts)
         seeds = range(COLUMNS)
@@ -153,7 +153,7 @@ class Studio:
             same = torch.full((COLUMNS,), chosen)
             images = images_of(self.judge, self.bench.sampler, source, seeds, same)
             words = [f"{title}, seed {seed}" if title else f"seed {seed}" for seed in seeds]
-            rows.append(Row(title, list(map(Picture, images, words))))
+            rows.append(PictureRow(title, list(map(Picture, images, words))))
         return rows
 
     def looked_at(self) -> tuple[Tensor, list[str], Look]:
@@ -169,13 +169,13 @@ class Studio:
         named = [f"{text}, seed {s}" if text else f"seed {s}" for s, text in enumerate(words)]
         return images, named, look
 
-    def copies(self, images: Tensor, words: Sequence[str], look: Look) -> Copies:
+    def copies(self, images: Tensor, words: Sequence[str], look: Look) -> NearImages:
         """The made images that are nearest to a training image."""
         real, space = self.judge.real, self.judge.extractor.space
         try:
             features = real.seen.features
         except UserError as error:
-            return Copies(trouble=str(error))
+            return NearImages(trouble=str(error))
         assert features is not None and real.source is not None
         found = find_neighbours(look.features, features.array(), NEAREST)
         first = np.argsort(found.distances[:, 0], kind="stable")[:COPIES].tolist()
@@ -188,8 +188,8 @@ class Studio:
                     found.numbers[made].tolist(), found.distances[made].tolist(), strict=True
                 )
             ]
-            rows.append(Row(words[made], [Picture(images[made], words[made]), *beside]))
-        return Copies(rows, found.usual, space)
+            rows.append(PictureRow(words[made], [Picture(images[made], words[made]), *beside]))
+        return NearImages(rows, found.usual, space)
 
     def rankings(self, images: Tensor, words: Sequence[str], look: Look) -> list[Ranking]:
         """By every metric that scores single images, the best ones first."""

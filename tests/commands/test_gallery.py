@@ -25,7 +25,15 @@ from sid_ray.data.digits import load_digits
 from sid_ray.data.source import DataSource
 from sid_ray.errors import UserError
 from sid_ray.evaluation import neighbours
-from sid_ray.evaluation.gallery import Asked, Copies, Picture, Ranking, Row, Studio, conditions
+from sid_ray.evaluation.gallery import (
+    Asked,
+    NearImages,
+    Picture,
+    Ranking,
+    PictureRow,
+    Studio,
+    conditions,
+)
 from sid_ray.evaluation.neighbours import pictures_at
 from sid_ray.evaluation.pictures import tile
 from sid_ray.recipes.registry import recipe
@@ -181,14 +189,14 @@ def test_names_and_prompts_are_text_wherever_they_stand():
         images_seen=0,
         frames=[Frame(0, Image.new("RGB", (9, 9)))],
         by="prompt",
-        grid=[Row(evil, [image])],
-        copies=Copies([Row(evil, [image, image])], 1.0, "x"),
+        grid=[PictureRow(evil, [image])],
+        copies=NearImages([PictureRow(evil, [image, image])], 1.0, "x"),
         rankings=[Ranking("S", [image], [image])],
     )
     text = gallery_page(found)
     assert text.count("<script>") == 1 and "alert(1)&lt;/script&gt;" in text
     assert {attrs["alt"] for attrs in Page(text).all("img")[1:]} == {evil}
-    refused = dataclasses.replace(found, copies=Copies(trouble="no <GPU>"), frames=[])
+    refused = dataclasses.replace(found, copies=NearImages(trouble="no <GPU>"), frames=[])
     assert "no &lt;GPU&gt;" in gallery_page(refused)
 
 
