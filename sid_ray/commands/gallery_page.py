@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sid_ray.commands.compare import Compared, best_value, curve, score_names_of, title_of
 from sid_ray.commands.page import whole_page
-from sid_ray.evaluation.gallery import NearImages, Picture, Ranking, PictureRow
+from sid_ray.evaluation.gallery import NearImages, Picture, PictureRow, Ranking
 from sid_ray.evaluation.pictures import to_picture
 from sid_ray.metrics.names import bare, shown_score
 from sid_ray.objectives.spec import objective_spec

@@ -29,8 +29,8 @@ from sid_ray.evaluation.gallery import (
     Asked,
     NearImages,
     Picture,
-    Ranking,
     PictureRow,
+    Ranking,
     Studio,
     conditions,
 )
