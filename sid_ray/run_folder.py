@@ -5,7 +5,7 @@ runs/NAME/log.txt       everything that libraries print
 runs/NAME/checkpoint_*  checkpoints
 runs/NAME/best_*        the averaged generator with the best score
 runs/NAME/evaluations.jsonl   a line a score: whose weights, of which images, against what
-runs/NAME/pictures/     a contact sheet of the same seeds a score
+runs/NAME/pictures/     a contact sheet of the same seeds for each score
 runs/NAME/model/        at the end: that generator with a model card
 runs/NAME/summary.json, grid.png   the final report
 

@@ -20,6 +20,7 @@ from sid_ray.evaluation.gallery import NearImages, Picture, PictureRow, Ranking
 from sid_ray.evaluation.pictures import to_picture
 from sid_ray.metrics.names import bare, shown_score
 from sid_ray.objectives.spec import objective_spec
+from sid_ray.tracking.history import Point
 
 LOSSLESS = 512 * 512  # pixels; larger pictures are WebP of good quality
 QUALITY = 88
@@ -103,12 +104,12 @@ def slider(frames: Sequence[Frame], what: str) -> str:
     last = len(frames) - 1
     shown = "".join(map(frame_figure, frames))
     control = (
-        f'<div class="control" hidden><button type="button" id="play" aria-pressed="false">Play'
+        f'<div class="control" hidden><button type="button" id="play">Play'
         f'</button><input type="range" id="seen" min="0" max="{last}" value="{last}" step="1" '
         f'aria-label="Images seen"><output id="at" for="seen"></output></div>'
     )
     told = f"<p>A place has the same {what} in all sheets.</p>"
-    return f'{told}{control}<div id="frames">{shown}</div>'
+    return f'{told}<div>{control}<div id="frames">{shown}</div></div>'
 
 
 def frame_figure(frame: Frame) -> str:
@@ -122,7 +123,7 @@ def frame_figure(frame: Frame) -> str:
 
 
 def grid_part(rows: Sequence[PictureRow]) -> str:
-    """A row a class or prompt."""
+    """A row per class or prompt."""
     lines = []
     for row in rows:
         title = f"<h3>{escape(row.title)}</h3>" if row.title else ""
@@ -171,18 +172,31 @@ def ranking_part(ranking: Ranking) -> str:
 
 
 def curves_part(run: Compared) -> str:
-    """Scores over images seen; what is black becomes the text's colour."""
-    drawn = [curve([run], name, title_of(name)) for name in score_names_of([run])]
-    shown = "".join(drawn).replace("#000000", "currentColor").replace("#ffffff", "none")
-    if not shown:
-        return ""
-    return f'<h2>Scores</h2><div class="curves">{shown}</div>'
+    """Scores over images seen."""
+    drawn = [
+        curve_in_words(curve([run], name, title_of(name)), name, run.history[name])
+        for name in score_names_of([run])
+    ]
+    shown = "".join(drawn)
+    return f'<h2>Scores</h2><div class="curves">{shown}</div>' if shown else ""
+
+
+def curve_in_words(figure: str, name: str, points: Sequence[Point]) -> str:
+    """A curve whose words say what it shows, and whose black is the text's colour."""
+    first, last, best = points[0], points[-1], best_value(name, points) or points[-1]
+    values = [shown_score(bare(name), each.value) for each in (first, last, best)]
+    words = (
+        f"{bare(name)} over images seen: {values[0]} at {first.images_seen:,}, {values[1]} at "
+        f"{last.images_seen:,}, at best {values[2]} at {best.images_seen:,}"
+    )
+    labelled = figure.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+    return labelled.replace("#000000", "currentColor").replace("#ffffff", "none")
 
 
 # The page -----------------------------------------------------------------------------------------
 
 STYLE = """\
-:root { color-scheme: light dark; --line: #e5e7eb; --soft: #4b5563; --mark: #0b6fa4 }
+:root { color-scheme: light dark; --soft: #4b5563; --mark: #0b6fa4 }
 body { margin: 1.2rem auto }
 h3 { font-size: .92rem; font-weight: 600; margin: .9rem 0 .3rem }
 .summary, figcaption, .words { color: var(--soft) }
@@ -212,7 +226,7 @@ button { font: inherit; padding: .45rem 1rem; min-height: 2.75rem; border-radius
           gap: 1rem }
 .curves svg { width: 100%; height: auto; fill: currentColor }
 @media (prefers-color-scheme: dark) {
-  :root { --line: #374151; --soft: #9ca3af; --mark: #56b4e9 }
+  :root { --soft: #9ca3af; --mark: #56b4e9 }
   body { color: #e5e7eb; background: #111827 } .control { background: #111827 }
 }
 @media (max-width: 40rem) { .strip.large { grid-template-columns: repeat(4, minmax(0, 1fr)) } }
@@ -230,7 +244,7 @@ function show(i) {
 }
 function stop() {
   clearInterval(timer); timer = 0;
-  play.textContent = "Play"; play.setAttribute("aria-pressed", "false");
+  play.textContent = "Play";
 }
 if (seen) {
   document.querySelector(".control").hidden = false;
@@ -238,7 +252,7 @@ if (seen) {
   seen.addEventListener("input", () => { stop(); show(+seen.value); });
   play.addEventListener("click", () => {
     if (timer) { stop(); return; }
-    play.textContent = "Stop"; play.setAttribute("aria-pressed", "true");
+    play.textContent = "Stop";
     let next = +seen.value === frames.length - 1 ? 0 : +seen.value + 1;
     show(next);
     timer = setInterval(() => {

@@ -145,7 +145,7 @@ class Studio:
         return columns, self.judge.images(sampler, range(len(index)), index)
 
     def grid(self) -> list[PictureRow]:
-        """A row a class or prompt, a column a seed; one row where there are neither."""
+        """A row per class or prompt, a column per seed; one row where there are neither."""
         source, titles, index = conditions(self.judge.source, self.asked.prompts)
         seeds = range(COLUMNS)
         rows = []

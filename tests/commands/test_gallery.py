@@ -181,6 +181,13 @@ def test_scores_are_those_of_the_runs_own_file(run):
     assert set(kept_sheets(Store.at(run))) == {0, 128, 256}
 
 
+def test_curves_say_in_words_what_they_show(page):
+    (drawn,) = page.all("svg")
+    assert drawn["role"] == "img"
+    assert str(drawn["aria-label"]).startswith("FD-digits-cnn over images seen: ")
+    assert "at best" in str(drawn["aria-label"]) and "256" in str(drawn["aria-label"])
+
+
 def test_names_and_prompts_are_text_wherever_they_stand():
     evil = '<script>alert(1)</script>"'
     image = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8), evil)
