@@ -134,6 +134,12 @@ LIST = (
         "commands.compare:compare",
     ),
     Command(
+        "gallery RUN [--out gallery.html]",
+        "a run's pictures on one page, as it learned",
+        "commands.gallery_options:GalleryOptions",
+        "commands.gallery:gallery",
+    ),
+    Command(
         "recipes [NAME or its beginning]",
         "list recipes, or print one in full",
         "commands.recipes:RecipesOptions",

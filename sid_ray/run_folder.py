@@ -5,6 +5,7 @@ runs/NAME/log.txt       everything that libraries print
 runs/NAME/checkpoint_*  checkpoints
 runs/NAME/best_*        the averaged generator with the best score
 runs/NAME/evaluations.jsonl   a line a score: whose weights, of which images, against what
+runs/NAME/pictures/     a contact sheet of the same seeds for each score
 runs/NAME/model/        at the end: that generator with a model card
 runs/NAME/summary.json, grid.png   the final report
 
@@ -41,6 +42,8 @@ from sid_ray.storage.waiting import TERM_S, Gone, boot_id
 
 LOG, SUMMARY, GRID = "log.txt", "summary.json", "grid.png"
 EVALUATIONS = "evaluations.jsonl"
+PICTURES = "pictures"  # contact sheets while it was trained, on the driver's disk
+SAMPLES = "samples"  # those of the same seeds: pictures/samples-IMAGES.png
 WAITING = ".evaluations"  # weights that the evaluator has not scored yet
 LOG_LIMIT = 32 << 20  # bytes of a log that is uploaded while the run works; a longer one at its end
 LOG_S = 60.0  # between two uploads of the log

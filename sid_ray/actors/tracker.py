@@ -20,13 +20,12 @@ import ray
 from sid_ray.actors.passes import Passes
 from sid_ray.actors.timeline import Interruption, Timeline
 from sid_ray.evaluation.records import add_result
-from sid_ray.run_folder import EVALUATIONS
+from sid_ray.run_folder import EVALUATIONS, PICTURES
 from sid_ray.storage.durable import replace_file
 from sid_ray.storage.store import Store
 from sid_ray.tracking.mlflow_run import Target
 from sid_ray.tracking.sender import TIMEOUT_S, Tracking
 
-PICTURES = "pictures"  # in the run's folder
 SAME_S = 30.0  # a line is not said again so soon
 SECONDS = re.compile(r"\b\d+(\.\d+)? m?s\b")  # in which lines of several ranks may differ
 

@@ -26,7 +26,7 @@ from sid_ray.console import duration
 from sid_ray.errors import UserError
 from sid_ray.metrics.names import EVAL, bare, is_better, is_score, larger_is_better, scores_in_order
 from sid_ray.objectives.spec import objective_spec
-from sid_ray.run_folder import SUMMARY, read_record, runs_folder, tracking_uri
+from sid_ray.run_folder import SUMMARY, RunRecord, read_record, runs_folder, tracking_uri
 from sid_ray.storage.durable import moved_into_place
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import check_file
@@ -94,22 +94,29 @@ class Compared:
         return max((points[-1].images_seen for points in self.history.values()), default=0)
 
 
-def find_run(place: str) -> Compared:
+def open_run(place: str) -> tuple[Store, RunRecord, DistillConfig]:
     """A run by its folder, a path or s3://. Raises UserError, also where it is none."""
     store = Store.at(place)
     try:
         record = read_record(store)
-        if record is None:
-            raise UserError(f"{place} is no run: run.json is missing; name a run's folder")
-        try:
-            summary = json.loads(store.read_text(SUMMARY))
-        except (FileNotFoundError, ValueError):
-            summary = {}  # it has not ended
     except StoreError as error:
         raise UserError(str(error)) from None
     except OSError:
         raise UserError(f"{place} is no run: name a run's folder") from None
-    config = DistillConfig.from_json(record.config, f"{place}/run.json")
+    if record is None:
+        raise UserError(f"{place} is no run: run.json is missing; name a run's folder")
+    return store, record, DistillConfig.from_json(record.config, f"{place}/run.json")
+
+
+def find_run(place: str) -> Compared:
+    """A run and what MLflow has of it. Raises UserError, also where it is none."""
+    store, record, config = open_run(place)
+    try:
+        summary = json.loads(store.read_text(SUMMARY))
+    except StoreError as error:
+        raise UserError(str(error)) from None
+    except (FileNotFoundError, ValueError):
+        summary = {}  # it has not ended
     if record.tracker_run_id is None:
         raise UserError(f"{place} has no MLflow run yet: start it first")
     # Where it lies now: a folder of runs may have been moved since.

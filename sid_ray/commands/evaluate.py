@@ -172,6 +172,7 @@ def pictures_job_of(options: EvaluateOptions, console: Console) -> PictureJob:
         feature_space=options.feature_space or SPACES.get(pictures.shape, "lite0"),
         feature_weights=options.feature_weights,
         clip_weights=options.clip_weights,
+        metric_weights=options.metric_weights,
         reference=options.reference,
         num_images=len(pictures),
     )
@@ -215,6 +216,7 @@ def protocol_of(options: EvaluateOptions, subject: Subject) -> EvaluationConfig:
         feature_space=space,
         feature_weights=options.feature_weights or own.feature_weights,
         clip_weights=options.clip_weights or own.clip_weights,
+        metric_weights=options.metric_weights or own.metric_weights,
         reference=reference,
         vae=options.vae or own.vae,
         num_images=options.num_images or PUBLISHED_IMAGES,

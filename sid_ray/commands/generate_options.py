@@ -35,7 +35,8 @@ class GenerateOptions:
     """Text for a text-to-image generator; | stands between several, dealt out by the seed's number.
     """
     prompts: Path | None = None
-    """Text file with a prompt a line, instead of --prompt."""
+    """File with prompts, instead of --prompt: a text file with one per line, a table (.csv,
+    .parquet) with a column caption, or .jsonl with one per line, like GenEval's."""
     out: Path = Path("samples")
     """Folder for the pictures. Those that the same generator has made there by the same settings
     are kept."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +18,7 @@ from sid_ray.config.adapter_section import check_adapter
 from sid_ray.config.auto import AUTO
 from sid_ray.config.chosen import ChosenResources, chosen_of, plain
 from sid_ray.config.confidential import holds_credentials
+from sid_ray.config.metric_weights import named_weights, with_places
 from sid_ray.config.objective_section import OfItsName, of_its_name, own_fields
 from sid_ray.config.ranges import RULES, checked, of_json
 from sid_ray.config.registry import METRICS, OBJECTIVES
@@ -129,6 +130,7 @@ class DistillConfig:
                 "--evaluation.no-final-report"
             )
         asked_metrics(evaluation.metrics)
+        named_weights(evaluation.metric_weights)
         ray_resources(evaluation.resources)
         least, most = self.resources.min_workers, self.resources.num_workers
         if least != AUTO and most != AUTO and least > most:
@@ -370,13 +372,23 @@ def located(config: DistillConfig) -> DistillConfig:
     """With absolute paths, but for the teacher's, which is the run's identity: workers have another
     working directory, and the driver says where the teacher is.
     """
+
+    def absolute(place: str) -> str:
+        return str(expanded(place).absolute()) if place and is_path(place) else place
+
     values = flatten(config)
     for name in PLACES:
-        place = str(values[name])
-        if place and is_path(place):
-            absolute = str(expanded(place).absolute())
-            config = replace(config, **{name.replace(".", "__"): absolute})
-    return config
+        config = replace(config, **{name.replace(".", "__"): absolute(str(values[name]))})
+    weights = with_places(config.evaluation.metric_weights, absolute)
+    return replace(config, evaluation__metric_weights=weights)
+
+
+def named_places(config: DistillConfig, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(field, place) of the places that these fields hold, and of each metric's network."""
+    values = flatten(config)
+    yield from ((name, str(values[name])) for name in names)
+    weights = named_weights(config.evaluation.metric_weights)
+    yield from (("evaluation.metric_weights", place) for place in weights.values())
 
 
 # Named in a command by flags of their own, or not for a person to set.

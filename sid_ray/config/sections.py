@@ -399,8 +399,9 @@ class EvaluationConfig:
 
     metrics: Text = "fd"
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
-    (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
-    installed package. The best weights are kept by the first.
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt), pickscore, hpsv2
+    (preference of people), cmmd (kernel distance of CLIP embeddings), or one of an installed
+    package. The best weights are kept by the first.
     """
     feature_space: Text = "digits-cnn"
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
@@ -411,7 +412,11 @@ class EvaluationConfig:
     Transformers' layout.
     """
     clip_weights: Text = ""
-    """clip: a CLIP network's folder in Transformers' layout."""
+    """clip: a CLIP network in Transformers' layout, a folder or hf://OWNER/REPO."""
+    metric_weights: Text = ""
+    """Networks of other metrics, as METRIC=PLACE with a comma between: pickscore, hpsv2 and cmmd
+    read CLIP networks in Transformers' layout, folders or hf://OWNER/REPO.
+    """
     reference: Text = ""
     """Real images to compare with: a prepared data set, or statistics (NVIDIA's .npz or .pkl; for
     fd alone). Empty for the run's own images; digits-cnn and emoji-cnn know their data sets.

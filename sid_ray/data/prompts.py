@@ -11,9 +11,9 @@ from sid_ray.data.options import MAX_LIST_BYTES, MIB
 from sid_ray.data.samples import checked_prompt
 from sid_ray.errors import UserError
 from sid_ray.storage.places import expanded
-from sid_ray.storage.text_lines import csv_rows, numbered_lines, read_file
+from sid_ray.storage.text_lines import csv_rows, json_lines, numbered_lines, read_file
 
-COLUMN = "caption"
+COLUMN, PROMPT = "caption", "prompt"
 Texts = list[tuple[int, Any]]  # line or row, its text
 
 
@@ -26,7 +26,8 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(source: str) -> tuple[str, ...]:
-    """The prompts of a file: a .txt with one a line, or the column ``caption`` of a table.
+    """The prompts of a file: a .txt with one a line, the column ``caption`` of a table, or a .jsonl
+    whose lines have a ``prompt`` or a ``caption``, like GenEval's evaluation_metadata.jsonl.
 
     Raises UserError in one line.
     """
@@ -74,8 +75,22 @@ def parquet_column(data: bytes, source: str, column: str) -> tuple[Texts, Iterab
     return [(row, "" if value is None else value) for row, value in enumerate(values)], names
 
 
+def json_texts(data: bytes, source: str, column: str) -> tuple[Texts, Iterable[str]]:
+    """Of lines with an object each: what stands under ``column``, or else under ``prompt``."""
+    found: Texts = []
+    for line, value in json_lines(data, source):
+        if not isinstance(value, dict):
+            raise UserError(f'{source}, line {line}: expected an object like {{"prompt": TEXT}}')
+        name = column if column in value else PROMPT
+        if name not in value:
+            raise no_column(f"{source}, line {line}", f"{PROMPT} or {column}", value)
+        found.append((line, value[name]))
+    return found, ()
+
+
 TABLES: dict[str, Callable[[bytes, str, str], tuple[Texts, Iterable[str]]]] = {
     ".csv": csv_column,
+    ".jsonl": json_texts,
     ".parquet": parquet_column,
 }
 

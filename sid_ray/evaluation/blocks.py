@@ -134,10 +134,10 @@ class Bench:
         network = scored_on(network, subject.description, job.config, self.device, fixed=False)
         codec = codec_of(subject.description, self.components.vae, self.device, precision)
         self.judge = Judge(evaluation, data.source, codec, subject.num_steps, self.device, tell)
-        self._sampler = sampler_of(job, network, data)
+        self.sampler = sampler_of(job, network, data)
 
     def look(self, seeds: range) -> Look:
-        return self.judge.look(self._sampler, seeds)
+        return self.judge.look(self.sampler, seeds)
 
     def protocol(self, seeds: range) -> dict[str, Any]:
         """What the scores of these seeds mean."""

@@ -33,8 +33,8 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation.real_images import Real
 from sid_ray.evaluation.samplers import Sampler, index_of, inputs_of_seeds, sample_in_batches
 from sid_ray.metrics.extractors import Extractor, load_extractor
-from sid_ray.metrics.scores import as_seen, combined, features_of
-from sid_ray.metrics.spec import Evidence, Gauge, Reads, metric_spec
+from sid_ray.metrics.scores import SeenBlocks, as_seen, combined, features_of
+from sid_ray.metrics.spec import Evidence, Gauge, MetricSpec, Reads, metric_spec
 from sid_ray.metrics.sums import BLOCK
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.components import check_vae_suits, component_folder, open_vae
@@ -229,7 +229,14 @@ class Judge:
         found: dict[str, float] = {}
         for spec in self.specs:
             own = [each.own[spec.name] for each in held if spec.name in each.own]
-            space, device = self.extractor.space, str(self.device)
-            evidence = Evidence(space, made, own, lambda: self.real, device)
-            found |= spec.scored(evidence)
+            found |= spec.scored(self._evidence(spec, made, own))
         return found
+
+    def _evidence(self, spec: MetricSpec, made: SeenBlocks, own: Sequence[NDArray]) -> Evidence:
+        """What a metric's scores are taken from."""
+
+        def own_of_real() -> NDArray:
+            return self.real.looked_at(self.gauges[spec.name])
+
+        space, device = self.extractor.space, str(self.device)
+        return Evidence(space, made, own, lambda: self.real, device, own_of_real)

@@ -38,8 +38,9 @@ class EvaluateOptions:
     hf://OWNER/REPO/PATH or builtin:NAME; or images: a folder, a .zip or s3://."""
     metrics: str = ""
     """What is measured, a comma between: fd (Frechet distance), kid (kernel distance), is
-    (Inception Score), pr (precision and recall), clip (fit of image and prompt), or one of an
-    installed package. Empty for the run's, or fd."""
+    (Inception Score), pr (precision and recall), clip (fit of image and prompt), pickscore, hpsv2
+    (preference of people), cmmd (kernel distance of CLIP embeddings), or one of an installed
+    package. Empty for the run's, or fd."""
     feature_space: str = ""
     """Network whose features are compared: digits-cnn, emoji-cnn, lite0, lite0-320, inception (then
     the Frechet distance is the FID) or dinov2. Empty for the run's; without a run digits-cnn for
@@ -48,7 +49,11 @@ class EvaluateOptions:
     """inception: NVIDIA's inception-2015-12-05.pt, with #sha256=HEX behind it; dinov2: a folder in
     Transformers' layout. Empty for the run's."""
     clip_weights: str = ""
-    """clip: a CLIP network's folder in Transformers' layout. Empty for the run's."""
+    """clip: a CLIP network in Transformers' layout, a folder or hf://OWNER/REPO. Empty for the
+    run's."""
+    metric_weights: str = ""
+    """Networks of other metrics, as METRIC=PLACE with a comma between: pickscore, hpsv2 and cmmd
+    read CLIP networks of the same layout. Empty for the run's."""
     reference: str = ""
     """Real images to compare with: a prepared data set, or statistics (NVIDIA's .npz or .pkl; for
     fd alone). Empty for the run's, or the images of --data; digits-cnn and emoji-cnn know theirs.

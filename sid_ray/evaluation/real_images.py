@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sid_ray.config.sections import DataConfig
@@ -30,7 +31,7 @@ from sid_ray.metrics.reference import (
     read_statistics,
 )
 from sid_ray.metrics.scores import SeenBlocks, features_of
-from sid_ray.metrics.spec import metric_specs
+from sid_ray.metrics.spec import Gauge, metric_specs
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
 from sid_ray.storage.errors import StoreError
 from sid_ray.storage.places import expanded
@@ -151,6 +152,15 @@ class Real:
         features = cached_features(limit, self.extractor.identity, self._features)
         return SeenBlocks(FeatureSums.of(features.array()), features)
 
+    def looked_at(self, gauge: Gauge) -> NDArray:
+        """What a metric's Gauge sees of up to 200,000 of the images, [M, D]. Raises UserError."""
+        self.check(samples=True)
+        limit = f"{self._source.fingerprint}-first-{SAMPLES}"
+        found = cached_features(
+            limit, gauge.identity, lambda: self._blocks(lambda images: gauge.look(images, None))
+        )
+        return found.array()
+
     @property
     def description(self) -> dict[str, str]:
         """What a result says of its reference."""
@@ -169,12 +179,14 @@ class Real:
             yield FeatureSums.of_block(features_of(self.extractor, images)[0], block)
 
     def _features(self) -> FeatureBlocks:
+        return self._blocks(lambda images: features_of(self.extractor, images)[0])
+
+    def _blocks(self, look: Callable[[Tensor], NDArray]) -> FeatureBlocks:
+        """What is seen in the first images, up to 200,000 of them, block by block."""
         wanted = min(SAMPLES, len(self._source))
         parts = islice(self._pictures(wanted), -(-wanted // BLOCK))
         return together(
-            FeatureBlocks.of_block(
-                features_of(self.extractor, images[: wanted - block * BLOCK])[0], block
-            )
+            FeatureBlocks.of_block(look(images[: wanted - block * BLOCK]), block)
             for block, images in enumerate(parts)
         )
 

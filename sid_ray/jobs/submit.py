@@ -20,7 +20,12 @@ from sid_ray.commands.arguments import OfRecipe
 from sid_ray.commands.checks import SUBMIT, Patient, enforce
 from sid_ray.config.auto import AUTO
 from sid_ray.config.confidential import named_secret, secrets_of
-from sid_ray.config.distill_config import DistillConfig, evaluator_resources, flatten, replace
+from sid_ray.config.distill_config import (
+    DistillConfig,
+    evaluator_resources,
+    named_places,
+    replace,
+)
 from sid_ray.errors import UserError
 from sid_ray.jobs.client import connect, follow_job, live_cluster, send
 from sid_ray.jobs.cluster import Cluster, read_cluster
@@ -130,8 +135,8 @@ def check_places(config: DistillConfig, upload: Upload) -> None:
             "copy that is deleted: give --output.folder s3://BUCKET/runs, or an absolute path that "
             "all nodes share"
         )
-    for field in PLACES:
-        place = str(flatten(config)[field]).partition("#")[0]
+    for field, named in named_places(config, PLACES):
+        place = named.partition("#")[0]
         relative = place and is_path(place) and not place.startswith(("/", "~"))
         if relative and not upload.holds(place):
             raise UserError(
@@ -158,8 +163,7 @@ def look_at_storage(config: DistillConfig, cluster: Cluster) -> Iterator[Line]:
         if not config.output.tracking_uri:
             text = "sqlite on the head's disk, unless the cluster has MLFLOW_TRACKING_URI"
             yield WARNING, "mlflow", f"{text}: --output.tracking-uri names a server"
-    for field in PLACES:
-        place = str(flatten(config)[field])
+    for field, place in named_places(config, PLACES):
         if place.startswith(("/", "~")):
             yield WARNING, "files", f"{field} {place} must be on every node"
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from sid_ray.errors import UserError
 from sid_ray.metrics.lite0 import resized_images
 from sid_ray.metrics.transformers_folder import load_network
-from sid_ray.storage.cache import file_sha256
 
 SIZE, OFFSET = 224, 0.1
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
@@ -72,5 +71,5 @@ def load_dinov2(folder: Path | None, device: torch.device) -> DINOv2:
             "the extractor dinov2 needs a folder with config.json and model.safetensors of "
             f"facebook/dinov2-large; {folder or 'none given'} is none: fetch it first"
         )
-    network = load_network(folder, "dinov2", "Dinov2Model", "the extractor dinov2")
-    return DINOv2(network, file_sha256(folder / WEIGHTS), device)
+    network, digest = load_network(folder, "dinov2", "Dinov2Model", "the extractor dinov2")
+    return DINOv2(network, digest, device)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from sid_ray.config.registry import METRICS
 from sid_ray.config.sections import EvaluationConfig
+from sid_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +108,11 @@ class RealImages(Protocol):
     def seen(self) -> SeenBlocks: ...
 
 
+def nothing_real() -> NDArray:
+    """``own_of_real`` where nobody has looked at real images. Raises UserError."""
+    raise UserError("no real images were looked at: name a prepared data set as the reference")
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All that a metric's scores are taken from.
@@ -116,6 +122,8 @@ class Evidence:
         made: sums of the made images' features; features and classes where some metric reads them.
         own: what the metric's Gauge saw, [N <= 256, D] block by block; empty without one.
         real: of the real images, opened by whoever asks.
+        own_of_real: what the Gauge sees of the real images, [M, D]; raises UserError where there
+            are none. For metrics that read reference images.
         device: on which images were looked at, for metrics that compare them one by one.
     """
 
@@ -124,6 +132,7 @@ class Evidence:
     own: Sequence[NDArray]
     real: Callable[[], RealImages]
     device: str = "cpu"
+    own_of_real: Callable[[], NDArray] = nothing_real
 
     @property
     def own_sums(self) -> FeatureSums:
@@ -149,6 +158,8 @@ class MetricSpec:
         reads: beside the made images and their features.
         open: (config's section, device) -> Gauge, for a metric that looks at images itself.
         check: raises UserError where the config lacks what it needs, before anything is opened.
+        by_image: whether the first of the Gauge's numbers is the score of that image alone, so that
+            images can be put in the order of their scores.
     """
 
     name: str
@@ -158,6 +169,7 @@ class MetricSpec:
     reads: frozenset[Reads] = frozenset()
     open: Callable[[EvaluationConfig, torch.device], Gauge] | None = None
     check: Callable[[EvaluationConfig], None] = ready
+    by_image: bool = False
 
 
 def metric_spec(name: str) -> MetricSpec:

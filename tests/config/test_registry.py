@@ -39,7 +39,7 @@ def offer(tmp_path, monkeypatch):
 
 def test_what_ships_has_a_spec_a_file():
     assert OBJECTIVES.names == ("lsg", "sid", "sida", "vsd")
-    assert METRICS.names == ("clip", "fd", "is", "kid", "pr")
+    assert METRICS.names == ("clip", "cmmd", "fd", "hpsv2", "is", "kid", "pickscore", "pr")
     for known in (OBJECTIVES, METRICS):
         assert [spec.name for spec in known.specs] == list(known.names)
 

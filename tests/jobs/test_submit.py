@@ -355,6 +355,10 @@ def test_files_must_be_where_the_nodes_find_them(tmp_path):
     check_places(replace(shared, data__source="prompts.txt"), upload)
     with pytest.raises(UserError, match="is relative, and a job"):
         check_places(XS, upload)
+    hub = "hpsv2=hf://adams-story/HPSv2-hf"
+    check_places(replace(shared, evaluation__metric_weights=hub), upload)
+    with pytest.raises(UserError, match=r"evaluation.metric_weights 'clip' is not in the upload"):
+        check_places(replace(shared, evaluation__metric_weights=f"{hub},cmmd=clip"), upload)
     with pytest.raises(UserError, match=r"data.source 'data/latents' is not in the upload"):
         check_places(replace(shared, data__source="data/latents"), upload)
     lines = list(look_at_storage(replace(XS, output__folder="/nfs/runs"), Cluster(3, ())))

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
-from sid_ray.denoisers.clip_text import load_tokenizer
 from sid_ray.errors import UserError
 from sid_ray.metrics.clip import DEVIATION, MEAN, Clip, clip_score, load_clip
-from sid_ray.metrics.features import ASSETS
 from sid_ray.metrics.sums import BLOCK, FeatureSums, merged
+from tests.support.small_clip import write_clip
 
-TOKENIZER = ASSETS / "emoji-teacher" / "tokenizer"
 TEXTS = ["smiling face", "red heart", "a cat"]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Clip:
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    small |= {"num_attention_heads": 2}
-    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
-    end = load_tokenizer(folder).eos_token_id  # whose embedding is the text's
-    text = small | {"vocab_size": 4096, "max_position_embeddings": 20, "eos_token_id": end}
-    vision = small | {"image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(folder)
+    write_clip(folder)
     return load_clip(folder)
 
 

@@ -121,6 +121,8 @@ def test_the_same_distance_as_the_feature_space(digits, extractor):
 
 
 def test_only_inceptions_distance_is_called_fid():
-    named = [(spec.name, spec.scores[0].named_in("Inception")) for spec in metric_specs()]
-    assert dict(named) == {"fd": "FID", "kid": "KID", "is": "IS", "pr": "precision", "clip": "CLIP"}
+    named = {spec.name: spec.scores[0].named_in("Inception") for spec in metric_specs()}
+    in_space = {"fd": "FID", "kid": "KID", "is": "IS", "pr": "precision"}
+    own = {"clip": "CLIP", "pickscore": "PickScore", "hpsv2": "HPSv2", "cmmd": "CMMD"}
+    assert named == in_space | own
     assert frechet.DISTANCE.named_in("Lite0") == "FD-Lite0"

@@ -309,6 +309,15 @@ def test_only_the_parts_that_are_needed_are_fetched(hub, person):
     assert hub.sent - before < 1000
 
 
+def test_a_network_of_a_metric_is_fetched_with_its_tokenizer_and_once(hub, person):
+    """A repository that is a Transformers folder, as PickScore's: weights stand there twice."""
+    needed = ("config.json", "merges.txt", "model.safetensors", "tokenizer.json", "vocab.json")
+    others = ("README.md", "pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx")
+    hub.publish("me/clip", {name: name.encode() for name in needed + others})
+    path = person.found("hf://me/clip network")
+    assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*.*")) == sorted(needed)
+
+
 @pytest.mark.parametrize(
     ("error", "part"),
     [

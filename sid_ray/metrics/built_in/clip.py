@@ -17,16 +17,16 @@ SCORE = Score("CLIP", larger_is_better=True, of_space=False)
 def check_clip(chosen: EvaluationConfig) -> None:
     if not chosen.clip_weights:
         raise UserError(
-            "metric clip needs evaluation.clip_weights: a CLIP network's folder in "
-            "Transformers' layout"
+            "metric clip needs evaluation.clip_weights: a CLIP network in Transformers' layout, a "
+            "folder or hf://OWNER/REPO"
         )
 
 
 def open_clip(chosen: EvaluationConfig, device: torch.device) -> Gauge:
     from sid_ray.metrics.clip import load_clip
-    from sid_ray.storage.places import expanded
+    from sid_ray.metrics.transformers_folder import folder_at
 
-    return load_clip(expanded(chosen.clip_weights), device)
+    return load_clip(folder_at(chosen.clip_weights), device)
 
 
 def clip_scored(evidence: Evidence) -> dict[str, float]:
@@ -43,4 +43,5 @@ SPEC = MetricSpec(
     frozenset({"prompts"}),
     open=open_clip,
     check=check_clip,
+    by_image=True,
 )
