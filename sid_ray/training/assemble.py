@@ -123,7 +123,7 @@ def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
     return Adapter(chosen.rank, chosen.alpha or chosen.rank, targets)
 
 
-def check_adapter(config: DistillConfig, teacher: ModelDescription, adapter: Adapter) -> None:
+def check_adapted_layers(config: DistillConfig, teacher: ModelDescription, adapter: Adapter) -> None:
     """Raises UserError where a run's adapters find no layers, or leave out one that is trained."""
     network = layout(teacher, config.teacher.source)
     check_targets(network, adapter)
@@ -314,7 +314,7 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
         check_teacher(config, description, teacher)
     if adapter := run_adapter(config, description.family):
         base_precision(config, description.family)
-        check_adapter(config, description, adapter)
+        check_adapted_layers(config, description, adapter)
     if adapter and with_data:
         notes = {**description.notes, BASE: base_sha256(teacher)}
         description = dataclasses.replace(description, notes=notes)

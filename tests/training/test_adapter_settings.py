@@ -11,7 +11,7 @@ from sid_ray.denoisers.family import leave_weight
 from sid_ray.errors import UserError
 from sid_ray.training.assemble import (
     base_precision,
-    check_adapter,
+    check_adapted_layers,
     noted_base,
     rules_of,
     run_adapter,
@@ -64,7 +64,7 @@ def test_targets_that_leave_out_a_head_which_is_trained_are_refused():
         config = config_of(objective__logvar=True, **changes)
         adapter = run_adapter(config, teacher.family)
         assert adapter is not None
-        check_adapter(config, teacher, adapter)
+        check_adapted_layers(config, teacher, adapter)
 
     check()
     check(adapter__targets="attn_qkv,logvar_linear")
