@@ -116,6 +116,12 @@ LIST = (
         "commands.generate:generate",
     ),
     Command(
+        "export RUN_OR_CHECKPOINT DIR",
+        "a folder for diffusers, or with its own loader",
+        "commands.export_options:ExportOptions",
+        "commands.export:export",
+    ),
+    Command(
         "evaluate RUN_CHECKPOINT_TEACHER_OR_FOLDER",
         "score its images by FID and the like",
         "evaluation.options:EvaluateOptions",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sid_ray.denoisers.single_file import SingleFile
+    from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
 
     LoraNames = tuple[dict[str, Tensor], dict[str, float]]
@@ -76,6 +77,8 @@ class Family(ABC):
         by_place: official class -> names of the arguments that files record by place.
         single_file: what names of tensors begin with in files of whole pipelines that
             ``from_single_file`` may know; empty where there are none.
+        loader: name of the file in loaders/ that evaluates its networks without this package;
+            empty where programs of others do.
     """
 
     name: ClassVar[str]
@@ -99,6 +102,7 @@ class Family(ABC):
     official_classes: ClassVar[tuple[str, ...]] = ()
     by_place: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     single_file: ClassVar[str] = ""
+    loader: ClassVar[str] = ""
 
     # The network -----------------------------------------------------------------------------
 
@@ -206,6 +210,14 @@ class Family(ABC):
         Raises UserError for names that are none.
         """
         return tensors, {}
+
+    def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
+        """The pipeline of diffusers that runs a network, with the text encoders of a folder and an
+        auto-encoder that divides the sides of pictures by ``factor``, 1 for pixels.
+
+        Raises UserError where there is none. Only asked where ``folder`` names a part.
+        """
+        raise UserError(f"family {self.name} does not say which pipeline runs its networks")
 
     # Text ------------------------------------------------------------------------------------
 

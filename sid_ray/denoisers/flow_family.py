@@ -11,6 +11,7 @@ from sid_ray.denoisers.family import BASES, PRECISIONS, Arguments, Family
 if TYPE_CHECKING:
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
+    from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
 
 
@@ -41,6 +42,28 @@ class FlowFamily(Family):
         made = dict(network) | {"latent_size": pixels // factor}
         self.written_out(made)  # refuses what does not split into patches, or has no positions
         return made
+
+    def stock_pipeline(
+        self, network: Arguments, text: Path, name: str, latent_size: int, tokens: int, usual: int
+    ) -> StockPipeline:
+        """What their pipelines share; ``tokens`` is max_sequence_length, which they take for
+        ``usual`` where nobody says it.
+        """
+        from sid_ray.denoisers.flow_options import OURS
+        from sid_ray.denoisers.stock import StockPipeline, encoders_in, without
+
+        return StockPipeline(
+            name,
+            self.folder,
+            self.official_classes[0],
+            without(network, *OURS),
+            "AutoencoderKL",
+            encoders_in(text, self.text_classes),
+            {"guidance_scale": 0.0}
+            | ({} if tokens == usual else {"max_sequence_length": tokens}),
+            latent_size,
+            {"image_encoder": None, "feature_extractor": None},
+        )
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return self.layout(network).shape

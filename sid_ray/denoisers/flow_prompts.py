@@ -127,6 +127,11 @@ class TwoClipsAndT5(PromptEncoders):
         return encode
 
 
+def clip_tokens(folder: Path) -> int:
+    """Of a prompt, those that SD3's CLIPs make. Raises UserError."""
+    return clip_widths(folder, FIRST, projected=True).tokens
+
+
 def has_third(folder: Path) -> bool:
     """Many folders are kept without the T5, by far the largest of the three."""
     return (folder / THIRD).is_dir()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sid_ray.diffusion.flow import FlowSchedule
+    from sid_ray.denoisers.stock import StockScheduler
     from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
     from sid_ray.types import Condition, Denoiser, Schedule
 
@@ -88,6 +89,12 @@ class Noise(ABC):
     def check(self, chosen: ScheduleConfig, folder: Path) -> None:
         """Raises UserError where a config contradicts its teacher's folder, or itself."""
         return
+
+    def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
+        """The scheduler of diffusers for a generator, by what model.json says of its steps. Raises
+        UserError where none does the same.
+        """
+        raise UserError(f"diffusers has no pipeline for noise levels of kind {self.kind}")
 
 
 class EDMNoise(Noise):
@@ -212,6 +219,11 @@ class VPNoise(Noise):
                     f"schedule.{name} is {asked!r}, but {path} says {has!r}: set it to that"
                 )
 
+    def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
+        from sid_ray.denoisers.stock import vp_scheduler
+
+        return vp_scheduler(*levels_of(self, one_step))
+
 
 def said_betas(chosen: ScheduleConfig) -> dict[str, Any]:
     """BETAS as model.json and results record them.
@@ -300,6 +312,11 @@ class FlowNoise(Noise):
         if shift is None:
             return ScheduleConfig(kind=self.kind)
         return ScheduleConfig(kind=self.kind, teacher_shift=shift)
+
+    def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
+        from sid_ray.denoisers.stock import flow_scheduler
+
+        return flow_scheduler(*levels_of(self, one_step))
 
 
 class GuidedFlowNoise(FlowNoise):

@@ -123,6 +123,25 @@ def x0_from_raw(prediction_type: str, x_t: Tensor, raw: Tensor, level: Level) ->
     return alpha * x_t - sigma * raw
 
 
+def betas_of(
+    beta_schedule: str, beta_start: float, beta_end: float, count: int, zero_snr: bool = False
+) -> Tensor:
+    """beta [count], float32 throughout, as diffusers computes it, so that it agrees to the bit.
+
+    ``zero_snr``: sqrt(abar) moved and stretched so that its first value stays and the last is 0
+    (arXiv:2305.08891, section 3.1).
+    """
+    power = {"linear": 1.0, "scaled_linear": 0.5}[beta_schedule]
+    roots = torch.linspace(beta_start**power, beta_end**power, count, dtype=torch.float32)
+    betas = roots**2 if beta_schedule == "scaled_linear" else roots
+    if not zero_snr:
+        return betas
+    alpha = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = alpha[0].clone(), alpha[-1].clone()
+    stretched = ((alpha - last) * (first / (first - last))) ** 2
+    return 1 - torch.cat([stretched[:1], stretched[1:] / stretched[:-1]])
+
+
 @lru_cache(maxsize=16)
 def cumulative_alphas(
     beta_schedule: str,
@@ -132,23 +151,11 @@ def cumulative_alphas(
     device: torch.device,
     zero_snr: bool = False,
 ) -> Tensor:
-    """abar [count], float32 throughout, as diffusers computes it, so that it agrees to the bit.
-
-    ``zero_snr``: sqrt(abar) moved and stretched so that its first value stays and the last is 0
-    (arXiv:2305.08891, section 3.1).
-    """
-    power = {"linear": 1.0, "scaled_linear": 0.5}[beta_schedule]
-    roots = torch.linspace(beta_start**power, beta_end**power, count, dtype=torch.float32)
-    betas = roots**2 if beta_schedule == "scaled_linear" else roots
-    abar = torch.cumprod(1.0 - betas, dim=0)
-    if zero_snr:
-        alpha = abar.sqrt()
-        first, last = alpha[0].clone(), alpha[-1].clone()
-        stretched = ((alpha - last) * (first / (first - last))) ** 2
-        # By way of betas again: that is how diffusers' schedulers are told, and it rounds.
-        betas = 1 - torch.cat([stretched[:1], stretched[1:] / stretched[:-1]])
-        abar = torch.cumprod(1.0 - betas, dim=0)
-    return abar.to(device)
+    """abar [count], float32, of ``betas_of``."""
+    # By way of betas also where they are made of abar: that is how diffusers' schedulers are told,
+    # and it rounds.
+    betas = betas_of(beta_schedule, beta_start, beta_end, count, zero_snr)
+    return torch.cumprod(1.0 - betas, dim=0).to(device)
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,16 @@ class DiscreteVPSchedule(NoiseLevels):
                 "pure noise (rescale_zero_snr), and a network that predicts epsilon says nothing "
                 f"of the image there: set {reached[0]} lower"
             )
+
+    def betas(self) -> Tensor:
+        """beta [num_train_timesteps], float32."""
+        return betas_of(
+            self.beta_schedule,
+            self.beta_start,
+            self.beta_end,
+            self.num_train_timesteps,
+            self.rescale_zero_snr,
+        )
 
     def alphas_cumprod(self, device: torch.device) -> Tensor:
         """abar [num_train_timesteps], float32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import ATTENTION, FEED_FORWARD, Arguments
@@ -15,9 +17,11 @@ if TYPE_CHECKING:
     from sid_ray.denoisers.family import LoraNames
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
+    from sid_ray.denoisers.stock import StockPipeline
 
 LATENT_SIZE = 64  # of 512 pixels a side; the network's config says none
 GUIDANCE = 3.5  # of diffusers' pipeline
+PIPELINE_SIZE = 128  # latents of the pipeline, where nobody asks for a size
 
 
 class FLUX(FlowFamily):
@@ -69,6 +73,15 @@ class FLUX(FlowFamily):
         from sid_ray.denoisers.lora import kohya_flux_names
 
         return kohya_flux_names(tensors)
+
+    def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
+        """A generator is told a guidance scale of 1, as in its training."""
+        tokens = self.layout(network).tokens
+        found = self.stock_pipeline(
+            network, text, "FluxPipeline", PIPELINE_SIZE, tokens, self.tokens
+        )
+        told = {**found.call, "guidance_scale": 1.0}
+        return replace(found, call=told, packs_latents=True)
 
     def layout(self, network: Arguments) -> PromptLayout:
         from sid_ray.denoisers.prompt_layout import PromptLayout

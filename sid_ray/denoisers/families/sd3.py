@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sid_ray.denoisers.family import ATTENTION, FEED_FORWARD, Arguments
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 
     from sid_ray.denoisers.prompt_encoders import PromptEncoders
     from sid_ray.denoisers.prompt_layout import PromptLayout
+    from sid_ray.denoisers.stock import StockPipeline
 
 GUIDANCE = 7.0  # of diffusers' pipeline
+USUAL_T5_TOKENS = 256  # there, where nobody says it
 
 
 class SD3(FlowFamily):
@@ -63,6 +66,14 @@ class SD3(FlowFamily):
         from sid_ray.denoisers.sd3 import sd3_written_out
 
         return sd3_written_out(network, self.layout(network).tokens)
+
+    def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
+        from sid_ray.denoisers.flow_prompts import clip_tokens
+
+        tokens = self.layout(network).tokens - clip_tokens(text)
+        size = network.get("sample_size", 128)
+        name = "StableDiffusion3Pipeline"
+        return self.stock_pipeline(network, text, name, size, tokens, USUAL_T5_TOKENS)
 
     def layout(self, network: Arguments) -> PromptLayout:
         from sid_ray.denoisers.prompt_layout import PromptLayout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
+
+TOLD_SIZES = ("original_size", "target_size")  # of the pipeline
 
 
 class CarefulLatents(ScaledLatents):
@@ -52,6 +56,24 @@ class SDXL(StableDiffusion):
 
     def shape(self, network: Arguments) -> tuple[int, int, int]:
         return PLAIN.shape({"sample_size": 128} | dict(network))
+
+    def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
+        """The network is told its size as with an auto-encoder of 8 pixels a latent."""
+        from sid_ray.denoisers.sdxl import PIXELS
+        from sid_ray.denoisers.sdxl_text import zeros_for_nothing
+
+        plain, side = super().pipeline(network, text, factor), PIXELS * self.shape(network)[1]
+        told = {} if factor == PIXELS else dict.fromkeys(TOLD_SIZES, (side, side))
+        return replace(
+            plain,
+            class_name="StableDiffusionXLPipeline",
+            call={**plain.call, **told},
+            settings={
+                "image_encoder": None,
+                "feature_extractor": None,
+                "force_zeros_for_empty_prompt": zeros_for_nothing(text),
+            },
+        )
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         from sid_ray.denoisers.sdxl import prompt_layout

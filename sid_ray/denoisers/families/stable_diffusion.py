@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sid_ray.denoisers.codecs import Standard, VAECodec
     from sid_ray.denoisers.family import LoraNames
     from sid_ray.denoisers.single_file import SingleFile
+    from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
 
 TOKENS = 77  # of a prompt
@@ -140,6 +141,26 @@ class StableDiffusion(Family):
         from sid_ray.denoisers.lora import kohya_unet_names
 
         return kohya_unet_names(tensors, network)
+
+    def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
+        from sid_ray.denoisers.stock import StockPipeline, encoders_in, without
+
+        return StockPipeline(
+            "StableDiffusionPipeline",
+            self.folder,
+            self.official_classes[0],
+            without(network, "prediction_type"),
+            "AutoencoderKL",
+            encoders_in(text, self.text_classes),
+            {"guidance_scale": 0.0},
+            self.shape(network)[1],
+            {
+                "safety_checker": None,
+                "feature_extractor": None,
+                "image_encoder": None,
+                "requires_safety_checker": False,
+            },
+        )
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)

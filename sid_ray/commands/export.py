@@ -1,0 +1,235 @@
+"""``sid-ray export``: a generator as a folder that opens without sid_ray.
+
+    DIR/                     a stock folder of diffusers, or a LoRA and a scheduler, or a loader
+    DIR/README.md, grid.png  the card and its picture
+    DIR/sid_ray.json         how it was made and compared; the mark of a folder that may be replaced
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sid_ray.checkpoint.model_card import plain_label
+from sid_ray.commands.export_options import ExportOptions
+from sid_ray.commands.generate import OneStepNetwork
+from sid_ray.denoisers.adapters import merged_weights
+from sid_ray.device.numerics import set_numerics
+from sid_ray.errors import UserError
+from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
+from sid_ray.evaluation.records import results_in
+from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
+from sid_ray.evaluation.subject import Subject, find_subject
+from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
+from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
+from sid_ray.exporting.kinds import Kind, kind_of
+from sid_ray.metrics.names import plain_scores
+from sid_ray.run_folder import EVALUATIONS
+from sid_ray.storage.durable import folder_moved_into_place
+from sid_ray.storage.places import in_words
+from sid_ray.storage.store import Store
+from sid_ray.training.assemble import generation_of
+from sid_ray.weights.components import Named
+from sid_ray.weights.description import ModelDescription
+from sid_ray.weights.folder import load_model
+
+RECORD, FORMAT = "sid_ray.json", 1
+GRID_COLUMNS = 4
+
+
+def export(options: ExportOptions) -> int:
+    """Writes the folder; returns the exit code: 1 where it does not make the generator's images.
+
+    Raises UserError.
+    """
+    target = options.folder.expanduser().absolute()
+    check_in_the_way(target, options.force)
+    set_numerics()
+    opened = Opened(options)
+    try:
+        with (
+            folder_moved_into_place(target) as folder,
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
+        ):
+            said = opened.write(folder, Path(scratch))
+    except NotTheSameError as error:
+        print(f"sid-ray: {error}; nothing is left in {options.folder}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        raise UserError(in_words(error)) from None
+    print(f"{options.folder}: {opened.kind.title}. {said}")
+    return 0
+
+
+def check_in_the_way(target: Path, force: bool) -> None:
+    """Raises UserError for a place that holds something else than an export to be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / RECORD).is_file():
+        raise UserError(f"{target} is there already and is no export: name another folder")
+    if not force:
+        raise UserError(f"{target} holds an export: name another folder, or give --force")
+
+
+class Opened:
+    """A generator with what its export is made of. Raises UserError where it cannot be exported."""
+
+    def __init__(self, options: ExportOptions):
+        self.options = options
+        self.seeds, self.classes = options.numbers()
+        named = Named(options.text_encoder, options.vae)
+        self.generator = OneStepNetwork(
+            options.source, len(self.seeds), named, "cpu", options.base
+        )
+        self.family = self.generator.family
+        self.subject = find_subject(options.source, options.base)
+        description = self.generator.description
+        if options.fuse and description.adapter is None:
+            raise UserError(f"--fuse: {options.source} is a whole network, no adapter")
+        self.description: ModelDescription = (
+            dataclasses.replace(description, adapter=None) if options.fuse else description
+        )
+        self.prompts = list(options.texts()) if self.family.reads_text else []
+        self.kind: Kind = kind_of(self.description, self.generator.components, options)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Whole where its adapter is fused."""
+        net, _ = load_model(self.generator.folder, base=self.generator.base)
+        if not self.options.fuse:
+            return net
+        plain = self.family.build(self.description.network)
+        merged = merged_weights(net)
+        plain.load_state_dict({name: merged[name] for name in plain.state_dict()})
+        return plain.eval().requires_grad_(False)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        cond = self.generator.conditions(self.classes, self.prompts)(self.seeds)
+        shape, steps = self.generator.shape, generation_of(self.description)[1]
+        noises = seeded_noises(self.seeds, shape, steps)
+        return Inputs(seeded_latents(self.seeds, shape), cond, noises)
+
+    @torch.no_grad()
+    def samples(self) -> Tensor:
+        """[N, C, H, W] of the seeds, as the network makes them."""
+        schedule, steps = generation_of(self.description)
+        return generator_sampler(self.network, schedule, steps)(self.inputs)
+
+    def pixels(self, samples: Tensor) -> Tensor:
+        """In [0, 1], float32."""
+        return (self.generator.codec.decode(samples) / 2 + 0.5).clip(0, 1).float()
+
+    def write(self, folder: Path, scratch: Path) -> str:
+        """Fills the folder; what is said of the comparison. Raises UserError, NotTheSameError."""
+        samples = self.samples()
+        exact, moved = self.pixels(samples), ""
+        if self.options.dtype != "float32":
+            round_in_place(self.network, getattr(torch, self.options.dtype))
+            samples = self.samples()
+            far = largest_difference(self.pixels(samples), exact)
+            moved = f"Weights in {self.options.dtype} move pixels by up to {far:.1e} of their range."
+        self.kind.write(folder, self.network)
+        said = f"Not compared with sid_ray's own images. {moved}"
+        compared: float | None = None
+        if self.options.compared:
+            compared = self.compare(folder, scratch, samples)
+            said = (
+                f"Seeds {self.options.seeds} made of this folder without sid_ray differ from "
+                f"sid_ray's own images by at most {compared:.1e} of the range of pixels (float32, "
+                f"before they are rounded to 8 bits). {moved}"
+            )
+        pictures = self.generator.codec.decode_uint8(samples)
+        grid = tile(pictures, min(GRID_COLUMNS, len(pictures)), pixel_scale(pictures.shape[-1], 128))
+        save_picture(grid, folder / GRID)
+        story = self.story(said.strip())
+        (folder / CARD).write_text(card_of(story, self.kind.card(story, self.options.folder.name)))
+        record = {
+            "format": FORMAT,
+            "command": story.command,
+            "weights_sha256": self.subject.sha256,
+            "images_seen": self.subject.images_seen,
+            "seeds": self.options.seeds,
+            "largest_difference": compared,
+        }
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        return said.strip()
+
+    def compare(self, folder: Path, scratch: Path, samples: Tensor) -> float:
+        """The largest difference of pixels in [0, 1]. Raises NotTheSameError where it is no
+        rounding.
+        """
+        theirs = self.kind.made_outside(folder, scratch, self.inputs, self.prompts_of_seeds())
+        ours = self.pixels(samples)
+        theirs = theirs if self.kind.makes_pixels else self.pixels(theirs)
+        found = largest_difference(theirs, ours)
+        if found > ROUNDING:
+            raise NotTheSameError(
+                f"images made of the export differ from sid_ray's own by {found:.1e} of the range "
+                f"of pixels, more than rounding ({ROUNDING:g})"
+            )
+        return found
+
+    def prompts_of_seeds(self) -> list[str]:
+        return [self.prompts[s % len(self.prompts)] for s in self.seeds] if self.prompts else []
+
+    def story(self, compared: str) -> Story:
+        config, subject = self.subject.config, self.subject
+        teacher = str(self.description.notes.get("teacher", ""))
+        base = self.options.base or teacher
+        place = self.generator.base or self.generator.components.text
+        name = config.run_name if config else plain_label(self.options.source)
+        return Story(
+            name=name,
+            teacher=teacher,
+            base=base,
+            licence=licence_of(place) if place is not None and place.is_dir() else "",
+            command=command_of(self.options),
+            prompts=self.prompts,
+            config=config,
+            images_seen=subject.images_seen or 0,
+            scores=scores_of(subject),
+            compared=compared,
+        )
+
+
+def round_in_place(network: nn.Module, dtype: torch.dtype) -> None:
+    """Gives a network the values that its weights have in a dtype; they stay float32."""
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.to(dtype))
+
+
+def scores_of(subject: Subject) -> Mapping[str, float]:
+    """The last scores of these very weights in their run's records; none where there are none."""
+    if not subject.run:
+        return {}
+    try:
+        data = Store.at(subject.run).read_text(EVALUATIONS).encode()
+    except (OSError, ValueError):
+        return {}
+    found = [r for r in results_in(data) if r.get("weights_sha256") == subject.sha256]
+    return plain_scores(found[-1]["scores"]) if found else {}
+
+
+def command_of(options: ExportOptions) -> str:
+    """The command, without paths of this machine."""
+    words = ["sid-ray", "export", plain_label(options.source), options.folder.name]
+    for each in dataclasses.fields(options)[2:]:
+        value, flag = getattr(options, each.name), each.name.replace("_", "-")
+        if value == each.default or each.name in ("compared", "force"):
+            continue
+        words += [f"--{flag}"]
+        if not isinstance(value, bool):
+            words.append(plain_label(value) if each.name in ("vae", "text_encoder", "base") else value)
+    return shlex.join(words)

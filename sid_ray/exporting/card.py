@@ -1,0 +1,202 @@
+"""The README.md of an exported folder: a model card whose first lines of code generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
+from sid_ray.config.distill_config import DistillConfig
+from sid_ray.exporting.stock_folder import SCHEDULER, Stock
+from sid_ray.weights.address import parse_source
+from sid_ray.weights.description import ModelDescription
+
+CARD, GRID = "README.md", "grid.png"
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is known of a generator beside its network.
+
+    Attributes:
+        name: of the run, or of the folder.
+        teacher: source of what it was distilled from; empty where that is not known.
+        base: of an adapter, and of a network alone, the source that people load; else the teacher.
+        licence: that the base's own card names; empty where it names none.
+        command: that wrote the folder.
+        config: of its run; None for a generator of no run.
+        compared: a sentence about the comparison with sid_ray's own images.
+    """
+
+    name: str
+    teacher: str
+    base: str
+    licence: str
+    command: str
+    prompts: Sequence[str]
+    config: DistillConfig | None = None
+    images_seen: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    compared: str = ""
+
+
+class CardText(NamedTuple):
+    """Of one kind of folder: ``told``, how it is evaluated; ``lines``, Python that generates;
+    ``relation`` to its base, as the hub names them but for pipeline, network and loader.
+    """
+
+    told: str
+    lines: str
+    relation: str
+
+
+def card_of(story: Story, text: CardText) -> str:
+    """The card, Markdown with front matter."""
+    parts = [
+        front_matter(story, text.relation),
+        f"# {story.name}",
+        f"![Pictures of seeds]({GRID})",
+        text.told,
+        f"```python\n{text.lines}```",
+    ]
+    if story.config is not None:
+        parts.append("## How it was made\n\n" + bullets(making(story.config, story.images_seen)))
+        parts.append("## How good it is\n\n" + quality(story.config, story.scores))
+    elif story.teacher:
+        parts.append(f"## How it was made\n\nDistilled from `{plain_label(story.teacher)}`.")
+    licence = f"The base's licence, `{story.licence}`," if story.licence else "The base's licence"
+    parts.append(
+        f"## Licence and file\n\n{licence} applies to the weights. Exported by\n\n"
+        f"```\n{story.command}\n```\n\n{story.compared}"
+    )
+    return "\n\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+DIFFUSERS = ("pipeline", "network", "adapter")
+
+
+def front_matter(story: Story, kind: str) -> str:
+    lines = [f"library_name: {'diffusers' if kind in DIFFUSERS else 'pytorch'}"]
+    task = "text-to-image" if kind in DIFFUSERS else "unconditional-image-generation"
+    lines.append(f"pipeline_tag: {task}")
+    if story.licence:
+        lines.append(f"license: {json.dumps(story.licence)}")
+    if repository := repository_of(story.base):
+        lines.append(f"base_model: {repository}")
+        if kind in DIFFUSERS:
+            lines.append(f"base_model_relation: {'adapter' if kind == 'adapter' else 'finetune'}")
+    lines += ["tags:", "- diffusion-distillation", "- few-step"]
+    if kind == "adapter":
+        lines.append("- lora")
+    return "\n".join(["---", *lines, "---"])
+
+
+def repository_of(source: str) -> str:
+    """OWNER/REPO of an address on the hub; empty for any other."""
+    if not source or (parsed := parse_source(source)).kind != "hf":
+        return ""
+    owner, _, rest = parsed.location.removeprefix("hf://").partition("/")
+    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
+
+
+def licence_of(folder: Path) -> str:
+    """What the front matter of a folder's own card says of its licence; empty for nothing."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    for line in text.partition("---")[2].partition("\n---")[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "license":
+            return value.strip().strip("'\"")[:100]
+    return ""
+
+
+# The lines that generate --------------------------------------------------------------------------
+
+
+def pipeline_lines(folder: str, stock: Stock, prompt: str, kind: str, base: str) -> str:
+    """Python that makes a picture with diffusers alone. ``folder`` is the export's, as it is found
+    from where the lines run, ``base`` what an adapter or a network alone is loaded into.
+    """
+    network, scheduler = stock.pipeline.network_class, stock.scheduler.class_name
+    part, dtype = stock.pipeline.folder, "torch_dtype=torch.float32"
+    if kind == "pipeline":
+        opened = [
+            "from diffusers import DiffusionPipeline",
+            "",
+            f"pipe = DiffusionPipeline.from_pretrained({folder!r}, {dtype})",
+        ]
+    else:
+        names = ["DiffusionPipeline", scheduler, *([network] if kind == "network" else [])]
+        sub = f"{folder!r}, subfolder="
+        opened = [
+            f"from diffusers import {', '.join(names)}",
+            "",
+            f'scheduler = {scheduler}.from_pretrained({sub}"{SCHEDULER}")',
+        ]
+        given = "scheduler=scheduler"
+        if kind == "network":
+            opened.append(f'{part} = {network}.from_pretrained({sub}"{part}", {dtype})')
+            given += f", {part}={part}"
+        opened.append(f"pipe = DiffusionPipeline.from_pretrained({base!r}, {given}, {dtype})")
+        if kind == "adapter":
+            opened.append(f"pipe.load_lora_weights({folder!r})")
+    given = arguments_line(stock.call)
+    drawn = []
+    if stock.scheduler.latents_scale != 1:
+        drawn.append(f"latents = {stock.scheduler.latents_scale!r} * torch.randn(1, *{stock.shape})")
+        if stock.pipeline.packs_latents:
+            drawn.append("latents = pipe._pack_latents(latents, *latents.shape)")
+        given += ", latents=latents"
+    made = ["torch.manual_seed(0)", *drawn, f"image = pipe({prompt!r}, {given}).images[0]"]
+    return "\n".join(["import torch", *opened, *made, 'image.save("image.png")']) + "\n"
+
+
+def how_evaluated(stock: Stock) -> str:
+    """A sentence on steps, scheduler and what a person must not change."""
+    steps = dict(stock.call)["num_inference_steps"]
+    guided = stock.call["guidance_scale"]
+    first = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
+    told = (
+        f"Makes an image of {stock.shape[1] * stock.vae_factor} pixels a side from a prompt with "
+        f"{first}. `{stock.scheduler.class_name}` in `{SCHEDULER}/` is set for that; guidance is in "
+        f"the weights, so `guidance_scale` is {guided:g}."
+    )
+    if stock.scheduler.latents_scale != 1:
+        told += (
+            f" The first noise is {stock.scheduler.latents_scale:.5g} times N(0, 1): pass "
+            "`latents`, which the scheduler does not scale."
+        )
+    return told
+
+
+def loader_lines(
+    folder: str, shape: tuple[int, int, int], classes: int, loader: str, one: ModelDescription
+) -> tuple[str, str]:
+    """A sentence, and Python that makes pictures with the loader beside the weights."""
+    channels, height, width = shape
+    labels = f", labels=[seed % {classes} for seed in range(16)]" if classes else ""
+    steps = dict(one.one_step or {}).get("num_steps", 1)
+    count = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
+    told = (
+        f"Makes [{channels}, {height}, {width}] from noise with {count}. `{loader}` needs torch, "
+        "safetensors and Pillow; nothing in this folder is a pickle."
+    )
+    lines = [
+        "import sys",
+        f"sys.path.insert(0, {folder!r})",
+        f"from {Path(loader).stem} import load, save_grid",
+        "",
+        f"generator = load({folder!r})",
+        f"images = generator.sample(seeds=range(16){labels})",
+        'save_grid(images, "images.png")',
+    ]
+    return told, "\n".join(lines) + "\n"
+
+
+def arguments_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
