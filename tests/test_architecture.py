@@ -30,6 +30,7 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("training", "tracking"),
     ("planning",),
     ("evaluation",),
+    ("exporting",),
     ("actors",),
     ("commands",),
     ("sweep", "jobs", "api"),
@@ -66,6 +67,9 @@ HOMES = {
         "sid_ray/denoisers/stable_diffusion.py",
         "sid_ray/denoisers/ldm_checkpoint.py",
         "sid_ray/denoisers/lora.py",
+        "sid_ray/denoisers/pass_through.py",
+        "sid_ray/exporting/outside.py",
+        "sid_ray/exporting/stock_folder.py",
     ),
     "transformers": (
         "sid_ray/denoisers/encoder_parts.py",
@@ -98,7 +102,11 @@ HOMES = {
     ),
 }
 LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+LOADERS = PACKAGE / "denoisers" / "loaders"  # programs that exports hold; nothing imports them
+PROGRAMS = (*LOADERS.glob("*.py"), PACKAGE / "exporting" / "outside.py")
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" and path.parent != LOADERS
+)
 
 
 def folder_of(module: str) -> str:
@@ -201,6 +209,11 @@ def test_heavy_libraries_have_one_home():
             if homes is not None and not place.startswith(homes):
                 wrong.append(f"{place} imports {module}; its home is {', '.join(homes)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_programs_without_the_package_import_nothing_of_it():
+    for path in PROGRAMS:
+        assert not any(module.startswith("sid_ray") for module, _ in imports(path)), path
 
 
 def test_there_is_no_cycle_among_modules():

@@ -1,8 +1,8 @@
 """``sid-ray export``: a generator as a folder that opens without sid_ray.
 
-    DIR/                     a stock folder of diffusers, or a LoRA and a scheduler, or a loader
-    DIR/README.md, grid.png  the card and its picture
-    DIR/sid_ray.json         how it was made and compared; the mark of a folder that may be replaced
+DIR/                     a stock folder of diffusers, or a LoRA and a scheduler, or a loader
+DIR/README.md, grid.png  the card and its picture
+DIR/sid_ray.json         how it was made and compared; the mark of a folder that may be replaced
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latent
 from sid_ray.evaluation.subject import Subject, find_subject
 from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
 from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
-from sid_ray.exporting.kinds import Kind, kind_of
+from sid_ray.exporting.kinds import Kind, export_kind
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
@@ -88,9 +87,7 @@ class Opened:
         self.options = options
         self.seeds, self.classes = options.numbers()
         named = Named(options.text_encoder, options.vae)
-        self.generator = OneStepNetwork(
-            options.source, len(self.seeds), named, "cpu", options.base
-        )
+        self.generator = OneStepNetwork(options.source, len(self.seeds), named, "cpu", options.base)
         self.family = self.generator.family
         self.subject = find_subject(options.source, options.base)
         description = self.generator.description
@@ -100,7 +97,7 @@ class Opened:
             dataclasses.replace(description, adapter=None) if options.fuse else description
         )
         self.prompts = list(options.texts()) if self.family.reads_text else []
-        self.kind: Kind = kind_of(self.description, self.generator.components, options)
+        self.kind: Kind = export_kind(self.description, self.generator.components, options)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -138,7 +135,9 @@ class Opened:
             round_in_place(self.network, getattr(torch, self.options.dtype))
             samples = self.samples()
             far = largest_difference(self.pixels(samples), exact)
-            moved = f"Weights in {self.options.dtype} move pixels by up to {far:.1e} of their range."
+            moved = (
+                f"Weights in {self.options.dtype} move pixels by up to {far:.1e} of their range."
+            )
         self.kind.write(folder, self.network)
         said = f"Not compared with sid_ray's own images. {moved}"
         compared: float | None = None
@@ -150,7 +149,9 @@ class Opened:
                 f"before they are rounded to 8 bits). {moved}"
             )
         pictures = self.generator.codec.decode_uint8(samples)
-        grid = tile(pictures, min(GRID_COLUMNS, len(pictures)), pixel_scale(pictures.shape[-1], 128))
+        grid = tile(
+            pictures, min(GRID_COLUMNS, len(pictures)), pixel_scale(pictures.shape[-1], 128)
+        )
         save_picture(grid, folder / GRID)
         story = self.story(said.strip())
         (folder / CARD).write_text(card_of(story, self.kind.card(story, self.options.folder.name)))
@@ -194,7 +195,7 @@ class Opened:
             teacher=teacher,
             base=base,
             licence=licence_of(place) if place is not None and place.is_dir() else "",
-            command=command_of(self.options),
+            command=shown_command(self.options),
             prompts=self.prompts,
             config=config,
             images_seen=subject.images_seen or 0,
@@ -222,7 +223,7 @@ def scores_of(subject: Subject) -> Mapping[str, float]:
     return plain_scores(found[-1]["scores"]) if found else {}
 
 
-def command_of(options: ExportOptions) -> str:
+def shown_command(options: ExportOptions) -> str:
     """The command, without paths of this machine."""
     words = ["sid-ray", "export", plain_label(options.source), options.folder.name]
     for each in dataclasses.fields(options)[2:]:
@@ -231,5 +232,7 @@ def command_of(options: ExportOptions) -> str:
             continue
         words += [f"--{flag}"]
         if not isinstance(value, bool):
-            words.append(plain_label(value) if each.name in ("vae", "text_encoder", "base") else value)
+            words.append(
+                plain_label(value) if each.name in ("vae", "text_encoder", "base") else value
+            )
     return shlex.join(words)

@@ -50,17 +50,16 @@ class FlowFamily(Family):
         ``usual`` where nobody says it.
         """
         from sid_ray.denoisers.flow_options import OURS
-        from sid_ray.denoisers.stock import StockPipeline, encoders_in, without
+        from sid_ray.denoisers.stock import StockPipeline, stock_arguments, stock_encoders
 
         return StockPipeline(
             name,
             self.folder,
             self.official_classes[0],
-            without(network, *OURS),
+            stock_arguments(network, *OURS),
             "AutoencoderKL",
-            encoders_in(text, self.text_classes),
-            {"guidance_scale": 0.0}
-            | ({} if tokens == usual else {"max_sequence_length": tokens}),
+            stock_encoders(text, self.text_classes),
+            {"guidance_scale": 0.0} | ({} if tokens == usual else {"max_sequence_length": tokens}),
             latent_size,
             {"image_encoder": None, "feature_extractor": None},
         )

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.errors import UserError
@@ -18,8 +18,8 @@ from sid_ray.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sid_ray.diffusion.flow import FlowSchedule
     from sid_ray.denoisers.stock import StockScheduler
+    from sid_ray.diffusion.flow import FlowSchedule
     from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
     from sid_ray.types import Condition, Denoiser, Schedule
 
@@ -222,7 +222,8 @@ class VPNoise(Noise):
     def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
         from sid_ray.denoisers.stock import vp_scheduler
 
-        return vp_scheduler(*levels_of(self, one_step))
+        schedule, num_steps = levels_of(self, one_step)
+        return vp_scheduler(cast("DiscreteVPSchedule", schedule), num_steps)
 
 
 def said_betas(chosen: ScheduleConfig) -> dict[str, Any]:
@@ -316,7 +317,8 @@ class FlowNoise(Noise):
     def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
         from sid_ray.denoisers.stock import flow_scheduler
 
-        return flow_scheduler(*levels_of(self, one_step))
+        schedule, num_steps = levels_of(self, one_step)
+        return flow_scheduler(cast("FlowSchedule", schedule), num_steps)
 
 
 class GuidedFlowNoise(FlowNoise):

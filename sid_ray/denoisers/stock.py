@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sid_ray.diffusion.schedules import DiscreteVPSchedule
 
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
-# Large against 1/tau, and a power of two: c_skip is below 1e-14 and c_out is 1 to the bit.
+# Programs that evaluate a family's networks without this package: they are copied, never imported.
+LOADERS = Path(__file__).parent / "loaders"
+# Large against 1/tau, and a power of two: c_skip is below 1e-12, and c_out is 1.
 NO_SKIP = 2.0**20
 TOKENIZERS = {  # class of a text encoder -> its tokenizer's
     "CLIPTextModel": "CLIPTokenizer",
@@ -160,12 +162,12 @@ def flow_scheduler(schedule: FlowSchedule, num_steps: int) -> StockScheduler:
 # Pipelines ----------------------------------------------------------------------------------------
 
 
-def without(network: Mapping[str, Any], *ours: str) -> dict[str, Any]:
+def stock_arguments(network: Mapping[str, Any], *ours: str) -> dict[str, Any]:
     """A network's arguments as diffusers' config.json holds them."""
     return {n: value for n, value in network.items() if n not in ours and not n.startswith("_")}
 
 
-def encoders_in(folder: Path, classes: Mapping[str, tuple[str, ...]]) -> dict[str, str | None]:
+def stock_encoders(folder: Path, classes: Mapping[str, tuple[str, ...]]) -> dict[str, str | None]:
     """Part -> class of the text encoders that a folder has; the first of a family's classes is the
     one that pipelines load.
     """

@@ -56,7 +56,7 @@ class CardText(NamedTuple):
 def card_of(story: Story, text: CardText) -> str:
     """The card, Markdown with front matter."""
     parts = [
-        front_matter(story, text.relation),
+        front_of_card(story, text.relation),
         f"# {story.name}",
         f"![Pictures of seeds]({GRID})",
         text.told,
@@ -78,7 +78,7 @@ def card_of(story: Story, text: CardText) -> str:
 DIFFUSERS = ("pipeline", "network", "adapter")
 
 
-def front_matter(story: Story, kind: str) -> str:
+def front_of_card(story: Story, kind: str) -> str:
     lines = [f"library_name: {'diffusers' if kind in DIFFUSERS else 'pytorch'}"]
     task = "text-to-image" if kind in DIFFUSERS else "unconditional-image-generation"
     lines.append(f"pipeline_tag: {task}")
@@ -148,7 +148,9 @@ def pipeline_lines(folder: str, stock: Stock, prompt: str, kind: str, base: str)
     given = arguments_line(stock.call)
     drawn = []
     if stock.scheduler.latents_scale != 1:
-        drawn.append(f"latents = {stock.scheduler.latents_scale!r} * torch.randn(1, *{stock.shape})")
+        drawn.append(
+            f"latents = {stock.scheduler.latents_scale!r} * torch.randn(1, *{stock.shape})"
+        )
         if stock.pipeline.packs_latents:
             drawn.append("latents = pipe._pack_latents(latents, *latents.shape)")
         given += ", latents=latents"

@@ -1,9 +1,9 @@
 """What an export can be: a pipeline of diffusers, its network alone, a LoRA, or a loader's files.
 
-    kind = kind_of(description, components, asked)     or UserError
-    kind.write(folder, network)
-    kind.made_outside(folder, scratch, inputs, prompts)
-    kind.card(story, name)
+kind = export_kind(description, components, asked)     or UserError
+kind.write(folder, network)
+kind.made_outside(folder, scratch, inputs, prompts)
+kind.card(story, name)
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sid_ray.checkpoint.model_card import plain_label
 from sid_ray.denoisers.adapters import BASE_LAYER, base_tensors
-from sid_ray.denoisers.loaders.where import loader_file
 from sid_ray.denoisers.registry import family_of
+from sid_ray.denoisers.stock import LOADERS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
 from sid_ray.exporting.card import CardText, Story, how_evaluated, loader_lines, pipeline_lines
@@ -29,7 +29,6 @@ from sid_ray.exporting.stock_folder import (
     INDEX,
     LORA,
     SCHEDULER,
-    VARIANTS,
     Stock,
     Stored,
     write_base_parts,
@@ -60,23 +59,32 @@ class Asked(Protocol):
     def only_network(self) -> bool: ...
 
 
-def kind_of(description: ModelDescription, components: Components, asked: Asked) -> Kind:
+def export_kind(description: ModelDescription, components: Components, asked: Asked) -> Kind:
     """Raises UserError where a generator cannot be exported, or not so."""
-    family, stored = family_of(description.family), Stored(getattr(torch, asked.dtype), asked.variant)
+    family, stored = (
+        family_of(description.family),
+        Stored(getattr(torch, asked.dtype), asked.variant),
+    )
     if family.folder:
         stock = Stock(description, components)
         if description.adapter is not None:
             return LoRA(description, stock, stored)
-        return Network(description, stock, stored) if asked.only_network else Pipeline(
-            description, stock, stored
+        return (
+            NetworkAlone(description, stock, stored)
+            if asked.only_network
+            else Pipeline(description, stock, stored)
         )
     if not family.loader:
         raise UserError(f"family {family.name} does not say how its generators are exported")
     if asked.only_network or asked.variant:
         flag = "only-network" if asked.only_network else "variant"
-        raise UserError(f"--{flag} is for pipelines of diffusers; this is a {family.name} generator")
+        raise UserError(
+            f"--{flag} is for pipelines of diffusers; this is a {family.name} generator"
+        )
     if description.adapter is not None:
-        raise UserError(f"an adapter of a {family.name} network opens in sid_ray alone: give --fuse")
+        raise UserError(
+            f"an adapter of a {family.name} network opens in sid_ray alone: give --fuse"
+        )
     return Loader(description, stored)
 
 
@@ -142,7 +150,7 @@ class Pipeline(Kind):
         return CardText(how_evaluated(self.stock), lines, self.relation)
 
 
-class Network(Pipeline):
+class NetworkAlone(Pipeline):
     """The network and its scheduler, to be opened with the other parts of the base."""
 
     title = "a network of diffusers and its scheduler"
@@ -183,7 +191,9 @@ class LoRA(Pipeline):
         self.base: dict[str, Tensor] = {}
 
     def write(self, folder: Path, network: nn.Module) -> None:
-        adapter = {name: value.to(self.stored.dtype) for name, value in network.state_dict().items()}
+        adapter = {
+            name: value.to(self.stored.dtype) for name, value in network.state_dict().items()
+        }
         public = dataclasses.replace(self.description, notes=public_notes(self.description))
         save_weights(folder / LORA, adapter, public)
         write_scheduler(folder, self.stock)
@@ -214,9 +224,13 @@ class Loader(Kind):
 
     def write(self, folder: Path, network: nn.Module) -> None:
         tensors = {n: value.to(self.stored.dtype) for n, value in network.state_dict().items()}
-        public = dataclasses.replace(self.description, notes=public_notes(self.description))
+        # Written out: the loader knows no defaults.
+        network_of = self.family.written_out(self.description.network) | {"dropout": 0.0}
+        public = dataclasses.replace(
+            self.description, network=network_of, notes=public_notes(self.description)
+        )
         save_model(folder, unshared(tensors), public)
-        link_or_copy(loader_file(self.family.loader), folder / LOADER)
+        link_or_copy(LOADERS / self.family.loader, folder / LOADER)
 
     def made_outside(
         self, folder: Path, scratch: Path, inputs: Inputs, prompts: Sequence[str]

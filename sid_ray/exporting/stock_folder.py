@@ -140,7 +140,7 @@ def write_base_parts(folder: Path, stock: Stock) -> None:
     copy_component(component_of(stock.components.vae, "vae"), folder / "vae", unsaid)
 
 
-def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {}) -> None:  # noqa: B006
+def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {}) -> None:
     """A component's config and weights, in safetensors without a variant's name.
 
     ``defaults`` are put into a config that does not say them, where they are not None.

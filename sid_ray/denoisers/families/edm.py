@@ -46,6 +46,7 @@ class EDM(Family):
     memory_format = "contiguous"
     adversarial_features = LAST_BLOCK
     adapter_targets = ("conv0", "conv1", "qkv", "proj")
+    loader = "edm.py"
     training_only = ("label_dropout", "augment_dim")
     official_classes = tuple(CLASSES)
     by_place = dict.fromkeys(CLASSES, BY_PLACE)

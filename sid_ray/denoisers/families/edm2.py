@@ -65,6 +65,7 @@ class EDM2(Family):
     # ``bases`` is float32 alone, as EDM's: weights are normalised before they are cast.
     logvar_layer = "logvar_linear"  # it has one output: an adapter of any rank spans it
     adapter_targets = ("conv_res0", "conv_res1", "attn_qkv", "attn_proj", logvar_layer)
+    loader = "edm2.py"
     training_only = ("logvar", "logvar_channels")
     official_classes = tuple(CLASSES)
     by_place = MappingProxyType({"Precond": BY_PLACE})

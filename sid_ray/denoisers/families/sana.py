@@ -10,7 +10,7 @@ from sid_ray.denoisers.family import ATTENTION, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import DeepLatents
 from sid_ray.denoisers.noise import FLOW_NOISE
-from sid_ray.denoisers.stock import without
+from sid_ray.denoisers.stock import stock_arguments
 from sid_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SANA(FlowFamily):
         return replace(
             found,
             vae_class="AutoencoderDC",
-            network=without(found.network, "time_scale")
+            network=stock_arguments(found.network, "time_scale")
             | {"timestep_scale": time_scale_of(network) / 1000},
             call=found.call if known else {**found.call, "use_resolution_binning": False},
             settings={},

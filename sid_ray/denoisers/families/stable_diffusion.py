@@ -143,15 +143,15 @@ class StableDiffusion(Family):
         return kohya_unet_names(tensors, network)
 
     def pipeline(self, network: Arguments, text: Path, factor: int) -> StockPipeline:
-        from sid_ray.denoisers.stock import StockPipeline, encoders_in, without
+        from sid_ray.denoisers.stock import StockPipeline, stock_arguments, stock_encoders
 
         return StockPipeline(
             "StableDiffusionPipeline",
             self.folder,
             self.official_classes[0],
-            without(network, "prediction_type"),
+            stock_arguments(network, "prediction_type"),
             "AutoencoderKL",
-            encoders_in(text, self.text_classes),
+            stock_encoders(text, self.text_classes),
             {"guidance_scale": 0.0},
             self.shape(network)[1],
             {
