@@ -78,6 +78,12 @@ class StockPipeline:
     settings: Mapping[str, Any] = field(default_factory=dict)
     packs_latents: bool = False
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Encoders and tokenizers that a person must name as None to open the folder."""
+        missing = [part for part, name in self.encoders.items() if name is None]
+        return (*missing, *(part.replace("text_encoder", "tokenizer") for part in missing))
+
     def index(self, scheduler: StockScheduler) -> dict[str, Any]:
         """model_index.json, but for the version of diffusers."""
         found: dict[str, Any] = {"_class_name": self.class_name}
@@ -110,8 +116,8 @@ def vp_scheduler(schedule: DiscreteVPSchedule, num_steps: int) -> StockScheduler
     steps = [int(tau * (1 - step / num_steps)) for step in range(num_steps)]
     if steps[-1] < 1 or len(set(steps)) < num_steps:
         raise UserError(
-            f"a generator of {num_steps} steps from timestep {tau} has some twice or at 0, which no "
-            "scheduler of diffusers does"
+            f"a generator of {num_steps} steps from timestep {tau} has some twice or at 0, which "
+            "no scheduler of diffusers does"
         )
     betas = schedule.betas()[: tau + 1]
     config: dict[str, Any] = {
@@ -141,9 +147,9 @@ def flow_scheduler(schedule: FlowSchedule, num_steps: int) -> StockScheduler:
 
     if num_steps > 1 and schedule.step_noise == "fixed":
         raise UserError(
-            "this generator reads its first noise again at each step (step_noise fixed), which no "
-            "scheduler of diffusers does: a one-step generator, or one of step_noise fresh or ddim, "
-            "can be exported"
+            "this generator reads its first noise again at each step (step_noise fixed), which "
+            "no scheduler of diffusers does: a one-step generator, or one of step_noise fresh or "
+            "ddim, can be exported"
         )
     like = torch.zeros(1, dtype=torch.float32)
     times = [schedule.step_level(k, num_steps, 1, like).t.item() for k in range(num_steps)]

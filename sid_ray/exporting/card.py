@@ -122,40 +122,48 @@ def pipeline_lines(folder: str, stock: Stock, prompt: str, kind: str, base: str)
     """Python that makes a picture with diffusers alone. ``folder`` is the export's, as it is found
     from where the lines run, ``base`` what an adapter or a network alone is loaded into.
     """
-    network, scheduler = stock.pipeline.network_class, stock.scheduler.class_name
-    part, dtype = stock.pipeline.folder, "torch_dtype=torch.float32"
-    if kind == "pipeline":
-        opened = [
-            "from diffusers import DiffusionPipeline",
-            "",
-            f"pipe = DiffusionPipeline.from_pretrained({folder!r}, {dtype})",
-        ]
-    else:
-        names = ["DiffusionPipeline", scheduler, *([network] if kind == "network" else [])]
-        sub = f"{folder!r}, subfolder="
-        opened = [
-            f"from diffusers import {', '.join(names)}",
-            "",
-            f'scheduler = {scheduler}.from_pretrained({sub}"{SCHEDULER}")',
-        ]
-        given = "scheduler=scheduler"
-        if kind == "network":
-            opened.append(f'{part} = {network}.from_pretrained({sub}"{part}", {dtype})')
-            given += f", {part}={part}"
-        opened.append(f"pipe = DiffusionPipeline.from_pretrained({base!r}, {given}, {dtype})")
-        if kind == "adapter":
-            opened.append(f"pipe.load_lora_weights({folder!r})")
     given = arguments_line(stock.call)
     drawn = []
     if stock.scheduler.latents_scale != 1:
-        drawn.append(
-            f"latents = {stock.scheduler.latents_scale!r} * torch.randn(1, *{stock.shape})"
-        )
+        scale = f"{stock.scheduler.latents_scale:.8g}"
+        drawn.append(f"latents = {scale} * torch.randn(1, *{stock.shape})")
         if stock.pipeline.packs_latents:
             drawn.append("latents = pipe._pack_latents(latents, *latents.shape)")
         given += ", latents=latents"
-    made = ["torch.manual_seed(0)", *drawn, f"image = pipe({prompt!r}, {given}).images[0]"]
-    return "\n".join(["import torch", *opened, *made, 'image.save("image.png")']) + "\n"
+    lines = [
+        "import torch",
+        *opening_lines(folder, stock, kind, base),
+        "torch.manual_seed(0)",
+        *drawn,
+        f"image = pipe({quoted(prompt)}, {given}).images[0]",
+        'image.save("image.png")',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def opening_lines(folder: str, stock: Stock, kind: str, base: str) -> list[str]:
+    network, scheduler = stock.pipeline.network_class, stock.scheduler.class_name
+    part, dtype = stock.pipeline.folder, "torch_dtype=torch.float32"
+    whole = ", ".join([dtype, *(f"{name}=None" for name in stock.pipeline.left_out)])
+    if kind == "pipeline":
+        return [
+            "from diffusers import DiffusionPipeline",
+            "",
+            f"pipe = DiffusionPipeline.from_pretrained({quoted(folder)}, {whole})",
+        ]
+    alone = kind == "network"
+    names = ["DiffusionPipeline", scheduler, *([network] if alone else [])]
+    inside, given = f"{quoted(folder)}, subfolder=", "scheduler=scheduler"
+    lines = [
+        f"from diffusers import {', '.join(names)}",
+        "",
+        f'scheduler = {scheduler}.from_pretrained({inside}"{SCHEDULER}")',
+    ]
+    if alone:
+        lines.append(f'{part} = {network}.from_pretrained({inside}"{part}", {dtype})')
+        given += f", {part}={part}"
+    lines.append(f"pipe = DiffusionPipeline.from_pretrained({quoted(base)}, {given}, {whole})")
+    return lines if alone else [*lines, f"pipe.load_lora_weights({quoted(folder)})"]
 
 
 def how_evaluated(stock: Stock) -> str:
@@ -165,9 +173,11 @@ def how_evaluated(stock: Stock) -> str:
     first = "one network evaluation" if steps == 1 else f"{steps} network evaluations"
     told = (
         f"Makes an image of {stock.shape[1] * stock.vae_factor} pixels a side from a prompt with "
-        f"{first}. `{stock.scheduler.class_name}` in `{SCHEDULER}/` is set for that; guidance is in "
-        f"the weights, so `guidance_scale` is {guided:g}."
+        f"{first}. `{stock.scheduler.class_name}` in `{SCHEDULER}/` is set for that; guidance is "
+        f"in the weights, so `guidance_scale` is {guided:g}."
     )
+    if stock.pixels:
+        told += " The network makes pixels: the `vae` hands them through."
     if stock.scheduler.latents_scale != 1:
         told += (
             f" The first noise is {stock.scheduler.latents_scale:.5g} times N(0, 1): pass "
@@ -190,14 +200,18 @@ def loader_lines(
     )
     lines = [
         "import sys",
-        f"sys.path.insert(0, {folder!r})",
+        f"sys.path.insert(0, {quoted(folder)})",
         f"from {Path(loader).stem} import load, save_grid",
         "",
-        f"generator = load({folder!r})",
+        f"generator = load({quoted(folder)})",
         f"images = generator.sample(seeds=range(16){labels})",
         'save_grid(images, "images.png")',
     ]
     return told, "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def arguments_line(values: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class Exported(NamedTuple):
     prompts: Sequence[str] = ()
     lora: Path | None = None
     loader: str = ""
+    left_out: Sequence[str] = ()
 
 
 def made_outside(exported: Exported, inputs: Mapping[str, Tensor], scratch: Path) -> Tensor:
@@ -49,6 +50,7 @@ def made_outside(exported: Exported, inputs: Mapping[str, Tensor], scratch: Path
             "prompts": list(exported.prompts),
             "call": dict(exported.call),
             "loader": exported.loader,
+            "left_out": list(exported.left_out),
             "inputs": str(place / "inputs.safetensors"),
             "out": str(place / "out.safetensors"),
         }

@@ -141,7 +141,10 @@ class Pipeline(Kind):
         if inputs.more_noise is not None:
             given["noises"] = inputs.more_noise.transpose(0, 1).contiguous()
         whole = self.whole(folder, scratch)
-        exported = Exported(whole, self.stock.call, prompts, self.lora(folder))
+        stock = self.stock
+        exported = Exported(
+            whole, stock.call, prompts, self.lora(folder), left_out=stock.pipeline.left_out
+        )
         return made_outside(exported, given, scratch)
 
     def card(self, story: Story, name: str) -> CardText:
@@ -158,11 +161,7 @@ class NetworkAlone(Pipeline):
 
     def __init__(self, description: ModelDescription, stock: Stock, stored: Stored):
         super().__init__(description, stock, stored)
-        if stock.pixels:
-            raise UserError(
-                "--only-network: the base of this generator of pixels has no VAE, which a pipeline "
-                "needs: leave the flag out"
-            )
+        refuse_pixels(stock, "--only-network", "leave the flag out")
 
     def write(self, folder: Path, network: nn.Module) -> None:
         write_network(folder, self.stock, network.state_dict(), self.stored)
@@ -178,6 +177,15 @@ class NetworkAlone(Pipeline):
         return made
 
 
+def refuse_pixels(stock: Stock, what: str, advice: str) -> None:
+    """Raises UserError where no pipeline opens the base."""
+    if stock.pixels:
+        raise UserError(
+            f"{what}: the base of this generator makes pixels and has no VAE, which pipelines of "
+            f"diffusers need: {advice}"
+        )
+
+
 class LoRA(Pipeline):
     """An adapter's file and its scheduler, to be loaded into the base."""
 
@@ -186,6 +194,7 @@ class LoRA(Pipeline):
 
     def __init__(self, description: ModelDescription, stock: Stock, stored: Stored):
         super().__init__(description, stock, stored)
+        refuse_pixels(stock, "an adapter alone", "give --fuse")
         if stored.variant:
             raise UserError("--variant is for whole networks: give --fuse, or --dtype float16")
         self.base: dict[str, Tensor] = {}

@@ -3,10 +3,11 @@
     python -I outside.py ASKED.json
 
 ASKED.json: ``folder`` of the pipeline or of a loader, ``lora`` to load into it or "", ``prompts``,
-``call`` (arguments of the pipeline), ``inputs`` (a safetensors file with the first noise
-``latents`` [N, C, H, W], already scaled, and perhaps ``noises`` [K - 1, N, C, H, W] of the steps
-after it and one-hot ``labels``), ``loader`` (its file's name in the folder, or ""), and ``out``: a
-safetensors file, whose ``images`` [N, C, H, W] become what was made, not rounded to 8 bits.
+``call`` (arguments of the pipeline), ``left_out`` (its parts that are opened as None), ``inputs``
+(a safetensors file with the first noise ``latents`` [N, C, H, W], already scaled, and perhaps
+``noises`` [K - 1, N, C, H, W] of the steps after it and one-hot ``labels``), ``loader`` (its file's
+name in the folder, or ""), and ``out``: a safetensors file, whose ``images`` [N, C, H, W] become
+what was made, not rounded to 8 bits.
 """
 
 import itertools
@@ -31,7 +32,9 @@ def with_pipeline(asked, inputs):
     import diffusers
     import torch
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(asked["folder"], torch_dtype=torch.float32)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        asked["folder"], torch_dtype=torch.float32, **dict.fromkeys(asked["left_out"])
+    )
     if asked["lora"]:
         pipe.load_lora_weights(asked["lora"])
     pipe.set_progress_bar_config(disable=True)

@@ -12,6 +12,7 @@ pickle is copied.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from sid_ray.denoisers.component import component_of, require_diffusers, tokeniz
 from sid_ray.denoisers.component import tokenizer_part as tokenizer_of
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.registry import family_of
-from sid_ray.denoisers.stock import StockPipeline, StockScheduler
+from sid_ray.denoisers.stock import StockPipeline, StockScheduler, stock_arguments
 from sid_ray.errors import UserError
 from sid_ray.storage.durable import link_or_copy
 from sid_ray.tensor_files.tensors import json_object, read_component, weight_files
@@ -133,7 +134,9 @@ def write_base_parts(folder: Path, stock: Stock) -> None:
         from sid_ray.denoisers.pass_through import pass_through_vae
 
         vae: Any = pass_through_vae(stock.shape[0])
-        vae.save_pretrained(folder / "vae")
+        config = stock_arguments(dict(vae.config))
+        named = with_version({"_class_name": stock.pipeline.vae_class, **config})
+        write_component(folder / "vae", named, vae.state_dict())
         return
     assert stock.components.vae is not None
     unsaid = {"scaling_factor": stock.family.latent_convention().scale}
@@ -162,7 +165,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            link_or_copy((source / name).resolve(), target / name, sync=False)
+            shutil.copyfile(source / name, target / name)  # people edit them
 
 
 def bare_names(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

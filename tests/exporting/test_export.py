@@ -1,0 +1,214 @@
+"""Exports open without sid_ray and make the generator's images; what goes wrong leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sid_ray.cli import exit_code_of
+from sid_ray.config.sections import ScheduleConfig
+from sid_ray.denoisers.registry import family_of
+from sid_ray.exporting import compared, kinds
+from sid_ray.exporting.card import licence_of, repository_of
+from sid_ray.weights.description import ModelDescription, save_model
+from sid_ray.weights.networks import load_path
+from sid_ray.weights.sources import resolve_source
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def write_generator(folder: Path, teacher: str, steps: int = 1, **schedule: Any) -> None:
+    """A teacher's own weights, a little moved, as a generator of so many steps."""
+    network, own = load_path(resolve_source(teacher))
+    noise = family_of(own.family).noise
+    one_step = noise.one_step(ScheduleConfig(kind=noise.kind, **schedule)) | {"num_steps": steps}
+    torch.manual_seed(1)
+    weights = {
+        name: value + 0.05 * value.abs().mean() * torch.randn_like(value)
+        for name, value in network.state_dict().items()
+    }
+    notes = {"teacher": teacher}
+    save_model(folder, weights, ModelDescription(own.family, own.network, one_step, notes))
+
+
+def run_card(folder: Path) -> Image.Image:
+    """The picture that the card's own lines make, in a process without sid_ray."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = "import sys; sys.modules['sid_ray'] = None\n" + lines
+    command = [sys.executable, "-I", "-c", code]
+    subprocess.run(command, cwd=folder.parent, check=True, capture_output=True)
+    (made,) = folder.parent.glob("image*.png")
+    return Image.open(made)
+
+
+@pytest.fixture
+def digits(tmp_path) -> Path:
+    write_generator(tmp_path / "digits", "builtin:digits-teacher", 2)
+    return tmp_path / "digits"
+
+
+def export(*words: str | Path) -> int:
+    return exit_code_of(["export", *map(str, words)])
+
+
+def test_digits_open_with_their_loader(digits, tmp_path, capsys):
+    assert export(digits, "out", "--labels", "0-9", "--seeds", "0-9") == 0
+    assert "differ from sid_ray's own images by at most" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "generate.py", "grid.png", "model.json", "model.safetensors", "sid_ray.json",
+    }  # fmt: skip
+    assert json.loads((out / "sid_ray.json").read_text())["largest_difference"] < 1e-5
+    assert np.asarray(run_card(out)).std() > 30
+    assert not [path for path in tmp_path.iterdir() if "part" in path.name or path.name[0] == "."]
+
+
+def test_another_network_is_found_out_and_removed(digits, tmp_path, monkeypatch, capsys):
+    write = kinds.Loader.write
+
+    def wrong(kind: Any, folder: Path, network: torch.nn.Module) -> None:
+        write(kind, folder, network)
+        text = (folder / "model.json").read_text()
+        (folder / "model.json").write_text(text.replace('"sigma": 2.5', '"sigma": 2.51'))
+
+    monkeypatch.setattr(kinds.Loader, "write", wrong)
+    assert export(digits, "out") == 1
+    said = capsys.readouterr().err
+    assert "more than rounding" in said and "nothing is left in out" in said
+    assert not (tmp_path / "out").exists()
+    assert export(digits, "out", "--no-check") == 0
+
+
+def test_a_program_that_fails_is_told_in_a_line(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compared, "OUTSIDE", tmp_path / "nowhere.py")
+    assert export(digits, "out") == 1
+    assert "does not run by itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_the_way_stays(digits, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    for words in ((), ("--force",)):
+        assert export(digits, mine, "--no-check", *words) == 2
+        assert "is no export" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+    assert export(digits, "out", "--no-check") == 0
+    (tmp_path / "out" / "old").touch()
+    assert export(digits, "out", "--no-check") == 2
+    assert "--force" in capsys.readouterr().err
+    assert export(digits, "out", "--no-check", "--force") == 0
+    assert not (tmp_path / "out" / "old").exists()
+
+
+def test_a_full_disk_leaves_the_export_before(digits, tmp_path, monkeypatch, capsys):
+    assert export(digits, "out", "--no-check") == 0
+    before = (tmp_path / "out" / "README.md").stat().st_mtime_ns
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(kinds, "save_model", full)
+    assert export(digits, "out", "--no-check", "--force") == 2
+    assert "free some" in capsys.readouterr().err
+    assert (tmp_path / "out" / "README.md").stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--fuse",), "no adapter"),
+        (("--only-network",), "for pipelines of diffusers"),
+        (("--variant", "fp16"), "for pipelines of diffusers"),
+        (("--labels", "12"), "the network knows 0-9"),
+        (("--seeds", "0-99"), "at most 64"),
+        (("--dtype", "int8"), "expected one of"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(digits, tmp_path, words, said, capsys):
+    assert export(digits, "out", *words) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_teachers_and_addresses_are_refused(capsys):
+    assert export("builtin:digits-teacher", "out") == 2
+    assert "not a one-step generator" in capsys.readouterr().err
+    assert export("builtin:digits-teacher", "s3://bucket/out") == 2
+    assert "on this machine's disk" in capsys.readouterr().err
+
+
+def test_what_a_base_says_of_itself(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: []\n---\nlicense: no\n")
+    assert licence_of(tmp_path) == "apache-2.0"
+    assert licence_of(tmp_path / "nowhere") == ""
+    assert repository_of("hf://owner/name@v1") == "owner/name"
+    assert repository_of("builtin:emoji-teacher") == ""
+
+
+def test_a_generator_of_pixels_opens_in_a_stock_pipeline(tmp_path):
+    """The whole way, of text, in diffusers: an auto-encoder hands the pixels through."""
+    pytest.importorskip("diffusers")
+    write_generator(tmp_path / "emoji", "builtin:emoji-teacher")
+    assert export("emoji", "out", "--prompt", "red heart") == 0
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
+    assert run_card(tmp_path / "out").size == (16, 16)
+
+
+# Every family, in one step and in four ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", ["stable-diffusion", "sdxl", "sd3", "flux", "sana"])
+def test_pipelines(name, steps, tmp_path):
+    from tests.weights.test_adapters_in_diffusers import write_base
+
+    write_base(tmp_path / "base", name)
+    write_generator(tmp_path / "gen", str(tmp_path / "base"), steps)
+    assert export("gen", "out", "--prompt", "a red cat|dog", "--variant", "fp16") == 0
+    assert list((tmp_path / "out").glob("*/diffusion_pytorch_model.fp16.safetensors"))
+    assert min(run_card(tmp_path / "out").size) >= 16
+    assert export("gen", "alone", "--prompt", "a red cat", "--only-network") == 0
+    assert not (tmp_path / "alone" / "vae").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stable-diffusion", "sdxl", "sd3", "flux", "sana"])
+def test_adapters(name, tmp_path):
+    pytest.importorskip("peft")
+    from tests.weights.adapters import write_adapter
+    from tests.weights.test_adapters_in_diffusers import write_base
+
+    write_base(tmp_path / "base", name)
+    write_adapter(tmp_path / "lora", tmp_path / "base")
+    assert export("lora", "out", "--prompt", "a red cat") == 0
+    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+    assert export("lora", "fused", "--prompt", "a red cat", "--fuse", "--dtype", "float16") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 4])
+def test_emoji_flow(steps, tmp_path):
+    write_generator(tmp_path / "gen", "builtin:emoji-flow", steps)
+    assert export("gen", "out", "--prompt", "red heart") == 0
+    assert run_card(tmp_path / "out").size == (16, 16)
