@@ -189,13 +189,15 @@ class Opened:
         teacher = str(self.description.notes.get("teacher", ""))
         base = self.options.base or teacher
         place = self.generator.base or self.generator.components.text
-        name = config.run_name if config else plain_label(self.options.source)
+        label = plain_label(self.options.source)
+        run = config.run_name if config else label
+        name = label if label == run else f"{run}/{label}"
         return Story(
             name=name,
             teacher=teacher,
             base=base,
             licence=licence_of(place) if place is not None and place.is_dir() else "",
-            command=shown_command(self.options),
+            command=shown_command(self.options, name),
             prompts=self.prompts,
             config=config,
             images_seen=subject.images_seen or 0,
@@ -223,9 +225,9 @@ def scores_of(subject: Subject) -> Mapping[str, float]:
     return plain_scores(found[-1]["scores"]) if found else {}
 
 
-def shown_command(options: ExportOptions) -> str:
+def shown_command(options: ExportOptions, source: str) -> str:
     """The command, without paths of this machine."""
-    words = ["sid-ray", "export", plain_label(options.source), options.folder.name]
+    words = ["sid-ray", "export", source, options.folder.name]
     for each in dataclasses.fields(options)[2:]:
         value, flag = getattr(options, each.name), each.name.replace("_", "-")
         if value == each.default or each.name in ("compared", "force"):

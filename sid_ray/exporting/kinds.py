@@ -150,7 +150,10 @@ class Pipeline(Kind):
     def card(self, story: Story, name: str) -> CardText:
         base = plain_label(story.base)
         lines = pipeline_lines(name, self.stock, story.prompts[0], self.relation, base)
-        return CardText(how_evaluated(self.stock), lines, self.relation)
+        told = how_evaluated(self.stock)
+        if self.stored.variant:
+            told += f' `variant="{self.stored.variant}"` opens the copy in half precision.'
+        return CardText(told, lines, self.relation)
 
 
 class NetworkAlone(Pipeline):
