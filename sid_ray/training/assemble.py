@@ -123,7 +123,9 @@ def run_adapter(config: DistillConfig, family: str) -> Adapter | None:
     return Adapter(chosen.rank, chosen.alpha or chosen.rank, targets)
 
 
-def check_adapted_layers(config: DistillConfig, teacher: ModelDescription, adapter: Adapter) -> None:
+def check_adapted_layers(
+    config: DistillConfig, teacher: ModelDescription, adapter: Adapter
+) -> None:
     """Raises UserError where a run's adapters find no layers, or leave out one that is trained."""
     network = layout(teacher, config.teacher.source)
     check_targets(network, adapter)
