@@ -26,9 +26,11 @@ def check_adapter(adapter: AdapterConfig, resources: ResourcesConfig) -> None:
         )
     for role in ("fake_score", "generator"):
         if adapter.of(role) and resources.stage_of(role) == 3:
+            own = getattr(resources, f"{role}_zero_stage") == 3
+            flag = f"--resources.{role}-zero-stage" if own else "--resources.zero-stage"
             raise UserError(
                 f"{role} is an adapter (adapter.rank {adapter.rank}), whose base each worker has "
-                f"whole, but it is at ZeRO stage 3: set --resources.{role}-zero-stage 2, or "
+                f"whole, but it is at ZeRO stage 3: set {flag.replace('_', '-')} 2, or "
                 "--adapter.rank 0"
             )
     if resources.teacher_zero_stage == 3:

@@ -85,7 +85,7 @@ class AdapterConfig:
     """Which networks are adapters; the other one is trained whole."""
     base: Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"] = "auto"
     """How the teacher's weights are held. auto: in training.precision, which changes no number.
-    8bit and 4bit are bitsandbytes' quantised linear layers.
+    8bit (integers, a scale a row) and 4bit (bitsandbytes' NF4) are of linear layers in blocks.
     """
 
     def of(self, role: str) -> bool:

@@ -116,6 +116,12 @@ def check_targets(network: nn.Module, adapter: Adapter) -> None:
             f"adapter.targets {','.join(adapter.targets)}: no linear layer or convolution of this "
             f"network is called so; their names end in {', '.join(known)[:300]}"
         )
+    grouped = [name for name, layer in layers.items() if getattr(layer, "groups", 1) != 1]
+    if grouped:
+        raise UserError(
+            f"adapter.targets {','.join(adapter.targets)}: {grouped[0]} is a convolution in groups, "
+            "which adapters here do not change: name others"
+        )
     if not all(fits_low_rank(layer) for layer in layers.values()):
         require_peft()
 

@@ -53,7 +53,7 @@ class LowRank(nn.Module):
 
 def fits_low_rank(layer: nn.Module) -> bool:
     """Whether it is a layer of this project's own with a matrix or kernel as its weight."""
-    if isinstance(layer, nn.Linear | nn.Conv2d):
+    if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
         return False
     weight = layer._parameters.get("weight")
     return weight is not None and weight.ndim in (2, 4)

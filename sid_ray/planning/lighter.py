@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.registry import family_of
+from sid_ray.recipes.lora import RANK
 from sid_ray.training.assemble import base_precision
-
-RANK = 64  # SwiftBrush's, and that of the recipes with adapters
 
 
 def lighter_runs(config: DistillConfig, family: str) -> Iterator[tuple[str, DistillConfig]]:
     """(flag, config) of each: adapters in place of whole networks, or over a smaller base."""
     if not config.adapter.rank:
-        if family_of(family).adapter_targets:
-            yield f"--adapter.rank {RANK}", replace(config, adapter__rank=RANK)
+        resources, lighter = config.resources, replace(config, adapter__rank=RANK)
+        shared = 3 in (resources.zero_stage, resources.teacher_zero_stage)  # refused for adapters
+        if family_of(family).adapter_targets and not shared:
+            yield f"--adapter.rank {RANK}", lighter
         return
     held = base_precision(config, family)
     other_half = "bfloat16" if held == "float16" else "float16"

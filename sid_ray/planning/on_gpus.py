@@ -242,6 +242,8 @@ class OnGpus:
                 ways.append(flag)
                 break
         most = min(self.config.group_plan(1).num_groups, MORE_GPUS * workers)
+        if self.config.adapter.roles == "both" and self.config.adapter.rank:
+            most = 0  # the base is whole on each: more of them need as much
         more = range(workers + 1, most + 1)
         if count := next((n for n in more if self.settle(n, offload=False)), 0):
             ways.append(on_so_many(count, machine.memory))
