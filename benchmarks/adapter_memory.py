@@ -28,13 +28,13 @@ from sid_ray.config.distill_config import DistillConfig, with_plain_resources
 from sid_ray.denoisers.adapters import with_adapter
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
+from sid_ray.training.adapter_settings import run_adapter
 from sid_ray.training.assemble import (
     adam_of,
     data_of,
     find_start,
     generator_description,
     objective_of,
-    run_adapter,
 )
 from sid_ray.training.draws import draws_of
 from sid_ray.training.step import StepSettings, Sums, step

@@ -18,6 +18,7 @@ from sid_ray.distributed.ema import ema_beta
 from sid_ray.distributed.roles import TorchRole, Trainee
 from sid_ray.evaluation.judge import Judge, seed_blocks
 from sid_ray.evaluation.samplers import generator_sampler
+from sid_ray.training.adapter_settings import run_adapter
 from sid_ray.training.assemble import (
     adam_of,
     data_of,
@@ -25,7 +26,6 @@ from sid_ray.training.assemble import (
     generator_description,
     objective_of,
     rules_of,
-    run_adapter,
     schedule_of,
 )
 from sid_ray.training.draws import draws_of

@@ -56,7 +56,8 @@ from sid_ray.planning.trace_memory import (
 )
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
-from sid_ray.training.assemble import network_of, run_adapter
+from sid_ray.training.adapter_settings import run_adapter
+from sid_ray.training.assemble import network_of
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription
 from tests.support.networks import TINY_EDM2

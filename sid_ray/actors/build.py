@@ -35,14 +35,13 @@ from sid_ray.storage.fence import OPEN, Fence
 from sid_ray.storage.s3 import set_endpoint
 from sid_ray.storage.schemes import scheme_of
 from sid_ray.storage.store import Store
+from sid_ray.training.adapter_settings import base_precision, run_adapter
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.training.assemble import (
     adam_of,
-    base_precision,
     is_generator_address,
     network_of,
     rules_of,
-    run_adapter,
     teacher_at_resolution,
 )
 from sid_ray.weights.base import BASE

@@ -22,14 +22,8 @@ from sid_ray.evaluation.pictures import pixel_scale, sheet_samples, tile
 from sid_ray.evaluation.samplers import generator_sampler
 from sid_ray.evaluation.scored_network import scored_on
 from sid_ray.storage.cache import file_sha256
-from sid_ray.training.assemble import (
-    components_of,
-    data_of,
-    noted_base,
-    run_adapter,
-    schedule_of,
-    teacher_at_resolution,
-)
+from sid_ray.training.adapter_settings import noted_base, run_adapter
+from sid_ray.training.assemble import components_of, data_of, schedule_of, teacher_at_resolution
 from sid_ray.weights.folder import ModelDescription, load_model, load_weights
 
 if TYPE_CHECKING:

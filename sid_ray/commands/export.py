@@ -199,6 +199,7 @@ class Opened:
             licence=licence_of(place) if place is not None and place.is_dir() else "",
             command=shown_command(self.options, name),
             prompts=self.prompts,
+            description=subject.description,
             config=config,
             images_seen=subject.images_seen or 0,
             scores=scores_of(subject),

@@ -119,8 +119,8 @@ def check_targets(network: nn.Module, adapter: Adapter) -> None:
     grouped = [name for name, layer in layers.items() if getattr(layer, "groups", 1) != 1]
     if grouped:
         raise UserError(
-            f"adapter.targets {','.join(adapter.targets)}: {grouped[0]} is a convolution in groups, "
-            "which adapters here do not change: name others"
+            f"adapter.targets {','.join(adapter.targets)}: {grouped[0]} is a convolution in "
+            "groups, which adapters do not change: name others"
         )
     if not all(fits_low_rank(layer) for layer in layers.values()):
         require_peft()

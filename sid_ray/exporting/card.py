@@ -27,6 +27,7 @@ class Story:
         base: of an adapter, and of a network alone, the source that people load; else the teacher.
         licence: that the base's own card names; empty where it names none.
         command: that wrote the folder.
+        description: of the generator.
         config: of its run; None for a generator of no run.
         compared: a sentence about the comparison with sid_ray's own images.
     """
@@ -37,6 +38,7 @@ class Story:
     licence: str
     command: str
     prompts: Sequence[str]
+    description: ModelDescription
     config: DistillConfig | None = None
     images_seen: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -63,7 +65,8 @@ def card_of(story: Story, text: CardText) -> str:
         f"```python\n{text.lines}```",
     ]
     if story.config is not None:
-        parts.append("## How it was made\n\n" + bullets(making(story.config, story.images_seen)))
+        made = making(story.config, story.description, story.images_seen)
+        parts.append("## How it was made\n\n" + bullets(made))
         parts.append("## How good it is\n\n" + quality(story.config, story.scores))
     elif story.teacher:
         parts.append(f"## How it was made\n\nDistilled from `{plain_label(story.teacher)}`.")

@@ -9,7 +9,7 @@ from sid_ray.config.distill_config import DistillConfig
 from sid_ray.planning.memory import Network
 from sid_ray.planning.profile import Profile
 from sid_ray.planning.sizes import Sizes
-from sid_ray.training.assemble import base_precision
+from sid_ray.training.adapter_settings import base_precision
 
 ON_ANY_SIZE = ("compile", "memory_format", "attention", "overlap_comm")  # of a profile
 

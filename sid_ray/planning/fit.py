@@ -41,7 +41,8 @@ from sid_ray.planning.network_sizes import (
 )
 from sid_ray.planning.trace_cache import kept_trace
 from sid_ray.planning.trace_memory import Traced
-from sid_ray.training.assemble import adam_of, base_precision
+from sid_ray.training.adapter_settings import base_precision
+from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 
 LIVE = 1_000_000_000  # DeepSpeed's default of both keys below

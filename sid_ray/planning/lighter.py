@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.registry import family_of
 from sid_ray.recipes.lora import RANK
-from sid_ray.training.assemble import base_precision
+from sid_ray.training.adapter_settings import base_precision
 
 
 def lighter_runs(config: DistillConfig, family: str) -> Iterator[tuple[str, DistillConfig]]:

@@ -11,7 +11,7 @@ from sid_ray.denoisers.convolution import freeze, weights_of
 from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.quantised import BLOCK, QUANTISED
 from sid_ray.planning.memory import TRAINED, Network
-from sid_ray.training.assemble import run_adapter
+from sid_ray.training.adapter_settings import run_adapter
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 

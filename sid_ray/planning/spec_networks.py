@@ -16,7 +16,8 @@ from sid_ray.denoisers.precondition import set_precision
 from sid_ray.denoisers.quantised import QUANTISED
 from sid_ray.denoisers.registry import family_of
 from sid_ray.planning.memory import TRAINED
-from sid_ray.training.assemble import adam_of, base_precision, run_adapter
+from sid_ray.training.adapter_settings import base_precision, run_adapter
+from sid_ray.training.assemble import adam_of
 from sid_ray.weights.folder import ModelDescription
 from sid_ray.weights.networks import layout
 

@@ -42,7 +42,7 @@ from sid_ray.planning.trace_cache import trace_key
 from sid_ray.planning.trace_memory import Traced, trace
 from sid_ray.recipes.known_networks import teacher_of
 from sid_ray.recipes.registry import recipe
-from sid_ray.training.assemble import run_adapter
+from sid_ray.training.adapter_settings import run_adapter
 from sid_ray.weights.networks import layout
 from tests.support.trajectories import spawn
 

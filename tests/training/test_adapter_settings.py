@@ -9,13 +9,13 @@ import pytest
 from sid_ray.config.distill_config import DistillConfig, replace
 from sid_ray.denoisers.family import leave_weight
 from sid_ray.errors import UserError
-from sid_ray.training.assemble import (
+from sid_ray.training.adapter_settings import (
     base_precision,
     check_adapted_layers,
     noted_base,
-    rules_of,
     run_adapter,
 )
+from sid_ray.training.assemble import rules_of
 from sid_ray.weights.description import ModelDescription
 from tests.support.networks import TINY_EDM2
 
