@@ -124,27 +124,11 @@ def build_networks(
     """
     if device.type == "cpu":
         keep_freed_memory()
-    folder = Path(settings.teacher_folder)
-    if loaded is None:
-        loaded = teacher_at_resolution(config, load_model(folder), folder, settings.components)
-    teacher, given = loaded
-    description = network_of(config, given)
-    if description != given:
-        teacher = rebuilt(teacher, description)
-    if settings.base_sha256:
-        notes = {**description.notes, BASE: settings.base_sha256}
-        description = dataclasses.replace(description, notes=notes)
-    set_precision(teacher, config.training.precision)
+    teacher, given, description = teacher_of_run(config, settings, loaded)
     resources = config.chosen
-    set_memory_format(teacher, resources.memory_format)
-    set_attention(teacher, resources.attention)
-    set_recompute(teacher, resources.activation_checkpointing)
     if resources.compile != "off":
         keep_compiled(local_disk(settings) / "compiled")
-    plan = config.group_plan(world_size)
-
-    rules = rules_of(config, description.family)
-
+    plan, rules = config.group_plan(world_size), rules_of(config, description.family)
     sharing = needs_deepspeed(resources, world_size)
     if sharing:
         init_deepspeed()
@@ -177,7 +161,7 @@ def build_networks(
     if adapters:
         hold_as_base(teacher, base_precision(config, description.family), device)
         for name in adapters:
-            roles[name] = role(name, over(teacher, config, name, settings, description))
+            roles[name] = role(name, adapter_network(teacher, config, name, settings, description))
     elif resources.teacher_zero_stage == 3 and world_size > 1:
         teacher = shard_frozen(teacher, config.training.weights == "bfloat16")
     else:
@@ -187,7 +171,32 @@ def build_networks(
     return BuiltNetworks(trainee, roles, description)
 
 
-def over(
+def teacher_of_run(
+    config: DistillConfig,
+    settings: WorkerSettings,
+    loaded: tuple[nn.Module, ModelDescription] | None,
+) -> tuple[nn.Module, ModelDescription, ModelDescription]:
+    """The teacher in host memory, set up to compute as the config says; what its file is of; and
+    the network that is trained.
+    """
+    folder = Path(settings.teacher_folder)
+    if loaded is None:
+        loaded = teacher_at_resolution(config, load_model(folder), folder, settings.components)
+    teacher, given = loaded
+    description = network_of(config, given)
+    if description != given:
+        teacher = rebuilt(teacher, description)
+    if settings.base_sha256:
+        notes = {**description.notes, BASE: settings.base_sha256}
+        description = dataclasses.replace(description, notes=notes)
+    set_precision(teacher, config.training.precision)
+    set_memory_format(teacher, config.chosen.memory_format)
+    set_attention(teacher, config.chosen.attention)
+    set_recompute(teacher, config.chosen.activation_checkpointing)
+    return teacher, given, description
+
+
+def adapter_network(
     base: nn.Module,
     config: DistillConfig,
     role: str,
