@@ -60,7 +60,7 @@ def test_both_are_a_run_s_identity():
 @pytest.mark.parametrize("roles", ["both", "fake", "generator"])
 def test_adapters_stay_float32_and_may_have_moments_in_8_bits(roles):
     config = replace(recipe("digits-sid"), adapter__rank=4, adapter__roles=roles)
-    with pytest.raises(UserError, match="set --training.weights float32") as error:
+    with pytest.raises(UserError, match=r"set --training\.weights float32") as error:
         replace(config, **HALVES).check()
     assert "\n" not in str(error.value)
     assert adam_of(replace(config, **EIGHT).check(), "generator").eight_bits
