@@ -274,6 +274,12 @@ def check_state(config: DistillConfig) -> None:
             "training.optimizer adam8bit needs ZeRO stage 0 and training.weights bfloat16 stage 2 "
             "or 3: choose one of the two"
         )
+    if training.weights == "bfloat16" and config.adapter.rank:
+        raise UserError(
+            "training.weights bfloat16 is for whole networks, and adapter.rank is "
+            f"{config.adapter.rank}: set --training.weights float32 (adapter.base is in "
+            "training.precision as it is)"
+        )
     if len(fitting := stages_for(training)) == 4:
         return
     what = "optimizer adam8bit" if training.optimizer == "adam8bit" else "weights bfloat16"

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from sid_ray.denoisers.adapter_names import DOWN, OWN, is_adapters
 from sid_ray.denoisers.casting import make_casting
 from sid_ray.denoisers.low_rank import LowRank, add_low_rank, fits_low_rank
-from sid_ray.denoisers.quantised import QUANTISED, QuantisedLinear, quantise
+from sid_ray.denoisers.quantised import QUANTISED, QuantisedLinear, quantise, quiet_bitsandbytes
 from sid_ray.diffusion.rng import ADAPTER, generator_for
 from sid_ray.errors import UserError
 
@@ -151,6 +151,7 @@ def target_layers(network: nn.Module, targets: Iterable[str]) -> Iterator[tuple[
 
 def add_peft(tree: nn.Module, names: list[str], adapter: Adapter) -> None:
     """Puts PEFT's layers in the place of these, in place."""
+    quiet_bitsandbytes()
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 

@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sid_ray.denoisers.quantised import quiet_bitsandbytes
 from sid_ray.errors import UserError
 
 BLOCK, LEAST = 256, 4096
 
 
-def require_bitsandbytes() -> Any:
+def require_functions() -> Any:
     """bitsandbytes' functions. Raises UserError where it is not installed."""
+    quiet_bitsandbytes()
     try:
         import bitsandbytes.functional
     except ImportError as error:
@@ -46,7 +48,7 @@ def codes_of(signed: bool, device: torch.device) -> Tensor:
     bitsandbytes' signed map ends at -0.993: a block whose largest element is negative would shrink
     each time it is opened and closed. Its CPU kernel writes -1 there itself.
     """
-    codes: Tensor = require_bitsandbytes().create_dynamic_map(signed=signed)
+    codes: Tensor = require_functions().create_dynamic_map(signed=signed)
     if signed:
         codes[0] = -1.0
     return codes.to(device)
@@ -74,9 +76,8 @@ class EightBits:
 
     def _closed(self, value: Tensor) -> tuple[Tensor, Tensor]:
         found = torch.ops.bitsandbytes.quantize_blockwise(value, self.map, BLOCK)
-        if (
-            self.signed
-        ):  # two codes next to 0 go to their neighbours the second time, and stay there
+        if self.signed:
+            # Two codes next to 0 go to their neighbours the second time, and stay there.
             value = self._opened(*found)
             found = torch.ops.bitsandbytes.quantize_blockwise(value, self.map, BLOCK)
         codes, scales = found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sid_ray.distributed import adam
 from sid_ray.distributed.adam import Adam, AdamSettings, Values, in_batches
-from sid_ray.distributed.eight_bits import LEAST, EightBits, require_bitsandbytes
+from sid_ray.distributed.eight_bits import LEAST, EightBits, require_functions
 from sid_ray.distributed.fragments import EXP_AVG, MASTER, MOMENTS, Made
 from sid_ray.distributed.half_weights import join, split
 
@@ -34,7 +34,7 @@ class PackedAdam(Adam):
         super().__init__(parameters, settings)
         self.eight_bits = settings.eight_bits
         if self.eight_bits:
-            require_bitsandbytes()
+            require_functions()
         self._sums = dict[Tensor, Tensor]()  # of gradients, where weights are in two halves
         for parameter in parameters if settings.half_weights else ():
             parameter.data, low = split(parameter.data)

@@ -97,8 +97,7 @@ def adam_of(config: DistillConfig, role: str) -> AdamSettings:
         values.beta2,
         values.epsilon,
         eight_bits=values.optimizer == "adam8bit",
-        # What an adapter trains is small, and stays float32.
-        half_weights=values.weights == "bfloat16" and not config.adapter.of(role),
+        half_weights=values.weights == "bfloat16",
     )
 
 

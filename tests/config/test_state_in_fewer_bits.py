@@ -51,8 +51,16 @@ def test_a_rule_on_weights_needs_float32():
     check_weights(replace(config, training__normalize_weights=False), "edm2")
 
 
-def test_both_are_a_run_s_identity_and_adapters_stay_float32():
+def test_both_are_a_run_s_identity():
     config = replace(recipe("digits-sid"), **HALVES)
     assert {"training.weights", "training.optimizer"} <= config.identity().keys()
     assert adam_of(config, "generator").half_weights
-    assert not adam_of(replace(config, adapter__rank=4), "generator").half_weights
+
+
+@pytest.mark.parametrize("roles", ["both", "fake", "generator"])
+def test_adapters_stay_float32_and_may_have_moments_in_8_bits(roles):
+    config = replace(recipe("digits-sid"), adapter__rank=4, adapter__roles=roles)
+    with pytest.raises(UserError, match=r"set --training\.weights float32") as error:
+        replace(config, **HALVES).check()
+    assert "\n" not in str(error.value)
+    assert adam_of(replace(config, **EIGHT).check(), "generator").eight_bits

@@ -1,12 +1,15 @@
 """Adam with moments in 8 bits and with weights in two halves, against Adam in float32."""
 
 import copy
+import dataclasses
+from importlib.util import find_spec
 from math import inf, nan
 
 import pytest
 import torch
 from torch import nn
 
+from sid_ray.denoisers.adapters import Adapter
 from sid_ray.distributed import adam
 from sid_ray.distributed.adam import MOMENT_BYTES, AdamSettings, in_batches
 from sid_ray.distributed.eight_bits import BLOCK, LEAST, EightBits
@@ -15,10 +18,13 @@ from sid_ray.distributed.half_weights import join, split
 from sid_ray.distributed.packed_adam import PackedAdam
 from sid_ray.distributed.roles import TorchRole
 from tests.conftest import relative_error
+from tests.support.trajectories import CASES, adapted, outcome, plain_trainee, train
 
 BETAS = (0.0, 0.9)
-PACKED = {"8 bits": {"eight_bits": True}, "halves": {"half_weights": True}}
-BOTH = {**PACKED, "both": {"eight_bits": True, "half_weights": True}}
+BOTH = {"halves": {"half_weights": True}}
+if find_spec("bitsandbytes"):
+    BOTH |= {"8 bits": {"eight_bits": True}, "both": {"eight_bits": True, "half_weights": True}}
+bitsandbytes = pytest.mark.skipif("8 bits" not in BOTH, reason="bitsandbytes is not installed")
 
 
 def settings(beta1: float, lr: float = 1e-3, **packed: bool) -> AdamSettings:
@@ -46,6 +52,7 @@ def iterate(role: TorchRole, number: int, passes: int = 2, poison: float = 0.0) 
     return bool(role.update())
 
 
+@bitsandbytes
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-30])
 def test_what_is_closed_opens_to_what_closes_to_the_same_bits(signed, scale):
@@ -181,6 +188,7 @@ def test_batches_are_neighbours_up_to_a_size():
     assert list(in_batches([])) == []
 
 
+@bitsandbytes
 def test_parts_of_a_role_are_slices_of_what_is_kept():
     role = TorchRole(network(), settings(0.0, eight_bits=True, half_weights=True))
     iterate(role, 0)
@@ -192,6 +200,7 @@ def test_parts_of_a_role_are_slices_of_what_is_kept():
         assert not held.lasting or held.fragment.length < LEAST
 
 
+@bitsandbytes
 def test_what_is_kept_takes_the_bytes_that_plan_counts():
     role = TorchRole(network(), settings(0.0, eight_bits=True, half_weights=True))
     assert isinstance(role.optimizer, PackedAdam)
@@ -203,3 +212,25 @@ def test_what_is_kept_takes_the_bytes_that_plan_counts():
     assert packed == pytest.approx(MOMENT_BYTES * 83 * 71, abs=4)
     assert "exp_avg" not in state
     assert torch.is_tensor(role.optimizer.state_of(role.module[2].weight)["exp_avg_sq"])
+
+
+@bitsandbytes
+def test_adapters_have_moments_in_8_bits():
+    """Of their larger tensors; a first update, before which nothing was rounded, is float32's."""
+    case = adapted(CASES["sid-edm"], Adapter(16, 16.0, ("conv0",)))
+    base = {name: value.clone() for name, value in case.base.state_dict().items()}
+    found = []
+    for eight_bits in (False, True):
+        adam = settings(0.5, eight_bits=eight_bits)
+        trainee = plain_trainee(dataclasses.replace(case, adam=adam))
+        train(case, trainee, 0, 1, 1)
+        found.append({n: v for n, v in outcome(trainee).items() if "exp_avg" not in n})
+    expected, ours = found
+    for name, value in ours.items():
+        if not name.startswith("G"):
+            continue
+        assert relative_error(value, expected[name]) < 1e-5, name
+    optimizer = trainee.generator.optimizer
+    packed = [p for p in optimizer.state if optimizer.is_packed(p)]
+    assert packed and all(p.numel() >= LEAST for p in packed) and len(packed) < len(optimizer.state)
+    assert all(torch.equal(value, base[name]) for name, value in case.base.state_dict().items())

@@ -86,6 +86,7 @@ class Case:
     rules: UpdateRules
     teacher_noise: float = 0.0  # relative, in the teacher's weights: else it starts as the others
     base: nn.Module | None = None  # what ``network`` makes adapters over
+    adam: AdamSettings | None = None  # None: ADAM
 
     def teacher(self) -> nn.Module:
         if self.base is not None:
@@ -149,7 +150,7 @@ def plan_of(world_size: int, micro_batch: int = MICRO_BATCH) -> GroupPlan:
 
 def plain_trainee(case: Case) -> Trainee:
     def role() -> TorchRole:
-        return TorchRole(case.network(), ADAM, case.rules)
+        return TorchRole(case.network(), case.adam or ADAM, case.rules)
 
     return Trainee(case.teacher(), role(), role(), case.network().requires_grad_(False))
 
@@ -168,7 +169,7 @@ def sharded_trainee(
     def role(stage: int) -> deepspeed_role.DeepSpeedRole:
         passes = plan_of(world_size, micro_batch).passes_a_rank
         built = deepspeed_role.DeepSpeedRole(
-            case.network(), ADAM, stage, passes, case.rules, offload
+            case.network(), case.adam or ADAM, stage, passes, case.rules, offload
         )
         built.module.requires_grad_(False)
         return built
