@@ -202,7 +202,7 @@ class Opened:
             description=subject.description,
             config=config,
             images_seen=subject.images_seen or 0,
-            scores=scores_of(subject),
+            scores=scores_to_tell(subject),
             compared=compared,
         )
 
@@ -214,7 +214,7 @@ def round_in_place(network: nn.Module, dtype: torch.dtype) -> None:
             value.copy_(value.to(dtype))
 
 
-def scores_of(subject: Subject) -> Mapping[str, float]:
+def scores_to_tell(subject: Subject) -> Mapping[str, float]:
     """The last scores of these very weights in their run's records; none where there are none."""
     if not subject.run:
         return {}

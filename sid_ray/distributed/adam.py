@@ -40,14 +40,6 @@ class AdamSettings:
     eight_bits: bool = False
     half_weights: bool = False
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> Adam:
-        """Raises UserError where 8 bits are asked for and bitsandbytes is not installed."""
-        if self.eight_bits or self.half_weights:
-            from sid_ray.distributed.packed_adam import PackedAdam
-
-            return PackedAdam(parameters, self)
-        return Adam(parameters, self)
-
     @property
     def moments(self) -> tuple[str, ...]:
         """Adam's state of a tensor, its step aside: with beta1 = 0 no first moment."""

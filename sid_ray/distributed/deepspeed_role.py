@@ -43,6 +43,7 @@ from sid_ray.distributed.deepspeed_private import (
 )
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import MASTER, Held, Read, Shapes, ShardedAverage, whole_tensors
+from sid_ray.distributed.packed_adam import build_adam
 from sid_ray.distributed.roles import (
     PLAIN_RULES,
     RoleState,
@@ -241,7 +242,7 @@ class DeepSpeedRole:
         with rank_zero_weights(module, config):
             self.engine, *_ = deepspeed.initialize(
                 model=module,
-                optimizer=adam.build(module.parameters()),
+                optimizer=build_adam(adam, module.parameters()),
                 config=config,
                 dist_init_required=False,
             )

@@ -31,7 +31,7 @@ class Fragment(NamedTuple):
     length: int
 
 
-class Made(Mapping[str, Tensor]):
+class OnDemand(Mapping[str, Tensor]):
     """Values by kind that are made when they are asked for, out of what is kept otherwise."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
@@ -51,7 +51,7 @@ class Made(Mapping[str, Tensor]):
 class Held:
     """A fragment on this rank; ``values`` are flat views by kind: writing them sets the state.
 
-    Where state is kept in fewer bits, ``values`` are Made, and ``write`` takes a kind and its
+    Where state is kept in fewer bits, ``values`` are OnDemand, and ``write`` takes a kind and its
     values.
     """
 
@@ -62,7 +62,7 @@ class Held:
     @property
     def lasting(self) -> bool:
         """Whether values are the state itself, and no copies of a moment."""
-        return not isinstance(self.values, Made)
+        return not isinstance(self.values, OnDemand)
 
     def set(self, kind: str, value: Tensor) -> None:
         """Sets a kind of the state."""
@@ -78,9 +78,9 @@ class Held:
         if first >= last:
             return None
         inside, values = slice(first - offset, last - offset), self.values
-        if isinstance(values, Made):
+        if isinstance(values, OnDemand):
             makers = {k: lambda k=k: values[k][inside] for k in values}
-            return Held(Fragment(name, first, last - first), Made(makers))
+            return Held(Fragment(name, first, last - first), OnDemand(makers))
         return Held(Fragment(name, first, last - first), {k: v[inside] for k, v in values.items()})
 
 

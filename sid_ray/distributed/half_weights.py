@@ -13,7 +13,7 @@ from torch import Tensor
 HALF = 1 << 15  # of the distance between two bfloat16, in float32's last bits
 
 
-def split(value: Tensor) -> tuple[Tensor, Tensor]:
+def split_halves(value: Tensor) -> tuple[Tensor, Tensor]:
     """float32 -> (bfloat16, int16), each of its shape. NaN is not told from what lies beside it."""
     bits = value.contiguous().view(torch.int32)
     near = (bits + HALF) >> 16  # bits are sign and magnitude: this rounds the magnitude
@@ -21,7 +21,7 @@ def split(value: Tensor) -> tuple[Tensor, Tensor]:
     return near.to(torch.int16).view(torch.bfloat16), low
 
 
-def join(near: Tensor, low: Tensor) -> Tensor:
-    """The inverse of split: float32."""
+def join_halves(near: Tensor, low: Tensor) -> Tensor:
+    """The inverse of split_halves: float32."""
     bits = (near.view(torch.int16).to(torch.int32) << 16) + low
     return bits.view(torch.float32)

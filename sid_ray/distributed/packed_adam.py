@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sid_ray.distributed import adam
 from sid_ray.distributed.adam import Adam, AdamSettings, Values, in_batches
 from sid_ray.distributed.eight_bits import LEAST, EightBits, require_functions
-from sid_ray.distributed.fragments import EXP_AVG, MASTER, MOMENTS, Made
-from sid_ray.distributed.half_weights import join, split
+from sid_ray.distributed.fragments import EXP_AVG, MASTER, MOMENTS, OnDemand
+from sid_ray.distributed.half_weights import join_halves, split_halves
 
 LOW = "low"  # of a weight in two halves, what bfloat16 lacks
 
@@ -37,7 +37,7 @@ class PackedAdam(Adam):
             require_functions()
         self._sums = dict[Tensor, Tensor]()  # of gradients, where weights are in two halves
         for parameter in parameters if settings.half_weights else ():
-            parameter.data, low = split(parameter.data)
+            parameter.data, low = split_halves(parameter.data)
             self.state_of(parameter)[LOW] = low
             parameter.register_post_accumulate_grad_hook(self._add_up)
 
@@ -78,7 +78,7 @@ class PackedAdam(Adam):
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         low = self.state_of(parameter).get(LOW)
-        return parameter.data if low is None else join(parameter.data, low)
+        return parameter.data if low is None else join_halves(parameter.data, low)
 
     def values_of(self, parameter: nn.Parameter) -> Values:
         if not self.is_packed(parameter):
@@ -90,7 +90,7 @@ class PackedAdam(Adam):
         def write(kind: str, value: Tensor) -> None:
             self._close(parameter, kind, value.to(parameter.device, torch.float32))
 
-        return Made({kind: maker(kind) for kind in (MASTER, *self.moments)}), write
+        return OnDemand({kind: maker(kind) for kind in (MASTER, *self.moments)}), write
 
     def _open(self, parameter: Any, kind: str) -> Tensor:
         """A kind of state, flat; the state itself where it is float32."""
@@ -111,7 +111,7 @@ class PackedAdam(Adam):
             elif found.data_ptr() != value.data_ptr():
                 found.view(-1).copy_(value)
         elif LOW in state:  # to the same bits, where nothing was changed
-            near, low = split(value)
+            near, low = split_halves(value)
             parameter.data.view(-1).copy_(near)
             state[LOW].view(-1).copy_(low)
         elif parameter.data_ptr() != value.data_ptr():
@@ -139,3 +139,9 @@ class PackedAdam(Adam):
         for kind, values in opened.items():
             for parameter, value in zip(parameters, values, strict=True):
                 self._close(parameter, kind, value, applied)
+
+
+def build_adam(settings: AdamSettings, parameters: Iterable[nn.Parameter]) -> Adam:
+    """Raises UserError where 8 bits are asked for and bitsandbytes is not installed."""
+    packed = settings.eight_bits or settings.half_weights
+    return (PackedAdam if packed else Adam)(parameters, settings)

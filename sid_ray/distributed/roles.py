@@ -24,6 +24,7 @@ from sid_ray.distributed.fragments import (
     Shapes,
     ShardedAverage,
 )
+from sid_ray.distributed.packed_adam import build_adam
 from sid_ray.types import Denoiser
 
 
@@ -166,7 +167,7 @@ class TorchRole:
         self.rules, self.kinds = rules, adam.kinds
         if not rules.constrain_first:
             constrain_module(module, rules.constrain)
-        self.optimizer = adam.build(list(module.parameters()))
+        self.optimizer = build_adam(adam, list(module.parameters()))
 
     @property
     def network(self) -> Denoiser:

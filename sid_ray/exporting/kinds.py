@@ -48,7 +48,7 @@ from sid_ray.weights.networks import layout
 LOADER = "generate.py"
 
 
-class Asked(Protocol):
+class AskedExport(Protocol):
     """Of the options, what decides the kind."""
 
     @property
@@ -59,7 +59,7 @@ class Asked(Protocol):
     def only_network(self) -> bool: ...
 
 
-def export_kind(description: ModelDescription, components: Components, asked: Asked) -> Kind:
+def export_kind(description: ModelDescription, components: Components, asked: AskedExport) -> Kind:
     """Raises UserError where a generator cannot be exported, or not so."""
     family, stored = (
         family_of(description.family),

@@ -15,6 +15,7 @@ from sid_ray.distributed.adam import AdamSettings, found_inf_in
 from sid_ray.distributed.deepspeed_role import DeepSpeedRole, needs_deepspeed
 from sid_ray.distributed.ema import update_ema
 from sid_ray.distributed.fragments import ShardedAverage
+from sid_ray.distributed.packed_adam import build_adam
 from sid_ray.distributed.roles import RoleState, TorchRole, Trainee, UpdateRules, constrain_module
 from sid_ray.planning.trace_memory import LiveBytes
 from sid_ray.recipes.registry import recipe
@@ -62,7 +63,7 @@ def test_a_gradient_of_a_1x1_convolution_takes_the_fused_kernel(monkeypatch, bet
         adam, "adam", lambda *args, **how: fused.append(how["fused"]) or kernel(*args, **how)
     )
     for parameter in (ours, theirs):
-        settings(beta1).build([parameter]).step()
+        build_adam(settings(beta1), [parameter]).step()
     assert fused == [True, True]
     assert torch.equal(ours, theirs)
 
@@ -73,7 +74,7 @@ def test_a_gradient_of_a_1x1_convolution_takes_the_fused_kernel(monkeypatch, bet
 def test_steps_equal_torch_s_and_leave_gradients_alone(monkeypatch, beta1, devices, dtype):
     monkeypatch.setattr(adam, "FUSED_DEVICES", devices)
     ours, theirs = ([torch.nn.Parameter(value) for value in starts(dtype)] for _ in range(2))
-    found = settings(beta1).build(ours)
+    found = build_adam(settings(beta1), ours)
     plain = torch.optim.Adam(theirs, lr=1e-3, betas=(beta1, 0.999), eps=1e-8)
     random = torch.Generator().manual_seed(1)
     for number in range(7):
@@ -101,7 +102,7 @@ def test_steps_equal_torch_s_and_leave_gradients_alone(monkeypatch, beta1, devic
 def test_a_parameter_without_gradient_is_left_alone():
     ours = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
     ours[0].grad = torch.ones(3)
-    found = settings(0.0).build(ours)
+    found = build_adam(settings(0.0), ours)
     found.step()
     assert torch.equal(ours[1], torch.ones(3)) and not torch.equal(ours[0], torch.ones(3))
 
@@ -121,7 +122,7 @@ def test_what_is_not_finite_is_seen_and_what_overflows_is_not_taken_for_it(value
 def test_a_step_that_is_told_of_infinities_changes_and_counts_nothing(monkeypatch, devices):
     monkeypatch.setattr(adam, "FUSED_DEVICES", devices)
     ours = [torch.nn.Parameter(value) for value in starts(torch.float32)]
-    found = settings(0.9).build(ours)
+    found = build_adam(settings(0.9), ours)
     for number, told in enumerate((0.0, 1.0, 0.0, 1.0)):
         for parameter in ours:
             parameter.grad = torch.full_like(parameter, torch.nan if told else 1.0)

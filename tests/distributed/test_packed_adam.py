@@ -14,7 +14,7 @@ from sid_ray.distributed import adam
 from sid_ray.distributed.adam import MOMENT_BYTES, AdamSettings, in_batches
 from sid_ray.distributed.eight_bits import BLOCK, LEAST, EightBits
 from sid_ray.distributed.fragments import ShardedAverage
-from sid_ray.distributed.half_weights import join, split
+from sid_ray.distributed.half_weights import join_halves, split_halves
 from sid_ray.distributed.packed_adam import PackedAdam
 from sid_ray.distributed.roles import TorchRole
 from tests.conftest import relative_error
@@ -76,8 +76,8 @@ def test_halves_are_the_weight_and_the_first_is_the_nearest_bfloat16():
     random = torch.Generator().manual_seed(0)
     values = torch.randn(100_000, generator=random) ** 5
     values[:6] = torch.tensor([0.0, -0.0, 1.0, -1.0, 1 + 2.0**-8, 1e-40])
-    near, low = split(values)
-    assert torch.equal(join(near, low).view(torch.int32), values.view(torch.int32))
+    near, low = split_halves(values)
+    assert torch.equal(join_halves(near, low).view(torch.int32), values.view(torch.int32))
     assert near.dtype == torch.bfloat16 and low.dtype == torch.int16
     nearest = values.bfloat16()
     assert ((values - near.float()).abs() <= (values - nearest.float()).abs()).all()
