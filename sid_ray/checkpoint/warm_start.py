@@ -78,14 +78,26 @@ def check_donor_adapters(address: str, config: DistillConfig) -> None:
     """Raises UserError where a donor's adapters are others than a run's. StoreError where storage
     fails.
     """
-    theirs = DistillConfig.from_json(donor_of(address).config, address).adapter
-    for name in ("rank", "alpha", "targets", "roles"):
-        there, here = getattr(theirs, name), getattr(config.adapter, name)
-        if there != here and (theirs.rank or config.adapter.rank):
+    theirs = DistillConfig.from_json(donor_of(address).config, address)
+    if not theirs.adapter.rank and not config.adapter.rank:
+        return
+    for name in ("rank", "alpha", "targets", "roles", "base"):
+        there, here = (
+            held_in(of) if name == "base" else getattr(of.adapter, name) for of in (theirs, config)
+        )
+        if there != here:
             raise UserError(
                 f"cannot begin from {address}: its adapter.{name} is {there!r}, this run's is "
                 f"{here!r}: a run takes up adapters of its own kind only"
             )
+
+
+def held_in(config: DistillConfig) -> str:
+    """The precision that the base's weights are rounded to before a network computes with them:
+    float32 where that is the precision that it computes in.
+    """
+    held = config.adapter.base
+    return "float32" if held in ("auto", config.training.precision) else held
 
 
 def check_newest(run: Store, teacher: str, network: ModelDescription) -> None:

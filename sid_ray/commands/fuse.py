@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from sid_ray.commands.fuse_options import FuseOptions
+from sid_ray.denoisers.lora import is_lora as is_lora_names
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.subject import find_network
 from sid_ray.storage.places import expanded
 from sid_ray.storage.schemes import is_path, scheme_of
-from sid_ray.tensor_files.tensors import json_object
+from sid_ray.tensor_files.tensors import json_object, readable
 from sid_ray.weights.address import FILE_SUFFIXES, source_label
 from sid_ray.weights.base import BASE
 from sid_ray.weights.command import check_destination, put_folder, put_network
@@ -34,10 +36,12 @@ from sid_ray.weights.description import (
     safetensors_description,
 )
 from sid_ray.weights.fused import NAMES, Lora, Merged, find_lora, with_lora, write_text
+from sid_ray.weights.networks import describe
 from sid_ray.weights.over_base import check_fits, other_base
 from sid_ray.weights.sources import resolve_source
 from sid_ray.weights.teacher import predicts
 
+NO_ADAPTER = "{} is a whole network, no adapter: BASE comes first, ADAPTER after it"
 SETTINGS = (".json", ".txt", ".model")
 
 
@@ -46,17 +50,24 @@ def fuse(options: FuseOptions) -> int:
     if not math.isfinite(options.scale):
         raise UserError(f"--scale {options.scale}: a finite number is expected")
     check_destination(options.destination)
+    check_unused(options.destination, options.force)
     lora = find_adapter(options.adapter, options.scale)
     own = own_description(lora.file)
     base = resolve_source(options.base, *([predicts(own)] if own else []))
     label = source_label(options.base)
+    held = "float32"
+    if own and own.adapter:
+        check_fits(own, describe(base), lora.source, base, "as BASE")
+        held = str(own.adapter.get("base", held))
     try:
-        found = with_lora(base, lora, label)
-        description = fused_description(found, lora, own, base, options.base)
+        found = with_lora(base, lora, label, held)
+        description = fused_description(found, lora, own, options.base)
     except UserError as error:
         raise UserError(f"{lora.source} on {label}: {error}") from None
     if own and (other := other_base(own, base)):
         print(f"{label} has other weights than those that it was distilled over ({other})")
+    if held != "float32":
+        print(f"{label} is rounded as in {held}, over which the adapter was trained")
     dtype: torch.dtype = getattr(torch, options.dtype)
     found = replace(
         found,
@@ -65,6 +76,12 @@ def fuse(options: FuseOptions) -> int:
     )
     print(f"{options.destination}: {put(options, found, description)}")
     return 0
+
+
+def check_unused(path: Path, force: bool) -> None:
+    """Raises UserError where DST is there already: before gigabytes are read."""
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; choose another name, or give --force to replace it")
 
 
 def find_adapter(source: str, scale: float) -> Lora:
@@ -78,33 +95,42 @@ def find_adapter(source: str, scale: float) -> Lora:
     else:
         is_lora = folder.is_file() or any((folder / name).is_file() for name in NAMES)
         is_lora |= len(list(folder.glob("*.safetensors"))) == 1  # a LoRA's folder, or RUN/model
+    label = source_label(source)
     if is_lora:
-        return find_lora(source, scale)
+        lora = find_lora(source, scale)
+        if holds_whole(lora.file):
+            raise UserError(NO_ADAPTER.format(label))
+        return lora
     network = find_network(source)
     file = network if network.is_file() else network / WEIGHTS
     if own_description(file) is None:
-        raise UserError(f"{source_label(source)} is a whole network, no adapter: nothing to fuse")
-    return Lora(source_label(source), scale, file)
+        raise UserError(NO_ADAPTER.format(label))
+    return Lora(label, scale, file)
+
+
+def holds_whole(file: Path) -> bool:
+    """Whether the names in a safetensors file are those of no LoRA. Raises UserError."""
+    if file.suffix != ".safetensors":
+        return False  # what else it is is seen when it is read
+    with readable(file), safe_open(file, framework="pt") as opened:
+        return not is_lora_names(opened.keys())
 
 
 def own_description(file: Path) -> ModelDescription | None:
     """What an adapter of ours says of its generator; None for any other LoRA. Raises UserError."""
-    if file.suffix != ".safetensors":
+    if file.suffix != ".safetensors" or not file.is_file():  # a diffusers folder has no such file
         return None
     found = safetensors_description(file)
     return found if found is not None and found.adapter is not None else None
 
 
 def fused_description(
-    found: Merged, lora: Lora, own: ModelDescription | None, base: Path, source: str
+    found: Merged, lora: Lora, own: ModelDescription | None, source: str
 ) -> ModelDescription:
-    """Of an adapter of ours its generator's, at its size. Raises UserError where it is of another
-    network than the base.
-    """
+    """Of an adapter of ours its generator's, at its size."""
     notes = {"source": source_label(source), "fused": lora.note()}
     if own is None:
         return replace(found.base, notes={**found.base.notes, **notes})
-    check_fits(own, found.base, lora.source, base)
     left_out = ("lora", "teacher_commit", BASE)
     kept = {name: value for name, value in own.notes.items() if name not in left_out}
     teacher = str(expanded(source).absolute()) if is_path(source) else source

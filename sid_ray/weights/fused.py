@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sid_ray.denoisers.family import Family
     from sid_ray.denoisers.lora import Change
+    from sid_ray.weights.formats import LoadedWeights
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors",
          "pytorch_lora_weights.bin", "adapter_model.bin")  # fmt: skip
@@ -60,6 +61,8 @@ def find_lora(source: str, scale: float = 1.0) -> Lora:
     parsed, label = parse_source(source), source_label(source)
     if parsed.kind == "path":
         place = expanded(parsed.location).absolute()
+    elif parsed.kind == "builtin":
+        raise UserError(f"{label} is no adapter: builtin: names whole networks")
     elif parsed.location.endswith(FILE_SUFFIXES):
         from sid_ray.weights.sources import resolve_file
 
@@ -112,15 +115,23 @@ class Merged:
     root: Path
 
 
-def with_lora(base: Path, lora: Lora, label: str) -> Merged:
-    """The sums. Raises UserError."""
+def with_lora(base: Path, lora: Lora, label: str, held: str = "float32") -> Merged:
+    """The sums, over the base's numbers as they are where it is ``held`` as adapter.base says.
+
+    Raises UserError.
+    """
     from sid_ray.denoisers.lora import with_changes
     from sid_ray.weights.formats import read_weights
     from sid_ray.weights.networks import fitted
 
-    _, description, tensors = fitted(read_weights(base, label=label))
+    weights = read_weights(base, label=label)
+    _, description, tensors = fitted(weights)
     if description.adapter is not None:
         raise UserError("the base holds an adapter alone: give the network that it is of")
+    if held != "float32":
+        if held not in family_of(description.family).bases:
+            raise UserError(f"it records a base held in {held!a:.40}, which no such network is")
+        tensors = held_tensors(weights, held)
     family = family_of(description.family)
     by_part = by_parts(changes_of(lora, family, description.network, tensors), family)
     root = base.parent if base.name == family.folder and (base / "config.json").is_file() else base
@@ -132,6 +143,26 @@ def with_lora(base: Path, lora: Lora, label: str) -> Merged:
     names = network_names(family, tensors)
     changed = with_changes(tensors, by_part.get(family.folder, {}), names, lora.scale)
     return Merged(description, changed, texts, root)
+
+
+def held_tensors(weights: LoadedWeights, precision: str) -> dict[str, Tensor]:
+    """A network's tensors, float32, with the numbers that they have in a base that is held so.
+
+    Raises UserError.
+    """
+    import torch
+
+    from sid_ray.denoisers.adapters import hold_as_base
+    from sid_ray.denoisers.quantised import QuantisedLinear
+    from sid_ray.weights.networks import build_network
+
+    network, _ = build_network(weights)
+    hold_as_base(network, precision, torch.device("cpu"))
+    found = dict(network.state_dict())
+    for name, layer in network.named_modules():
+        if isinstance(layer, QuantisedLinear):  # whose stored weight is codes
+            found[f"{name}.weight"] = layer.whole(torch.float32)
+    return {name: value.to(torch.float32) for name, value in found.items()}
 
 
 def write_fused(base: Path, lora: Lora, label: str, folder: Path) -> None:

@@ -64,16 +64,26 @@ def find_base(description: ModelDescription, label: str, named: str = "") -> Pat
     return base
 
 
-def check_fits(description: ModelDescription, base: ModelDescription, label: str, at: Path) -> None:
-    """Raises UserError where an adapter cannot lie over a network, which is ``at`` a place."""
+def check_fits(
+    description: ModelDescription,
+    base: ModelDescription,
+    label: str,
+    at: Path,
+    named: str = "with --base",
+) -> None:
+    """Raises UserError where an adapter cannot lie over a network, which is ``at`` a place.
+
+    Heads that training alone uses must be the same, too: the adapter's network has them.
+    ``named`` is how a person names a base.
+    """
     plain = replace(description, adapter=None)
     if base.adapter is not None:
-        raise UserError(f"{at} is an adapter, no base: name the network that it is of with --base")
-    found = unlike(at_size_of(base, plain), plain)
+        raise UserError(f"{at} is an adapter, no base: name the network that it is of {named}")
+    found = unlike(at_size_of(base, plain), plain, as_trained=True)
     if found is not None:
         raise UserError(
             f"{label} is an adapter of {found[1]}, {at} is {found[0]}: name a base of the same "
-            "network with --base"
+            f"network {named}"
         )
 
 
@@ -131,10 +141,16 @@ def at_size_of(one: ModelDescription, other: ModelDescription) -> ModelDescripti
 
 
 def check_start(
-    source: str, start: ModelDescription, adapter: Adapter | None, teacher: ModelDescription
+    source: str,
+    start: ModelDescription,
+    adapter: Adapter | None,
+    teacher: ModelDescription,
+    held: str = "",
 ) -> None:
     """Raises UserError where a generator cannot be what an ``adapter`` begins as, over a teacher
     whose notes name its numbers. None: where the generator is trained whole.
+
+    ``held`` is what the run will note of how its base is held; empty where that is not known.
     """
     if adapter is None:
         return
@@ -159,6 +175,13 @@ def check_start(
             f"{label} lies over a base whose sha256 begins with {was[:16] or 'nothing known'}, the "
             f"teacher's with {is_now[:16]}: take the teacher that it was distilled from, or set "
             "adapter.roles fake, which merges it into its own base"
+        )
+    holds = str(start.adapter.get("base", "float32"))
+    if held and holds != held:
+        raise UserError(
+            f"{label} lies over a base that is held in {holds}, this run's is held in {held}: set "
+            f"adapter.base {'auto' if holds == 'float32' else holds}, or adapter.roles fake, which "
+            "merges it into its own base"
         )
 
 

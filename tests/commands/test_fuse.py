@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from sid_ray.cli import main
 from sid_ray.commands.generate import OneStepNetwork
 from sid_ray.denoisers import flow_prompts
 from sid_ray.denoisers.adapters import merged_weights
+from sid_ray.denoisers.edm2 import EDM2Denoiser
 from sid_ray.evaluation.samplers import Inputs, seeded_latents
 from sid_ray.types import Condition
 from sid_ray.weights.description import ModelDescription, read_description, save_model
 from sid_ray.weights.folder import load_model
+from sid_ray.weights.networks import load_path
 from sid_ray.weights.sources import resolve_source
 from tests.denoisers.tiny_flow import write_flow_pipeline
 from tests.denoisers.tiny_pipeline import write_pipeline
@@ -142,14 +145,70 @@ def test_scale_0_is_the_base_and_2_twice_the_change(base, tmp_path):
         torch.testing.assert_close(made[2][name] + value, 2 * made[1][name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("held", ["bfloat16", "8bit"])
+def test_over_a_rounded_base_the_sum_is_of_its_numbers(held, base, tmp_path, capsys):
+    """It makes the adapter's images, which the change added to the whole numbers does not."""
+    model = tmp_path / "model"
+    network = write_adapter(model, base)
+    own = read_description(model)
+    assert own.adapter is not None
+    fuse(base, model, tmp_path / "whole")
+    assert "is rounded" not in capsys.readouterr().out
+    save_model(model, network.state_dict(), replace(own, adapter=own.adapter | {"base": held}))
+    fuse(base, model, tmp_path / "fused")
+    assert f"is rounded as in {held}, over which" in capsys.readouterr().out
+    torn = replace(own, adapter=own.adapter | {"base": "sum"})
+    save_model(tmp_path / "torn", network.state_dict(), torn)
+    line = refused(capsys, base, tmp_path / "torn", tmp_path / "no")
+    assert "records a base held in 'sum', which no such network is" in line
+    one = images(model)
+    far, near = ((one - images(tmp_path / name)).abs().max() for name in ("whole", "fused"))
+    assert near < 1e-5 * one.abs().max() < far / 10
+
+
+def test_a_base_without_the_heads_of_training_is_refused(tmp_path, capsys):
+    """The file would be of a network with a head whose weights nothing has."""
+    save_model(
+        tmp_path / "base", tiny_edm2().state_dict(), ModelDescription("edm2", TINY_EDM2.to_json())
+    )
+    write_adapter(tmp_path / "model", tmp_path / "base")
+    bare = replace(TINY_EDM2, logvar=False)
+    save_model(
+        tmp_path / "bare",
+        EDM2Denoiser(bare).state_dict(),
+        ModelDescription("edm2", bare.to_json()),
+    )
+    line = refused(capsys, tmp_path / "bare", tmp_path / "model", tmp_path / "new")
+    assert "logvar True" in line and "name a base of the same network as BASE" in line
+
+
+def test_a_whole_network_is_no_adapter(base, tmp_path, capsys):
+    """In whatever form it is: BASE and ADAPTER are easily taken for each other."""
+    write_adapter(tmp_path / "run" / "model", base)
+    network, own = load_path(base)
+    save_model(tmp_path / "folder", network.state_dict(), own)
+    file = tmp_path / "folder" / "model.safetensors"
+    for whole in (base, base / "unet", tmp_path / "folder", file):
+        line = refused(capsys, tmp_path / "run" / "model", whole, tmp_path / "new")
+        assert f"{whole} is a whole network, no adapter: BASE comes first" in line
+    line = refused(capsys, base, "builtin:digits", tmp_path / "new")
+    assert "builtin:digits is no adapter: builtin: names whole networks" in line
+
+
+def test_a_dst_that_is_there_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "new").mkdir()
+    line = refused(capsys, tmp_path / "nowhere", tmp_path / "none", tmp_path / "new")
+    assert "new exists; choose another name" in line
+
+
 def test_what_does_not_fit_is_refused(base, tmp_path, capsys):
     model, new = tmp_path / "run" / "model", tmp_path / "new"
     write_adapter(model, base)
-    assert "is a LoRA of another network" in refused(capsys, "builtin:digits-teacher", model, new)
-    assert "holds an adapter alone" in refused(capsys, model, model, new)
+    assert "is an adapter of a stable-diff" in refused(capsys, "builtin:digits-teacher", model, new)
+    assert "is an adapter, no base" in refused(capsys, model, model, new)
     assert "does not exist" in refused(capsys, base, tmp_path / "nowhere", new)
     write_pipeline(tmp_path / "wide", block_out_channels=(8, 24))
-    assert "LoRA of another network" in refused(capsys, tmp_path / "wide", model, new)
+    assert "with block_out_channels [8, 24]: name" in refused(capsys, tmp_path / "wide", model, new)
     assert "a finite number" in refused(capsys, base, model, new, "--scale", "nan")
     assert ".safetensors, or a folder, is expected" in refused(capsys, base, model, f"{new}.pkl")
     assert not new.exists()

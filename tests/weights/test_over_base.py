@@ -14,21 +14,30 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from sid_ray.checkpoint.manifest import MANIFEST
+from sid_ray.checkpoint.warm_start import check_donor_adapters
 from sid_ray.cli import main
 from sid_ray.commands.generate import OneStepNetwork
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.config.distill_config import replace as changed
+from sid_ray.denoisers.adapters import Adapter
+from sid_ray.denoisers.edm import EDMDenoiser
+from sid_ray.errors import UserError
 from sid_ray.evaluation.blocks import Bench, Job
 from sid_ray.evaluation.subject import find_subject
 from sid_ray.types import Condition
+from sid_ray.weights.base import BASE
 from sid_ray.weights.description import ModelDescription, read_description, save_model
 from sid_ray.weights.folder import load_model
 from sid_ray.weights.networks import load_path
-from sid_ray.weights.over_base import network_of_tensors, tensors_of
+from sid_ray.weights.over_base import check_start, network_of_tensors, tensors_of
 from sid_ray.weights.sources import resolve_source
+from tests.checkpoint.test_manifest import write
 from tests.denoisers.tiny_flow import write_flow_pipeline
 from tests.denoisers.tiny_pipeline import write_pipeline
 from tests.support import ldm_files as ldm
+from tests.support.checkpoints import read_manifest
+from tests.support.networks import TINY
 from tests.weights.adapters import write_adapter
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -129,6 +138,57 @@ def test_what_cannot_be_a_base_is_refused(base, adapter, tmp_path, capsys):
     text = (adapter / "model.json").read_text().replace('"teacher"', '"pupil"')
     (adapter / "model.json").write_text(text)
     assert "does not say of which base" in refused(capsys, *asked[:-1])
+
+
+def test_a_base_with_other_heads_of_training_is_refused(tmp_path):
+    """No image depends on them, but the adapter's network has them: its file fits no other."""
+    for name, augment_dim in (("base", 0), ("augmented", 9)):
+        network = replace(TINY, augment_dim=augment_dim)
+        described = ModelDescription("edm", network.to_json())
+        save_model(tmp_path / name, EDMDenoiser(network).state_dict(), described)
+    for name, other in (("base", "augmented"), ("augmented", "base")):
+        adapter = tmp_path / f"over-{name}"
+        write_adapter(adapter, tmp_path / name)
+        load_model(adapter)
+        with pytest.raises(UserError, match=r"augment_dim \d.* is an edm network with augment_dim"):
+            load_model(adapter, base=tmp_path / other)
+
+
+@pytest.mark.parametrize(("there", "here"), [("float32", "8bit"), ("8bit", "float32")])
+def test_an_adapter_over_a_base_held_otherwise_is_no_start(there, here, tmp_path):
+    """A and B belong to the numbers that they were trained to change."""
+    adapter = Adapter(4, 4.0, ("to_q",))
+    teacher = ModelDescription("sd3", {}, notes={BASE: "a" * 64})
+    start = replace(teacher, adapter=adapter.to_json() | {"base": there})
+    check_start("run", start, adapter, teacher, there)
+    advice = "auto" if there == "float32" else there
+    words = f"held in {there}, this run's is held in {here}: set adapter.base {advice}, or"
+    with pytest.raises(UserError, match=words):
+        check_start("run", start, adapter, teacher, here)
+
+
+def test_a_donor_over_a_base_held_otherwise_is_refused(tmp_path):
+    def config(base: str, precision: str = "bfloat16") -> DistillConfig:
+        return changed(
+            DistillConfig(), adapter__rank=4, adapter__base=base, training__precision=precision
+        )
+
+    folder, _, _ = write(tmp_path, 192)
+    manifest = read_manifest(folder)
+
+    def check(theirs: DistillConfig, own: DistillConfig) -> None:
+        (folder / MANIFEST).write_text(replace(manifest, config=theirs.to_json()).to_json())
+        check_donor_adapters(str(folder), own)
+
+    check(config("8bit"), config("8bit"))
+    check(config("auto"), config("bfloat16"))  # which it computes in
+    for theirs, own in ((config("8bit"), config("auto")), (config("auto"), config("8bit"))):
+        with pytest.raises(
+            UserError, match=r"its adapter\.base is '.*', this run's is '.*': a run"
+        ):
+            check(theirs, own)
+    with pytest.raises(UserError, match=r"adapter\.base is 'float32', this run's is 'bfloat16'"):
+        check(config("auto"), config("bfloat16", "float32"))
 
 
 def test_a_relative_teacher_is_looked_for_from_here(base, tmp_path, capsys, monkeypatch):
