@@ -278,7 +278,8 @@ def find_start(config: DistillConfig, with_data: bool = True) -> Start:
     start = describe(generator, like=description)
     check_generator(source, description, start)
     of_generator = adapter if config.adapter.of("generator") else None
-    check_start(source, start, of_generator, description)
+    held = noted_base(config, description.family)
+    check_start(source, start, of_generator, description, held)
     if of_generator is None and start.adapter is not None and other_base(start, teacher):
         noted_teacher(start, f"teacher.initial_generator {source}")  # is looked for before a start
     return Start(teacher, description, generator, components)

@@ -220,9 +220,9 @@ def moving(watch: Watch) -> tuple[Callable, Callable]:
                 watch.came(parameter)
         return module
 
-    def from_rank_zero(parameter: nn.Parameter, device: torch.device) -> None:
+    def from_rank_zero(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> None:
         fake: Any = parameter
-        parameter.data.to(device)  # as it is there, to be seen
+        parameter.data.to(device, dtype)  # as it is there, to be seen
         fake.fake_device = CUDA  # which data that are set do not change
         watch.came(parameter)
         torch.distributed.broadcast(parameter.data, 0)
