@@ -244,7 +244,7 @@ def test_versions_are_the_locks() -> None:
     assert pins["ray"] == version("ray") and pins["kubernetes-validate"].startswith(KUBERNETES)
     dockerfile = (CLUSTERS / "Dockerfile").read_text()
     assert f"FROM rayproject/ray:{pins['ray']}-" in dockerfile
-    assert "-c constraints.txt '.[diffusers,sweep]'" in dockerfile
+    assert "-c constraints.txt '.[adapters,diffusers,sweep]'" in dockerfile
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
     assert runtime_env["pip"]["packages"] == [
         "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt"

@@ -22,9 +22,12 @@ class CastingLayer(Ready):
     """
 
     bias: Tensor | None
+    in_body = True  # False beside it: what computes in float32 whatever the body's precision is
 
     def made_ready(self, dtype: torch.dtype | None) -> Tensor:
         assert self.weight is not None
+        if not self.in_body:
+            dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return self.weight.detach().to(dtype or self.weight.dtype)
 
     def cast(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -70,6 +73,13 @@ def make_casting(module: nn.Module) -> None:
             # Another class with the same attributes: hooks, names and what libraries ask of a
             # torch.nn.Linear (adapters, for one) stay as they are.
             layer.__class__ = kind
+
+
+def keep_beside_body(module: nn.Module) -> None:
+    """Has casting layers compute as precisely as their input, made ready or not, in place."""
+    for layer in module.modules():
+        if isinstance(layer, CastingLayer):
+            layer.in_body = False
 
 
 def product_layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,7 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from sid_ray.denoisers.attention import check_backend
-from sid_ray.denoisers.casting import make_casting, not_casting, product_layers
+from sid_ray.denoisers.casting import (
+    keep_beside_body,
+    make_casting,
+    not_casting,
+    product_layers,
+)
 from sid_ray.denoisers.component import (
     filled,
     fitting_tensors,
@@ -84,6 +89,8 @@ class StableDiffusionDenoiser(nn.Module):
             raise UserError(f"prediction_type {prediction_type!r} is not supported; known: {known}")
         self.unet: Any = unet
         make_casting(unet)
+        for name in self.embeddings:
+            keep_beside_body(unet.get_submodule(name))
         self._compute_dtype: torch.dtype | None = None
         self._attention_backend = "sdpa"
         self._recompute = False

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.exporting.stock_folder import SCHEDULER, Stock
+from sid_ray.storage.text_lines import lines_in
 from sid_ray.weights.address import parse_source
 from sid_ray.weights.description import ModelDescription
 
@@ -111,7 +112,7 @@ def licence_of(folder: Path) -> str:
         text = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-    for line in text.partition("---")[2].partition("\n---")[0].splitlines():
+    for line in lines_in(text.partition("---")[2].partition("\n---")[0]):
         name, _, value = line.partition(":")
         if name.strip() == "license":
             return value.strip().strip("'\"")[:100]

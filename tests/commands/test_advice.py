@@ -23,7 +23,8 @@ from sid_ray.config.sections import OPEN_SWITCHES
 PACKAGE = Path(sid_ray.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])(?!\w|-|\.?\{|\.[A-Z]|\.$)")
 COMMAND = re.compile(
-    r"sid-ray (weights convert|weights inspect|data prepare|data show|sweep report|[a-z]+)\b"
+    r"sid-ray (weights convert|weights inspect|weights fuse|"
+    r"data prepare|data show|sweep report|[a-z]+)\b"
 )
 SECTIONS = "|".join(
     field.name for field in dataclasses.fields(DistillConfig) if field.name != "recipe"
@@ -63,6 +64,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "evaluation/subject": ("evaluate",),
     "commands/compare": ("compare",),
     "weights/command": ("weights convert", "weights inspect"),
+    "commands/export": ("export",),
+    "exporting/": ("export",),
+    "commands/fuse": ("weights fuse", *RUNS),
+    "commands/gallery": ("gallery",),
+    "weights/over_base": ("generate", "evaluate"),
     "weights/": (),
     "weights/formats": ("weights convert", *RUNS),
     "weights/options": ("weights convert", *RUNS),
@@ -133,6 +139,8 @@ def wrong_flags(name: str, text: str) -> Iterator[str]:
             yield flag
 
 
+# Programs of their own, which an export copies, have flags of their own; a page's style has names.
+APART = ("denoisers/loaders/", "commands/gallery_page")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts)
 
 
@@ -144,7 +152,7 @@ def test_flags_of_messages_exist(path):
         for line, text in texts(path)
         for flag in wrong_flags(name, text)
     ]
-    assert not wrong
+    assert not wrong or name.startswith(APART)
 
 
 def test_fields_of_messages_exist():

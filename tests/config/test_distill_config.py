@@ -110,7 +110,7 @@ ADAPTERS = replace(DIGITS, adapter__rank=8)
     [
         (
             {"resources__zero_stage": 3},
-            "fake_score is an adapter .*--resources.fake_score-zero-stage",
+            "fake_score is an adapter .*--resources.zero-stage 2",
         ),
         ({"resources__generator_zero_stage": 3}, "generator is an adapter .* ZeRO stage 3"),
         ({"resources__teacher_zero_stage": 3}, "base of adapters .*teacher_zero_stage is 3"),

@@ -61,7 +61,7 @@ TOLERANCE = {
     "halves, stage 3": (0.1, 0.5),
     "8 bits": (1e-3, 0.02),
 }
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def roles_of(trainee) -> dict:

@@ -163,6 +163,7 @@ def test_what_a_base_says_of_itself(tmp_path):
     assert repository_of("builtin:emoji-teacher") == ""
 
 
+@pytest.mark.slow
 def test_a_generator_of_pixels_opens_in_a_stock_pipeline(tmp_path):
     """The whole way, of text, in diffusers: an auto-encoder hands the pixels through."""
     pytest.importorskip("diffusers")

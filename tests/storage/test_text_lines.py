@@ -117,6 +117,7 @@ MESSAGES = {  # lines of what a library or a process said, shown to a person
     "sweep/yaml_lines", "commands/ui", "commands/driver", "data/pipeline", "ray_setup/start",
     "actors/signals", "commands/benching/rank", "commands/device/apart", "commands/device/facts",
     "commands/device/ranks", "commands/device/snapshots", "device/found",
+    "exporting/compared",
 }  # fmt: skip
 
 

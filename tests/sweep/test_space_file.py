@@ -70,7 +70,7 @@ def test_a_field_may_have_cases():
 WRONG_FIELDS = {
     "  objective.alhpa: {uniform: [0, 1]}": "5: no field 'objective.alhpa' in the config. "
     "Did you mean objective.alpha",
-    "  alpha: {uniform: [0, 1]}": "5: no field 'alpha' in the config. Did you mean objective.alpha",
+    "  alpha: {uniform: [0, 1]}": "5: no field 'alpha' in the config. Did you mean",
     "  objective.alpha: {unifrm: [0, 1]}": "5: objective.alpha has no 'unifrm'. "
     "Did you mean uniform",
     "  objective.alpha: {uniform: [1, 1]}": "5: objective.alpha: uniform [1, 1] is empty; low must",
