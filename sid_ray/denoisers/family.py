@@ -35,6 +35,17 @@ Arguments = Mapping[str, Any]  # of a network, as model.json holds them
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 BASES = ("float32", "float16", "bfloat16", "8bit", "4bit")  # of torch's linear layers
+# Of transformers whose blocks keep text and image apart: the same for both of them.
+JOINT_BLOCKS = (
+    *ATTENTION,
+    *FEED_FORWARD,
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+)
 PRECISIONS = ("float32", "float16", "bfloat16")  # of networks with a ``compute_dtype``
 
 

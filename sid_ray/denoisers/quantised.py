@@ -39,12 +39,11 @@ def is_no_kernel_warning(record: logging.LogRecord) -> bool:
     return "gemm_4bit_forward" not in str(record.msg)
 
 
-def require_bitsandbytes() -> None:
-    """Raises UserError naming the extra where bitsandbytes is missing."""
+def require_bitsandbytes(asked: str = "adapter.base 4bit") -> None:
+    """Raises UserError naming the extra where bitsandbytes, which ``asked`` needs, is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "adapter.base 4bit needs bitsandbytes, not installed here: "
-            "pip install 'sid_ray[bitsandbytes]'"
+            f"{asked} needs bitsandbytes, not installed here: pip install 'sid_ray[bitsandbytes]'"
         )
 
 

@@ -22,22 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_ray.denoisers.quantised import quiet_bitsandbytes
-from sid_ray.errors import UserError
+from sid_ray.denoisers.quantised import quiet_bitsandbytes, require_bitsandbytes
 
 BLOCK, LEAST = 256, 4096
 
 
 def require_functions() -> Any:
     """bitsandbytes' functions. Raises UserError where it is not installed."""
+    require_bitsandbytes("training.optimizer adam8bit")
     quiet_bitsandbytes()
-    try:
-        import bitsandbytes.functional
-    except ImportError as error:
-        raise UserError(
-            "training.optimizer is adam8bit, which needs bitsandbytes: "
-            "pip install 'sid_ray[bitsandbytes]'"
-        ) from error
+    import bitsandbytes.functional
+
     return bitsandbytes.functional
 
 

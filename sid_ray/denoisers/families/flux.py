@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sid_ray.denoisers.family import ATTENTION, FEED_FORWARD, Arguments
+from sid_ray.denoisers.family import JOINT_BLOCKS, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import ShiftedLatents
 from sid_ray.denoisers.noise import GUIDED_FLOW_NOISE
@@ -34,18 +34,7 @@ class FLUX(FlowFamily):
         "text_encoder": ("CLIPTextModel",),
         "text_encoder_2": ("T5EncoderModel",),
     }
-    adapter_targets = (
-        *ATTENTION,
-        *FEED_FORWARD,
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
-        "proj_mlp",
-        "single_transformer_blocks.*.proj_out",
-    )
+    adapter_targets = (*JOINT_BLOCKS, "proj_mlp", "single_transformer_blocks.*.proj_out")
     latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("FluxTransformer2DModel",)

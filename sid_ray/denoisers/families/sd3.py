@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sid_ray.denoisers.family import ATTENTION, FEED_FORWARD, Arguments
+from sid_ray.denoisers.family import JOINT_BLOCKS, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import ShiftedLatents
 from sid_ray.denoisers.noise import FLOW_NOISE
@@ -35,16 +35,7 @@ class SD3(FlowFamily):
         "text_encoder_2": ("CLIPTextModelWithProjection",),
         "text_encoder_3": ("T5EncoderModel",),
     }
-    adapter_targets = (
-        *ATTENTION,
-        *FEED_FORWARD,
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
-    )
+    adapter_targets = JOINT_BLOCKS
     latents = ShiftedLatents()
     parts = ("vae", *text_parts, "scheduler")
     official_classes = ("SD3Transformer2DModel",)
