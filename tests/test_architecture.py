@@ -33,7 +33,7 @@ ORDER = (  # a folder, or a file of the root, imports only what stands above it 
     ("exporting",),
     ("actors",),
     ("commands",),
-    ("sweep", "jobs", "api"),
+    ("sweep", "jobs", "serving", "api"),
     ("cli",),
 )
 HOMES = {
@@ -48,8 +48,12 @@ HOMES = {
         "sid_ray/data/pipeline.py",
         "sid_ray/jobs/",
         "sid_ray/ray_setup/",
+        "sid_ray/serving/",
         "sid_ray/sweep/",
     ),
+    "fastapi": ("sid_ray/serving/web.py",),
+    "onnx": ("sid_ray/exporting/onnx_file.py",),
+    "onnxruntime": ("sid_ray/exporting/onnx_file.py",),
     "mlflow": (
         "sid_ray/tracking/mlflow_run.py",
         "sid_ray/tracking/mlflow_artifacts.py",
@@ -77,7 +81,7 @@ HOMES = {
         "sid_ray/denoisers/prompt_encoders.py",
         "sid_ray/metrics/transformers_folder.py",
     ),
-    "huggingface_hub": ("sid_ray/weights/hub.py",),
+    "huggingface_hub": ("sid_ray/exporting/hub.py", "sid_ray/weights/hub.py"),
     "fsspec": ("sid_ray/weights/remotes.py",),
     "efficientnet_lite_pytorch": ("sid_ray/metrics/lite0.py",),
     "rich": (
@@ -97,6 +101,7 @@ HOMES = {
         "sid_ray/commands/",
         "sid_ray/data/options.py",
         "sid_ray/evaluation/options.py",
+        "sid_ray/serving/options.py",
         "sid_ray/sweep/command.py",
         "sid_ray/weights/options.py",
     ),

@@ -1,0 +1,1 @@
+"""A page and an HTTP interface in front of generators: a Ray Serve application."""
