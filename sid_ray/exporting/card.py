@@ -16,6 +16,7 @@ from sid_ray.weights.address import parse_source
 from sid_ray.weights.description import ModelDescription
 
 CARD, GRID = "README.md", "grid.png"
+FENCE, FOLDER = "```python\n", "folder = "
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def card_of(story: Story, text: CardText) -> str:
         f"# {story.name}",
         f"![Pictures of seeds]({GRID})",
         text.told,
-        f"```python\n{text.lines}```",
+        f"{FENCE}{text.lines}```",
     ]
     if story.config is not None:
         made = making(story.config, story.description, story.images_seen)
@@ -109,14 +110,33 @@ def repository_of(source: str) -> str:
 def licence_of(folder: Path) -> str:
     """What the front matter of a folder's own card says of its licence; empty for nothing."""
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
+        return said_in_front((folder / CARD).read_text(encoding="utf-8"), "license")
     except (OSError, ValueError):
         return ""
+
+
+def said_in_front(text: str, field: str) -> str:
+    """A field of a card's front matter, of one line; empty for none."""
     for line in lines_in(text.partition("---")[2].partition("\n---")[0]):
         name, _, value = line.partition(":")
-        if name.strip() == "license":
+        if name.strip() == field:
             return value.strip().strip("'\"")[:100]
     return ""
+
+
+def card_on_hub(card: str, name: str, repository: str, branch: str) -> str:
+    """A card whose lines open ``repository`` in place of the folder that is called ``name``."""
+    head, begin, rest = card.partition(FENCE)
+    lines, end, tail = rest.partition("\n```")
+    place = quoted(repository) + ("" if branch == "main" else f", revision={quoted(branch)}")
+    if FOLDER + quoted(name) in lines:  # a loader reads a folder on a disk
+        place = f"snapshot_download({place})"
+        imported = "from huggingface_hub import snapshot_download"
+        lines = lines.replace("import sys\n", f"import sys\n\n{imported}\n", 1)
+        lines = lines.replace(FOLDER + quoted(name), FOLDER + place)
+    for call in ("from_pretrained(", "load_lora_weights("):
+        lines = lines.replace(call + quoted(name), call + place)
+    return head + begin + lines + end + tail
 
 
 # The lines that generate --------------------------------------------------------------------------
@@ -204,10 +224,12 @@ def loader_lines(
     )
     lines = [
         "import sys",
-        f"sys.path.insert(0, {quoted(folder)})",
+        "",
+        FOLDER + quoted(folder),
+        "sys.path.insert(0, folder)",
         f"from {Path(loader).stem} import load, save_grid",
         "",
-        f"generator = load({quoted(folder)})",
+        "generator = load(folder)",
         f"images = generator.sample(seeds=range(16){labels})",
         'save_grid(images, "images.png")',
     ]
