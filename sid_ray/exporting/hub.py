@@ -14,16 +14,17 @@ many files. Large files arrive before it, and what has arrived is not sent a sec
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sid_ray.errors import UserError
 from sid_ray.exporting.record import RECORD, record_in
-from sid_ray.storage.places import one_line
+from sid_ray.storage.places import in_words, one_line
 from sid_ray.weights.address import HubFile
 from sid_ray.weights.hub import causes, with_timeouts
 
@@ -31,8 +32,9 @@ WAIT_S = 120.0  # for an answer: a commit may take the hub a minute
 MAIN = "main"
 THEIRS = ".gitattributes"  # the hub's own file in each repository
 LISTED = 3  # files that a refusal names
-AGAIN = "the same command goes on, and large files that have arrived are not sent again"
+AGAIN = "the same command goes on, and what has arrived is not sent again"
 NOTHING_SENT = "nothing was sent"
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 
 
 class PushFailedError(Exception):
@@ -91,9 +93,8 @@ class HubRepository:
                     f"hf://{self.repo}: the token may only read: make one that may write at "
                     f"{self.api.endpoint}/settings/tokens"
                 )
-            foreign = found.files - {THEIRS, *files}
-            if foreign and not force:
-                self.check_ours(found, foreign)
+            if not force:
+                self.check_ours(found, files)
         return found
 
     def found(self) -> Found:
@@ -119,14 +120,14 @@ class HubRepository:
                 f"for {' or '.join(names)}"
             )
 
-    def check_ours(self, found: Found, foreign: frozenset[str]) -> None:
-        """Raises UserError where some of the files are of no export."""
-        own: list[str] = []
+    def check_ours(self, found: Found, files: Collection[str]) -> None:
+        """Raises UserError where others than an export, and ``files`` beside one, are there."""
+        own: set[str] = set()
         if RECORD in found.files:
             path = self.api.hf_hub_download(self.repo, RECORD, revision=found.commit)
-            record = record_in(Path(path).read_bytes())
-            own = record.get("files", []) if record else []
-        others = sorted(foreign.difference(own))
+            if record := record_in(Path(path).read_bytes()):
+                own = {*record.get("files", []), *files}
+        others = sorted(found.files - {THEIRS} - own)
         if others:
             more = f" and {len(others) - LISTED:,} more" if len(others) > LISTED else ""
             raise UserError(
@@ -203,49 +204,73 @@ def why_not_sent(repository: HubRepository, error: Exception, state: str) -> Exc
     """UserError where a person can mend it, else PushFailedError; neither holds the token."""
     from huggingface_hub import errors, get_token
 
-    chain, place = causes(error), f"hf://{repository.repo}"
-    answers = [one for one in chain if isinstance(one, errors.HfHubHTTPError)]
-    status = answers[0].response.status_code if answers else 0
-    words = (answers[0].server_message or "") if answers else ""
-    said = " ".join(words.split())[:200]
-    http = f"HTTP {status}{f': {said}' if said else ''}"
+    chain = causes(error)
     last = " ".join(f"{type(chain[-1]).__name__}: {chain[-1]}".split())[:200]
-    tokens = f"{repository.api.endpoint}/settings/tokens"
+    files = [one for one in chain if isinstance(one, OSError) and one.filename]
+    kind: type[Exception] = UserError
 
     def is_a(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)
 
-    kind: type[Exception] = UserError
     if is_a(errors.LocalTokenNotFoundError):
-        text = f"{place}: there is no token: set HF_TOKEN, or run hf auth login"
+        text = "there is no token: set HF_TOKEN, or run hf auth login"
     elif is_a(errors.OfflineModeIsEnabled):
-        text = f"{place}: HF_HUB_OFFLINE is set: unset it, or give --dry-run"
-    elif status == 401:
-        text = (
-            f"{place}: the hub takes no such token ({http}): check HF_TOKEN, or run hf auth login"
-        )
-    elif status == 403:
-        text = f"{place}: the token may not write there ({http}): see its rights at {tokens}"
-    elif status in (402, 413, 507):
-        text = f"{place}: there is no room for it ({http}): see {repository.api.endpoint}/settings"
-    elif status in (409, 412):
+        text = "HF_HUB_OFFLINE is set: unset it, or give --dry-run"
+    elif (answer := Answer.among(chain, last)).status:
+        kind, text = answer.told(repository.api.endpoint)
+    elif files:
+        text = in_words(files[0])
+    elif is_a(LookupError, TypeError, AttributeError, ValueError):
         kind = PushFailedError
-        text = f"{place}: another one has changed it meanwhile, or may not be seen ({http})"
-    elif status == 429:
-        kind, wait = PushFailedError, answers[0].response.headers.get("Retry-After", "")
-        after = f" in {wait} s" if wait.isdigit() else " in some minutes"
-        text = f"{place}: the hub was asked too much ({http}): try again{after}"
-    elif status >= 500:
-        kind, text = PushFailedError, f"{place}: the hub fails ({http})"
-    elif status:
-        text = f"{place}: the hub refuses it ({http})"
-    elif is_a(LookupError, TypeError, AttributeError) or type(error) is ValueError:
-        kind = PushFailedError
-        text = f"{place}: the server answers otherwise than a hub ({last}): check HF_ENDPOINT"
+        text = f"the server answers otherwise than a hub ({last}): check HF_ENDPOINT"
     else:
-        kind = PushFailedError
-        text = f"{place} cannot be reached ({last}): check the network and HF_ENDPOINT"
-        if "xet" in last.lower():
-            text += "; HF_HUB_DISABLE_XET=1 sends by Git LFS, to hubs without xet"
-    text = f"{text}; {state}{'' if kind is UserError else f'; {AGAIN}'}"
+        kind, text = PushFailedError, f"no answer ({last}): check the network and HF_ENDPOINT"
+    if "xet" in last.lower():
+        text += "; HF_HUB_DISABLE_XET=1 sends by Git LFS, to hubs without xet"
+    again = f"; {AGAIN}" if kind is PushFailedError and state != NOTHING_SENT else ""
+    text = f"hf://{repository.repo}: {text}; {state}{again}"
     return kind(one_line(text.replace(get_token() or "\0", "TOKEN")))
+
+
+class Answer(NamedTuple):
+    """Of a hub that refuses; ``status`` is 0 where it gave none."""
+
+    status: int = 0
+    said: str = ""
+    wait_s: str = ""
+
+    @classmethod
+    def among(cls, chain: Sequence[BaseException], last: str) -> Answer:
+        """The library's own, or what hf_xet says of one."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        for one in chain:
+            if isinstance(one, HfHubHTTPError):
+                said = " ".join((one.server_message or "").split())[:200]
+                wait_s = one.response.headers.get("Retry-After", "")
+                return cls(one.response.status_code, said, wait_s)
+        by_xet = XET_STATUS.search(last)
+        return cls(int(by_xet[1])) if by_xet else cls()
+
+    def told(self, endpoint: str) -> tuple[type[Exception], str]:
+        """What it means. Not a person's to mend: PushFailedError."""
+        http = f"HTTP {self.status}{f': {self.said}' if self.said else ''}"
+        match self.status:
+            case 401:
+                text = f"the hub takes no such token ({http}): check HF_TOKEN, or run hf auth login"
+            case 403:
+                settings = f"{endpoint}/settings/tokens"
+                text = f"the token may not write there ({http}): see its rights at {settings}"
+            case 402 | 413 | 507:
+                text = f"there is no room for it ({http}): see {endpoint}/settings"
+            case 409 | 412:
+                text = f"another one has changed it meanwhile, or may not be seen ({http})"
+                return PushFailedError, text
+            case 429:
+                after = f"{self.wait_s} s" if self.wait_s.isdigit() else "some minutes"
+                return PushFailedError, f"the hub was asked too much ({http}): try again in {after}"
+            case status if status >= 500:
+                return PushFailedError, f"the hub fails ({http})"
+            case _:
+                text = f"the hub refuses it ({http})"
+        return UserError, text
