@@ -28,7 +28,16 @@ from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
 from sid_ray.evaluation.records import results_in
 from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
 from sid_ray.evaluation.subject import Subject, find_subject
-from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
+from sid_ray.exporting.card import (
+    CARD,
+    GRID,
+    Licence,
+    Story,
+    card_of,
+    licence_in,
+    licence_of,
+    repository_of,
+)
 from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
 from sid_ray.exporting.record import RECORD, write_record
@@ -41,6 +50,7 @@ from sid_ray.training.assemble import generation_of
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
+from sid_ray.weights.hub import card_at
 
 GRID_COLUMNS = 4
 
@@ -204,7 +214,7 @@ class Opened:
             name=name,
             teacher=teacher,
             base=base,
-            licence=licence_of(place) if place is not None and place.is_dir() else "",
+            licence=licence_of_base(base, place),
             command=shown_command(self.options, name),
             prompts=self.prompts,
             description=subject.description,
@@ -213,6 +223,13 @@ class Opened:
             scores=scores_to_tell(subject),
             compared=compared,
         )
+
+
+def licence_of_base(base: str, place: Path | None) -> Licence:
+    """What its card on the hub says, or the one in the folder that it lies in."""
+    if repository := repository_of(base):
+        return licence_in(card_at(base), repository)
+    return licence_of(place) if place is not None and place.is_dir() else Licence()
 
 
 def round_in_place(network: nn.Module, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sid_ray.commands.push_options import PushOptions
 from sid_ray.errors import UserError
-from sid_ray.exporting.card import CARD, card_on_hub, said_in_front
+from sid_ray.exporting.card import CARD, card_on_hub, fields_in_front, licence_in
 from sid_ray.exporting.compared import NotTheSameError
 from sid_ray.exporting.hub import MAIN, Found, HubRepository, PushFailedError
 from sid_ray.exporting.record import RECORD, record_in
@@ -118,7 +118,7 @@ def listing(files: Mapping[str, Path | bytes]) -> str:
     sizes = {name: size_of(file) for name, file in files.items()}
     card = files.get(CARD, b"")
     text = card.decode() if isinstance(card, bytes) else ""
-    licence, base = (said_in_front(text, field) for field in ("license", "base_model"))
+    licence, base = str(licence_in(text)), fields_in_front(text).get("base_model")
     return "\n".join(
         [
             *(f"{size:>16,}  {name}" for name, size in sizes.items()),

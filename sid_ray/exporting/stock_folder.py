@@ -35,7 +35,7 @@ from sid_ray.weights.description import Components, ModelDescription, write_safe
 INDEX, CONFIG = "model_index.json", "config.json"
 SCHEDULER = "scheduler"
 STEM = "diffusion_pytorch_model"
-PLACES = ("_name_or_path", "name_or_path")
+LOADED_FROM = ("_name_or_path", "name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
 TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json",
@@ -173,7 +173,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without the place that it was loaded from, which may be a path of this machine."""
-    return {name: value for name, value in config.items() if name not in PLACES}
+    return {name: value for name, value in config.items() if name not in LOADED_FROM}
 
 
 def bare_names(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from typing import Any
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import one_line
-from sid_ray.weights.address import HubFile, WeightSource, check_sha256
+from sid_ray.weights.address import HubFile, WeightSource, check_sha256, parse_source
 
 
 def fetch_from_hub(
@@ -73,6 +73,21 @@ def limit_wait(wait_s: float, request: Any) -> None:
     request.extensions["timeout"] = {
         name: wait_s if value is None else value for name, value in named.items()
     }
+
+
+def card_at(source: str) -> str:
+    """The README.md of an hf:// source's repository; empty where there is none, and where the hub
+    cannot be asked.
+    """
+    from huggingface_hub import hf_hub_download
+
+    hub = HubFile.parse(parse_source(source).location)
+    with contextlib.suppress(Exception), hub_failures(hub, source):
+        with_timeouts()
+        return Path(hf_hub_download(hub.repo, "README.md", revision=hub.revision)).read_text(
+            "utf-8"
+        )
+    return ""
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from sid_ray.cli import exit_code_of
@@ -205,6 +206,26 @@ def test_a_dry_run_needs_nothing(hub, here, exported, monkeypatch, capsys):
     assert "the card names the licence mit and the base you/big" in out
     assert "nothing was sent" in out
     assert hub.requests == []
+
+
+def test_a_base_on_the_hub_is_named_with_its_licence(hub, here, generator, capsys):
+    hub.publish(
+        "you/base",
+        {"README.md": b"---\nlicense: other\nlicense_name: ours\nlicense_link: L.md\n---\n"},
+    )
+    mine = shutil.copytree(generator, here / "mine")
+    description = json.loads((mine / "model.json").read_text())
+    description["notes"]["teacher"] = "hf://you/base/net.pkl"
+    (mine / "model.json").write_text(json.dumps(description))
+    assert push(mine, "hf://me/digits", "--no-check") == 0
+    assert "the card names the licence ours and the base you/base" in capsys.readouterr().out
+    front = yaml.safe_load(hub.head("me/digits")["README.md"].decode().split("---")[1])
+    assert front["base_model"] == "you/base" and front["license"] == "other"
+    assert front["license_name"] == "ours"
+    assert front["license_link"] == "https://huggingface.co/you/base/blob/main/L.md"
+    hub.failures = [Failure("GET /you/base", 503)]
+    assert push(mine, "hf://me/digits", "--no-check", "--dry-run") == 0, "what is kept is used"
+    assert "the licence ours" in capsys.readouterr().out
 
 
 # What goes wrong ----------------------------------------------------------------------------------
