@@ -40,7 +40,7 @@ from sid_ray.exporting.card import (
 )
 from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
-from sid_ray.exporting.record import RECORD, write_record
+from sid_ray.exporting.record import RECORD, write_export_record
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
@@ -181,7 +181,7 @@ class Opened:
             "seeds": self.options.seeds,
             "largest_difference": compared,
         }
-        write_record(folder, facts)
+        write_export_record(folder, facts)
         return said.strip()
 
     def compare(self, folder: Path, scratch: Path, samples: Tensor) -> float:

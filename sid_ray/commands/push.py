@@ -13,7 +13,7 @@ from sid_ray.commands.push_options import PushOptions
 from sid_ray.errors import UserError
 from sid_ray.exporting.card import CARD, card_on_hub, fields_in_front, licence_in
 from sid_ray.exporting.compared import NotTheSameError
-from sid_ray.exporting.hub import MAIN, Found, HubRepository, PushFailedError
+from sid_ray.exporting.hub import MAIN, RepositoryState, HubRepository, PushFailedError
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.places import check_folder
@@ -37,7 +37,7 @@ def push(options: PushOptions) -> int:
             if found is None:
                 print(f"{repository.url}: nothing was sent")
                 return 0
-            record = record_of(folder)
+            record = export_record_of(folder)
             message = options.message or default_message(record)
             commit = repository.send(found, files, message, options.public)
     except (NotTheSameError, PushFailedError) as error:
@@ -48,7 +48,7 @@ def push(options: PushOptions) -> int:
     return 0
 
 
-def visibility(repository: HubRepository, found: Found, public: bool) -> str:
+def visibility(repository: HubRepository, found: RepositoryState, public: bool) -> str:
     """A sentence on who can see the repository, before anything is sent."""
     if not found.commit:
         return f"{repository.url} is new and will be {'public' if public else 'private'}"
@@ -75,7 +75,7 @@ def exported(options: PushOptions, repository: HubRepository) -> Iterator[Path]:
         yield folder
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def export_record_of(folder: Path) -> dict[str, Any]:
     """What sid_ray.json says. Raises UserError where the folder is no whole export."""
     try:
         record = record_in((folder / RECORD).read_bytes())
@@ -94,7 +94,7 @@ def files_to_send(folder: Path, repository: HubRepository) -> dict[str, Path | b
 
     Raises UserError.
     """
-    record = record_of(folder)
+    record = export_record_of(folder)
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     shown = {
         name: path

@@ -42,7 +42,7 @@ class PushFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class RepositoryState:
     """What is at a repository; ``commit`` is empty where it is not there, ``has_branch`` says
     whether that is the branch's head, not main's.
     """
@@ -76,7 +76,7 @@ class HubRepository:
         place = f"{self.api.endpoint}/{self.repo}"
         return place if self.branch == MAIN else f"{place}/tree/{self.branch}"
 
-    def look(self, files: Collection[str], force: bool) -> Found:
+    def look(self, files: Collection[str], force: bool) -> RepositoryState:
         """``files`` are those to be sent, as far as they are known.
 
         Raises UserError where the token may not write, or something else is there and ``force`` is
@@ -97,7 +97,7 @@ class HubRepository:
                 self.check_ours(found, files)
         return found
 
-    def found(self) -> Found:
+    def found(self) -> RepositoryState:
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         try:
@@ -106,9 +106,9 @@ class HubRepository:
             except RevisionNotFoundError:
                 info, has_branch = self.api.model_info(self.repo), False
         except RepositoryNotFoundError:
-            return Found()
+            return RepositoryState()
         files = frozenset(each.rfilename for each in info.siblings or ())
-        return Found(info.sha or "", bool(info.private), has_branch, files)
+        return RepositoryState(info.sha or "", bool(info.private), has_branch, files)
 
     def check_owner(self, person: Mapping[str, Any]) -> None:
         """Raises UserError where a person can make no repository."""
@@ -120,7 +120,7 @@ class HubRepository:
                 f"for {' or '.join(names)}"
             )
 
-    def check_ours(self, found: Found, files: Collection[str]) -> None:
+    def check_ours(self, found: RepositoryState, files: Collection[str]) -> None:
         """Raises UserError where others than an export, and ``files`` beside one, are there."""
         own: set[str] = set()
         if RECORD in found.files:
@@ -137,7 +137,11 @@ class HubRepository:
             )
 
     def send(
-        self, found: Found, files: Mapping[str, Path | bytes], message: str, public: bool = False
+        self,
+        found: RepositoryState,
+        files: Mapping[str, Path | bytes],
+        message: str,
+        public: bool = False,
     ) -> str:
         """Makes the branch hold these files and no others; the commit, empty where it did before.
 
@@ -216,7 +220,7 @@ def why_not_sent(repository: HubRepository, error: Exception, state: str) -> Exc
         text = "there is no token: set HF_TOKEN, or run hf auth login"
     elif is_a(errors.OfflineModeIsEnabled):
         text = "HF_HUB_OFFLINE is set: unset it, or give --dry-run"
-    elif (answer := Answer.among(chain, last)).status:
+    elif (answer := HubAnswer.among(chain, last)).status:
         kind, text = answer.told(repository.api.endpoint)
     elif files:
         text = in_words(files[0])
@@ -232,7 +236,7 @@ def why_not_sent(repository: HubRepository, error: Exception, state: str) -> Exc
     return kind(one_line(text.replace(get_token() or "\0", "TOKEN")))
 
 
-class Answer(NamedTuple):
+class HubAnswer(NamedTuple):
     """Of a hub that refuses; ``status`` is 0 where it gave none."""
 
     status: int = 0
@@ -240,7 +244,7 @@ class Answer(NamedTuple):
     wait_s: str = ""
 
     @classmethod
-    def among(cls, chain: Sequence[BaseException], last: str) -> Answer:
+    def among(cls, chain: Sequence[BaseException], last: str) -> HubAnswer:
         """The library's own, or what hf_xet says of one."""
         from huggingface_hub.errors import HfHubHTTPError
 

@@ -10,7 +10,7 @@ from typing import Any
 RECORD, FORMAT = "sid_ray.json", 1
 
 
-def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_export_record(folder: Path, facts: Mapping[str, Any]) -> None:
     """The last file of an export: it lists all others. Raises OSError."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = sorted([RECORD, *(path.relative_to(folder).as_posix() for path in paths)])

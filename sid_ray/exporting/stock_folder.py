@@ -149,7 +149,7 @@ def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {})
 
     ``defaults`` are put into a config that does not say them, where they are not None.
     """
-    own = without_places(json_object(source / CONFIG))
+    own = without_origin(json_object(source / CONFIG))
     config = {name: value for name, value in defaults.items() if value is not None} | own
     files, variant = weight_files(source)
     if variant or any(file.suffix != ".safetensors" for file in files):
@@ -166,12 +166,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         if name == "tokenizer_config.json" and (source / name).is_file():
-            write_json(target / name, without_places(json_object(source / name)))
+            write_json(target / name, without_origin(json_object(source / name)))
         elif (source / name).is_file():
             shutil.copyfile(source / name, target / name)  # people edit them
 
 
-def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without the place that it was loaded from, which may be a path of this machine."""
     return {name: value for name, value in config.items() if name not in LOADED_FROM}
 
