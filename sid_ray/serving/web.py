@@ -54,6 +54,7 @@ ERRORS = {
     406: "Neither JSON nor PNG was asked for.",
     408: "The body came too slowly.",
     413: "The body is too large.",
+    414: "The address is too long.",
     415: "The Content-Type is not application/json.",
     421: "The Host is not a name of this server.",
     422: "A field is unknown, of a wrong type or out of range.",
@@ -63,7 +64,7 @@ ERRORS = {
     503: "No replica takes requests, or what made the images ended.",
     504: "The images took too long.",
 }
-EVERYWHERE = (400, 401, 403, 413, 421, 429, 431, 500, 503)
+EVERYWHERE = (400, 403, 408, 413, 414, 421, 429, 431, 500, 503)
 
 
 def web_app(
@@ -141,9 +142,10 @@ def _page() -> APIRouter:
 
 def _interface(painting: Painting, limits: Limits, token: str) -> APIRouter:
     """``/v1``: what programs ask, and the page."""
+    # The dependency is for /openapi.json: Guards compares the token.
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []
-    # That is for /openapi.json: Guards compares the token.
-    router = APIRouter(prefix="/v1", dependencies=bearer, responses=_errors(*EVERYWHERE))
+    statuses = (*EVERYWHERE, 401) if token else EVERYWHERE
+    router = APIRouter(prefix="/v1", dependencies=bearer, responses=_errors(*statuses))
 
     @router.get("/models", response_model=ModelsAnswer, summary="The models, and what is taken")
     async def models(request: Request) -> Response:
@@ -165,7 +167,7 @@ def _interface(painting: Painting, limits: Limits, token: str) -> APIRouter:
         response_model=ImagesAnswer,
         responses={
             200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
-            **_errors(406, 408, 415, 422, 504),
+            **_errors(406, 415, 422, 504),
         },
         openapi_extra={"requestBody": _request_body(limits)},
         summary="Images of seeds",
