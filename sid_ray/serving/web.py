@@ -34,7 +34,7 @@ from sid_ray.serving.contract import (
 )
 from sid_ray.serving.guards import LOOPBACK_NAMES, Guards, Receive
 from sid_ray.serving.page_files import INDEX, page_files
-from sid_ray.serving.problems import Problem, quoted
+from sid_ray.serving.problems import Problem, as_found
 from sid_ray.serving.reading import (
     JSON,
     PNG,
@@ -127,7 +127,7 @@ def _page() -> APIRouter:
     @router.api_route("/page/{name}", methods=PAGE_METHODS, include_in_schema=False)
     async def page_file(request: Request, name: str) -> Response:
         if name not in files:
-            raise Problem(404, "not_found", f"the page has no file {quoted(name)}")
+            raise Problem(404, "not_found", f"the page has no file {as_found(name)}")
         found = files[name]
         if found.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=found.headers)
