@@ -423,7 +423,7 @@ fields = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=fields | anything | st.binary(max_size=200))
 def test_any_body_is_answered_or_refused_shortly(client, described, body):
     """And what is answered with images is what /openapi.json lets in."""
