@@ -122,6 +122,12 @@ LIST = (
         "commands.export:export",
     ),
     Command(
+        "push RUN_CHECKPOINT_OR_EXPORT hf://OWNER/REPO",
+        "the same into a repository of the Hugging Face hub",
+        "commands.push_options:PushOptions",
+        "commands.push:push",
+    ),
+    Command(
         "evaluate RUN_CHECKPOINT_TEACHER_OR_FOLDER",
         "score its images by FID and the like",
         "evaluation.options:EvaluateOptions",
