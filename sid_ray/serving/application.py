@@ -31,7 +31,7 @@ from sid_ray.serving.contract import BusyError, Limits, Painted, Role, ServedMod
 from sid_ray.serving.described import Offer, offers_of, told_model
 from sid_ray.serving.dispatch import AHEAD, Dispatcher, GoneError
 from sid_ray.serving.figures import RayFigures
-from sid_ray.serving.places import Place, ReplicaRange, batch_of, place_of, teacher_batch
+from sid_ray.serving.places import Place, ReplicaRange, batch_of, replica_place, teacher_batch
 
 DOOR, TOKEN = "door", "SID_RAY_SERVE_TOKEN"
 LOOK_S = 1.0  # between two looks at how many replicas there are
@@ -76,12 +76,12 @@ class PaintingReplica:
 
     async def paint(self, wanted: Sequence[Wanted]) -> Sequence[Painted]:
         """Images of one role and one number of steps. Raises UserError."""
-        from sid_ray.serving.networks_held import to_png
+        from sid_ray.serving.networks_held import as_files
 
         loop = asyncio.get_running_loop()
         batch = await loop.run_in_executor(self.network, self.held.paint, wanted)
         self.figures.made(wanted[0].role, len(wanted), batch.network_s)
-        return await loop.run_in_executor(self.files, to_png, batch)
+        return await loop.run_in_executor(self.files, as_files, batch)
 
 
 class DeployedPainting:
@@ -242,5 +242,7 @@ def build(args: ServeArguments) -> serve.Application:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     offers = offers_of(args.sources)
     models = [(offer, told_model(offer)) for offer in offers]
-    place = place_of(ReplicaRange.of(args.replicas), args.device, offered_by_cluster(), len(models))
+    place = replica_place(
+        ReplicaRange.of(args.replicas), args.device, offered_by_cluster(), len(models)
+    )
     return application_of(models, args, place, None)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from sid_ray.commands.ui import check_free
 from sid_ray.data.command import Meter, output_console
 from sid_ray.data.pipeline import silent_errors
 from sid_ray.device.choice import on_gpu
 from sid_ray.errors import UserError
-from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment
+from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment, unheard
 from sid_ray.ray_setup.start import check_ray, with_ray
 from sid_ray.serving.contract import Limits, ServedModel
 from sid_ray.serving.described import Offer, offers_of, told_model
@@ -26,6 +28,8 @@ APP = "sid-ray"
 LOOK_S = 2.0  # between two looks at how it is
 STARTS, SPARE_STARTS = "RAY_worker_maximum_startup_concurrency", 6
 SERVE_ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
+QUIET_SERVE = {"log_level": "ERROR", "enable_access_log": False}
+"""Of Serve's processes: their logs are files of Ray's, a line per request would be their bulk."""
 Tell = Callable[[str], None]
 
 
@@ -42,7 +46,7 @@ def serve_command(options: ServeOptions) -> int:
         meter.say("starting Ray")
         set_ray_environment()
         os.environ |= SERVE_ENVIRONMENT
-        with silent_errors():
+        with nothing_said():
             server = Server(options, models, token)
             server.start()
             try:
@@ -53,7 +57,7 @@ def serve_command(options: ServeOptions) -> int:
                 raise
     for line in server.lines():
         console.print(line)
-    with silent_errors():
+    with nothing_said():
         try:
             server.watch(console.print)
         except KeyboardInterrupt:
@@ -93,7 +97,12 @@ class Server:
 
         def begin() -> None:
             starts = {STARTS: str(len(self.models) + SPARE_STARTS)}
-            with environment(**starts), without_needless_services():
+            # `timeout` and supervisors tell a whole process group; Serve ends in order.
+            with (
+                environment(**starts),
+                without_needless_services(),
+                unheard(signal.SIGTERM),
+            ):
                 ray.init(
                     address="local",  # a bare init would attach to any cluster on the machine
                     include_dashboard=False,
@@ -116,7 +125,7 @@ class Server:
                 "host": self.options.host.strip("[]"),
                 "port": self.options.port,
             },
-            logging_config=quiet(),
+            logging_config=QUIET_SERVE,
         )
 
     def open(self) -> None:
@@ -128,10 +137,10 @@ class Server:
             application_of,
             offered_by_cluster,
         )
-        from sid_ray.serving.places import ReplicaRange, place_of
+        from sid_ray.serving.places import ReplicaRange, replica_place
 
         options = self.options
-        self.place = place_of(
+        self.place = replica_place(
             ReplicaRange.of(options.replicas), options.device, offered_by_cluster(),
             len(self.models),
         )  # fmt: skip
@@ -144,7 +153,7 @@ class Server:
         )
         application = application_of(self.models, arguments, self.place, self.token)
         try:
-            serve.run(application, name=APP, route_prefix="/", logging_config=quiet())
+            serve.run(application, name=APP, route_prefix="/", logging_config=QUIET_SERVE)
         except RuntimeError as error:
             raise UserError(self.trouble() or one_line(str(error))[:300]) from None
 
@@ -200,11 +209,18 @@ class Server:
         ray.shutdown()
 
 
-def quiet() -> dict[str, object]:
-    """Of Serve's own logs, which are files of Ray's."""
-    from sid_ray.serving.application import QUIET
+@contextlib.contextmanager
+def nothing_said() -> Iterator[None]:
+    """What Ray prints on either stream leads nowhere; a console that was made before still speaks.
 
-    return QUIET
+    What goes wrong comes as an exception, or by ``Server.trouble``.
+    """
+    with (
+        silent_errors(),
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield
 
 
 def metrics_address() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -52,15 +52,14 @@ def offers_of(typed: Sequence[str]) -> list[Offer]:
     """
     found: list[Offer] = []
     taken: set[str] = set()
-    named = [match for match in map(NAMED.fullmatch, typed) if match and is_named(match[1])]
-    for match in named:
+    named = {each: match for each in typed if (match := name_given(each)) is not None}
+    for match in named.values():
         if match[1] in taken:
             raise UserError(f"two runs are called {match[1]}: give each a name of its own")
         taken.add(match[1])
     for each in typed:
-        match = NAMED.fullmatch(each)
-        if match and is_named(match[1]):
-            found.append(Offer(match[1], match[2]))
+        if each in named:
+            found.append(Offer(named[each][1], named[each][2]))
             continue
         name = next(name for name in possible_names(each) if name not in taken)
         taken.add(name)
@@ -68,16 +67,16 @@ def offers_of(typed: Sequence[str]) -> list[Offer]:
     return found
 
 
-def is_named(name: str) -> bool:
-    """Whether what stands before = is a name, and no part of a path's."""
-    return "/" not in name
+def name_given(typed: str) -> re.Match[str] | None:
+    """NAME=RUN taken apart; None for a run alone, whose path may hold = too."""
+    return NAMED.fullmatch(typed)
 
 
-def possible_names(source: str):
+def possible_names(source: str) -> Iterator[str]:
     """The run's, then its folder's and its, then with numbers."""
     words = words_of(source)
     yield words[-1]
-    if len(words) > 1:
+    if len(words) > 1 and words[0] != "runs":
         yield "-".join(words[-2:])
     number = 2
     while True:

@@ -37,7 +37,7 @@ class GoneError(Exception):
 
 
 @dataclass(eq=False)
-class Asked:
+class PaintRequest:
     """A request, and what was painted of it so far, by place. ``again`` are places that a replica
     took along when it ended.
     """
@@ -58,8 +58,8 @@ class Asked:
             self.done.set_result(None)
 
 
-Item = tuple[Asked, int]  # a request, and the place of an image in it
-Turns = dict[Asked, deque[int]]  # who is next stands first, with what it still waits for
+Item = tuple[PaintRequest, int]  # a request, and the place of an image in it
+Turns = dict[PaintRequest, deque[int]]  # who is next stands first, with what it still waits for
 
 
 class Speed:
@@ -122,7 +122,7 @@ class Dispatcher:
             self.figures.refused(len(wanted))
             raise BusyError(self.retry_after_s(len(wanted)))
         done = asyncio.get_running_loop().create_future()
-        asked = Asked(next(self._numbers), wanted, done)
+        asked = PaintRequest(next(self._numbers), wanted, done)
         if not self.held:
             self.speed.begin()
         self.held += len(wanted)
@@ -149,7 +149,7 @@ class Dispatcher:
         """There may be more replicas than before."""
         self._pump()
 
-    def _put(self, asked: Asked, place: int, alone: bool = False) -> None:
+    def _put(self, asked: PaintRequest, place: int, alone: bool = False) -> None:
         each = asked.wanted[place]
         lane = (each.role, each.steps, asked.number if alone else 0)
         self._lanes.setdefault(lane, {}).setdefault(asked, deque()).append(place)

@@ -2,7 +2,7 @@
 
     held = HeldNetworks("runs/mine", most=64)
     batch = held.paint([Wanted("generator", seed=0), ...])     uint8 [N, C, H, W] and more
-    to_png(batch.images)
+    as_files(batch.images)
 
 An image is a function of its seed, its condition, the steps and the network, as in ``sid-ray
 generate``; of the size of the batch that it is in, its last bit may depend.
@@ -109,9 +109,7 @@ class HeldNetworks:
         began = time.perf_counter()
         classes, cond = self._conditions(wanted)
         seeds, shape = [each.seed for each in wanted], self.generator.shape
-        inputs = Inputs(
-            seeded_latents(seeds, shape), cond, seeded_noises(seeds, shape, num_steps)
-        )
+        inputs = Inputs(seeded_latents(seeds, shape), cond, seeded_noises(seeds, shape, num_steps))
         size = padded_size(len(wanted), max(self.most, len(wanted)))
         made = sample_in_batches(sampler, inputs.to(self.device), size, pad=True)
         images = self.generator.codec.decode_uint8(made).cpu()
@@ -146,13 +144,12 @@ class HeldNetworks:
         return classes, Condition(one_hot.float())
 
     def warm_up(self) -> None:
-        """Makes one batch of the smallest and of the largest size, so that no client waits for it.
-        """
+        """Makes a batch of the smallest and of the largest size: no client waits for it."""
         for count in {1, self.most}:
             self.paint([Wanted("generator", seed=seed) for seed in range(count)])
 
 
-def to_png(batch: PaintedBatch) -> list[Painted]:
+def as_files(batch: PaintedBatch) -> list[Painted]:
     """The images as files."""
     found = []
     for image, class_ in zip(batch.images, batch.classes, strict=True):

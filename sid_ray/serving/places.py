@@ -52,7 +52,7 @@ class Place(NamedTuple):
     most: int
 
 
-def place_of(
+def replica_place(
     asked: ReplicaRange,
     device: str,
     offered: Mapping[str, float],
