@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+SEED_MAX = 2**32 - 1
+
 Role = Literal["generator", "teacher"]
 ConditionKind = Literal["prompt", "class", "none"]
 
@@ -28,6 +30,12 @@ class Limits(BaseModel):
     """Bytes of a request's body."""
     queued_images: int = Field(1024, ge=1)
     """Images of all requests that wait or are being made, per model; more are answered with 429."""
+    requests: int = Field(256, ge=1)
+    """Requests of any kind that are being answered at once, per process that listens."""
+    body_s: float = Field(10, gt=0)
+    """Seconds in which a body has to come."""
+    answer_s: float = Field(300, gt=0)
+    """Seconds in which images have to be made."""
 
 
 class Teacher(BaseModel):
