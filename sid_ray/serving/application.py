@@ -163,7 +163,7 @@ class Door:
         token: str | None,
     ):
         self.arguments = arguments
-        self.token = os.environ.get(TOKEN, "") if token is None else token
+        self.token = os.environ.get(TOKEN, "").strip() if token is None else token
         if arguments.token_needed and not self.token:
             raise UserError(f"{TOKEN} is not set: whoever reaches this server could use it")
         self.painting = DeployedPainting(models, handles, most, arguments.limits)
@@ -240,9 +240,9 @@ def offered_by_cluster() -> dict[str, float]:
 def build(args: ServeArguments) -> serve.Application:
     """For ``import_path`` of Serve's configs. Raises UserError."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    offers = offers_of(args.sources)
-    models = [(offer, told_model(offer)) for offer in offers]
-    place = replica_place(
-        ReplicaRange.of(args.replicas), args.device, offered_by_cluster(), len(models)
-    )
+    models = [(offer, told_model(offer)) for offer in offers_of(args.sources)]
+    asked, offered = ReplicaRange.of(args.replicas), offered_by_cluster()
+    if args.device == "cuda":  # they may come after this
+        offered["GPU"] = max(offered.get("GPU", 0), asked.least * len(models))
+    place = replica_place(asked, args.device, offered, len(models))
     return application_of(models, args, place, None)
