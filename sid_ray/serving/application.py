@@ -237,12 +237,13 @@ def offered_by_cluster() -> dict[str, float]:
     return found
 
 
-def build(args: ServeArguments) -> serve.Application:
-    """For ``import_path`` of Serve's configs. Raises UserError."""
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """For ``import_path`` of Serve's configs, of ServeArguments. Raises UserError, ValueError."""
+    chosen = ServeArguments.model_validate(args)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    models = [(offer, told_model(offer)) for offer in offers_of(args.sources)]
-    asked, offered = ReplicaRange.of(args.replicas), offered_by_cluster()
-    if args.device == "cuda":  # they may come after this
+    models = [(offer, told_model(offer)) for offer in offers_of(chosen.sources)]
+    asked, offered = ReplicaRange.of(chosen.replicas), offered_by_cluster()
+    if chosen.device == "cuda":  # they may come after this
         offered["GPU"] = max(offered.get("GPU", 0), asked.least * len(models))
-    place = replica_place(asked, args.device, offered, len(models))
-    return application_of(models, args, place, None)
+    place = replica_place(asked, chosen.device, offered, len(models))
+    return application_of(models, chosen, place, None)
