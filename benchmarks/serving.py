@@ -81,8 +81,10 @@ async def first_model(address: str) -> dict[str, Any]:
         return (await answer.json())["models"][0]
 
 
-async def load(address: str, clients: int, size: int, seconds: float) -> Load:
-    """So many clients for so long, each asking for ``size`` images."""
+async def load(
+    address: str, clients: int, size: int, seconds: float, pause_s: float = 0.0
+) -> Load:
+    """So many clients for so long, each asking for ``size`` images, with a pause in between."""
     found, model = Load(), await first_model(address)
     prompt = {"prompt": model["examples"][0]} if model["condition"] == "prompt" else {}
     until = time.perf_counter() + seconds
@@ -103,6 +105,7 @@ async def load(address: str, clients: int, size: int, seconds: float) -> Load:
                 found.seconds.append(time.perf_counter() - began)
                 assert len(json.loads(text)["images"]) == size
                 found.images += size
+                await asyncio.sleep(pause_s)
             else:
                 found.words[text[:300]] += 1
                 await asyncio.sleep(0.2)
@@ -159,12 +162,12 @@ def speed(given: argparse.Namespace) -> None:
     run, more = given.runs[0], given.more.split()
     loops = {
         size: max(told_loop(run, size, given.seconds, threads) for threads in (1, 2))
-        for size in SIZES
+        for size in given.sizes
     }
     with server([run], *more) as (address, process):
-        asyncio.run(load(address, 32, 16, 15))  # replicas come
-        for size in SIZES:
-            for clients in CLIENTS:
+        asyncio.run(load(address, 32, 16, given.before))  # replicas come
+        for size in given.sizes:
+            for clients in given.clients:
                 before = cpu_seconds(process)
                 found = asyncio.run(load(address, clients, size, given.seconds))
                 each = 1000 * (cpu_seconds(process) - before) / found.images
@@ -172,7 +175,7 @@ def speed(given: argparse.Namespace) -> None:
                 print(
                     f"{size:2} images, {clients:2} clients: {found.line()}  {ratio:.2f} of the loop, {each:.2f} CPU ms per image"
                 )
-    for size in SIZES:
+    for size in given.sizes:
         again = max(told_loop(run, size, given.seconds, threads) for threads in (1, 2))
         print(f"{size:2} images, loop:       {loops[size]:8.1f} images/s before, {again:.1f} after")
 
@@ -215,9 +218,11 @@ def kill(given: argparse.Namespace) -> None:
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Resident memory of all processes, a line per minute, while 4 clients ask for 4 images."""
+    """Resident memory of all processes, a line per minute, while 4 clients ask for 4 images,
+    some five times per second.
+    """
     with server(given.runs, *given.more.split()) as (address, process):
-        asyncio.run(load(address, 4, 4, 30))
+        asyncio.run(load(address, 4, 4, 30, 0.2))
         for minute in range(given.minutes + 1):
             sums: Counter[str] = Counter()
             for each in below(process):
@@ -230,7 +235,7 @@ def memory(given: argparse.Namespace) -> None:
             listed = ", ".join(f"{name} {mib}" for name, mib in sorted(sums.items()))
             print(f"minute {minute:2}: {sum(sums.values()):6} MiB  ({listed})", flush=True)
             if minute < given.minutes:
-                found = asyncio.run(load(address, 4, 4, 60))
+                found = asyncio.run(load(address, 4, 4, 60, 0.2))
         print(found.line())
 
 
@@ -239,14 +244,18 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "kill", "memory", "loop"))
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--before", type=float, default=15, help="seconds of load before")
     parser.add_argument("--minutes", type=int, default=10)
     parser.add_argument("--every", type=float, default=10)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--more", default="", help="flags of the server")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, too
     if given.what == "loop":
         print(loop_speed(given.runs[0], given.size, given.seconds, given.threads))
     else:
