@@ -16,40 +16,42 @@ SHEET_PIXELS = 2**24
 SHEET_IMAGES = 256
 
 
-class Answer(BaseModel):
+class ServerAnswer(BaseModel):
     """What all have: no fields but those that are told in /openapi.json."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
     def json_bytes(self) -> bytes:
         """Fields without a value are left out."""
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
-class ModelsAnswer(Answer):
+class ModelsAnswer(ServerAnswer):
     """Of ``GET /v1/models``."""
 
     models: Sequence[ServedModel]
     limits: Limits
 
 
-class ImageAnswer(Answer):
+class ImageAnswer(ServerAnswer):
     """One image."""
 
     seed: int
-    class_: int | None = Field(None, alias="class", description="that was asked for or drawn")
+    class_: int | None = Field(
+        None, serialization_alias="class", description="that was asked for or drawn"
+    )
     prompt: str | None = None
     png: str = Field(description="the PNG file in base64")
 
 
-class Seconds(Answer):
+class Seconds(ServerAnswer):
     """What a request took."""
 
     network: float = Field(description="of the networks: its images' share of their batches")
     total: float = Field(description="in the server, waiting included")
 
 
-class ImagesAnswer(Answer):
+class ImagesAnswer(ServerAnswer):
     """Of ``POST /v1/images``."""
 
     model: str
@@ -61,19 +63,19 @@ class ImagesAnswer(Answer):
     batch: int = Field(description="images of the largest batch that these were in")
 
 
-class HealthAnswer(Answer):
+class HealthAnswer(ServerAnswer):
     """Of ``GET /v1/health``."""
 
     replicas: dict[str, int] = Field(description="that take requests, by model")
 
 
-class AliveAnswer(Answer):
+class AliveAnswer(ServerAnswer):
     """Of ``GET /healthz``."""
 
     alive: bool = True
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(ServerAnswer):
     """What is wrong."""
 
     code: str = Field(description="for programs, like prompt_too_long")
@@ -81,7 +83,7 @@ class ErrorDetail(Answer):
     field: str | None = Field(None, description="of the request's body that it is about")
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ServerAnswer):
     """Of every request that is not done."""
 
     error: ErrorDetail

@@ -1,8 +1,8 @@
 """What stands before every request: names of the server, the token, sizes and times.
 
-Plain ASGI without a library, so that it fits in front of anything. ``web_app`` wears it. Ray's
-HTTP proxy reads bodies ahead of its replicas, as many bytes as are sent: give it Guards too, by
-``HTTPOptions(middlewares=...)``, so that they are counted where they come in.
+Plain ASGI without a library, so that it fits in front of anything. ``web_app`` wears it. Ray
+Serve's HTTP proxy reads bodies ahead of its replicas, until one has answered; the proxy may wear
+Guards too (``HTTPOptions(middlewares=...)``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sid_ray.serving.contract import Limits
-from sid_ray.serving.problems import Problem, quoted, shortened
+from sid_ray.serving.problems import Problem, as_found, clipped
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -59,7 +59,7 @@ class Guards:
         hosts: Sequence[str] = LOOPBACK_NAMES,
     ):
         self.app, self.limits = app, limits
-        self.hosts = tuple(bare_name(host) for host in hosts)
+        self.hosts = tuple(dict.fromkeys(bare_name(host) for host in hosts))
         self._token = token.encode()
         self._under_way = 0
 
@@ -82,7 +82,7 @@ class Guards:
             await send.problem(problem, close=True)
         except Exception:
             reference = secrets.token_hex(4)
-            place = f"{scope['method']} {shortened(scope['path'], 100)}"
+            place = f"{scope['method']} {clipped(scope['path'], 100)}"
             log.exception("%s failed, reference %s", place, reference)
             if send.started:
                 raise  # the connection is closed: what was sent must not look whole
@@ -119,14 +119,14 @@ class Guards:
         text = found[0].decode("latin-1").lower() if len(found) == 1 else ""
         match = HOST.fullmatch(text)
         if match is None:
-            what = quoted(text) if found else "none"
+            what = as_found(text) if found else "none"
             raise Problem(400, "bad_host", f"one Host header with a name was expected, not {what}")
         if ANY_NAME not in self.hosts and bare_name(match[1]) not in self.hosts:
             raise Problem(
                 421,
                 "unknown_host",
-                f"this server does not go by the name {quoted(match[1])}; its names are "
-                f"{shortened(', '.join(self.hosts), 200)}, and more are given when it is started",
+                f"this server does not go by the name {as_found(match[1])}; its names are "
+                f"{clipped(', '.join(self.hosts), 200)}, and more are given when it is started",
             )
         return text
 
@@ -197,7 +197,7 @@ def check_origin(origin: bytes, host: str) -> None:
     except ValueError:
         own = False
     if not own:
-        words = f"pages of {quoted(text)} may not ask this server; it answers pages of its own"
+        words = f"pages of {as_found(text)} may not ask this server; it answers pages of its own"
         raise Problem(403, "foreign_origin", words)
 
 

@@ -28,25 +28,25 @@ class Problem(Exception):  # noqa: N818
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
-        """ASCII JSON: whatever was quoted, it can be written."""
-        error = {"code": self.code, "message": shortened(str(self), MESSAGE_CHARS)}
+        """ASCII JSON: whatever it quotes, it can be written."""
+        error = {"code": self.code, "message": clipped(str(self), MESSAGE_CHARS)}
         if self.field:
-            error["field"] = shortened(self.field, QUOTED_CHARS)
+            error["field"] = clipped(self.field, QUOTED_CHARS)
         return json.dumps({"error": error}).encode()
 
 
-def shortened(text: str, chars: int = QUOTED_CHARS) -> str:
+def clipped(text: str, chars: int = QUOTED_CHARS) -> str:
     """``text`` in one line of at most ``chars`` characters, three dots where it was cut."""
     line = "".join(each if each.isprintable() else " " for each in text[: chars + 1])
     return line if len(text) <= chars else line[: chars - 3] + "..."
 
 
-def quoted(value: object) -> str:
-    """A value of the request as JSON has it, shortened."""
+def as_found(value: object) -> str:
+    """A value of the request as JSON has it, cut short."""
     if isinstance(value, str):
         value = value[: QUOTED_CHARS + 1]  # so that no megabytes are written to be cut again
     if isinstance(value, dict):
         return f"an object of {len(value):,} fields"
     if isinstance(value, list):
         return f"a list of {len(value):,}"
-    return shortened(json.dumps(value))
+    return clipped(json.dumps(value))

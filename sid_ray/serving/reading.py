@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sid_ray.errors import nearest
 from sid_ray.serving.contract import SEED_MAX, ImagesRequest, Limits, ServedModel, Wanted
-from sid_ray.serving.problems import QUOTED_CHARS, Problem, quoted, shortened
+from sid_ray.serving.problems import QUOTED_CHARS, Problem, as_found, clipped
 
 JSON, PNG = "application/json", "image/png"
 SPACES = "\t\n\r"
@@ -44,7 +44,7 @@ def check_json(body: bytes) -> str:
     except RecursionError:
         words = "the body is not read: lists in lists too deep"
     except ValueError as error:
-        words = f"the body is not read: {shortened(str(error), 200)}"
+        words = f"the body is not read: {clipped(str(error), 200)}"
     else:
         return text
     raise Problem(400, "bad_json", words)
@@ -55,7 +55,7 @@ def _fields_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {quoted(twice)} is there twice")
+        raise ValueError(f"the field {as_found(twice)} is there twice")
     return found
 
 
@@ -67,26 +67,26 @@ def field_problem(error: ValidationError) -> Problem:
     """What pydantic found first, in our words."""
     found = error.errors(include_url=False, include_context=False)
     first = found[0]
-    where, kind = place_of(first["loc"]), first["type"]
+    where, kind = field_place(first["loc"]), first["type"]
     more = f" ({len(found) - 1:,} more like it)" if len(found) > 1 else ""
     if kind == "json_invalid":
-        return Problem(400, "bad_json", f"the body is not JSON: {shortened(first['msg'], 200)}")
+        return Problem(400, "bad_json", f"the body is not JSON: {clipped(first['msg'], 200)}")
     if kind == "extra_forbidden":
         name = where[:QUOTED_CHARS]
-        words = f"there is no field {quoted(where)}; the fields are {', '.join(FIELDS)}."
+        words = f"there is no field {as_found(where)}; the fields are {', '.join(FIELDS)}."
         return Problem(422, "unknown_field", f"{words}{nearest(name, FIELDS)}{more}", where)
     if not where:
-        words = f"the body is {quoted(first['input'])}; a JSON object was expected"
+        words = f"the body is {as_found(first['input'])}; a JSON object was expected"
         return Problem(422, "wrong_type", words)
     if kind == "missing":
-        words = f"{shortened(where)} is missing{more}"
+        words = f"{clipped(where)} is missing{more}"
     else:
         rule = re.sub(r"^(Input|List|String|Tuple) ", "it ", first["msg"])
-        words = f"{shortened(where)} is {quoted(first['input'])}; {rule}{more}"
+        words = f"{clipped(where)} is {as_found(first['input'])}; {rule}{more}"
     return Problem(422, "wrong_value", words, where)
 
 
-def place_of(location: Sequence[str | int]) -> str:
+def field_place(location: Sequence[str | int]) -> str:
     """Like ``seeds[3]``."""
     return "".join(f"[{part}]" if isinstance(part, int) else part for part in location)
 
@@ -100,7 +100,7 @@ def wanted_images(
     check_condition(asked, model, limits.prompt_chars)
     if asked.size is not None and asked.size != tuple(model.size):
         own, other = (f"[{height}, {width}]" for height, width in (model.size, asked.size))
-        words = f"size is {shortened(other)}; {model.name} makes {own} alone (height, width)"
+        words = f"size is {clipped(other)}; {model.name} makes {own} alone (height, width)"
         raise Problem(422, "wrong_size", words, "size")
     steps = chosen_steps(asked, model)
     return model, [
@@ -116,8 +116,8 @@ def find_model(name: str, models: Sequence[ServedModel]) -> ServedModel:
         return models[0]
     by_name = {model.name: model for model in models}
     if name not in by_name:
-        listed = shortened(", ".join(by_name), 200)
-        words = f"there is no model {quoted(name)}; served are {listed}.{nearest(name, by_name)}"
+        listed = clipped(", ".join(by_name), 200)
+        words = f"there is no model {as_found(name)}; served are {listed}.{nearest(name, by_name)}"
         raise Problem(422, "unknown_model", words, "model")
     return by_name[name]
 
@@ -129,7 +129,7 @@ def check_seeds(seeds: Sequence[int], most: int) -> None:
         raise Problem(422, "too_many_images", words, "seeds")
     for index, seed in enumerate(seeds):
         if not 0 <= seed <= SEED_MAX:
-            words = f"seeds[{index}] is {quoted(seed)}; seeds are whole numbers, 0 to {SEED_MAX}"
+            words = f"seeds[{index}] is {as_found(seed)}; seeds are whole numbers, 0 to {SEED_MAX}"
             raise Problem(422, "seed_out_of_range", words, f"seeds[{index}]")
 
 
@@ -150,7 +150,7 @@ def check_condition(asked: ImagesRequest, model: ServedModel, most_chars: int) -
             raise Problem(422, "prompt_missing", f"{model.name} needs a prompt", "prompt")
         check_prompt(asked.prompt, most_chars)
     if asked.class_ is not None and asked.class_ >= len(model.classes):
-        words = f"class is {quoted(asked.class_)}; {model.name} has 0 to {len(model.classes) - 1}"
+        words = f"class is {as_found(asked.class_)}; {model.name} has 0 to {len(model.classes) - 1}"
         raise Problem(422, "unknown_class", words, "class")
 
 
@@ -179,7 +179,7 @@ def chosen_steps(asked: ImagesRequest, model: ServedModel) -> int | None:
         return model.steps[0]
     if asked.steps not in model.steps:
         listed = ", ".join(str(count) for count in model.steps)
-        words = f"steps is {quoted(asked.steps)}; {model.name} generates in {listed}"
+        words = f"steps is {as_found(asked.steps)}; {model.name} generates in {listed}"
         raise Problem(422, "wrong_steps", words, "steps")
     return asked.steps
 
@@ -189,11 +189,11 @@ def check_content(kind: str, encoding: str) -> None:
     media, *parameters = (part.strip().lower() for part in kind.split(";"))
     charsets = [value for value in parameters if value.startswith("charset=")]
     if media != JSON or any(value.strip('"') not in UTF8 for value in charsets):
-        found = quoted(kind) if kind else "none"
+        found = as_found(kind) if kind else "none"
         words = f"the Content-Type is {found}; {JSON} in UTF-8 was expected"
         raise Problem(415, "not_json", words)
     if encoding.strip().lower() not in ("", "identity"):
-        words = f"the Content-Encoding is {quoted(encoding)}; a body as it is was expected"
+        words = f"the Content-Encoding is {as_found(encoding)}; a body as it is was expected"
         raise Problem(415, "encoded_body", words)
 
 
@@ -205,10 +205,10 @@ def answer_media(accept: str) -> str:
     likings: dict[str, float] = {}
     for part in accept.lower().split(",") if accept.strip() else ["*/*"]:
         media, *parameters = (piece.strip() for piece in part.split(";"))
-        likings[media] = quality(parameters)
+        likings[media] = accept_weight(parameters)
     best = max((JSON, PNG), key=lambda media: liking_for(media, likings))
     if liking_for(best, likings) <= 0:
-        words = f"Accept is {quoted(accept)}; answers are {JSON} or {PNG}"
+        words = f"Accept is {as_found(accept)}; answers are {JSON} or {PNG}"
         raise Problem(406, "not_acceptable", words)
     return best
 
@@ -219,7 +219,7 @@ def liking_for(media: str, likings: Mapping[str, float]) -> float:
     return next((likings[each] for each in ranges if each in likings), 0.0)
 
 
-def quality(parameters: Sequence[str]) -> float:
+def accept_weight(parameters: Sequence[str]) -> float:
     """The q of a range in an Accept header; 0 for what is no number."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
