@@ -81,9 +81,7 @@ async def first_model(address: str) -> dict[str, Any]:
         return (await answer.json())["models"][0]
 
 
-async def load(
-    address: str, clients: int, size: int, seconds: float, pause_s: float = 0.0
-) -> Load:
+async def load(address: str, clients: int, size: int, seconds: float, pause_s: float = 0.0) -> Load:
     """So many clients for so long, each asking for ``size`` images, with a pause in between."""
     found, model = Load(), await first_model(address)
     prompt = {"prompt": model["examples"][0]} if model["condition"] == "prompt" else {}
@@ -123,10 +121,10 @@ def loop_speed(run: str, size: int, seconds: float, threads: int) -> float:
     """Images per second of the sampler, called in a loop for ``size`` images each."""
     import torch
 
+    from sid_ray.evaluation.subject import find_subject
     from sid_ray.serving.contract import Wanted
     from sid_ray.serving.described import some_prompts
     from sid_ray.serving.networks_held import HeldNetworks
-    from sid_ray.evaluation.subject import find_subject
 
     held = HeldNetworks(run, size, "cpu", threads)
     held.warm_up()
@@ -172,9 +170,8 @@ def speed(given: argparse.Namespace) -> None:
                 found = asyncio.run(load(address, clients, size, given.seconds))
                 each = 1000 * (cpu_seconds(process) - before) / found.images
                 ratio = found.images / found.spent_s / loops[size]
-                print(
-                    f"{size:2} images, {clients:2} clients: {found.line()}  {ratio:.2f} of the loop, {each:.2f} CPU ms per image"
-                )
+                cost = f"{ratio:.2f} of the loop, {each:.2f} CPU ms per image"
+                print(f"{size:2} images, {clients:2} clients: {found.line()}  {cost}", flush=True)
     for size in given.sizes:
         again = max(told_loop(run, size, given.seconds, threads) for threads in (1, 2))
         print(f"{size:2} images, loop:       {loops[size]:8.1f} images/s before, {again:.1f} after")

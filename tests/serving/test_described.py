@@ -1,20 +1,16 @@
 """Names of what is served, and what is told of it before it is loaded."""
 
 import dataclasses
-import json
 
 import pytest
 from ray import serve
 
 from sid_ray.errors import UserError
-from sid_ray.run_folder import EVALUATIONS
 from sid_ray.serving import application
 from sid_ray.serving.contract import Teacher
 from sid_ray.serving.described import Offer, offers_of, told_model
-from sid_ray.storage.durable import json_line
-from sid_ray.weights.folder import load_model
 from sid_ray.weights.description import save_model
-from tests.checkpoint.test_manifest import write
+from sid_ray.weights.folder import load_model
 from tests.support.generators import write_generator
 
 
@@ -74,9 +70,7 @@ def test_a_generator_that_names_no_teacher_is_served_without_one(digits, tmp_pat
 def test_no_path_of_this_machine_is_told(tmp_path, digits):
     network, description = load_model(digits)
     notes = {"teacher": str(tmp_path / "secret-place" / "teacher")}
-    save_model(
-        tmp_path / "g", network.state_dict(), dataclasses.replace(description, notes=notes)
-    )
+    save_model(tmp_path / "g", network.state_dict(), dataclasses.replace(description, notes=notes))
     told = told_model(Offer("g", str(tmp_path / "g")))
     assert told.base == "teacher" and "secret-place" not in told.model_dump_json()
 
