@@ -159,7 +159,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 def speed(given: argparse.Namespace) -> None:
     run, more = given.runs[0], given.more.split()
     loops = {
-        size: max(told_loop(run, size, given.seconds, threads) for threads in (1, 2))
+        size: max(told_loop(run, size, given.seconds, threads) for threads in given.threads)
         for size in given.sizes
     }
     with server([run], *more) as (address, process):
@@ -173,7 +173,7 @@ def speed(given: argparse.Namespace) -> None:
                 cost = f"{ratio:.2f} of the loop, {each:.2f} CPU ms per image"
                 print(f"{size:2} images, {clients:2} clients: {found.line()}  {cost}", flush=True)
     for size in given.sizes:
-        again = max(told_loop(run, size, given.seconds, threads) for threads in (1, 2))
+        again = max(told_loop(run, size, given.seconds, threads) for threads in given.threads)
         print(f"{size:2} images, loop:       {loops[size]:8.1f} images/s before, {again:.1f} after")
 
 
@@ -248,13 +248,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--size", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2), help="of the loop")
     parser.add_argument("--more", default="", help="flags of the server")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended, too
     if given.what == "loop":
-        print(loop_speed(given.runs[0], given.size, given.seconds, given.threads))
+        print(loop_speed(given.runs[0], given.size, given.seconds, given.threads[0]))
     else:
         {"speed": speed, "kill": kill, "memory": memory}[given.what](given)
 

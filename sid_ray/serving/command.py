@@ -45,11 +45,12 @@ def serve_command(options: ServeOptions) -> int:
         check_ray()
         meter.say("starting Ray")
         set_ray_environment()
-        os.environ |= SERVE_ENVIRONMENT
+        for name, value in SERVE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         with nothing_said():
             server = Server(options, models, token)
-            server.start()
             try:
+                server.start()
                 meter.say(f"opening {', '.join(offer.name for offer, _ in models)}")
                 server.open()
             except BaseException:
