@@ -128,6 +128,12 @@ LIST = (
         "commands.push:push",
     ),
     Command(
+        "serve RUN [RUN ...] [--port 8000]",
+        "a page and an HTTP interface in front of generators",
+        "serving.options:ServeOptions",
+        "serving.command:serve_command",
+    ),
+    Command(
         "evaluate RUN_CHECKPOINT_TEACHER_OR_FOLDER",
         "score its images by FID and the like",
         "evaluation.options:EvaluateOptions",

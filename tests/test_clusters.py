@@ -153,6 +153,23 @@ TYPOS = {
             "--autoscaling-config=~/ray_bootstrap_config.yaml"),
     ),
     "no token": ("gcp-spot.yaml", 0, drop("file_mounts|~/.ray/auth_token")),
+    "a service that Ray cannot import": ("kuberay-service.yaml", 0, put(
+        "spec|serveConfigV2",
+        "applications: [{import_path: 'sid_ray.serving.application:built', args: {sources: [a]}}]",
+    )),
+    "a service of an option that is not there": ("kuberay-service.yaml", 0, put(
+        "spec|serveConfigV2",
+        "http_options: {host: 0.0.0.0}\napplications: [{import_path: "
+        "'sid_ray.serving.application:build', args: {sources: [a], devise: cuda}}]",
+    )),
+    "a service for everybody": ("kuberay-service.yaml", 0, put(
+        "spec|serveConfigV2",
+        "http_options: {host: 0.0.0.0}\napplications: [{import_path: "
+        "'sid_ray.serving.application:build', args: {sources: [a], token_needed: false}}]",
+    )),
+    "a pod without the clients' token": ("kuberay-service.yaml", 0, put(
+        "spec|rayClusterConfig|workerGroupSpecs|0|template|spec|containers|0|env", [],
+    )),
     "an option Ray has not": (
         "aws-spot.yaml", 0,
         put("worker_start_ray_commands|1",
@@ -244,7 +261,7 @@ def test_versions_are_the_locks() -> None:
     assert pins["ray"] == version("ray") and pins["kubernetes-validate"].startswith(KUBERNETES)
     dockerfile = (CLUSTERS / "Dockerfile").read_text()
     assert f"FROM rayproject/ray:{pins['ray']}-" in dockerfile
-    assert "-c constraints.txt '.[adapters,diffusers,sweep]'" in dockerfile
+    assert "-c constraints.txt '.[adapters,diffusers,serve,sweep]'" in dockerfile
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
     assert runtime_env["pip"]["packages"] == [
         "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt"

@@ -109,13 +109,14 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Processes that are started within never hear SIGHUP and SIGUSR1, whoever is told of them.
+def unheard(*more: int) -> Iterator[None]:
+    """Processes that are started within never hear SIGHUP, SIGUSR1 and ``more`` signals, whoever is
+    told of them.
 
     They work until this one has saved and ends them. They inherit the mask; of this process, every
     other thread hears.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, *more})
     try:
         yield
     finally:

@@ -55,7 +55,17 @@ def gcp_instance() -> Validator:
 
 @functools.cache
 def custom(kind: str) -> Validator:
+    """KubeRay's. Of a RayService what we use: by its Go types (ray-project/kuberay,
+    rayservice_types.go, Apache-2.0) its cluster is a RayCluster's spec, Serve's config a text.
+    """
     schemas = json.loads((HERE / "kuberay.json").read_text())
+    cluster = schemas["RayCluster"]
+    service = {
+        "rayClusterConfig": cluster["properties"]["spec"],
+        "serveConfigV2": {"type": "string"},
+    }
+    spec = {"additionalProperties": False, "properties": service, "required": [*service]}
+    schemas["RayService"] = cluster | {"properties": cluster["properties"] | {"spec": spec}}
     return Draft202012Validator({**schemas[kind], "$defs": schemas["$defs"]})
 
 
@@ -119,7 +129,7 @@ def templates(node: Any) -> list[dict[str, Any]]:
 def kube_problems(document: dict[str, Any]) -> list[str]:
     """Of one Kubernetes manifest: its first error."""
     kind, version = str(document.get("kind")), str(document.get("apiVersion"))
-    if kind not in ("RayCluster", "RayJob"):
+    if kind not in ("RayCluster", "RayJob", "RayService"):
         group, _, number = version.rpartition("/")
         name = "-".join(filter(None, (kind.lower(), group.split(".")[0], number)))
         try:

@@ -4,6 +4,7 @@ stand in the open, which commands parse."""
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,11 +13,16 @@ from typing import Any
 
 import click
 import ray
+import yaml
 from ray.scripts.scripts import start as ray_start
+from ray.serve.schema import ServeDeploySchema
 
 from sid_ray.commands.arguments import expand_aliases, parse
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.errors import UserError
 from sid_ray.recipes.registry import check_supplied, recipe
+from sid_ray.serving.application import TOKEN, ServeArguments
+from sid_ray.serving.places import ReplicaRange
 
 IMAGE = f"ray{ray.__version__}"
 OUR_PODS = {"app.kubernetes.io/part-of": "sid-ray"}
@@ -204,8 +210,14 @@ def worker_problems(group: dict[str, Any]) -> list[str]:
     return found
 
 
-def cluster_rules(spec: dict[str, Any], policies: list[dict[str, Any]]) -> list[str]:
-    """Of a RayCluster's spec; ``policies``: the NetworkPolicies that are applied before."""
+def cluster_rules(
+    spec: dict[str, Any],
+    policies: list[dict[str, Any]],
+    names: tuple[str, ...] = ("gpu-spot", "evaluator"),
+) -> list[str]:
+    """Of a RayCluster's spec; ``policies``: the NetworkPolicies that are applied before; ``names``:
+    its groups.
+    """
     head, found = spec["headGroupSpec"], []
     if spec["rayVersion"] != ray.__version__:
         found.append(f"rayVersion {spec['rayVersion']}, expected {ray.__version__}")
@@ -221,11 +233,12 @@ def cluster_rules(spec: dict[str, Any], policies: list[dict[str, Any]]) -> list[
     if head["rayStartParams"].get("dashboard-host") == "0.0.0.0" and not closed:
         found.append("the dashboard listens on 0.0.0.0 and no NetworkPolicy closes it")
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
-    if groups.keys() != {"gpu-spot", "evaluator"}:
-        return [*found, "expected the groups gpu-spot and evaluator"]
-    offered = groups["evaluator"]["rayStartParams"].get("resources", "")
-    if json.loads(offered.strip('"').replace("\\", "") or "{}") != {"evaluator": 1}:
-        found.append("the evaluator group does not offer evaluator=1")
+    if groups.keys() != {*names}:
+        return [*found, f"expected the groups {' and '.join(names)}"]
+    if "evaluator" in groups:
+        offered = groups["evaluator"]["rayStartParams"].get("resources", "")
+        if json.loads(offered.strip('"').replace("\\", "") or "{}") != {"evaluator": 1}:
+            found.append("the evaluator group does not offer evaluator=1")
     for part in (head, *groups.values()):
         flags = [f"--{name}={value}" for name, value in part["rayStartParams"].items()]
         try:
@@ -272,6 +285,34 @@ def entrypoint_problems(entrypoint: str) -> list[str]:
     return []
 
 
+def service_problems(spec: dict[str, Any]) -> list[str]:
+    """Of Serve's config in a RayService, by Ray's own schema and by what builds the application;
+    and of its pods, which must hold the clients' token.
+    """
+    try:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+        (application,) = config.applications
+        pkgutil.resolve_name(application.import_path)
+        arguments = ServeArguments.model_validate(application.args)
+        ReplicaRange.of(arguments.replicas)
+    except (UserError, ValueError, AttributeError, ImportError, yaml.YAMLError) as error:
+        return [f"serveConfigV2: {error}"]
+    cluster, found = spec["rayClusterConfig"], []
+    if not arguments.token_needed or arguments.hosts != ["*"]:
+        found.append("answers without a token, or not by its service's name")
+    if config.http_options.host != "0.0.0.0" or config.http_options.port != 8000:
+        found.append("KubeRay's service looks for port 8000 of every pod")
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = part["template"]["spec"]["containers"]
+        entry = {"name": "sid-ray-serve", "key": "token"}
+        wanted = {"name": TOKEN, "valueFrom": {"secretKeyRef": entry}}
+        if wanted not in container["env"]:
+            found.append("a pod without the clients' token")
+        if {"containerPort": 8000, "name": "serve"} not in container["ports"]:
+            found.append("a pod without port 8000, called serve")
+    return found
+
+
 def kube_rules(document: dict[str, Any], policies: list[dict[str, Any]]) -> list[str]:
     """Of one manifest, after its schema."""
     kind, spec, found = document["kind"], document.get("spec", {}), open_problems(document)
@@ -283,6 +324,9 @@ def kube_rules(document: dict[str, Any], policies: list[dict[str, Any]]) -> list
         found += cluster_rules(spec["rayClusterSpec"], policies)
         found += container_problems(spec["submitterPodTemplate"])
         found += entrypoint_problems(spec["entrypoint"])
+    if kind == "RayService":
+        found += cluster_rules(spec["rayClusterConfig"], policies, ("gpu-spot",))
+        found += service_problems(spec)
     if kind == "NetworkPolicy":
         found += policy_problems(spec)
     return found
