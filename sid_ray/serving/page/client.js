@@ -2,13 +2,14 @@
 // the server's words.
 
 const TOKEN = "sid-ray-token";
+const LOST = 5; // tries
 
 /** The server has refused: ``field`` names what of the request it is about, or is empty. */
 export class Refused extends Error {
   constructor(status, error) {
     super(sentence(error?.message || `the server answered ${status}`));
     this.status = status;
-    this.field = error?.field || "";
+    this.field = (error?.field || "").replace(/\[.*/, ""); // of "seeds[3]", seeds
   }
 }
 
@@ -37,11 +38,11 @@ export function keepToken(token) {
 export const hasToken = () => Boolean(sessionStorage.getItem(TOKEN));
 
 export class Client {
-  /** ``onWait(seconds)`` is called each second while the server is busy, at last with 0. */
+  /** ``onWait(seconds, why)`` is called some times a second while it waits, at last with 0. */
   constructor(onWait) {
     this.onWait = onWait;
     this.notBefore = 0;
-    this.ticking = 0;
+    this.why = "";
   }
 
   /** {models, limits} */
@@ -60,12 +61,14 @@ export class Client {
   }
 
   async ask(path, options) {
-    for (;;) {
+    for (let lost = 0; ; ) {
       await this.untilFree(options.signal);
       const answer = await send(path, options);
-      // 503 with a time is a server that starts, or has lost a replica.
-      const wait = Number(answer.headers.get("Retry-After") || (answer.status === 429 ? 1 : 0));
-      if (!(wait > 0) || ![429, 503].includes(answer.status)) return read(answer);
+      const busy = answer.status === 429;
+      const wait = Number(answer.headers.get("Retry-After")) || (busy ? 1 : 0);
+      // 503 with a time: it starts, or has lost a replica; for some tries it is believed.
+      if (!wait || !(busy || (answer.status === 503 && ++lost <= LOST))) return read(answer);
+      this.why = busy ? "The server is busy." : (await read(answer).catch((error) => error)).message;
       this.notBefore = Math.max(this.notBefore, Date.now() + wait * 1000);
     }
   }
@@ -74,16 +77,16 @@ export class Client {
   async untilFree(signal) {
     while (Date.now() < this.notBefore) {
       signal?.throwIfAborted();
-      this.onWait(Math.ceil((this.notBefore - Date.now()) / 1000));
+      this.onWait(Math.ceil((this.notBefore - Date.now()) / 1000), this.why);
       await pause(Math.min(this.notBefore - Date.now(), 250), signal);
-      if (Date.now() >= this.notBefore) this.onWait(0);
+      if (Date.now() >= this.notBefore) this.onWait(0, "");
     }
   }
 }
 
 async function send(path, options) {
   const token = sessionStorage.getItem(TOKEN);
-  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const headers = { Accept: "application/json", ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   try {
     return await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {

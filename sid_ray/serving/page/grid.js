@@ -63,19 +63,18 @@ export class PaneView {
   /** Title and figures, as far as they are known. */
   tell(busy) {
     const { pane } = this;
+    const batch = pane.batch > 1 ? `, batches of up to ${pane.batch}` : "";
     this.title.replaceChildren(
       element("span", { textContent: pane.name }),
-      element("small", { textContent: pane.effort }),
+      element("small", { textContent: `${pane.effort}${batch}` }),
     );
     this.list.setAttribute("aria-label", `${pane.name}: ${pane.seeds.length} places`);
     this.list.setAttribute("aria-busy", String(busy));
     this.figures.replaceChildren();
     if (!pane.made) return;
-    const batches = [...pane.batches].sort((a, b) => a - b);
-    const sizes = batches.length > 1 ? `${batches[0]} to ${batches.at(-1)}` : `${batches[0]}`;
     this.figures.append(
       element("b", { textContent: milliseconds(pane.networkMs / pane.made) }),
-      ` per image in the network, in batches of ${sizes}`,
+      " per image in the network",
     );
     if (!pane.wallMs) return;
     this.figures.append(
@@ -122,9 +121,10 @@ export class PaneView {
 }
 
 /** The columns that show all pictures at once as large as can be; where they would be too small,
- * as many as the width takes, and the page scrolls. Small images get whole screen pixels. */
+ * or no height is given, as many as the width takes, and the page scrolls. The pixels of small
+ * images are squares of whole pixels of the screen. */
 export function columnsFor(width, height, count, [rowsPixels, columnsPixels]) {
-  const least = width < 500 ? 72 : 104;
+  const least = width < 240 ? 72 : 96;
   const shape = rowsPixels / columnsPixels;
   const most = columnsPixels <= SMALL ? 288 : 512;
   const sized = (columns) => Math.floor((width - GAP * (columns - 1)) / columns);
@@ -142,7 +142,7 @@ export function columnsFor(width, height, count, [rowsPixels, columnsPixels]) {
     best = { columns, cell: Math.min(sized(columns), most) };
   }
   if (columnsPixels <= SMALL && best.cell >= 2 * columnsPixels) {
-    best.cell -= best.cell % columnsPixels;
+    best.cell -= ((best.cell * devicePixelRatio) % columnsPixels) / devicePixelRatio;
   }
   return best;
 }

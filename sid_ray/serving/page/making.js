@@ -22,7 +22,7 @@ export class Pane {
     this.steps = null; // as the server says
     this.networkMs = 0; // of all pictures together
     this.wallMs = 0;
-    this.batches = new Set();
+    this.batch = 0; // images of the largest batch of the network
   }
 
   get made() {
@@ -43,9 +43,9 @@ export class Pane {
 
   /** Takes what the server has made of the seeds at ``places``. */
   async take(answer, places) {
-    const perImage = (1000 * answer.seconds.network) / answer.batch;
+    const perImage = (1000 * answer.seconds.network) / answer.images.length;
     this.steps = answer.steps ?? this.steps;
-    this.batches.add(answer.batch);
+    this.batch = Math.max(this.batch, answer.batch);
     for (const [at, image] of answer.images.entries()) {
       const blob = new Blob([bytes(image.png)], { type: "image/png" });
       this.pictures[places[at]] = {

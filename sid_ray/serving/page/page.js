@@ -45,26 +45,40 @@ function openAddress() {
   const found = form.put(fromQuery(query));
   showErrors(found);
   if (query.has("seed") && !Object.keys(found).length) make(false);
+  else if (!views.length) preview();
+}
+
+/** Empty places, where nothing is made yet. */
+function preview() {
+  const state = fromForm();
+  if (form.models.length && !Object.keys(wrong(state)).length) layOut(state);
 }
 
 // Making --------------------------------------------------------------------------------------------
+
+/** Places for what is asked for, still empty. */
+function layOut(state) {
+  for (const view of views) view.pane.forget();
+  asked = state;
+  views = panesOf(state).map((pane) => new PaneView(pane, { open: enlarge, twin: mark }));
+  $("panes").className = views.length > 1 ? "two" : "";
+  $("panes").replaceChildren(...views.map(({ root }) => root));
+  $("ratio").hidden = state.mode !== "teacher";
+  $("ratio").textContent = "Generator and teacher at the same seeds.";
+  fitAll();
+}
 
 /** Begins anew with what the form says; ``link`` is whether it becomes the page's address. */
 function make(link) {
   const state = fromForm();
   const found = wrong(state);
   showErrors(found);
-  if (!form || Object.keys(found).length) return;
+  if (!form?.models.length || Object.keys(found).length) return;
   running?.abort();
-  for (const view of views) view.pane.forget();
-  asked = state;
   const query = `?${toQuery(state)}`;
   if (link && query !== location.search) history.pushState(null, "", query);
   document.title = `${form.chosen.map(({ name }) => name).join(", ")} · sid-ray`;
-  views = panesOf(state).map((pane) => new PaneView(pane, { open: enlarge, twin: mark }));
-  $("panes").className = views.length > 1 ? "two" : "";
-  $("panes").replaceChildren(...views.map(({ root }) => root));
-  fitAll();
+  layOut(state);
   if (link && phone.matches) $("pictures").scrollIntoView();
   goOn();
 }
@@ -135,13 +149,11 @@ function tell(busy) {
 /** Teacher against generator, in words. */
 function tellRatio() {
   const times = views.map(({ pane }) => pane.made && pane.networkMs / pane.made);
-  const both = asked.mode === "teacher" && times.every(Boolean);
-  $("ratio").hidden = !both;
-  if (!both) return;
+  if (asked.mode !== "teacher" || !times.every(Boolean)) return;
   const ratio = times[1] / times[0];
   $("ratio").textContent =
     `The teacher takes ${milliseconds(times[1])} per image, the generator ${milliseconds(times[0])}: ` +
-    `${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)} times as fast.`;
+    `${ratio >= 9.95 ? Math.round(ratio) : ratio.toFixed(1)} times as fast.`;
 }
 
 /** Shows or hides a button without losing the focus. */
@@ -170,9 +182,9 @@ function sayQuarters(done, all) {
   quarter = now;
 }
 
-function waited(seconds) {
+function waited(seconds, why) {
   if (seconds) {
-    const words = `The server is busy. This goes on by itself in ${seconds} s.`;
+    const words = `${why} This goes on by itself in ${seconds} s.`;
     if (!$("state").classList.contains("waiting")) aloud(words);
     $("state").textContent = words;
   } else if (running) {
@@ -230,7 +242,7 @@ function fitAll() {
   if (!views.length || !place.clientWidth) return;
   const gap = phone.matches ? 12 : 32;
   const width = (place.clientWidth - gap * (views.length - 1)) / views.length;
-  const height = phone.matches ? innerHeight * 0.9 : innerHeight - place.offsetTop - 120;
+  const height = phone.matches ? 0 : innerHeight - place.offsetTop - 120;
   for (const view of views) view.fit(Math.floor(width), height);
 }
 
@@ -241,7 +253,9 @@ $("form").addEventListener("submit", (event) => {
   make(true);
 });
 $("form").addEventListener("change", (event) => {
-  if (["mode", "model", "other"].includes(event.target.name || event.target.id)) form.show();
+  if (!["mode", "model", "other"].includes(event.target.name || event.target.id)) return;
+  form.show();
+  if (!running && !made()) preview();
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
