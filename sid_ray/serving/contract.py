@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+
+SEED_MAX = 2**32 - 1
 
 Role = Literal["generator", "teacher"]
 ConditionKind = Literal["prompt", "class", "none"]
@@ -21,13 +23,19 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    images: int = Field(64, ge=1, le=1024)
+    images: Annotated[int, Field(ge=1, le=1024)] = 64
     """Images per request."""
-    prompt_chars: int = Field(2000, ge=1, le=20_000)
-    body_bytes: int = Field(65_536, ge=1024)
+    prompt_chars: Annotated[int, Field(ge=1, le=20_000)] = 2000
+    body_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """Bytes of a request's body."""
-    queued_images: int = Field(1024, ge=1)
+    queued_images: Annotated[int, Field(ge=1)] = 1024
     """Images of all requests that wait or are being made, per model; more are answered with 429."""
+    requests: Annotated[int, Field(ge=1)] = 256
+    """Requests of any kind that are being answered at once, per process that listens."""
+    body_s: Annotated[float, Field(gt=0)] = 10
+    """Seconds in which a body has to come."""
+    answer_s: Annotated[float, Field(gt=0)] = 300
+    """Seconds in which images have to be made."""
 
 
 class Teacher(BaseModel):
