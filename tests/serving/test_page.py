@@ -38,7 +38,12 @@ def visiting(browser, request):
     servers, contexts, visits = [], [], []
 
     def visit(
-        models=(EMOJI, DIGITS, *MODELS[2:]), limits=None, token="", delay_s=0.0, server=None, **context
+        models=(EMOJI, DIGITS, *MODELS[2:]),
+        limits=None,
+        token="",
+        delay_s=0.0,
+        server=None,
+        **context,
     ):
         if server is None:
             server = PageServer(SlowPainting(models, delay_s), limits, token)
@@ -73,7 +78,9 @@ def test_pictures_come_to_their_places(visiting):
     visit.one("#seed").fill("5")
     visit.one("#make").click()
     expect(visit.one(".picture")).to_have_count(11)
-    assert visit.one(".cell").evaluate_all("cells => cells.map(cell => cell.childElementCount)") == [
+    assert visit.one(".cell").evaluate_all(
+        "cells => cells.map(cell => cell.childElementCount)"
+    ) == [
         0,
         *[1] * 11,
     ]
@@ -134,13 +141,16 @@ def test_by_keyboard_alone(visiting):
     while visit.focused() != "make":
         press("Tab")
         seen.append(visit.focused())
-        assert visit.page.evaluate(
-            """() => {
+        assert (
+            visit.page.evaluate(
+                """() => {
                 const at = document.activeElement;
                 const shown = at.type === "radio" ? at.nextElementSibling : at;
                 return getComputedStyle(shown).outlineStyle;
             }"""
-        ) != "none", seen
+            )
+            != "none"
+        ), seen
         assert len(seen) < 30
     press("Enter")
     visit.wait_made()

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import logging
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -303,7 +304,7 @@ def test_the_page_and_its_files(client):
     for path, name in [("/", INDEX), *((f"/page/{name}", name) for name in found)]:
         response = client.get(path)
         assert response.content == found[name].content
-        assert response.headers["content-type"] == KINDS[name]
+        assert response.headers["content-type"] == KINDS[Path(name).suffix]
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
         assert response.headers["content-security-policy"].startswith("default-src 'self';")

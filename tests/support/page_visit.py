@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from sid_ray.serving.contract import BusyError, Limits, Painted, ServedModel, Wanted
 from sid_ray.serving.web import web_app
 from tests.support.fake_painting import MODELS, FakePainting
-from tests.support.s3_server import free_ports
+from tests.support.ray_head import free_ports
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -153,7 +153,7 @@ class Visit:
         return self.page.evaluate("document.activeElement.id || document.activeElement.className")
 
     def check_quiet(self, refused: bool) -> None:
-        """Nothing left the origin, nothing failed; with ``refused`` answers that say no are fine."""
+        """Nothing left the origin, nothing failed; with ``refused`` the server may say no."""
         answer = "Failed to load resource"
         assert [text for text in self.loud if not (refused and text.startswith(answer))] == []
         assert self.elsewhere == []
