@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from sid_ray.serving.contract import Limits, ServedModel, Wanted
+from sid_ray.serving.contract import Limits, LostError, ServedModel, Wanted
 from tests.support.fake_painting import DIGITS, EMOJI, MODELS, picture_of
 from tests.support.page_visit import PageServer, SlowPainting, Visit, chromium
 
@@ -123,6 +123,7 @@ def test_two_runs_at_the_same_seeds(visiting):
     visit.page.get_by_label("Two runs").check()
     visit.one("#prompt").fill("a blue car")
     visit.page.get_by_label("Class of the second run").select_option(label="7")
+    assert visit.words("#steps option >> nth=0") == "each run's own"
     visit.page.get_by_label("Steps").select_option("4")
     visit.make()
     assert visit.alts(0) == [f"Seed {n}, “a blue car”, emoji" for n in range(12)]
@@ -175,6 +176,13 @@ def test_by_keyboard_alone(visiting):
     assert visit.page.evaluate("document.activeElement.firstChild.alt").startswith("Seed 2,")
     press("Tab")  # all pictures are one stop
     assert visit.focused() != "picture"
+    asked = len(visit.painting.asked)
+    visit.one(".skip").focus()
+    press("Enter")
+    assert visit.focused() == "pictures"
+    press("Tab")
+    assert visit.focused() == "sheet"
+    assert len(visit.painting.asked) == asked
 
 
 @refuses
@@ -211,12 +219,36 @@ def test_a_busy_server_is_waited_for(visiting):
     visit.open()
     visit.painting.busy = 5
     visit.one("#make").click()
-    expect(visit.one("#state")).to_contain_text("The server is busy. This goes on by itself in 1 s")
-    expect(visit.one("#live")).to_contain_text("The server is busy")
+    words = "The server is busy. This goes on by itself in 1 s."
+    expect(visit.one("#state")).to_have_text(words)
+    expect(visit.one("#live")).to_have_text(words)
     visit.wait_made()
     assert visit.painting.busy == 0
     assert len(visit.alts()) == 12
     assert visit.one("#banner").is_hidden()
+
+
+@refuses
+def test_what_was_lost_is_asked_for_again(visiting):
+    """A replica that is killed has others beside it, or comes back."""
+    visit = visiting()
+    visit.open()
+    visit.painting.failure = LostError("the replica has ended")
+    visit.one("#make").click()
+    words = "The replica has ended. This goes on by itself in 1 s."
+    expect(visit.one("#state")).to_have_text(words)
+    visit.painting.failure = None
+    visit.wait_made()
+
+
+def test_a_server_without_runs_says_so(visiting):
+    visit = visiting(models=())
+    visit.open()
+    assert visit.words("#banner-text") == "This server has no run yet."
+    visit.painting.served["digits"] = DIGITS
+    visit.page.get_by_role("button", name="Try again").click()
+    visit.make()
+    assert visit.focused() == "make"
 
 
 @refuses

@@ -22,12 +22,14 @@ export class Gone extends Error {
   }
 }
 
-/** Of ``#token=`` in the address, which is taken from there: addresses are copied and kept. */
+/** Keeps the one of ``#token=`` in the address, which is taken from there: addresses are copied and
+ * kept. Returns whether there was one. */
 export function tokenFromAddress() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given === null) return;
+  if (given === null) return false;
   keepToken(given);
   history.replaceState(history.state, "", location.pathname + location.search);
+  return true;
 }
 
 /** For this tab alone, until it is closed. */

@@ -40,7 +40,8 @@ export class Form {
     this.conditions(first, second);
     const steps = [...new Set(this.chosen.flatMap((model) => model.steps))];
     $("steps-field").hidden = steps.length < 2;
-    fillSelect($("steps"), steps.map((number) => [String(number), String(number)]));
+    const own = second ? [["", "each run's own"]] : [];
+    fillSelect($("steps"), [...own, ...steps.map((number) => [String(number), String(number)])]);
   }
 
   /** What cannot be shown is not offered, and a line says why. */

@@ -17,7 +17,7 @@ export function element(tag, properties = {}, ...children) {
 }
 
 export class PaneView {
-  /** ``open(index)`` is called for the picture to be enlarged, ``twin(index)`` when one is
+  /** ``open(view, index)`` is called for the picture to be enlarged, ``twin(index)`` when one is
    * pointed at or has the focus, with null when no longer. */
   constructor(pane, { open, twin }) {
     this.pane = pane;
@@ -46,7 +46,7 @@ export class PaneView {
     });
     const button = element("button", { type: "button", className: "picture" }, image);
     button.tabIndex = this.buttons.some((other) => other?.tabIndex === 0) ? -1 : 0;
-    button.addEventListener("click", () => this.open(index));
+    button.addEventListener("click", () => this.open(this, index));
     button.addEventListener("focus", () => this.focusOn(index));
     for (const name of ["focus", "pointerenter"]) {
       button.addEventListener(name, () => this.twin(index));

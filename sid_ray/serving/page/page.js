@@ -18,6 +18,7 @@ let form = null; // once the server has said what it serves
 let limits = null;
 let asked = null; // the state that the pictures are of
 let views = [];
+let address = null; // its query
 let running = null; // AbortController
 let again = start; // what "Try again" does
 
@@ -34,9 +35,9 @@ async function start() {
     failed(error, start);
     return;
   }
-  $("token-form").hidden = true;
   say("Nothing is made yet.", false);
-  openAddress();
+  if (form.models.length) openAddress();
+  else failed(new Refused(0, { message: "this server has no run yet" }), start);
 }
 
 /** Shows what the address says; pictures where it names seeds. */
@@ -77,6 +78,7 @@ function make(link) {
   running?.abort();
   const query = `?${toQuery(state)}`;
   if (link && query !== location.search) history.pushState(null, "", query);
+  address = location.search;
   document.title = `${form.chosen.map(({ name }) => name).join(", ")} · sid-ray`;
   layOut(state);
   if (link && phone.matches) $("pictures").scrollIntoView();
@@ -156,11 +158,16 @@ function tellRatio() {
     `${ratio >= 9.95 ? Math.round(ratio) : ratio.toFixed(1)} times as fast.`;
 }
 
-/** Shows or hides a button without losing the focus. */
 function swap(button, shown) {
-  const had = document.activeElement === button;
-  button.hidden = !shown;
-  if (had && !shown) $("make").focus();
+  if (shown) button.hidden = false;
+  else hideKeepingFocus(button);
+}
+
+/** The focus that was inside goes to where one makes images. */
+function hideKeepingFocus(part) {
+  const had = part.contains(document.activeElement);
+  part.hidden = true;
+  if (had) $("make").focus();
 }
 
 // Saying --------------------------------------------------------------------------------------------
@@ -222,13 +229,12 @@ function failed(error, then) {
 }
 
 function hideBanner() {
-  $("banner").hidden = true;
+  hideKeepingFocus($("banner"));
 }
 
 // Looking -------------------------------------------------------------------------------------------
 
-function enlarge(index) {
-  const from = views.find(({ root }) => root.contains(document.activeElement)) ?? views[0];
+function enlarge(from, index) {
   viewer.open(views, from, index);
 }
 
@@ -276,14 +282,16 @@ $("token-form").addEventListener("submit", (event) => {
   keepToken($("token").value);
   $("token").value = "";
   showErrors({});
-  $("token-form").hidden = true;
+  hideKeepingFocus($("token-form"));
   again();
 });
 $("cancel").addEventListener("click", () => running?.abort());
 $("go-on").addEventListener("click", goOn);
 $("retry").addEventListener("click", () => again());
 $("sheet").addEventListener("click", () => saveSheet(views));
-addEventListener("popstate", () => form && openAddress());
+// Also the link to the pictures changes the address, and asks for nothing.
+addEventListener("popstate", () => form && location.search !== address && openAddress());
+addEventListener("hashchange", () => tokenFromAddress() && start());
 new ResizeObserver(fitAll).observe($("pictures"));
 
 tokenFromAddress();
