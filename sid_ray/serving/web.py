@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as RoutingException
 
@@ -84,7 +84,7 @@ def web_app(
         redirect_slashes=False,
     )
     app.add_middleware(Guards, limits=limits, token=token, hosts=hosts)
-    for kind in (Problem, RoutingException, HTTPException, BusyError, LostError, UserError):
+    for kind in (Problem, RoutingException, BusyError, LostError, UserError):
         app.add_exception_handler(kind, _told)
     app.include_router(_page())
     app.include_router(_interface(painting, limits, token))
@@ -134,7 +134,7 @@ def _page() -> APIRouter:
         return Response(found.content, headers=found.headers)
 
     @router.api_route("/healthz", methods=PAGE_METHODS, include_in_schema=False)
-    async def alive_head() -> Response:
+    async def alive() -> Response:
         return Response(AliveAnswer().json_bytes(), media_type=JSON)
 
     return router
@@ -175,29 +175,34 @@ def _interface(painting: Painting, limits: Limits, token: str) -> APIRouter:
         "seeds; Sid-Ray-Model, Sid-Ray-Seeds and Server-Timing (in ms) are headers then.",
     )
     async def images(request: Request) -> Response:
-        started = time.perf_counter()
-        media = answer_media(",".join(request.headers.getlist("accept")))
-        check_content(
-            request.headers.get("content-type", ""), request.headers.get("content-encoding", "")
-        )
-        asked = read_request(await request.body())
-        model, wanted = wanted_images(asked, await painting.models(), limits)
-        if media == PNG:
-            check_sheet(len(wanted), model.size)
-        painted = await while_connected(
-            request.receive, within(limits.answer_s, painting.paint(model.name, wanted))
-        )
-        if painted is None:
-            return Response(status_code=GONE)
-        if media == JSON:
-            total_s = time.perf_counter() - started
-            answer = images_answer(asked, model, wanted, painted, total_s)
-            return Response(answer.json_bytes(), media_type=JSON)
-        content = await asyncio.to_thread(picture, [made.png for made in painted])
-        headers = picture_headers(model, wanted, painted, time.perf_counter() - started)
-        return Response(content, headers=headers, media_type=PNG)
+        return await answer_images(request, painting, limits)
 
     return router
+
+
+async def answer_images(request: Request, painting: Painting, limits: Limits) -> Response:
+    """Of ``POST /v1/images``. Raises Problem, BusyError, LostError, UserError."""
+    started = time.perf_counter()
+    media = answer_media(",".join(request.headers.getlist("accept")))
+    check_content(
+        request.headers.get("content-type", ""), request.headers.get("content-encoding", "")
+    )
+    asked = read_request(await request.body())
+    model, wanted = wanted_images(asked, await painting.models(), limits)
+    if media == PNG:
+        check_sheet(len(wanted), model.size)
+    painted = await while_connected(
+        request.receive, within(limits.answer_s, painting.paint(model.name, wanted))
+    )
+    if painted is None:
+        return Response(status_code=GONE)
+    if media == JSON:
+        total_s = time.perf_counter() - started
+        answer = images_answer(asked, model, wanted, painted, total_s)
+        return Response(answer.json_bytes(), media_type=JSON)
+    content = await asyncio.to_thread(picture, [made.png for made in painted])
+    headers = picture_headers(model, wanted, painted, time.perf_counter() - started)
+    return Response(content, headers=headers, media_type=PNG)
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T | None:

@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import logging
-from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -20,7 +19,7 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation.pictures import pixel_scale, tile
 from sid_ray.serving.contract import BusyError, Limits, LostError
 from sid_ray.serving.guards import LOOPBACK_NAMES
-from sid_ray.serving.page_files import INDEX, KINDS, page_files
+from sid_ray.serving.page_files import INDEX, page_files
 from sid_ray.serving.reading import JSON, PNG, answer_media
 from sid_ray.serving.web import web_app
 from tests.support.fake_painting import DIGITS, EMOJI, MODELS, FakePainting, picture_of
@@ -304,7 +303,7 @@ def test_the_page_and_its_files(client):
     for path, name in [("/", INDEX), *((f"/page/{name}", name) for name in found)]:
         response = client.get(path)
         assert response.content == found[name].content
-        assert response.headers["content-type"] == KINDS[Path(name).suffix]
+        assert response.headers["content-type"] == found[name].kind
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
         assert response.headers["content-security-policy"].startswith("default-src 'self';")
@@ -424,7 +423,7 @@ fields = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=fields | anything | st.binary(max_size=200))
 def test_any_body_is_answered_or_refused_shortly(client, described, body):
     """And what is answered with images is what /openapi.json lets in."""
