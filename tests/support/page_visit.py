@@ -20,6 +20,7 @@ from tests.support.fake_painting import MODELS, FakePainting
 from tests.support.ray_head import free_ports
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+WAIT_MS = 20_000  # for what comes at once on a machine that is not busy
 
 
 class SlowPainting(FakePainting):
@@ -96,7 +97,8 @@ class Visit:
         self.painting = server.painting
         self.loud: list[str] = []
         self.elsewhere: list[str] = []
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(WAIT_MS)
+        expect.set_options(timeout=WAIT_MS)
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self.loud.append(str(error)))
         page.on("request", lambda request: self._see(request.url))
@@ -120,7 +122,7 @@ class Visit:
 
     def wait_made(self) -> None:
         """Until all that was asked for is there."""
-        expect(self.one("#sheet")).to_be_visible(timeout=10_000)
+        expect(self.one("#sheet")).to_be_visible()
         expect(self.one(".cell:empty")).to_have_count(0)
 
     def one(self, selector: str) -> Locator:

@@ -36,6 +36,7 @@ async function start() {
     return;
   }
   say("Nothing is made yet.", false);
+  $("form").hidden = false;
   if (form.models.length) openAddress();
   else failed(new Refused(0, { message: "this server has no run yet" }), start);
 }
@@ -167,7 +168,7 @@ function swap(button, shown) {
 function hideKeepingFocus(part) {
   const had = part.contains(document.activeElement);
   part.hidden = true;
-  if (had) $("make").focus();
+  if (had) ($("form").hidden ? $("pictures") : $("make")).focus();
 }
 
 // Saying --------------------------------------------------------------------------------------------
@@ -177,9 +178,9 @@ function say(words, busy) {
   $("state").classList.toggle("busy", busy);
 }
 
-/** To a screen reader. */
+/** To a screen reader, once. */
 function aloud(words) {
-  $("live").textContent = words;
+  if ($("live").textContent !== words) $("live").textContent = words;
 }
 
 let quarter = 0;
