@@ -89,6 +89,8 @@ def test_pictures_come_to_their_places(visiting):
     visit.painting.held.clear()
     visit.wait_made()
     assert visit.alts() == [f"Seed {seed}, “a red heart”, emoji" for seed in range(5, 17)]
+    stops = visit.one(".picture").evaluate_all("all => all.map(one => one.tabIndex)")
+    assert stops == [0, *[-1] * 11]  # though the first has come last
     prompt = EMOJI.examples[0]
     wanted = [Wanted("generator", seed, prompt, None, 1) for seed in range(5, 17)]
     assert visit.pixels() == [decoded(EMOJI, one, None) for one in wanted]

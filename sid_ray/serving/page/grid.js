@@ -28,6 +28,7 @@ export class PaneView {
     this.list.append(...this.cells);
     this.root = element("section", { className: "pane" }, this.title, this.figures, this.list);
     this.buttons = pane.seeds.map(() => null);
+    this.chosen = null;
     this.columns = 1;
     this.open = open;
     this.twin = twin;
@@ -45,15 +46,18 @@ export class PaneView {
       className: this.pixelated ? "pixels" : "",
     });
     const button = element("button", { type: "button", className: "picture" }, image);
-    button.tabIndex = this.buttons.some((other) => other?.tabIndex === 0) ? -1 : 0;
     button.addEventListener("click", () => this.open(this, index));
-    button.addEventListener("focus", () => this.focusOn(index));
+    button.addEventListener("focus", () => {
+      this.chosen = index;
+      this.setStop();
+    });
     for (const name of ["focus", "pointerenter"]) {
       button.addEventListener(name, () => this.twin(index));
     }
     for (const name of ["blur", "pointerleave"]) button.addEventListener(name, () => this.twin(null));
     this.buttons[index] = button;
     this.cells[index].replaceChildren(button);
+    this.setStop();
   }
 
   get pixelated() {
@@ -84,10 +88,10 @@ export class PaneView {
     );
   }
 
-  /** One place in the order of the Tab key: the picture that had the focus last. */
-  focusOn(index) {
-    for (const button of this.buttons) if (button) button.tabIndex = -1;
-    this.buttons[index].tabIndex = 0;
+  /** The Tab key stops once: at the picture that had the focus last, or else at the first. */
+  setStop() {
+    const stop = this.chosen ?? this.buttons.findIndex(Boolean);
+    for (const [at, button] of this.buttons.entries()) if (button) button.tabIndex = at === stop ? 0 : -1;
   }
 
   move(event) {
