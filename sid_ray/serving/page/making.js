@@ -105,7 +105,9 @@ export async function fill(panes, client, limits, signal, changed) {
 
 function bytes(base64) {
   const text = atob(base64);
-  return Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  const found = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index++) found[index] = text.charCodeAt(index);
+  return found;
 }
 
 /** Milliseconds as a person reads them. */
