@@ -13,7 +13,8 @@ export class Refused extends Error {
   }
 }
 
-const sentence = (words) => words[0].toUpperCase() + words.slice(1) + (/[.!?…]$/.test(words) ? "" : ".");
+const ended = (words) => (/[.!?…]$/.test(words) ? words : `${words}.`);
+const sentence = (words) => ended(words[0].toUpperCase() + words.slice(1));
 
 /** Nobody answers. */
 export class Gone extends Error {
@@ -70,7 +71,8 @@ export class Client {
       const wait = Number(answer.headers.get("Retry-After")) || (busy ? 1 : 0);
       // 503 with a time: it starts, or has lost a replica; for some tries it is believed.
       if (!wait || !(busy || (answer.status === 503 && ++lost <= LOST))) return read(answer);
-      this.why = busy ? "The server is busy." : (await read(answer).catch((error) => error)).message;
+      const refused = await read(answer).catch((error) => error);
+      this.why = busy ? "The server is busy." : refused.message;
       this.notBefore = Math.max(this.notBefore, Date.now() + wait * 1000);
     }
   }
@@ -88,7 +90,8 @@ export class Client {
 
 async function send(path, options) {
   const token = sessionStorage.getItem(TOKEN);
-  const headers = { Accept: "application/json", ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const bearer = token && { Authorization: `Bearer ${token}` };
+  const headers = { Accept: "application/json", ...options.headers, ...bearer };
   try {
     return await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {

@@ -1,10 +1,10 @@
-// The form: which fields a run has, what they offer, and what is wrong beside the field it is about.
+// The form: which fields a run has, what they offer, and what is wrong, beside the field.
 
 import { element } from "./grid.js";
-import { fromForm } from "./state.js";
+import { FIELDS, fromForm } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const ERRORS = ["token", "model", "other", "prompt", "class", "other-class", "seed", "count", "steps"];
+const ERRORS = ["token", ...FIELDS];
 /** Fields of a request by the control that they come from. */
 const CONTROLS = { seeds: "seed", network: "model", size: "model" };
 
@@ -94,7 +94,9 @@ export class Form {
       if (state[field] !== undefined) $(field).value = state[field];
     }
     this.show();
-    if (fromForm().mode !== state.mode) found.model ??= "This server cannot show that link's comparison.";
+    if (fromForm().mode !== state.mode) {
+      found.model ??= "This server cannot show that link's comparison.";
+    }
     for (const field of ["class", "other-class", "steps"]) {
       const value = state[field];
       if (value === undefined || $(field).closest("[hidden]")) {
@@ -144,11 +146,11 @@ function fillSelect(select, offers) {
 
 function facts(model) {
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
-  const scores = Object.entries(model.scores ?? {}).map(([name, value]) => `${name} ${number.format(value)}`);
+  const scores = Object.entries(model.scores ?? {});
   return [
     model.label,
     model.images_seen != null && `${model.images_seen.toLocaleString("en")} images seen`,
-    ...scores.slice(0, 2),
+    ...scores.slice(0, 2).map(([name, value]) => `${name} ${number.format(value)}`),
     model.base && `teacher ${model.base}`,
     model.licence,
   ]

@@ -54,7 +54,9 @@ export class PaneView {
     for (const name of ["focus", "pointerenter"]) {
       button.addEventListener(name, () => this.twin(index));
     }
-    for (const name of ["blur", "pointerleave"]) button.addEventListener(name, () => this.twin(null));
+    for (const name of ["blur", "pointerleave"]) {
+      button.addEventListener(name, () => this.twin(null));
+    }
     this.buttons[index] = button;
     this.cells[index].replaceChildren(button);
     this.setStop();
@@ -91,7 +93,9 @@ export class PaneView {
   /** The Tab key stops once: at the picture that had the focus last, or else at the first. */
   setStop() {
     const stop = this.chosen ?? this.buttons.findIndex(Boolean);
-    for (const [at, button] of this.buttons.entries()) if (button) button.tabIndex = at === stop ? 0 : -1;
+    for (const [at, button] of this.buttons.entries()) {
+      if (button) button.tabIndex = at === stop ? 0 : -1;
+    }
   }
 
   move(event) {

@@ -11,8 +11,8 @@ const FAST_MS = 400;
 /** What is to be made of one network, and what was.
  *
  * ``body`` is the request without its seeds, ``model`` the ServedModel; ``pictures`` has a place
- * for each seed: null until it is made, then {seed, url, says, networkMs}. ``place(index)`` is called
- * when one is.
+ * for each seed: null until it is made, then {seed, url, says, networkMs}. ``place(index)`` is
+ * called when one is.
  */
 export class Pane {
   constructor(model, body, seeds, besideTeacher) {
@@ -71,7 +71,7 @@ export class Pane {
   }
 }
 
-/** Makes what is missing. ``changed()`` is called after each answer. Raises what the client does. */
+/** Makes what is missing; ``changed()`` is called after each answer. Raises as the client does. */
 export async function fill(panes, client, limits, signal, changed) {
   for (const pane of panes) {
     const missing = [...pane.seeds.keys()].filter((index) => !pane.pictures[index]);

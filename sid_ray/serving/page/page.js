@@ -11,9 +11,10 @@ const $ = (id) => document.getElementById(id);
 const phone = matchMedia("(max-width: 759px)");
 
 const client = new Client(waited);
-const viewer = new Viewer(
-  (seed) => `${location.origin}${location.pathname}?${toQuery({ ...asked, seed: String(seed), count: "1" })}`,
-);
+const viewer = new Viewer((seed) => {
+  const query = toQuery({ ...asked, seed: String(seed), count: "1" });
+  return `${location.origin}${location.pathname}?${query}`;
+});
 let form = null; // once the server has said what it serves
 let limits = null;
 let asked = null; // the state that the pictures are of
@@ -22,10 +23,10 @@ let address = null; // its query
 let running = null; // AbortController
 let again = start; // what "Try again" does
 
-// Starting ------------------------------------------------------------------------------------------
+// Starting ----------------------------------------------------------------------------------------
 
 async function start() {
-  say("Loading", false);
+  say("Loading");
   hideBanner();
   try {
     const served = await client.models();
@@ -35,7 +36,7 @@ async function start() {
     failed(error, start);
     return;
   }
-  say("Nothing is made yet.", false);
+  say("Nothing is made yet.");
   $("form").hidden = false;
   if (form.models.length) openAddress();
   else failed(new Refused(0, { message: "this server has no run yet" }), start);
@@ -56,7 +57,7 @@ function preview() {
   if (form.models.length && !Object.keys(wrong(state)).length) layOut(state);
 }
 
-// Making --------------------------------------------------------------------------------------------
+// Making ------------------------------------------------------------------------------------------
 
 /** Places for what is asked for, still empty. */
 function layOut(state) {
@@ -88,12 +89,13 @@ function make(link) {
 
 function panesOf(state) {
   const [first, second] = form.chosen;
+  const steps = Number(state.steps);
   const body = (model, network, chosen) => ({
     model: model.name,
     network,
     ...(model.condition === "prompt" && { prompt: state.prompt }),
     ...(model.condition === "class" && chosen !== "" && { class: Number(chosen) }),
-    ...(network === "generator" && model.steps.includes(Number(state.steps)) && { steps: Number(state.steps) }),
+    ...(network === "generator" && model.steps.includes(steps) && { steps }),
   });
   const seeds = seedsOf(state);
   const pane = (...asks) => new Pane(asks[0], body(...asks), seeds, state.mode === "teacher");
@@ -139,8 +141,8 @@ function tell(busy) {
   $("progress").value = done / all;
   const seconds = views.reduce((sum, { pane }) => sum + pane.wallMs, 0);
   const ended = `${all} ${all === 1 ? "image" : "images"} in ${(seconds / 1000).toFixed(1)} s`;
-  if (busy || done < all) say(`${done} of ${all} images`, busy);
-  else say(ended, false);
+  if (busy || done < all) say(`${done} of ${all} images`);
+  else say(ended);
   if (busy) sayQuarters(done, all);
   swap($("cancel"), busy);
   swap($("go-on"), !busy && done < all && $("banner").hidden);
@@ -154,8 +156,9 @@ function tellRatio() {
   const times = views.map(({ pane }) => pane.made && pane.networkMs / pane.made);
   if (asked.mode !== "teacher" || !times.every(Boolean)) return;
   const ratio = times[1] / times[0];
+  const [generator, teacher] = times.map(milliseconds);
   $("ratio").textContent =
-    `The teacher takes ${milliseconds(times[1])} per image, the generator ${milliseconds(times[0])}: ` +
+    `The teacher takes ${teacher} per image, the generator ${generator}: ` +
     `${ratio >= 9.95 ? Math.round(ratio) : ratio.toFixed(1)} times as fast.`;
 }
 
@@ -171,11 +174,11 @@ function hideKeepingFocus(part) {
   if (had) ($("form").hidden ? $("pictures") : $("make")).focus();
 }
 
-// Saying --------------------------------------------------------------------------------------------
+// Saying ------------------------------------------------------------------------------------------
 
-function say(words, busy) {
+function say(words, waiting = false) {
   $("state").textContent = words;
-  $("state").classList.toggle("busy", busy);
+  $("state").classList.toggle("waiting", waiting);
 }
 
 /** To a screen reader, once. */
@@ -194,28 +197,27 @@ function waited(seconds, why) {
   if (seconds) {
     const words = `${why} This goes on by itself in ${seconds} s.`;
     if (!$("state").classList.contains("waiting")) aloud(words);
-    $("state").textContent = words;
+    say(words, true);
   } else if (running) {
-    say(`${made()} of ${total()} images`, true);
+    say(`${made()} of ${total()} images`);
   }
-  $("state").classList.toggle("waiting", seconds > 0);
 }
 
 /** Says what went wrong where it belongs, and what to do. */
 function failed(error, then) {
   if (error.name === "AbortError") {
     swap($("go-on"), true);
-    say(`Stopped after ${made()} of ${total()} images.`, false);
+    say(`Stopped after ${made()} of ${total()} images.`);
     aloud($("state").textContent);
     return;
   }
   again = then;
   swap($("go-on"), false);
-  if (!form) say("", false);
+  if (!form) say("");
   if (error instanceof Refused && error.status === 401) {
     $("token-form").hidden = false;
-    const words = hasToken() ? "The server does not take this token." : "This server asks for a token.";
-    showErrors({ token: words });
+    const refused = "The server does not take this token.";
+    showErrors({ token: hasToken() ? refused : "This server asks for a token." });
     return;
   }
   const second = views.length > 1 && views[0].pane.made === views[0].pane.seeds.length;
@@ -233,7 +235,7 @@ function hideBanner() {
   hideKeepingFocus($("banner"));
 }
 
-// Looking -------------------------------------------------------------------------------------------
+// Looking -----------------------------------------------------------------------------------------
 
 function enlarge(from, index) {
   viewer.open(views, from, index);
@@ -253,7 +255,7 @@ function fitAll() {
   for (const view of views) view.fit(Math.floor(width), height);
 }
 
-// Wiring --------------------------------------------------------------------------------------------
+// Wiring ------------------------------------------------------------------------------------------
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -5,7 +5,9 @@ const MOST_SEED = 2 ** 32 - 1;
 export const MOST_IMAGES = 256; // of one network, on this page
 
 /** Parts of the state that are in the address, by their name there, as text. */
-const FIELDS = ["model", "other", "prompt", "class", "other-class", "seed", "count", "steps"];
+export const FIELDS = [
+  "model", "other", "prompt", "class", "other-class", "seed", "count", "steps",
+];
 const NAMES = { count: "images", other: "with" };
 const named = (field) => NAMES[field] ?? field;
 

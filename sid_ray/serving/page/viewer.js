@@ -124,7 +124,8 @@ export async function saveSheet(views) {
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   const url = URL.createObjectURL(blob);
   const { seeds } = views[0].pane;
-  element("a", { href: url, download: fileName(views[0].pane, `seeds${seeds[0]}-${seeds.at(-1)}`) }).click();
+  const download = fileName(views[0].pane, `seeds${seeds[0]}-${seeds.at(-1)}`);
+  element("a", { href: url, download }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000); // the browser has begun to read it by then
 }
 
