@@ -1,8 +1,8 @@
 """What stands before every request: names of the server, the token, sizes and times.
 
-Plain ASGI without a library, so that it fits in front of anything. ``web_app`` wears it. Ray's
-HTTP proxy reads bodies ahead of its replicas, as many bytes as are sent: give it Guards too, by
-``HTTPOptions(middlewares=...)``, so that they are counted where they come in.
+Plain ASGI without a library, so that it fits in front of anything. ``web_app`` wears it. Ray
+Serve's HTTP proxy reads bodies ahead of its replicas, until one has answered; the proxy may wear
+Guards too (``HTTPOptions(middlewares=...)``).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Guards:
         hosts: Sequence[str] = LOOPBACK_NAMES,
     ):
         self.app, self.limits = app, limits
-        self.hosts = tuple(bare_name(host) for host in hosts)
+        self.hosts = tuple(dict.fromkeys(bare_name(host) for host in hosts))
         self._token = token.encode()
         self._under_way = 0
 

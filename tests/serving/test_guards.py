@@ -185,7 +185,7 @@ def test_requests_at_once_are_counted_and_counted_down():
         guards = Guards(slow, LIMITS)
         first = [asyncio.create_task(one(guards, "/v1/models")) for _ in range(2)]
         await asyncio.sleep(0)
-        third = await one(guards, "/v1/models")
+        third = await asyncio.wait_for(one(guards, "/v1/models"), 5)
         probe = asyncio.create_task(one(guards, "/healthz"))
         await asyncio.sleep(0)
         leave.set()
