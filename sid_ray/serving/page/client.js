@@ -2,7 +2,7 @@
 // the server's words.
 
 const TOKEN = "sid-ray-token";
-const LOST = 5; // tries
+const LOST = 5; // tries, each twice as long after the one before
 
 /** The server has refused: ``field`` names what of the request it is about, or is empty. */
 export class Refused extends Error {
@@ -73,7 +73,8 @@ export class Client {
       if (!wait || !(busy || (answer.status === 503 && ++lost <= LOST))) return read(answer);
       const refused = await read(answer).catch((error) => error);
       this.why = busy ? "The server is busy." : refused.message;
-      this.notBefore = Math.max(this.notBefore, Date.now() + wait * 1000);
+      const longer = busy ? 1 : 2 ** (lost - 1);
+      this.notBefore = Math.max(this.notBefore, Date.now() + wait * longer * 1000);
     }
   }
 
