@@ -1,6 +1,6 @@
 """``sid-ray export``: a generator as a folder that opens without sid_ray.
 
-DIR/                     a stock folder of diffusers, or a LoRA and a scheduler, or a loader
+DIR/                     a stock folder of diffusers, a LoRA and a scheduler, a loader, or a graph
 DIR/README.md, grid.png  the card and its picture
 DIR/sid_ray.json         how it was made and compared; the mark of a folder that may be replaced
 """
@@ -23,6 +23,7 @@ from sid_ray.checkpoint.model_card import plain_label
 from sid_ray.commands.export_options import ExportOptions
 from sid_ray.commands.generate import OneStepNetwork
 from sid_ray.denoisers.adapters import merged_weights
+from sid_ray.denoisers.codecs import Codec
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
@@ -30,8 +31,9 @@ from sid_ray.evaluation.records import results_in
 from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
 from sid_ray.evaluation.subject import Subject, find_subject
 from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
-from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
+from sid_ray.exporting.compared import NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
+from sid_ray.exporting.onnx_file import OnnxGraph
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
@@ -93,22 +95,36 @@ class Opened:
         description = self.generator.description
         if options.fuse and description.adapter is None:
             raise UserError(f"--fuse: {options.source} is a whole network, no adapter")
+        graph = options.format == "onnx"
+        self.fused = description.adapter is not None and (options.fuse or graph)
         self.description: ModelDescription = (
-            dataclasses.replace(description, adapter=None) if options.fuse else description
+            dataclasses.replace(description, adapter=None) if self.fused else description
         )
         self.prompts = list(options.texts()) if self.family.reads_text else []
-        self.kind: Kind = export_kind(self.description, self.generator.components, options)
+        if graph:
+            self.kind: Kind = OnnxGraph(self.description, lambda: self.codec, self.embeddings)
+        else:
+            self.kind = export_kind(self.description, self.generator.components, options)
 
     @cached_property
     def network(self) -> nn.Module:
         """Whole where its adapter is fused."""
         net, _ = load_model(self.generator.folder, base=self.generator.base)
-        if not self.options.fuse:
+        if not self.fused:
             return net
         plain = self.family.build(self.description.network)
         merged = merged_weights(net)
         plain.load_state_dict({name: merged[name] for name in plain.state_dict()})
         return plain.eval().requires_grad_(False)
+
+    @property
+    def codec(self) -> Codec:
+        return self.generator.codec
+
+    def embeddings(self) -> Tensor:
+        """Of the prompts, each once: [P, T, D]."""
+        found: Tensor = self.generator.text.embed(self.prompts)
+        return found
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -125,7 +141,7 @@ class Opened:
 
     def pixels(self, samples: Tensor) -> Tensor:
         """In [0, 1], float32."""
-        return (self.generator.codec.decode(samples) / 2 + 0.5).clip(0, 1).float()
+        return (self.codec.decode(samples) / 2 + 0.5).clip(0, 1).float()
 
     def write(self, folder: Path, scratch: Path) -> str:
         """Fills the folder; what is said of the comparison. Raises UserError, NotTheSameError."""
@@ -148,7 +164,7 @@ class Opened:
                 f"sid_ray's own images by at most {compared:.1e} of the range of pixels (float32, "
                 f"before they are rounded to 8 bits). {moved}"
             )
-        pictures = self.generator.codec.decode_uint8(samples)
+        pictures = self.codec.decode_uint8(samples)
         grid = tile(
             pictures, min(GRID_COLUMNS, len(pictures)), pixel_scale(pictures.shape[-1], 128)
         )
@@ -174,10 +190,10 @@ class Opened:
         ours = self.pixels(samples)
         theirs = theirs if self.kind.makes_pixels else self.pixels(theirs)
         found = largest_difference(theirs, ours)
-        if found > ROUNDING:
+        if found > self.kind.rounding:
             raise NotTheSameError(
                 f"images made of the export differ from sid_ray's own by {found:.1e} of the range "
-                f"of pixels, more than rounding ({ROUNDING:g})"
+                f"of pixels, more than rounding ({self.kind.rounding:g})"
             )
         return found
 

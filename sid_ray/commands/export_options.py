@@ -33,6 +33,9 @@ class ExportOptions:
     s3:// or hf://OWNER/REPO/PATH."""
     folder: Annotated[Path, Positional, arg(metavar="DIR")]
     """The folder to write. It appears whole or not at all."""
+    format: Literal["native", "onnx"] = "native"
+    """native writes what fits the network, as said above. onnx writes one graph, from noise (and
+    classes, or embeddings of prompts) to pixels, for ONNX Runtime; an adapter is fused first."""
     prompt: str = "a photo of a cat"
     """Text of the sample pictures, and of the lines in the card; | stands between several."""
     labels: str = ""
@@ -69,8 +72,20 @@ class ExportOptions:
             raise UserError(f"{self.folder}: an export goes to a folder on this machine's disk")
         check_folder(self.folder.absolute().parent, "the folder of DIR")
         self.numbers()
+        self.check_format()
         if not self.texts():
             raise UserError("--prompt is empty: the sample pictures need a text")
+
+    def check_format(self) -> None:
+        """Raises UserError for what a graph does not have."""
+        if self.format != "onnx":
+            return
+        given = {"dtype": self.dtype != "float32", "variant": self.variant}
+        given["only-network"] = self.only_network
+        for flag in (name for name, said in given.items() if said):
+            raise UserError(
+                f"--{flag} is for --format native: a graph is float32 and whole, leave it out"
+            )
 
     def numbers(self) -> tuple[Sequence[int], Sequence[int] | None]:
         """Seeds, and classes where some are named. Raises UserError."""

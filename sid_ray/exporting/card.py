@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.registry import family_of
 from sid_ray.exporting.stock_folder import SCHEDULER, Stock
 from sid_ray.storage.text_lines import lines_in
 from sid_ray.weights.address import parse_source
@@ -80,11 +81,13 @@ def card_of(story: Story, text: CardText) -> str:
 
 
 DIFFUSERS = ("pipeline", "network", "adapter")
+LIBRARIES = {"onnx": "onnx", "loader": "pytorch"} | dict.fromkeys(DIFFUSERS, "diffusers")
 
 
 def front_of_card(story: Story, kind: str) -> str:
-    lines = [f"library_name: {'diffusers' if kind in DIFFUSERS else 'pytorch'}"]
-    task = "text-to-image" if kind in DIFFUSERS else "unconditional-image-generation"
+    lines = [f"library_name: {LIBRARIES[kind]}"]
+    reads_text = family_of(story.description.family).reads_text
+    task = "text-to-image" if reads_text else "unconditional-image-generation"
     lines.append(f"pipeline_tag: {task}")
     if story.licence:
         lines.append(f"license: {json.dumps(story.licence)}")

@@ -24,7 +24,7 @@ from sid_ray.denoisers.stock import LOADERS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
 from sid_ray.exporting.card import CardText, Story, how_evaluated, loader_lines, pipeline_lines
-from sid_ray.exporting.compared import Exported, made_outside
+from sid_ray.exporting.compared import ROUNDING, Exported, made_outside
 from sid_ray.exporting.stock_folder import (
     INDEX,
     LORA,
@@ -92,10 +92,12 @@ class Kind(ABC):
     """Attributes:
     title: what the folder is, for a person.
     makes_pixels: whether ``made_outside`` returns pixels, not the network's own samples.
+    rounding: by which pixels in [0, 1] may differ from ours.
     """
 
     title: ClassVar[str]
     makes_pixels: ClassVar[bool] = True
+    rounding: ClassVar[float] = ROUNDING
 
     @abstractmethod
     def write(self, folder: Path, network: nn.Module) -> None:
