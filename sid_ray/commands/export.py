@@ -30,16 +30,19 @@ from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
 from sid_ray.evaluation.records import results_in
 from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
 from sid_ray.evaluation.subject import Subject, find_subject
-from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
+from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of, repository_of
 from sid_ray.exporting.compared import NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
 from sid_ray.exporting.onnx_file import OnnxGraph
+from sid_ray.exporting.stock_folder import INDEX
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
-from sid_ray.storage.places import in_words
+from sid_ray.storage.places import expanded, in_words
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
+from sid_ray.weights.address import source_label
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
@@ -63,6 +66,7 @@ def export(options: ExportOptions) -> int:
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
         ):
             said = opened.write(folder, Path(scratch))
+            check_in_the_way(target, options.force)  # again: others may have been here meanwhile
     except NotTheSameError as error:
         print(f"sid-ray: {error}; nothing is left in {options.folder}", file=sys.stderr)
         return 1
@@ -80,6 +84,19 @@ def check_in_the_way(target: Path, force: bool) -> None:
         raise UserError(f"{target} is there already and is no export: name another folder")
     if not force:
         raise UserError(f"{target} holds an export: name another folder, or give --force")
+
+
+def check_opens(base: str, notes: Mapping[str, object], advice: str) -> None:
+    """Raises UserError for a base that people cannot open with the card's lines."""
+    why = ""
+    if not base:
+        why = "the network does not say what its base is"
+    elif notes.get("lora"):
+        why = f"the base is {plain_label(base)} with a LoRA merged into it"
+    elif not repository_of(base) and not (is_path(base) and (expanded(base) / INDEX).is_file()):
+        why = f"the base, {source_label(base)}, is no folder of diffusers with a {INDEX}"
+    if why:
+        raise UserError(f"{why}, so nobody could open this export as its card says: {advice}")
 
 
 class Opened:
@@ -105,6 +122,9 @@ class Opened:
             self.kind: Kind = OnnxGraph(self.description, lambda: self.codec, self.embeddings)
         else:
             self.kind = export_kind(self.description, self.generator.components, options)
+        self.base = options.base or str(self.description.notes.get("teacher", ""))
+        if self.kind.without_base:
+            check_opens(self.base, self.description.notes, self.kind.without_base)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -202,16 +222,14 @@ class Opened:
 
     def story(self, compared: str) -> Story:
         config, subject = self.subject.config, self.subject
-        teacher = str(self.description.notes.get("teacher", ""))
-        base = self.options.base or teacher
         place = self.generator.base or self.generator.components.text
         label = plain_label(self.options.source)
         run = config.run_name if config else label
         name = label if label == run else f"{run}/{label}"
         return Story(
             name=name,
-            teacher=teacher,
-            base=base,
+            teacher=str(self.description.notes.get("teacher", "")),
+            base=self.base,
             licence=licence_of(place) if place is not None and place.is_dir() else "",
             command=shown_command(self.options, name),
             prompts=self.prompts,

@@ -98,7 +98,7 @@ class OnnxGraph(Kind):
             return torch.from_numpy(np.load(place / "images.npy"))
 
     def card(self, story: Story, name: str) -> CardText:
-        return CardText(how_run(self.description, story), lines_of(name, self.signature), "onnx")
+        return CardText(how_run(self.description, story), graph_lines(name, self.signature), "onnx")
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def write_graph(path: Path, whole: WholeGenerator) -> None:
     names = whole.signature.names
     given = whole.signature.example(TRACED)
     batch = torch.export.Dim("N", min=1, max=LARGEST_TRACED)
-    with quiet():
+    with hushed():
         try:
             traced = torch.export.export(
                 whole,
@@ -131,7 +131,7 @@ def write_graph(path: Path, whole: WholeGenerator) -> None:
             )
         except RuntimeError as error:  # of torch.export and of torch.onnx alike
             said = next((line for line in str(error).splitlines() if line.strip()), "no reason")
-            kind = type(getattr(whole.net, "unet", whole.net)).__name__
+            kind = type(whole.net).__name__
             raise UserError(
                 f"--format onnx: torch cannot trace this network ({kind}): {said:.200}"
             ) from error
@@ -158,7 +158,7 @@ def without_origins(model: Any) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """The exporter tells what it skips, by warnings and by the log: nothing for a person to do."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -193,7 +193,7 @@ def how_run(description: ModelDescription, story: Story) -> str:
     return told
 
 
-def lines_of(folder: str, signature: Signature) -> str:
+def graph_lines(folder: str, signature: Signature) -> str:
     """Python that makes a picture with ONNX Runtime and NumPy alone."""
     channels, height, width = signature.shape
     lines = [
