@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,8 +79,7 @@ class OnnxGraph(Kind):
             whole = WholeGenerator(network, self.description, self.signature, self.codec()).eval()
             write_graph(folder / GRAPH, whole)
         if self.signature.layout is not None:
-            rows = self.signature.text(self.prompts())
-            np.savez(folder / PROMPTS, **{name: value.numpy() for name, value in rows.items()})
+            save_arrays(folder / PROMPTS, self.signature.text(self.prompts()))
 
     def made_outside(
         self, folder: Path, scratch: Path, inputs: Inputs, prompts: Sequence[str]
@@ -88,7 +87,7 @@ class OnnxGraph(Kind):
         given = self.signature.inputs(inputs)
         with tempfile.TemporaryDirectory(dir=scratch) as named:
             place = Path(named)
-            np.savez(place / "inputs.npz", **{n: v.cpu().numpy() for n, v in given.items()})
+            save_arrays(place / "inputs.npz", given)
             asked = {
                 "graph": str(folder / GRAPH),
                 "inputs": str(place / "inputs.npz"),
@@ -99,6 +98,12 @@ class OnnxGraph(Kind):
 
     def card(self, story: Story, name: str) -> CardText:
         return CardText(how_run(self.description, story), graph_lines(name, self.signature), "onnx")
+
+
+def save_arrays(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file of NumPy with these by name. Raises OSError."""
+    arrays: Any = {name: value.cpu().numpy() for name, value in tensors.items()}
+    np.savez(path, **arrays)
 
 
 # Writing ------------------------------------------------------------------------------------------
