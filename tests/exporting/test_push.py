@@ -141,6 +141,27 @@ def test_a_card_names_repository_and_branch():
     assert card_on_hub("no lines", "cat", "me/pet", "main") == "no lines"
 
 
+@pytest.mark.parametrize(
+    ("lines", "moved"),
+    [
+        ('import sys\n\nfolder = "cat"\nload(folder)', "import sys\nIMPORT\nload(folder)"),
+        ('import x\n\nx("cat/model.onnx")', 'import x\nIMPORT\nx(f"{folder}/model.onnx")'),
+        (
+            'import x\n\nx.from_pretrained("cat/base")\nx.load_lora_weights("cat")\nx("cat")',
+            'import x\nIMPORT\nx.from_pretrained(f"{folder}/base")\n'
+            'x.load_lora_weights(folder)\nx("cat")',
+        ),
+    ],
+    ids=["loader", "graph", "adapter of pixels"],
+)  # fmt: skip
+def test_what_opens_files_reads_a_snapshot(lines, moved):
+    fetched = (
+        'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("me/pet")'
+    )
+    card = card_on_hub(f"```python\n{lines}\n```\n", "cat", "me/pet", "main")
+    assert card == f"```python\n{moved.replace('IMPORT', fetched)}\n```\n"
+
+
 def test_a_newer_export_replaces_an_older_one(hub, here, exported, capsys):
     """Files that it has no longer go, in the same commit; a person's own need --force."""
     assert push(exported, "hf://me/digits") == 0
