@@ -97,6 +97,12 @@ def test_a_class_that_was_drawn_is_told(client):
     assert answer["images"][0]["class"] == 7
 
 
+def test_the_first_number_of_steps_is_taken_where_none_is_named():
+    painting = FakePainting([EMOJI.model_copy(update={"steps": [4, 1]})])
+    answer = client_of(painting).post("/v1/images", json={"prompt": "x"}).json()
+    assert answer["steps"] == 4 and painting.asked[0][1][0].steps == 4
+
+
 def test_the_teacher_takes_its_own_steps(client):
     answer = client.post("/v1/images", json={"network": "teacher"}).json()
     assert answer["network"] == "teacher" and "steps" not in answer
