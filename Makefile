@@ -1,13 +1,14 @@
 # make quickstart   installs, distils a real teacher into a one-step generator, shows the result
 # make test         installs, runs the test suite
 # make quick        installs, runs the tests of what a run computes: under a minute
+# make browser      installs, tests the page of `sid-ray serve` in a headless Chromium of the machine
 # make lint         installs, checks style, types and import directions
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test quick lint format slow constraints clean
+.PHONY: quickstart test quick browser lint format slow constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -22,6 +23,9 @@ QUICK := $(addprefix tests/,test_architecture.py test_cli.py test_groups.py conf
 
 quick: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile $(QUICK)
+
+browser: $(INSTALLED)
+	$(BIN)/pytest -m browser tests/serving/test_page.py
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

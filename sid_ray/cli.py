@@ -122,6 +122,12 @@ LIST = (
         "commands.export:export",
     ),
     Command(
+        "push RUN_CHECKPOINT_OR_EXPORT hf://OWNER/REPO",
+        "the same into a repository of the Hugging Face hub",
+        "commands.push_options:PushOptions",
+        "commands.push:push",
+    ),
+    Command(
         "serve RUN [RUN ...] [--port 8000]",
         "a page and an HTTP interface in front of generators",
         "serving.options:ServeOptions",

@@ -8,7 +8,6 @@ DIR/sid_ray.json         how it was made and compared; the mark of a folder that
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 import tempfile
@@ -29,9 +28,19 @@ from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
 from sid_ray.evaluation.records import results_in
 from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
 from sid_ray.evaluation.subject import Subject, find_subject
-from sid_ray.exporting.card import CARD, GRID, Story, card_of, licence_of
+from sid_ray.exporting.card import (
+    CARD,
+    GRID,
+    Licence,
+    Story,
+    card_of,
+    licence_in,
+    licence_of,
+    repository_of,
+)
 from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
+from sid_ray.exporting.record import RECORD, write_export_record
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
@@ -41,8 +50,8 @@ from sid_ray.training.assemble import generation_of
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
+from sid_ray.weights.hub import card_at
 
-RECORD, FORMAT = "sid_ray.json", 1
 GRID_COLUMNS = 4
 
 
@@ -50,6 +59,20 @@ def export(options: ExportOptions) -> int:
     """Writes the folder; returns the exit code: 1 where it does not make the generator's images.
 
     Raises UserError.
+    """
+    try:
+        said = write_export(options)
+    except NotTheSameError as error:
+        print(f"sid-ray: {error}; nothing is left in {options.folder}", file=sys.stderr)
+        return 1
+    print(f"{options.folder}: {said}")
+    return 0
+
+
+def write_export(options: ExportOptions) -> str:
+    """Writes the folder; what it is, and what is said of the comparison.
+
+    Raises UserError, NotTheSameError.
     """
     target = options.folder.expanduser().absolute()
     check_in_the_way(target, options.force)
@@ -60,14 +83,9 @@ def export(options: ExportOptions) -> int:
             folder_moved_into_place(target) as folder,
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
         ):
-            said = opened.write(folder, Path(scratch))
-    except NotTheSameError as error:
-        print(f"sid-ray: {error}; nothing is left in {options.folder}", file=sys.stderr)
-        return 1
+            return f"{opened.kind.title}. {opened.write(folder, Path(scratch))}"
     except OSError as error:
         raise UserError(in_words(error)) from None
-    print(f"{options.folder}: {opened.kind.title}. {said}")
-    return 0
 
 
 def check_in_the_way(target: Path, force: bool) -> None:
@@ -155,15 +173,15 @@ class Opened:
         save_picture(grid, folder / GRID)
         story = self.story(said.strip())
         (folder / CARD).write_text(card_of(story, self.kind.card(story, self.options.folder.name)))
-        record = {
-            "format": FORMAT,
+        facts = {
+            "name": self.options.folder.name,
             "command": story.command,
             "weights_sha256": self.subject.sha256,
             "images_seen": self.subject.images_seen,
             "seeds": self.options.seeds,
             "largest_difference": compared,
         }
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        write_export_record(folder, facts)
         return said.strip()
 
     def compare(self, folder: Path, scratch: Path, samples: Tensor) -> float:
@@ -196,7 +214,7 @@ class Opened:
             name=name,
             teacher=teacher,
             base=base,
-            licence=licence_of(place) if place is not None and place.is_dir() else "",
+            licence=licence_of_base(base, place),
             command=shown_command(self.options, name),
             prompts=self.prompts,
             description=subject.description,
@@ -205,6 +223,13 @@ class Opened:
             scores=scores_to_tell(subject),
             compared=compared,
         )
+
+
+def licence_of_base(base: str, place: Path | None) -> Licence:
+    """What its card on the hub says, or the one in the folder that it lies in."""
+    if repository := repository_of(base):
+        return licence_in(card_at(base), repository)
+    return licence_of(place) if place is not None and place.is_dir() else Licence()
 
 
 def round_in_place(network: nn.Module, dtype: torch.dtype) -> None:
@@ -229,13 +254,9 @@ def scores_to_tell(subject: Subject) -> Mapping[str, float]:
 def shown_command(options: ExportOptions, source: str) -> str:
     """The command, without paths of this machine."""
     words = ["sid-ray", "export", source, options.folder.name]
-    for each in dataclasses.fields(options)[2:]:
-        value, flag = getattr(options, each.name), each.name.replace("_", "-")
-        if value == each.default or each.name in ("compared", "force"):
-            continue
-        words += [f"--{flag}"]
+    for flag, value in options.chosen().items():
+        private = flag in ("--vae", "--text-encoder", "--base")
+        words.append(flag)
         if not isinstance(value, bool):
-            words.append(
-                plain_label(value) if each.name in ("vae", "text_encoder", "base") else value
-            )
+            words.append(plain_label(value) if private else value)
     return shlex.join(words)

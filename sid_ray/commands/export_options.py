@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,13 @@ from sid_ray.storage.places import check_folder
 MOST_SEEDS = 64  # pictures of the sample, all of which are made twice
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Writes a generator as a folder that opens without sid_ray.
-
-    Text-to-image generators become a stock folder of diffusers, adapters a file for
-    load_lora_weights, EDM and EDM2 a safetensors file with a short loader. The folder holds a model
-    card with the lines that generate, and sample pictures. At the end the same seeds are made from
-    the folder, by a process without sid_ray, and compared: where they differ by more than rounding,
-    nothing is left. All is computed on the CPU.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ExportChoices:
+    """A generator, and how its export is made; wherever that goes."""
 
     source: Annotated[str, Positional, arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or a generator's weights: a path, https://,
     s3:// or hf://OWNER/REPO/PATH."""
-    folder: Annotated[Path, Positional, arg(metavar="DIR")]
-    """The folder to write. It appears whole or not at all."""
     prompt: str = "a photo of a cat"
     """Text of the sample pictures, and of the lines in the card; | stands between several."""
     labels: str = ""
@@ -60,14 +52,9 @@ class ExportOptions:
     it was distilled from."""
     compared: Annotated[bool, arg(name="check")] = True
     """Make the seeds from the folder and compare. It needs the memory of a second network."""
-    force: bool = False
-    """Replace an earlier export in DIR."""
 
     def check(self) -> None:
         """Raises UserError for what makes no sense, before anything is opened."""
-        if is_address(self.folder):
-            raise UserError(f"{self.folder}: an export goes to a folder on this machine's disk")
-        check_folder(self.folder.absolute().parent, "the folder of DIR")
         self.numbers()
         if not self.texts():
             raise UserError("--prompt is empty: the sample pictures need a text")
@@ -79,3 +66,36 @@ class ExportOptions:
 
     def texts(self) -> Sequence[str]:
         return typed_prompts(self.prompt)
+
+    def chosen(self) -> dict[str, str | bool]:
+        """How the folder is to be other than by default: values by their flags."""
+        fields = [each for each in dataclasses.fields(ExportChoices)[1:] if each.name != "compared"]
+        return {
+            f"--{each.name.replace('_', '-')}": getattr(self, each.name)
+            for each in fields
+            if getattr(self, each.name) != each.default
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ExportChoices):
+    """Writes a generator as a folder that opens without sid_ray.
+
+    Text-to-image generators become a stock folder of diffusers, adapters a file for
+    load_lora_weights, EDM and EDM2 a safetensors file with a short loader. The folder holds a model
+    card with the lines that generate, and sample pictures. At the end the same seeds are made from
+    the folder, by a process without sid_ray, and compared: where they differ by more than rounding,
+    nothing is left. All is computed on the CPU.
+    """
+
+    folder: Annotated[Path, Positional, arg(metavar="DIR")]
+    """The folder to write. It appears whole or not at all."""
+    force: bool = False
+    """Replace an earlier export in DIR."""
+
+    def check(self) -> None:
+        """Raises UserError for what makes no sense, before anything is opened."""
+        if is_address(self.folder):
+            raise UserError(f"{self.folder}: an export goes to a folder on this machine's disk")
+        check_folder(self.folder.absolute().parent, "the folder of DIR")
+        super().check()

@@ -106,6 +106,10 @@ class PreparedSource(DataSource):
             return index
         return torch.searchsorted(self._class_ends, index, right=True)
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.manifest.class_names
+
     def text(self, index: Tensor) -> Tensor | None:
         """Samples [B], in the order of the files -> embeddings [B, T, D]; reads their row groups.
 

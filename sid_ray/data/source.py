@@ -86,6 +86,11 @@ class DataSource:
         """Samples [B] -> class indices [B]."""
         return index if self.classes is None else self.classes[index]
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What the classes are called; empty where nobody says."""
+        return ()
+
     def one_hot(self, classes: Tensor) -> Tensor | None:
         """Class indices [B] -> [B, label_dim]; None without classes."""
         if not self.label_dim:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 MASTER, EXP_AVG, EXP_AVG_SQ = "master", "exp_avg", "exp_avg_sq"
 MOMENTS = (EXP_AVG, EXP_AVG_SQ)
 KINDS = (MASTER, *MOMENTS)
+SUMMED_AT_ONCE = 1 << 20  # elements, 4 MB: of small tensors, whatever one collective makes whole
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -114,31 +115,59 @@ def world() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def whole_tensor(
-    shape: Sequence[int], mine: Held | None, kind: str, device: torch.device
-) -> Tensor:
-    """One parameter out of all ranks' fragments, on every rank. A collective.
+class Wanted(NamedTuple):
+    """A whole parameter of one kind, and this rank's fragment of it."""
 
-    Fragments are added to zeros as integers of the same bits: a float sum would lose the sign of
-    -0.0.
+    shape: Sequence[int]
+    mine: Held | None
+    kind: str
+
+
+def made_whole(wanted: Iterable[Wanted], device: torch.device) -> Iterator[Tensor]:
+    """Parameters out of all ranks' fragments, in order, on every rank. A collective.
+
+    Several small ones are summed at once, and are views of one tensor: a collective takes longer
+    than their bytes do.
     """
-    whole = torch.zeros(prod(shape), dtype=torch.float32, device=device)
-    if mine is not None:
-        _, offset, length = mine.fragment
-        whole[offset : offset + length] = mine.values[kind]
+    together: list[Wanted] = []
+    elements = 0
+    for want in wanted:
+        size = prod(want.shape)
+        if together and elements + size > SUMMED_AT_ONCE:
+            yield from _summed(together, device)
+            together, elements = [], 0
+        together.append(want)
+        elements += size
+    if together:
+        yield from _summed(together, device)
+
+
+def _summed(wanted: Sequence[Wanted], device: torch.device) -> Iterator[Tensor]:
+    """Fragments are added to zeros as integers of the same bits: a float sum would lose the sign
+    of -0.0.
+    """
+    sizes = [prod(shape) for shape, _, _ in wanted]
+    flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+    parts = flat.split(sizes)
+    for whole, (_, mine, kind) in zip(parts, wanted, strict=True):
+        if mine is not None:
+            _, offset, length = mine.fragment
+            whole[offset : offset + length] = mine.values[kind]
     if world()[1] > 1:
-        torch.distributed.all_reduce(whole.view(torch.int32))
-    return whole.reshape(tuple(shape))
+        torch.distributed.all_reduce(flat.view(torch.int32))
+    for whole, (shape, _, _) in zip(parts, wanted, strict=True):
+        yield whole.view(tuple(shape))
 
 
 def whole_tensors(
     shapes: Shapes, owned: Iterable[Held], kinds: Sequence[str], device: torch.device
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """(name, kind, whole tensor), one at a time, on every rank. A collective."""
+    """(name, kind, whole tensor), few at a time, on every rank. A collective."""
     mine = {held.fragment.name: held for held in owned}
-    for name, shape in shapes.items():
-        for kind in kinds:
-            yield name, kind, whole_tensor(shape, mine.get(name), kind, device)
+    asked = [(name, kind) for name in shapes for kind in kinds]
+    wanted = (Wanted(shapes[name], mine.get(name), kind) for name, kind in asked)
+    for (name, kind), whole in zip(asked, made_whole(wanted, device), strict=True):
+        yield name, kind, whole
 
 
 class ShardedAverage(nn.Module):
@@ -165,13 +194,13 @@ class ShardedAverage(nn.Module):
         return [Held(fragment, {MASTER: part.data}) for fragment, part in pairs]
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the network's state, one at a time, on every rank. A collective."""
+        """(name, tensor) of the network's state, few at a time, on every rank. A collective."""
         mine = {held.fragment.name: held for held in self.held()}
+        sharded = (name for name in self.names if name not in self.fixed)
+        wanted = (Wanted(self.shapes[name], mine.get(name), MASTER) for name in sharded)
+        wholes = made_whole(wanted, self.device)
         for name in self.names:
-            if name in self.fixed:
-                yield name, self.fixed[name]
-            else:
-                yield name, whole_tensor(self.shapes[name], mine.get(name), MASTER, self.device)
+            yield name, self.fixed[name] if name in self.fixed else next(wholes)
 
 
 def whole_state(average: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -239,10 +239,12 @@ def conditions(source: DataSource, prompts: Sequence[str]) -> tuple[DataSource, 
 
 
 def class_words(source: DataSource, index: Tensor) -> list[str]:
-    """'class 3' of each sample; empty where there are no classes."""
+    """Each sample's class by its name, or as 'class 3'; empty where there are no classes."""
     if not source.label_dim:
         return [""] * len(index)
-    return [f"class {number}" for number in source.labels(index).tolist()]
+    names = source.class_names
+    numbers = source.labels(index).tolist()
+    return [names[number] if number < len(names) else f"class {number}" for number in numbers]
 
 
 def by_image(metrics: Sequence[str]) -> list[str]:

@@ -8,14 +8,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.exporting.stock_folder import SCHEDULER, Stock
-from sid_ray.storage.text_lines import lines_in
-from sid_ray.weights.address import parse_source
+from sid_ray.weights.address import HubFile, parse_source
 from sid_ray.weights.description import ModelDescription
 
 CARD, GRID = "README.md", "grid.png"
+HUB = "https://huggingface.co"
+FENCE, FOLDER = "```python\n", "folder = "
+
+
+@dataclass(frozen=True)
+class Licence:
+    """As front matter names one: ``name`` and ``link`` say which where it is "other"."""
+
+    licence: str = ""
+    name: str = ""
+    link: str = ""
+
+    def lines(self) -> list[str]:
+        """Of front matter."""
+        said = {"license": self.licence, "license_name": self.name, "license_link": self.link}
+        return [f"{field}: {json.dumps(value)}" for field, value in said.items() if value]
+
+    def __str__(self) -> str:
+        return self.name or self.licence
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Story:
         name: of the run, or of the folder.
         teacher: source of what it was distilled from; empty where that is not known.
         base: of an adapter, and of a network alone, the source that people load; else the teacher.
-        licence: that the base's own card names; empty where it names none.
+        licence: that the base's own card names.
         command: that wrote the folder.
         description: of the generator.
         config: of its run; None for a generator of no run.
@@ -36,7 +56,7 @@ class Story:
     name: str
     teacher: str
     base: str
-    licence: str
+    licence: Licence
     command: str
     prompts: Sequence[str]
     description: ModelDescription
@@ -63,7 +83,7 @@ def card_of(story: Story, text: CardText) -> str:
         f"# {story.name}",
         f"![Pictures of seeds]({GRID})",
         text.told,
-        f"```python\n{text.lines}```",
+        f"{FENCE}{text.lines}```",
     ]
     if story.config is not None:
         made = making(story.config, story.description, story.images_seen)
@@ -71,7 +91,8 @@ def card_of(story: Story, text: CardText) -> str:
         parts.append("## How good it is\n\n" + quality(story.config, story.scores))
     elif story.teacher:
         parts.append(f"## How it was made\n\nDistilled from `{plain_label(story.teacher)}`.")
-    licence = f"The base's licence, `{story.licence}`," if story.licence else "The base's licence"
+    name = str(story.licence)
+    licence = f"The base's licence, `{name}`," if name else "The base's licence"
     parts.append(
         f"## Licence and file\n\n{licence} applies to the weights. Exported by\n\n"
         f"```\n{story.command}\n```\n\n{story.compared}"
@@ -86,8 +107,7 @@ def front_of_card(story: Story, kind: str) -> str:
     lines = [f"library_name: {'diffusers' if kind in DIFFUSERS else 'pytorch'}"]
     task = "text-to-image" if kind in DIFFUSERS else "unconditional-image-generation"
     lines.append(f"pipeline_tag: {task}")
-    if story.licence:
-        lines.append(f"license: {json.dumps(story.licence)}")
+    lines += story.licence.lines()
     if repository := repository_of(story.base):
         lines.append(f"base_model: {repository}")
         if kind in DIFFUSERS:
@@ -106,17 +126,61 @@ def repository_of(source: str) -> str:
     return f"{owner}/{rest.split('/')[0].split('@')[0]}"
 
 
-def licence_of(folder: Path) -> str:
-    """What the front matter of a folder's own card says of its licence; empty for nothing."""
+def licence_of(folder: Path) -> Licence:
+    """What a folder's own card says of its licence."""
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
+        return licence_in((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""
-    for line in lines_in(text.partition("---")[2].partition("\n---")[0]):
-        name, _, value = line.partition(":")
-        if name.strip() == "license":
-            return value.strip().strip("'\"")[:100]
-    return ""
+        return Licence()
+
+
+def licence_in(card: str, repository: str = "") -> Licence:
+    """What a card says; a link into its own repository on the hub becomes a whole address."""
+    found = fields_in_front(card)
+    said = {name: found.get(f"license{name}") for name in ("", "_name", "_link")}
+    licence, name, link = (value[:200] if isinstance(value, str) else "" for value in said.values())
+    if link and "://" not in link:
+        link = f"{HUB}/{repository}/blob/main/{link}" if repository else ""
+    return Licence(licence, name, link) if licence else Licence()
+
+
+def fields_in_front(card: str) -> dict[str, Any]:
+    """A card's front matter; nothing where it is none."""
+    if not card.startswith("---"):
+        return {}
+    try:
+        found = yaml.safe_load(card[3:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def base_opened(source: str) -> str:
+    """The arguments that open a base: its repository and revision on the hub, or its plain name."""
+    repository = repository_of(source)
+    if not repository:
+        return quoted(plain_label(source))
+    hub = HubFile.parse(parse_source(source).location)
+    return arguments_of_hub(repository, hub.revision)
+
+
+def arguments_of_hub(repository: str, revision: str) -> str:
+    return quoted(repository) + ("" if revision == "main" else f", revision={quoted(revision)}")
+
+
+def card_on_hub(card: str, name: str, repository: str, branch: str) -> str:
+    """A card whose lines open ``repository`` in place of the folder that is called ``name``."""
+    head, begin, rest = card.partition(FENCE)
+    lines, end, tail = rest.partition("\n```")
+    place = arguments_of_hub(repository, branch)
+    if FOLDER + quoted(name) in lines:  # a loader reads a folder on a disk
+        place = f"snapshot_download({place})"
+        imported = "from huggingface_hub import snapshot_download"
+        lines = lines.replace("import sys\n", f"import sys\n\n{imported}\n", 1)
+        lines = lines.replace(FOLDER + quoted(name), FOLDER + place)
+    for call in ("from_pretrained(", "load_lora_weights("):
+        lines = lines.replace(call + quoted(name), call + place)
+    return head + begin + lines + end + tail
 
 
 # The lines that generate --------------------------------------------------------------------------
@@ -124,7 +188,8 @@ def licence_of(folder: Path) -> str:
 
 def pipeline_lines(folder: str, stock: Stock, prompt: str, kind: str, base: str) -> str:
     """Python that makes a picture with diffusers alone. ``folder`` is the export's, as it is found
-    from where the lines run, ``base`` what an adapter or a network alone is loaded into.
+    from where the lines run, ``base`` the arguments that open
+    what an adapter or a network alone is loaded into.
     """
     given = arguments_line(stock.call)
     drawn = []
@@ -166,7 +231,7 @@ def opening_lines(folder: str, stock: Stock, kind: str, base: str) -> list[str]:
     if alone:
         lines.append(f'{part} = {network}.from_pretrained({inside}"{part}", {dtype})')
         given += f", {part}={part}"
-    lines.append(f"pipe = DiffusionPipeline.from_pretrained({quoted(base)}, {given}, {whole})")
+    lines.append(f"pipe = DiffusionPipeline.from_pretrained({base}, {given}, {whole})")
     return lines if alone else [*lines, f"pipe.load_lora_weights({quoted(folder)})"]
 
 
@@ -204,10 +269,12 @@ def loader_lines(
     )
     lines = [
         "import sys",
-        f"sys.path.insert(0, {quoted(folder)})",
+        "",
+        FOLDER + quoted(folder),
+        "sys.path.insert(0, folder)",
         f"from {Path(loader).stem} import load, save_grid",
         "",
-        f"generator = load({quoted(folder)})",
+        "generator = load(folder)",
         f"images = generator.sample(seeds=range(16){labels})",
         'save_grid(images, "images.png")',
     ]

@@ -23,7 +23,14 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.denoisers.stock import LOADERS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
-from sid_ray.exporting.card import CardText, Story, how_evaluated, loader_lines, pipeline_lines
+from sid_ray.exporting.card import (
+    CardText,
+    Story,
+    base_opened,
+    how_evaluated,
+    loader_lines,
+    pipeline_lines,
+)
 from sid_ray.exporting.compared import Exported, made_outside
 from sid_ray.exporting.stock_folder import (
     INDEX,
@@ -148,7 +155,7 @@ class Pipeline(Kind):
         return made_outside(exported, given, scratch)
 
     def card(self, story: Story, name: str) -> CardText:
-        base = plain_label(story.base)
+        base = base_opened(story.base)
         lines = pipeline_lines(name, self.stock, story.prompts[0], self.relation, base)
         told = how_evaluated(self.stock)
         if self.stored.variant:

@@ -35,6 +35,7 @@ from sid_ray.weights.description import Components, ModelDescription, write_safe
 INDEX, CONFIG = "model_index.json", "config.json"
 SCHEDULER = "scheduler"
 STEM = "diffusion_pytorch_model"
+LOADED_FROM = ("_name_or_path", "name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
 TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "spiece.model", "tokenizer.json",
@@ -148,7 +149,7 @@ def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {})
 
     ``defaults`` are put into a config that does not say them, where they are not None.
     """
-    own = json_object(source / CONFIG)
+    own = without_origin(json_object(source / CONFIG))
     config = {name: value for name, value in defaults.items() if value is not None} | own
     files, variant = weight_files(source)
     if variant or any(file.suffix != ".safetensors" for file in files):
@@ -164,8 +165,15 @@ def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {})
 def copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
+        if name == "tokenizer_config.json" and (source / name).is_file():
+            write_json(target / name, without_origin(json_object(source / name)))
+        elif (source / name).is_file():
             shutil.copyfile(source / name, target / name)  # people edit them
+
+
+def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the place that it was loaded from, which may be a path of this machine."""
+    return {name: value for name, value in config.items() if name not in LOADED_FROM}
 
 
 def bare_names(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import PurePath
 
 INDEX = "index.html"
 KINDS = {
-    INDEX: "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 
 
@@ -30,11 +32,11 @@ class PageFile:
 
 def page_files() -> dict[str, PageFile]:
     """All of them that the package has, by name."""
-    folder = resources.files("sid_ray.serving") / "page"
     found = {}
-    for name, kind in KINDS.items():
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
+    for file in (resources.files("sid_ray.serving") / "page").iterdir():
+        kind = KINDS.get(PurePath(file.name).suffix)
+        if kind is not None:
+            content = file.read_bytes()
             tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-            found[name] = PageFile(content, kind, tag)
+            found[file.name] = PageFile(content, kind, tag)
     return found

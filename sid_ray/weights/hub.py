@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sid_ray.errors import UserError
 from sid_ray.storage.cache import file_sha256
 from sid_ray.storage.places import one_line
-from sid_ray.weights.address import HubFile, WeightSource, check_sha256
+from sid_ray.weights.address import HubFile, WeightSource, check_sha256, parse_source
 
 
 def fetch_from_hub(
@@ -50,29 +50,47 @@ def fetch_from_hub(
     return path
 
 
-def with_timeouts() -> None:
-    """Questions of this process to the hub end: left alone, the library waits for ever for some."""
-    from huggingface_hub import get_session
+def with_timeouts(wait_s: float | None = None) -> None:
+    """Questions of this process to the hub end: left alone, the library waits for ever for some.
 
+    ``wait_s`` for each piece of an answer, or of what is sent; None for the library's own number.
+    """
+    from huggingface_hub import constants, get_session
+
+    limit = functools.partial(
+        limit_wait, constants.HF_HUB_ETAG_TIMEOUT if wait_s is None else wait_s
+    )
     client = get_session()
     hooks = client.event_hooks
-    if limit_wait not in hooks["request"]:
-        client.event_hooks = {**hooks, "request": [*hooks["request"], limit_wait]}
+    others = [hook for hook in hooks["request"] if getattr(hook, "func", None) is not limit_wait]
+    client.event_hooks = {**hooks, "request": [*others, limit]}
 
 
-def limit_wait(request: Any) -> None:
-    """Gives a request of httpx the library's timeout where it has none."""
-    from huggingface_hub import constants
-
+def limit_wait(wait_s: float, request: Any) -> None:
+    """Gives a request of httpx a timeout where it has none."""
     limits = request.extensions.get("timeout", {})
     named = {name: limits.get(name) for name in ("connect", "read", "write", "pool")}
     request.extensions["timeout"] = {
-        name: constants.HF_HUB_ETAG_TIMEOUT if value is None else value
-        for name, value in named.items()
+        name: wait_s if value is None else value for name, value in named.items()
     }
 
 
-@cache
+def card_at(source: str) -> str:
+    """The README.md of an hf:// source's repository; empty where there is none, and where the hub
+    cannot be asked.
+    """
+    from huggingface_hub import hf_hub_download
+
+    hub = HubFile.parse(parse_source(source).location)
+    with contextlib.suppress(Exception), hub_failures(hub, source):
+        with_timeouts()
+        return Path(hf_hub_download(hub.repo, "README.md", revision=hub.revision)).read_text(
+            "utf-8"
+        )
+    return ""
+
+
+@functools.cache
 def sha256_of(path: Path, size: int, changed_ns: int) -> str:
     """The checksum of a file, computed once in a process."""
     return file_sha256(path)
@@ -120,14 +138,20 @@ def hub_failures(hub: HubFile, label: str) -> Iterator[None]:
         raise UserError(one_line(what_failed(hub, label, error))) from None
 
 
-def what_failed(hub: HubFile, label: str, error: Exception) -> str:
-    from huggingface_hub import constants, errors
-
+def causes(error: BaseException) -> list[BaseException]:
+    """An error, and what it was raised from."""
     chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in chain:
         chain.append(at)
         at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    return chain
+
+
+def what_failed(hub: HubFile, label: str, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    chain = causes(error)
 
     def is_a(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)

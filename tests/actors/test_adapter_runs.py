@@ -23,7 +23,7 @@ from sid_ray.weights.base import BASE
 from tests.commands.test_distill import assert_same_checkpoint, last_checkpoint
 from tests.support.checkpoints import newest_whole, read_manifest, verify
 from tests.support.distill_runs import PATIENCE_S, finish, processes_end, start
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BATCH, EVERY, IMAGES = 64, 192, 768

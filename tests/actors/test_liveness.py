@@ -9,7 +9,7 @@ import pytest
 from benchmarks.local_cluster import LocalCluster
 from sid_ray.actors import liveness
 from sid_ray.actors.liveness import driver_is_gone
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 LEASE = {"node": "n1", "job": "01"}
 

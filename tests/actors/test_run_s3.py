@@ -27,7 +27,7 @@ from sid_ray.storage.store import Store
 from sid_ray.weights.sources import ASSETS
 from tests.support.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.support.s3_server import s3_server
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES, EVERY = 3840, 640

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.distill_runs import PATIENCE_S, hear_ctrl_c
 from tests.support.mlflow_server import mlflow_server
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AWAY_S = float(os.environ.get("SID_RAY_TEST_AWAY_S", "60"))

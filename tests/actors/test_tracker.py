@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sid_ray.actors.tracker import Tracker
-from tests.support.tracking import target, wait_for
+from tests.support.tracking import target
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from sid_ray.checkpoint.find import newest_listed
 from sid_ray.run_folder import read_record
 from sid_ray.storage.store import Store
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow  # two Rays at once; test_api.py asks the same of a stand-in driver
 PATIENCE_S = 280

@@ -21,7 +21,9 @@ from sid_ray.commands.gallery import chosen_evaluation, evenly, kept_sheets, sco
 from sid_ray.commands.gallery_options import GalleryOptions
 from sid_ray.commands.gallery_page import Frame, Gallery, data_uri, gallery_page
 from sid_ray.config.distill_config import DistillConfig, replace
+from sid_ray.config.sections import DataConfig
 from sid_ray.data.digits import load_digits
+from sid_ray.data.prepared import open_prepared
 from sid_ray.data.source import DataSource
 from sid_ray.errors import UserError
 from sid_ray.evaluation import neighbours
@@ -38,6 +40,7 @@ from sid_ray.evaluation.neighbours import pictures_at
 from sid_ray.evaluation.pictures import tile
 from sid_ray.recipes.registry import recipe
 from sid_ray.storage.store import Store
+from tests.support.data_writer import write_set
 
 EARLIER = Path(__file__).parents[1] / "reference" / "run_before_the_map" / "run"
 NEWEST = "checkpoint_000000000352_000001-fd74e0"
@@ -253,6 +256,20 @@ def test_conditions_of_a_grid():
     own, titles, _ = conditions(told, ["a cat"])
     assert titles == ["a cat"] and own.captions(torch.zeros(1, dtype=torch.long)) == ["a cat"]
     assert conditions(DataSource((3, 16, 16)), ())[1] == [""]
+
+
+def test_classes_of_a_prepared_set_go_by_their_names(tmp_path):
+    store = Store.at(tmp_path / "set")
+    store.create()
+    columns = {"image": np.zeros((6, 3, 8, 8), np.uint8), "label": [0, 1, 2, 2, 1, 0]}
+    write_set(store, "images", [[6]], label_dim=3, **columns)
+    source = open_prepared(DataConfig(name="prepared", source=str(store)), (3, 8, 8))
+    assert conditions(source, ())[1] == ["class 0", "class 1", "class 2"]
+    names = ("cat", "dog", "owl")
+    named = dataclasses.replace(
+        source, manifest=dataclasses.replace(source.manifest, class_names=names)
+    )
+    assert conditions(named, ())[1] == list(names)
 
 
 def test_frames_are_evenly_apart():

@@ -19,7 +19,7 @@ from sid_ray.groups import GroupPlan
 from sid_ray.storage.store import Store
 from tests.support.data_writer import layout, numbered_images, numbers_of, png, write_set
 from tests.support.s3_server import s3_server
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 COUNT, ROWS = 500, 20
 COLUMNS = ("image", "label")

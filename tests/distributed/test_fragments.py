@@ -5,6 +5,7 @@ One start of the processes for each world size: 2 ranks write, 1, 2 and 3 read a
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from sid_ray.checkpoint import parts
 from sid_ray.checkpoint.manifest import MANIFEST, DamagedCheckpointError, Manifest
 from sid_ray.denoisers.edm2 import EDM2Denoiser
-from sid_ray.distributed import deepspeed_role
-from sid_ray.distributed.fragments import KINDS, Fragment, ShardedAverage
+from sid_ray.distributed import deepspeed_role, fragments
+from sid_ray.distributed.fragments import KINDS, MASTER, Fragment, Held, ShardedAverage
 from sid_ray.distributed.roles import AdamSettings
 from sid_ray.errors import UserError
 from sid_ray.tensor_files.stream import flat_slice, stream_safetensors
@@ -280,3 +281,22 @@ def test_streamed_files_are_safetensors_and_any_range_of_them_is_read(tmp_path):
                 assert torch.equal(flat_slice(file, "matrix", start, length), expected)
     with pytest.raises(ValueError, match="is not matrix's"):
         stream_safetensors(path, shapes, [("half", values["half"])] * 4)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 12, 1 << 20])
+def test_small_tensors_are_made_whole_together(monkeypatch, at_once):
+    """In their order, each once, by collectives of at most so many elements or of one tensor."""
+    shapes, sent = {"a": (2, 3), "b": (), "c": (4,), "d": (0,), "e": (5, 4)}, []
+    values = {name: torch.randn(shape) for name, shape in shapes.items()}
+    whole = {name: value.clone() for name, value in values.items()}
+    held = [Held(Fragment(k, 0, v.numel()), {MASTER: v.flatten()}) for k, v in values.items()]
+    monkeypatch.setattr(fragments, "SUMMED_AT_ONCE", at_once)
+    monkeypatch.setattr(fragments, "world", lambda: (0, 2))  # the other rank holds nothing
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: sent.append(len(flat)))
+    found = list(fragments.whole_tensors(shapes, held, (MASTER,), torch.device("cpu")))
+    assert [name for name, _, _ in found] == list(shapes)
+    for name, _, value in found:
+        assert torch.equal(value, whole[name]) and value.shape == whole[name].shape
+    assert sum(sent) == 6 + 1 + 4 + 0 + 20
+    assert all(size <= at_once or size in (6, 4, 20) for size in sent)
+    assert all(first + then > at_once for first, then in pairwise(sent))

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sid_ray.cli import exit_code_of
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.exporting import compared, kinds
-from sid_ray.exporting.card import licence_of, repository_of
+from sid_ray.exporting.card import Licence, base_opened, licence_in, licence_of, repository_of
+from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.networks import load_path
 from sid_ray.weights.sources import resolve_source
@@ -157,10 +159,40 @@ def test_teachers_and_addresses_are_refused(capsys):
 
 def test_what_a_base_says_of_itself(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: []\n---\nlicense: no\n")
-    assert licence_of(tmp_path) == "apache-2.0"
-    assert licence_of(tmp_path / "nowhere") == ""
+    assert licence_of(tmp_path) == Licence("apache-2.0")
+    assert licence_of(tmp_path / "nowhere") == Licence()
+    other = "---\nlicense: other\nlicense_name: flux-dev\nlicense_link: LICENSE.md\n---\n"
+    assert licence_in(other) == Licence("other", "flux-dev")
+    found = licence_in(other, "you/big")
+    assert found.lines()[2] == (
+        'license_link: "https://huggingface.co/you/big/blob/main/LICENSE.md"'
+    )
+    for rubbish in (
+        "",
+        "license: mit",
+        "---\n[\n---\n",
+        "---\nlicense: [a]\n---\n",
+        "---\n- a\n---",
+    ):
+        assert licence_in(rubbish) == Licence()
     assert repository_of("hf://owner/name@v1") == "owner/name"
     assert repository_of("builtin:emoji-teacher") == ""
+    assert base_opened("hf://owner/name") == '"owner/name"'
+    assert base_opened("hf://owner/name@v1") == '"owner/name", revision="v1"'
+    assert base_opened("/home/me/tune") == '"tune"'
+
+
+def test_nothing_says_where_a_base_was_loaded_from(tmp_path):
+    private = {"_name_or_path": "/home/me/base", "name_or_path": "/home/me/base", "kept": 1}
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (base / name).write_text(json.dumps(private))
+    save_file({"x": torch.ones(1)}, base / "diffusion_pytorch_model.safetensors")
+    copy_component(base, tmp_path / "part")
+    copy_tokenizer(base, tmp_path / "tokens")
+    for path in (tmp_path / "part" / "config.json", tmp_path / "tokens" / "tokenizer_config.json"):
+        assert json.loads(path.read_text()) == {"kept": 1}
 
 
 @pytest.mark.slow

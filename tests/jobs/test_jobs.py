@@ -29,7 +29,7 @@ from tests.support.checkpoints import newest_whole, read_manifest, verify
 from tests.support.mlflow_server import mlflow_server
 from tests.support.networks import TINY_EDM2, tiny_edm2
 from tests.support.ray_head import RAY, ray_head
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPOSITORY = Path(__file__).parents[2]

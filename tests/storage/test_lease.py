@@ -31,7 +31,7 @@ from sid_ray.storage.fence import OLD_LEASE, lease_name, newest_number, read_fen
 from sid_ray.storage.lease import LeaseLostError, only_lease
 from sid_ray.storage.store import Store
 from sid_ray.storage.waiting import newest_lease, place
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)

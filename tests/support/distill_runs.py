@@ -3,7 +3,8 @@
     python -m tests.support.distill_runs FOLDER
 
 Two Ray Train workers with DeepSpeed ZeRO-2 each time. They run in a process of their own, of which
-each part leaves NAME.json in FOLDER: what its commands printed, or how it failed.
+each part leaves NAME.json in FOLDER: what its commands printed, or how it failed. It waits beside
+them, so it loads nothing heavy and reads no weights.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from tests.support.checkpoints import newest_whole, read_manifest
-from tests.support.tracking import wait_for
+from sid_ray.storage.fence import MANIFEST, PREFIX
+from tests.support.waiting import wait_for
 
 IMAGES, CHECKPOINT_EVERY = 960, 192
 NEVER_REACHED = 20 * CHECKPOINT_EVERY  # as many images as checkpoints are kept
@@ -109,11 +110,16 @@ def disturbed(folder: Path) -> dict[str, Any]:
             os.killpg(process.pid, number)
             os.killpg(process.pid, number)
         out, err = processes_end(process, children)
-        seen = read_manifest(newest_whole(run)[0]).images_seen
+        seen = json.loads((newest_sealed(run) / MANIFEST).read_text())["images_seen"]
         run_id = json.loads((run / "run.json").read_text())["tracker_run_id"]
         found[how] = {"out": out, "err": err, "code": process.returncode, "run_id": run_id}
         found[how]["seen"] = seen
     return found
+
+
+def newest_sealed(run: Path) -> Path | None:
+    """The newest checkpoint with a manifest, which is written last."""
+    return max((path.parent for path in run.glob(f"{PREFIX}*/{MANIFEST}")), default=None)
 
 
 def newest_attempt(run: Path) -> str:
@@ -122,7 +128,7 @@ def newest_attempt(run: Path) -> str:
     A resumed run first uploads what the killed one had written to its local disk alone, under its
     own number; what was drawn for the start of the workers stays.
     """
-    newest = newest_whole(run)[0]
+    newest = newest_sealed(run)
     return newest.name.rpartition("-")[2] if newest else ""
 
 

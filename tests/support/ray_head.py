@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 RAY = str(Path(sys.executable).parent / "ray")
 PORTS = (

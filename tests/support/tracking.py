@@ -2,7 +2,6 @@
 
 import functools
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,16 +16,6 @@ def empty_store() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
         return Path(folder, "mlflow.db").read_bytes()
-
-
-def wait_for(condition, what: str, patience_s: float = 30.0):
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise TimeoutError(f"{what}: not within {patience_s:.0f} s")
 
 
 def target(folder: Path, key: str = "key", uri: str = "", name: str = "run") -> Target:

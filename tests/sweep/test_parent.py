@@ -14,7 +14,8 @@ from sid_ray.storage.store import Store
 from sid_ray.sweep import parent as parents
 from sid_ray.sweep.parent import Parent, after_event, described, params_of, record_of
 from sid_ray.sweep.results import read_sweep
-from tests.support.tracking import MadeUpRun, empty_store, wait_for
+from tests.support.tracking import MadeUpRun, empty_store
+from tests.support.waiting import wait_for
 from tests.sweep.ledgers import asha_ledger, lsg_ledger, with_seeds
 from tests.sweep.spaces import space_of
 

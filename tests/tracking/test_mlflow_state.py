@@ -20,7 +20,8 @@ from sid_ray.recipes.registry import recipe
 from sid_ray.tracking import mlflow_sqlite, mlflow_state, sender
 from sid_ray.tracking.mlflow_state import AwayError, advice, look_at_store, look_at_tracking
 from sid_ray.tracking.sender import Tracking
-from tests.support.tracking import empty_store, target, wait_for
+from tests.support.tracking import empty_store, target
+from tests.support.waiting import wait_for
 
 READY = (
     b'{"experiment": {"experiment_id": "7", "lifecycle_stage": "active", '

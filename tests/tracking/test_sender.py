@@ -32,7 +32,8 @@ from sid_ray.tracking.mlflow_run import (
     shown_uri,
 )
 from sid_ray.tracking.sender import Tracking, send_report
-from tests.support.tracking import MadeUpRun, target, wait_for
+from tests.support.tracking import MadeUpRun, target
+from tests.support.waiting import wait_for
 
 
 def history(where: Target, run_id: str, metric: str) -> list[tuple[int, float]]:

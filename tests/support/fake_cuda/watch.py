@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import _device_handler
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,6 +42,8 @@ FREE = (
 # (aten/src/ATen/native/cuda/MultiTensorApply.cuh, depth_to_max_tensors), and chunks of elements.
 TENSORS_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 CHUNK, CHUNKS_A_LAUNCH = 65536, 320
+# Asked by C++ several times in each operation: more than half of all that is dispatched.
+DEVICE = torch.ops.prim.device.default
 
 
 @dataclass
@@ -111,6 +114,8 @@ class Watch(TorchDispatchMode):
     # Operations -----------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return _device_handler(args)  # as the mode of fake tensors would, which is slow
         kwargs = dict(kwargs or {})
         name = func._schema.name.split("::")[1]
         inputs = tensors_in(kwargs.values(), tensors_in(args, []))
