@@ -72,7 +72,7 @@ def server(runs: list[str], *more: str) -> Iterator[tuple[str, psutil.Process]]:
         threading.Thread(target=process.stdout.read, daemon=True).start()
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored below a shell in the background
         process.wait(PATIENCE_S)
 
 
