@@ -23,7 +23,14 @@ from sid_ray.denoisers.registry import family_of
 from sid_ray.denoisers.stock import LOADERS
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
-from sid_ray.exporting.card import CardText, Story, how_evaluated, loader_lines, pipeline_lines
+from sid_ray.exporting.card import (
+    CardText,
+    Story,
+    how_evaluated,
+    loader_lines,
+    pipeline_lines,
+    repository_of,
+)
 from sid_ray.exporting.compared import ROUNDING, Exported, made_outside
 from sid_ray.exporting.stock_folder import (
     INDEX,
@@ -154,7 +161,7 @@ class Pipeline(Kind):
 
     def base_named(self, story: Story, name: str) -> str:
         """The base, as the card's lines open it."""
-        return plain_label(story.base)
+        return repository_of(story.base) or plain_label(story.base)
 
     def card(self, story: Story, name: str) -> CardText:
         base = self.base_named(story, name)
