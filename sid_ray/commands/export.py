@@ -105,12 +105,14 @@ def check_in_the_way(target: Path, force: bool) -> None:
         raise UserError(f"{target} holds an export: name another folder, or give --force")
 
 
-def check_opens(base: str, notes: Mapping[str, object], advice: str) -> None:
-    """Raises UserError for a base that people cannot open with the card's lines."""
+def check_opens(base: str, merged: bool, advice: str) -> None:
+    """Raises UserError for a base that people cannot open with the card's lines, like one that an
+    adapter lies over with a LoRA ``merged`` into it.
+    """
     why = ""
     if not base:
         why = "the network does not say what its base is"
-    elif notes.get("lora"):
+    elif merged:
         why = f"the base is {plain_label(base)} with a LoRA merged into it"
     elif not repository_of(base) and not (is_path(base) and (expanded(base) / INDEX).is_file()):
         why = f"the base, {source_label(base)}, is no folder of diffusers with a {INDEX}"
@@ -143,7 +145,8 @@ class Opened:
             self.kind = export_kind(self.description, self.generator.components, options)
         self.base = options.base or str(self.description.notes.get("teacher", ""))
         if self.kind.without_base:
-            check_opens(self.base, self.description.notes, self.kind.without_base)
+            merged = self.description.adapter is not None and self.description.notes.get("lora")
+            check_opens(self.base, bool(merged), self.kind.without_base)
 
     @cached_property
     def network(self) -> nn.Module:

@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sid_ray.cli import exit_code_of
+from sid_ray.commands.export import check_opens
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
+from sid_ray.errors import UserError
 from sid_ray.exporting import compared, kinds
 from sid_ray.exporting.card import Licence, base_opened, licence_in, licence_of, repository_of
 from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
@@ -295,3 +297,18 @@ def test_what_has_come_meanwhile_stays(digits, tmp_path, monkeypatch, capsys):
     assert export(digits, "out", "--no-check", "--force") == 2
     assert "is no export" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("base", "merged", "said"),
+    [
+        ("", False, "does not say what its base is"),
+        ("s3://bucket/sd15", False, "is no folder of diffusers"),
+        ("nowhere", False, "is no folder of diffusers with a model_index.json"),
+        ("hf://owner/name", True, "with a LoRA merged into it"),
+    ],
+)
+def test_bases_that_nobody_could_open(base, merged, said):
+    with pytest.raises(UserError, match=rf"{said}.*: give --fuse"):
+        check_opens(base, merged, "give --fuse")
+    check_opens("hf://owner/name@v1", False, "give --fuse")
