@@ -115,7 +115,7 @@ def world() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-class Wanted(NamedTuple):
+class AskedWhole(NamedTuple):
     """A whole parameter of one kind, and this rank's fragment of it."""
 
     shape: Sequence[int]
@@ -123,13 +123,13 @@ class Wanted(NamedTuple):
     kind: str
 
 
-def made_whole(wanted: Iterable[Wanted], device: torch.device) -> Iterator[Tensor]:
+def made_whole(wanted: Iterable[AskedWhole], device: torch.device) -> Iterator[Tensor]:
     """Parameters out of all ranks' fragments, in order, on every rank. A collective.
 
     Several small ones are summed at once, and are views of one tensor: a collective takes longer
     than their bytes do.
     """
-    together: list[Wanted] = []
+    together: list[AskedWhole] = []
     elements = 0
     for want in wanted:
         size = prod(want.shape)
@@ -142,7 +142,7 @@ def made_whole(wanted: Iterable[Wanted], device: torch.device) -> Iterator[Tenso
         yield from _summed(together, device)
 
 
-def _summed(wanted: Sequence[Wanted], device: torch.device) -> Iterator[Tensor]:
+def _summed(wanted: Sequence[AskedWhole], device: torch.device) -> Iterator[Tensor]:
     """Fragments are added to zeros as integers of the same bits: a float sum would lose the sign
     of -0.0.
     """
@@ -165,7 +165,7 @@ def whole_tensors(
     """(name, kind, whole tensor), few at a time, on every rank. A collective."""
     mine = {held.fragment.name: held for held in owned}
     asked = [(name, kind) for name in shapes for kind in kinds]
-    wanted = (Wanted(shapes[name], mine.get(name), kind) for name, kind in asked)
+    wanted = (AskedWhole(shapes[name], mine.get(name), kind) for name, kind in asked)
     for (name, kind), whole in zip(asked, made_whole(wanted, device), strict=True):
         yield name, kind, whole
 
@@ -197,7 +197,7 @@ class ShardedAverage(nn.Module):
         """(name, tensor) of the network's state, few at a time, on every rank. A collective."""
         mine = {held.fragment.name: held for held in self.held()}
         sharded = (name for name in self.names if name not in self.fixed)
-        wanted = (Wanted(self.shapes[name], mine.get(name), MASTER) for name in sharded)
+        wanted = (AskedWhole(self.shapes[name], mine.get(name), MASTER) for name in sharded)
         wholes = made_whole(wanted, self.device)
         for name in self.names:
             yield name, self.fixed[name] if name in self.fixed else next(wholes)

@@ -25,7 +25,7 @@ from sid_ray.weights.sources import resolve_source
 from tests.conftest import relative_error
 from tests.support.checkpoints import load_checkpoint, write_checkpoint
 from tests.support.networks import TINY, tiny_edm2, tiny_network
-from tests.support.trajectories import spawn
+from tests.support.trajectories import run_ranks
 
 BETAS = (0.0, 0.9)
 SOFT = 1e-2  # epsilon: steps follow the gradient, so rounding stays rounding
@@ -176,7 +176,7 @@ def one_rank(rank: int, world_size: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def deepspeed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adam")
-    spawn(one_rank, 1, str(folder))
+    run_ranks(one_rank, 1, str(folder))
     return torch.load(folder / "found.pt")
 
 

@@ -26,8 +26,8 @@ from tests.support.trajectories import (
     errors,
     outcome,
     plain_trainee,
+    run_ranks,
     sharded_trainee,
-    spawn,
     train,
 )
 
@@ -106,7 +106,7 @@ def read(rank: int, world_size: int, folder: str, writer: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    spawn(work, 2, str(folder))
+    run_ranks(work, 2, str(folder))
     return folder
 
 
@@ -150,7 +150,7 @@ def test_plain_torch_goes_on_with_what_two_ranks_wrote(folder, name, plain):
 
 @pytest.mark.slow
 def test_three_ranks_go_on_with_what_two_wrote(folder, name, plain, tmp_path):
-    spawn(read, 3, str(tmp_path), str(folder))
+    run_ranks(read, 3, str(tmp_path), str(folder))
     found = torch.load(tmp_path / f"{name}.pt")
     assert_same(found["saved"], torch.load(folder / name / "2" / "found.pt")["saved"])
     check(found["end"], plain)

@@ -1,13 +1,11 @@
 """DeepSpeed at every stage equals plain torch, and its state belongs to no world size."""
 
 import os
-import socket
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from sid_ray.denoisers.edm2 import EDM2Denoiser, EDM2Network
 from sid_ray.denoisers.registry import family_of
@@ -16,7 +14,6 @@ from sid_ray.distributed.deepspeed_role import (
     DeepSpeedRole,
     check_no_stale_lock,
     deepspeed_config,
-    init_deepspeed,
     zero_config,
 )
 from sid_ray.distributed.roles import AdamSettings, RoleState, TorchRole, Trainee, UpdateRules
@@ -28,6 +25,7 @@ from sid_ray.training.step import StepSettings, Sums, step
 from sid_ray.types import Condition
 from tests.conftest import relative_error
 from tests.support.networks import LabelledNoise, UniformLabels, tiny_edm2, tiny_network
+from tests.support.trajectories import run_ranks
 from tests.training.test_step import trainee_of
 
 ITERATIONS, SAVED_AFTER, BATCH, GROUP = 3, 1, 24, 8
@@ -174,12 +172,7 @@ def nan_is_skipped(trainee: Trainee, plan: GroupPlan, rank: int) -> None:
     assert iterate(trainee, plan, rank, 1).values["skipped_updates"].item() == 0
 
 
-def work(rank: int, world_size: int, port: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    init_deepspeed()
+def work(rank: int, world_size: int, folder: str) -> None:
     plan = GroupPlan(BATCH, GROUP, GROUP, world_size)
     for stage in STAGES[world_size]:
         trainee = deepspeed_trainee(stage, plan)
@@ -209,7 +202,6 @@ def work(rank: int, world_size: int, port: int, folder: str) -> None:
             torch.save(edm2, f"{folder}/edm2_{stage}.pt")
         if world_size == 2:
             more_of_two(rank, stage, folder)
-    torch.distributed.destroy_process_group()
 
 
 def more_of_two(rank: int, stage: int, folder: str) -> None:
@@ -239,10 +231,7 @@ THREE = pytest.param(3, marks=pytest.mark.slow, id="3 ranks")
 def results(request, tmp_path_factory):
     """Every stage in one start of the processes."""
     folder = tmp_path_factory.mktemp("engine")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (request.param, port, str(folder)), nprocs=request.param)
+    run_ranks(work, request.param, str(folder))
 
     def load(name: str) -> dict:
         path = folder / f"{name}.pt"

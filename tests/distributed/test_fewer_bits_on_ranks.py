@@ -25,8 +25,8 @@ from tests.support.trajectories import (
     errors,
     outcome,
     plain_trainee,
+    run_ranks,
     sharded_trainee,
-    spawn,
     train,
 )
 
@@ -83,7 +83,7 @@ def work(rank: int, world_size: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bits")
-    spawn(work, 2, str(folder))
+    run_ranks(work, 2, str(folder))
     return folder
 
 

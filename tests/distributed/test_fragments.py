@@ -31,7 +31,14 @@ from tests.support.checkpoints import (
     write_checkpoint,
 )
 from tests.support.nodes import three_nodes
-from tests.support.trajectories import CASES, EDM2, outcome, plain_trainee, sharded_trainee, spawn
+from tests.support.trajectories import (
+    CASES,
+    EDM2,
+    outcome,
+    plain_trainee,
+    run_ranks,
+    sharded_trainee,
+)
 
 # Parameters without dimensions, and sizes that neither 2 nor 3 divides.
 SMALL = dataclasses.replace(EDM2, model_channels=6, channels_per_head=3, logvar_channels=7)
@@ -103,8 +110,8 @@ def again(rank: int, world_size: int, folder: str) -> None:
 def folder(tmp_path_factory) -> Path:
     """Written by two ranks, read and written again by three, at other stages."""
     folder = tmp_path_factory.mktemp("fragments")
-    spawn(first, 2, str(folder))
-    spawn(again, 3, str(folder))
+    run_ranks(first, 2, str(folder))
+    run_ranks(again, 3, str(folder))
     return folder
 
 
@@ -112,7 +119,7 @@ def folder(tmp_path_factory) -> Path:
 def others(folder) -> Path:
     """Read and written again by one rank and by two: starts of their own, for `make slow`."""
     for world_size in (1, 2):
-        spawn(again, world_size, str(folder))
+        run_ranks(again, world_size, str(folder))
     return folder
 
 

@@ -31,8 +31,8 @@ from tests.support.trajectories import (
     errors,
     outcome,
     plain_outcome,
+    run_ranks,
     sharded_trainee,
-    spawn,
     train,
 )
 
@@ -140,7 +140,7 @@ def skip(trainee, name: str, rank: int, world_size: int) -> dict:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero3")
-    spawn(work, RANKS, str(folder))
+    run_ranks(work, RANKS, str(folder))
     found = {name: torch.load(folder / f"{name}.pt") for name in RUNS}
     return found | {"rules": torch.load(folder / "rules.pt", weights_only=False)}
 

@@ -16,8 +16,8 @@ from tests.support.trajectories import (
     errors,
     outcome,
     plain_trainee,
+    run_ranks,
     sharded_trainee,
-    spawn,
     train,
 )
 
@@ -64,7 +64,7 @@ def work(rank: int, world_size: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("settings")
-    spawn(work, RANKS, str(folder))
+    run_ranks(work, RANKS, str(folder))
     return torch.load(folder / "found.pt")
 
 

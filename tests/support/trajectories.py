@@ -6,6 +6,7 @@ For tests, and for benchmarks/equality.py, which prints all of them as one table
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import socket
 import warnings
@@ -248,12 +249,25 @@ def without_keys(name: str, *values: Tensor) -> tuple[Tensor, ...]:
 
 
 def spawn(work: Callable[..., None], world_size: int, *arguments: object) -> None:
-    """Runs work(rank, world_size, *arguments) in processes that DeepSpeed has joined."""
+    """Runs work(rank, world_size, *arguments) in fresh processes that DeepSpeed has joined."""
+    _start("spawn", work, world_size, arguments)
+
+
+def run_ranks(work: Callable[..., None], world_size: int, *arguments: object) -> None:
+    """As ``spawn``, in processes that are forked from one which has loaded torch and DeepSpeed.
+
+    Not where memory is measured: theirs is shared.
+    """
+    multiprocessing.set_forkserver_preload(["tests.support.preloaded"])
+    _start("forkserver", work, world_size, arguments)
+
+
+def _start(method: str, work: Callable[..., None], world_size: int, arguments: tuple) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (work, world_size, port, arguments)
-    torch.multiprocessing.spawn(_joined, given, nprocs=world_size)
+    torch.multiprocessing.start_processes(_joined, given, nprocs=world_size, start_method=method)
 
 
 def _joined(rank: int, work: Callable[..., None], world_size: int, port: int, arguments: tuple):
