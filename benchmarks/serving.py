@@ -122,7 +122,7 @@ def loop_speed(run: str, size: int, seconds: float, threads: int) -> float:
     import torch
 
     from sid_ray.evaluation.subject import find_subject
-    from sid_ray.serving.contract import Wanted
+    from sid_ray.serving.contract import WantedImage
     from sid_ray.serving.described import some_prompts
     from sid_ray.serving.networks_held import HeldNetworks
 
@@ -133,7 +133,7 @@ def loop_speed(run: str, size: int, seconds: float, threads: int) -> float:
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         seeds = [random.randrange(2**32) for _ in range(size)]
-        held.paint([Wanted("generator", seed, prompts[0]) for seed in seeds])
+        held.paint([WantedImage("generator", seed, prompts[0]) for seed in seeds])
         count += size
     return count / (time.perf_counter() - began)
 

@@ -53,7 +53,7 @@ HOMES = {
     ),
     "fastapi": ("sid_ray/serving/web.py",),
     "onnx": ("sid_ray/exporting/onnx_file.py",),
-    "onnxruntime": ("sid_ray/exporting/onnx_file.py",),
+    "onnxruntime": ("sid_ray/exporting/outside_onnx.py",),
     "mlflow": (
         "sid_ray/tracking/mlflow_run.py",
         "sid_ray/tracking/mlflow_artifacts.py",
@@ -108,7 +108,7 @@ HOMES = {
 }
 LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
 LOADERS = PACKAGE / "denoisers" / "loaders"  # programs that exports hold; nothing imports them
-PROGRAMS = (*LOADERS.glob("*.py"), PACKAGE / "exporting" / "outside.py")
+PROGRAMS = (*LOADERS.glob("*.py"), *(PACKAGE / "exporting").glob("outside*.py"))
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" and path.parent != LOADERS
 )

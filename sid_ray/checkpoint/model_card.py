@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.family import Family
 from sid_ray.denoisers.registry import family_of
+from sid_ray.denoisers.stock import StockScheduler
+from sid_ray.errors import UserError
 from sid_ray.metrics.names import bare, is_score, larger_is_better, scores_in_order, space_of
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
@@ -148,28 +150,43 @@ def adapter_usage(config: DistillConfig, family: Family, description: ModelDescr
         return ""
     base = f"`{teacher_label(config)}`{lora_label(config)}"
     found = f"It is laid over {base}: `--base` names another place of that, or a fine-tune of it."
-    scheduler = ""
-    if family.folder and config.objective.num_steps == 1:
-        scheduler = family.noise.stock_scheduler(description.one_step or {})
-    if not scheduler:
+    scheduler = printed_scheduler(config, family, description)
+    if scheduler is None:
         return f"\n\n{found}"
     merged = ", after `sid-ray weights fuse` with that LoRA" if lora_label(config) else ""
     makes_latents = family.makes_latents(description.network)
     factor = family.latent_convention().usual_factor if makes_latents else 1
     pixels = factor * family.shape(description.network)[1]
+    call = ", ".join(f"{name}={value!r}" for name, value in scheduler.call.items())
     ratio = float(description.adapter["alpha"]) / int(description.adapter["rank"])
     other = "" if ratio == 1 else f" Tools that do not read alpha need a strength of {ratio:g}."
     return (
         f"\n\n{found} Or with diffusers{merged}:\n\n```python\nimport torch\n"
         "from diffusers import DiffusionPipeline\n"
-        f"{scheduler}"
+        f"{scheduler.lines()}"
         f'pipe = DiffusionPipeline.from_pretrained("{hub_name(config)}", scheduler=scheduler)\n'
         f'pipe.load_lora_weights("FOLDER", weight_name="{WEIGHTS}")\n'
         f"size = {{'height': {pixels}, 'width': {pixels}}}\n"
-        'image = pipe("a prompt", num_inference_steps=1, guidance_scale=1, **size).images[0]\n'
+        f'image = pipe("a prompt", {call}, guidance_scale=1, **size).images[0]\n'
         "\n```\n\n"
         f"`pipe.fuse_lora()` merges it for good.{other}"
     )
+
+
+def printed_scheduler(
+    config: DistillConfig, family: Family, description: ModelDescription
+) -> StockScheduler | None:
+    """That of exports; None where a card cannot print it, or where a person would have to scale the
+    first noise.
+    """
+    if not family.folder or config.objective.num_steps > 1:
+        return None
+    try:
+        found = family.noise.exported(description.one_step or {})
+    except UserError:
+        return None
+    many = "trained_betas" in found.config and not found.betas
+    return None if many or found.latents_scale != 1 else found
 
 
 def hub_name(config: DistillConfig) -> str:

@@ -1,6 +1,6 @@
 """``sid-ray export``: a generator as a folder that opens without sid_ray.
 
-DIR/                     a stock folder of diffusers, or a LoRA and a scheduler, or a loader
+DIR/                     a stock folder of diffusers, a LoRA and a scheduler, a loader, or a graph
 DIR/README.md, grid.png  the card and its picture
 DIR/sid_ray.json         how it was made and compared; the mark of a folder that may be replaced
 """
@@ -22,6 +22,7 @@ from sid_ray.checkpoint.model_card import plain_label
 from sid_ray.commands.export_options import ExportOptions
 from sid_ray.commands.generate import OneStepNetwork
 from sid_ray.denoisers.adapters import merged_weights
+from sid_ray.denoisers.codecs import Codec
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
@@ -38,15 +39,19 @@ from sid_ray.exporting.card import (
     licence_of,
     repository_of,
 )
-from sid_ray.exporting.compared import ROUNDING, NotTheSameError, largest_difference
+from sid_ray.exporting.compared import NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
+from sid_ray.exporting.onnx_file import OnnxGraph
 from sid_ray.exporting.record import RECORD, write_export_record
+from sid_ray.exporting.stock_folder import INDEX
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
 from sid_ray.storage.durable import folder_moved_into_place
-from sid_ray.storage.places import in_words
+from sid_ray.storage.places import expanded, in_words
+from sid_ray.storage.schemes import is_path
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
+from sid_ray.weights.address import source_label
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
@@ -83,7 +88,9 @@ def write_export(options: ExportOptions) -> str:
             folder_moved_into_place(target) as folder,
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
         ):
-            return f"{opened.kind.title}. {opened.write(folder, Path(scratch))}"
+            said = f"{opened.kind.title}. {opened.write(folder, Path(scratch))}"
+            check_in_the_way(target, options.force)  # again: others may have been here meanwhile
+            return said
     except OSError as error:
         raise UserError(in_words(error)) from None
 
@@ -96,6 +103,21 @@ def check_in_the_way(target: Path, force: bool) -> None:
         raise UserError(f"{target} is there already and is no export: name another folder")
     if not force:
         raise UserError(f"{target} holds an export: name another folder, or give --force")
+
+
+def check_opens(base: str, merged: bool, advice: str) -> None:
+    """Raises UserError for a base that people cannot open with the card's lines, like one that an
+    adapter lies over with a LoRA ``merged`` into it.
+    """
+    why = ""
+    if not base:
+        why = "the network does not say what its base is"
+    elif merged:
+        why = f"the base is {plain_label(base)} with a LoRA merged into it"
+    elif not repository_of(base) and not (is_path(base) and (expanded(base) / INDEX).is_file()):
+        why = f"the base, {source_label(base)}, is no folder of diffusers with a {INDEX}"
+    if why:
+        raise UserError(f"{why}, so nobody could open this export as its card says: {advice}")
 
 
 class Opened:
@@ -111,22 +133,40 @@ class Opened:
         description = self.generator.description
         if options.fuse and description.adapter is None:
             raise UserError(f"--fuse: {options.source} is a whole network, no adapter")
+        graph = options.format == "onnx"
+        self.fused = description.adapter is not None and (options.fuse or graph)
         self.description: ModelDescription = (
-            dataclasses.replace(description, adapter=None) if options.fuse else description
+            dataclasses.replace(description, adapter=None) if self.fused else description
         )
         self.prompts = list(options.texts()) if self.family.reads_text else []
-        self.kind: Kind = export_kind(self.description, self.generator.components, options)
+        if graph:
+            self.kind: Kind = OnnxGraph(self.description, lambda: self.codec, self.embeddings)
+        else:
+            self.kind = export_kind(self.description, self.generator.components, options)
+        self.base = options.base or str(self.description.notes.get("teacher", ""))
+        if self.kind.without_base:
+            merged = self.description.adapter is not None and self.description.notes.get("lora")
+            check_opens(self.base, bool(merged), self.kind.without_base)
 
     @cached_property
     def network(self) -> nn.Module:
         """Whole where its adapter is fused."""
         net, _ = load_model(self.generator.folder, base=self.generator.base)
-        if not self.options.fuse:
+        if not self.fused:
             return net
         plain = self.family.build(self.description.network)
         merged = merged_weights(net)
         plain.load_state_dict({name: merged[name] for name in plain.state_dict()})
         return plain.eval().requires_grad_(False)
+
+    @property
+    def codec(self) -> Codec:
+        return self.generator.codec
+
+    def embeddings(self) -> Tensor:
+        """Of the prompts, each once: [P, T, D]."""
+        found: Tensor = self.generator.text.embed(self.prompts)
+        return found
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -143,7 +183,7 @@ class Opened:
 
     def pixels(self, samples: Tensor) -> Tensor:
         """In [0, 1], float32."""
-        return (self.generator.codec.decode(samples) / 2 + 0.5).clip(0, 1).float()
+        return (self.codec.decode(samples) / 2 + 0.5).clip(0, 1).float()
 
     def write(self, folder: Path, scratch: Path) -> str:
         """Fills the folder; what is said of the comparison. Raises UserError, NotTheSameError."""
@@ -166,7 +206,7 @@ class Opened:
                 f"sid_ray's own images by at most {compared:.1e} of the range of pixels (float32, "
                 f"before they are rounded to 8 bits). {moved}"
             )
-        pictures = self.generator.codec.decode_uint8(samples)
+        pictures = self.codec.decode_uint8(samples)
         grid = tile(
             pictures, min(GRID_COLUMNS, len(pictures)), pixel_scale(pictures.shape[-1], 128)
         )
@@ -192,10 +232,10 @@ class Opened:
         ours = self.pixels(samples)
         theirs = theirs if self.kind.makes_pixels else self.pixels(theirs)
         found = largest_difference(theirs, ours)
-        if found > ROUNDING:
+        if found > self.kind.rounding:
             raise NotTheSameError(
                 f"images made of the export differ from sid_ray's own by {found:.1e} of the range "
-                f"of pixels, more than rounding ({ROUNDING:g})"
+                f"of pixels, more than rounding ({self.kind.rounding:g})"
             )
         return found
 
@@ -204,17 +244,15 @@ class Opened:
 
     def story(self, compared: str) -> Story:
         config, subject = self.subject.config, self.subject
-        teacher = str(self.description.notes.get("teacher", ""))
-        base = self.options.base or teacher
         place = self.generator.base or self.generator.components.text
         label = plain_label(self.options.source)
         run = config.run_name if config else label
         name = label if label == run else f"{run}/{label}"
         return Story(
             name=name,
-            teacher=teacher,
-            base=base,
-            licence=licence_of_base(base, place),
+            teacher=str(self.description.notes.get("teacher", "")),
+            base=self.base,
+            licence=licence_of_base(self.base, place),
             command=shown_command(self.options, name),
             prompts=self.prompts,
             description=subject.description,

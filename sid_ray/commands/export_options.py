@@ -25,6 +25,9 @@ class ExportChoices:
     source: Annotated[str, Positional, arg(metavar="SOURCE")]
     """A run's folder, one of its checkpoints, RUN/best, or a generator's weights: a path, https://,
     s3:// or hf://OWNER/REPO/PATH."""
+    format: Literal["native", "onnx"] = "native"
+    """native writes what fits the network, as said above. onnx writes one graph, from noise (and
+    classes, or embeddings of prompts) to pixels, for ONNX Runtime; an adapter is fused first."""
     prompt: str = "a photo of a cat"
     """Text of the sample pictures, and of the lines in the card; | stands between several."""
     labels: str = ""
@@ -56,8 +59,20 @@ class ExportChoices:
     def check(self) -> None:
         """Raises UserError for what makes no sense, before anything is opened."""
         self.numbers()
+        self.check_format()
         if not self.texts():
             raise UserError("--prompt is empty: the sample pictures need a text")
+
+    def check_format(self) -> None:
+        """Raises UserError for what a graph does not have."""
+        if self.format != "onnx":
+            return
+        given = {"dtype": self.dtype != "float32", "variant": self.variant}
+        given["only-network"] = self.only_network
+        for flag in (name for name, said in given.items() if said):
+            raise UserError(
+                f"--{flag} is for --format native: a graph is float32 and whole, leave it out"
+            )
 
     def numbers(self) -> tuple[Sequence[int], Sequence[int] | None]:
         """Seeds, and classes where some are named. Raises UserError."""

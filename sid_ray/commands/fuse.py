@@ -49,8 +49,7 @@ def fuse(options: FuseOptions) -> int:
     """``sid-ray weights fuse``. Returns the exit code. Raises UserError."""
     if not math.isfinite(options.scale):
         raise UserError(f"--scale {options.scale}: a finite number is expected")
-    check_destination(options.destination)
-    check_unused(options.destination, options.force)
+    check_destination(options.destination, options.force)
     lora = find_adapter(options.adapter, options.scale)
     own = own_description(lora.file)
     base = resolve_source(options.base, *([predicts(own)] if own else []))
@@ -76,12 +75,6 @@ def fuse(options: FuseOptions) -> int:
     )
     print(f"{options.destination}: {put(options, found, description)}")
     return 0
-
-
-def check_unused(path: Path, force: bool) -> None:
-    """Raises UserError where DST is there already: before gigabytes are read."""
-    if path.exists() and not force:
-        raise UserError(f"{path} exists; choose another name, or give --force to replace it")
 
 
 def find_adapter(source: str, scale: float) -> Lora:

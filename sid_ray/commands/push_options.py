@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,10 @@ class PushOptions(ExportChoices):
         named = "@" in self.target
         if self.branch and named and found.revision != self.branch:
             raise UserError(f"--branch {self.branch}: {self.target} names another one")
-        return dataclasses.replace(found, revision=self.branch or found.revision)
+        branch = self.branch or found.revision
+        if re.fullmatch("[0-9a-f]{40}", branch):
+            raise UserError(f"{branch} is a commit, to which nothing can be added: name a branch")
+        return dataclasses.replace(found, revision=branch)
 
     def exported_to(self, folder: Path) -> ExportOptions:
         """The export that is to be pushed."""

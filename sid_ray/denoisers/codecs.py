@@ -56,6 +56,12 @@ class Codec(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
+    def decode_at_once(self, latents: Tensor) -> Tensor:
+        """The same in one call whatever the batch, with gradients where they are on: for graphs
+        that others run.
+        """
+        ...
+
     def decode_uint8(self, latents: Tensor) -> Tensor: ...
 
     def picture_shape(self, shape: Sequence[int]) -> Sequence[int]:
@@ -70,6 +76,9 @@ class IdentityCodec:
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def decode_at_once(self, latents: Tensor) -> Tensor:
         return latents
 
     def decode_uint8(self, latents: Tensor) -> Tensor:
@@ -122,11 +131,16 @@ class VAECodec:
     @torch.no_grad()
     def _pixels(self, latents: Tensor) -> Tensor:
         """Latents -> the decoder's pixels [B, 3, H, W], not clipped, in the VAE's own range."""
-        parts = []
-        for chunk in latents.split(self.batch):
-            raw = (chunk - channels(self.bias, chunk)) / channels(self.scale, chunk)
-            parts.append(self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample)
-        return torch.cat(parts)
+        return torch.cat([self._own_pixels(chunk) for chunk in latents.split(self.batch)])
+
+    def _own_pixels(self, latents: Tensor) -> Tensor:
+        raw = (latents - channels(self.bias, latents)) / channels(self.scale, latents)
+        found: Tensor = self.vae.decode(raw.to(self.vae.device, self.vae.dtype)).sample
+        return found
+
+    def decode_at_once(self, latents: Tensor) -> Tensor:
+        pixels = self._own_pixels(latents)
+        return pixels * 2 - 1 if self.unit_pixels else pixels
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, H, W], [-1, 1] but not clipped."""

@@ -114,7 +114,9 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
     """x / (1e-4 + root mean square over dim)."""
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=at_least_float32(x.dtype))
-    rms = norm * math.sqrt(norm.numel() / x.numel())
+    # Of the shape over dim alone: a number of all elements would hold an exported graph to a batch.
+    count = math.prod(x.shape[d] for d in ((dim,) if isinstance(dim, int) else dim))
+    rms = norm * math.sqrt(1 / count)
     return x / (NORM_EPS + rms).to(x.dtype)
 
 

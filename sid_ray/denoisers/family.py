@@ -23,6 +23,7 @@ from sid_ray.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sid_ray.denoisers.prompt_layout import PromptLayout
     from sid_ray.denoisers.single_file import SingleFile
     from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
@@ -235,6 +236,10 @@ class Family(ABC):
     def text_shape(self, network: Arguments) -> tuple[int, int] | None:
         """(tokens, width) of a prompt's embedding; None where no text is read."""
         return None
+
+    def layout(self, network: Arguments) -> PromptLayout:
+        """How a prompt is packed, as the network reads it. Only asked where ``reads_text``."""
+        raise NotImplementedError(f"{self.name} reads no text")
 
     def check_text(self, network: Arguments, folder: Path) -> None:
         """Raises UserError where the text encoders in a folder cannot be loaded, or are another's.

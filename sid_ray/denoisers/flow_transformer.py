@@ -106,7 +106,7 @@ class FlowDenoiser(nn.Module):
         own = self.transformer.proj_out.bias.dtype
         if self.compute_dtype is not None:  # bfloat16 weights too are cast where they are used
             own = torch.promote_types(own, torch.float32)
-        x_t, t, count = x_t.to(wide), level.t.to(wide), len(x_t)
+        x_t, t, count = x_t.to(wide), level.t.to(wide), x_t.shape[0]
         x, both = x_t, cond
         if cond.real is not None:  # one pass for both
             x, t, both = with_real(x_t, t, cond._replace(real=cond.real.to(wide)))
@@ -205,5 +205,5 @@ def in_float32(device: torch.device) -> AbstractContextManager[Any]:
 def image_of_patches(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     """[B, N, patch * patch * C], ordered (row, column, channel) -> [B, C, H, W]."""
     rows, columns = height // patch, width // patch
-    split = tokens.reshape(len(tokens), rows, columns, patch, patch, -1)
-    return split.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, height, width)
+    split = tokens.reshape(tokens.shape[0], rows, columns, patch, patch, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, height, width)

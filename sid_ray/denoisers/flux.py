@@ -64,7 +64,7 @@ def packed(x: Tensor) -> Tensor:
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of packed."""
-    count = len(tokens)
+    count = tokens.shape[0]
     split = tokens.reshape(count, height // PATCH, width // PATCH, -1, PATCH, PATCH)
     return split.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height, width)
 

@@ -1,7 +1,8 @@
 """Kinds of noise levels: which fields of a config they have, and how a teacher samples on them.
 
-A kind is an object that families share: EDM's and EDM2's are one. ``kind`` is what
-``schedule.kind`` of a config says. This file is light: torch is imported inside methods.
+A kind is an object that families share: EDM's and EDM2's are one. Flow matching's are in
+flow_noise.py. ``kind`` is what ``schedule.kind`` of a config says. This file is light: torch is
+imported inside methods.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sid_ray.denoisers.stock import StockScheduler
-    from sid_ray.diffusion.flow import FlowSchedule
     from sid_ray.diffusion.schedules import DiscreteVPSchedule, EDMSchedule
     from sid_ray.types import Condition, Denoiser, Schedule
 
@@ -66,12 +66,6 @@ class Noise(ABC):
     @abstractmethod
     def of_generator(self, one_step: Mapping[str, Any]) -> Schedule:
         """The noise levels of a generator, the inverse of one_step. Raises KeyError, TypeError."""
-
-    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
-        """Python that makes ``scheduler``, diffusers' own for a generator's one step; empty where
-        there is none that gives its image.
-        """
-        return ""
 
     @abstractmethod
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
@@ -157,23 +151,6 @@ class VPNoise(Noise):
         values = dict(one_step)
         return DiscreteVPSchedule(init_timestep=values.pop("timestep"), **values)
 
-    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
-        """Its levels end at the generator's timestep, so that one step begins there."""
-        own = self.of_generator(one_step)
-        if own.rescale_zero_snr:
-            return ""
-        power = 0.5 if own.beta_schedule == "scaled_linear" else 1
-        ends = f"{own.beta_start}**{power}, {own.beta_end}**{power}"
-        count = own.init_timestep + 1
-        return (
-            "from diffusers import EulerDiscreteScheduler\n"
-            f"betas = torch.linspace({ends}, {own.num_train_timesteps}) ** {1 / power:g}\n"
-            "scheduler = EulerDiscreteScheduler(\n"
-            f"    num_train_timesteps={count}, trained_betas=betas[:{count}].tolist(),\n"
-            f'    prediction_type="{own.prediction_type}", timestep_spacing="trailing",\n'
-            ")\n"
-        )
-
     def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
         schedule, count = self.schedule(chosen), steps * (1 if guidance == 1 else 2)
         settings = {"sampler": "ddim", "evaluations": count, "steps": steps, "guidance": guidance}
@@ -235,112 +212,6 @@ def said_betas(chosen: ScheduleConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "rescale_zero_snr" or value}
 
 
-FIRST_TIME = 999  # of diffusers' schedulers: time 1
-
-
-class FlowNoise(Noise):
-    """A time between image and noise: flow matching. Sampled with Euler's method, guided by the
-    empty prompt.
-    """
-
-    kind = "flow"
-    fields = (
-        "time_mean", "time_std", "weighting", "init_time", "generator_shift", "step_noise",
-        "teacher_shift",
-    )  # fmt: skip
-    of_steps = ("init_time", "generator_shift", "step_noise")  # that a generator's images depend on
-
-    def schedule(self, chosen: ScheduleConfig) -> FlowSchedule:
-        from sid_ray.diffusion.flow import FlowSchedule
-
-        return FlowSchedule(**self.chosen_fields(chosen))
-
-    def chosen_fields(self, chosen: ScheduleConfig) -> dict[str, Any]:
-        """What a schedule is made of: all fields but the teacher's sampler's."""
-        names = (name for name in self.fields if name != "teacher_shift")
-        return {name: getattr(chosen, name) for name in names}
-
-    def one_step(self, chosen: ScheduleConfig) -> dict[str, Any]:
-        return {name: getattr(chosen, name) for name in self.of_steps}
-
-    def of_generator(self, one_step: Mapping[str, Any]) -> FlowSchedule:
-        from sid_ray.diffusion.flow import FlowSchedule
-
-        values = dict(one_step)
-        init_time = values.pop("init_time")
-        return FlowSchedule(init_time=init_time, **values)
-
-    def stock_scheduler(self, one_step: Mapping[str, Any]) -> str:
-        """Its first time is 1; another one is no scheduler's."""
-        own = self.of_generator(one_step)
-        if own.init_time != FIRST_TIME:
-            return ""
-        return (
-            "from diffusers import FlowMatchEulerDiscreteScheduler\n"
-            "scheduler = FlowMatchEulerDiscreteScheduler(shift=1)\n"
-        )
-
-    def sampler(self, chosen: ScheduleConfig, steps: int, guidance: float = 1.0) -> TeacherSampler:
-        schedule, count = self.schedule(chosen), self.evaluations(steps, guidance)
-        settings = {"sampler": "euler", "evaluations": count, "steps": steps, "guidance": guidance}
-        settings |= {"shift": chosen.teacher_shift}
-
-        def run(net: Denoiser, latents: Tensor, cond: Condition, null: Tensor | None) -> Tensor:
-            from sid_ray.diffusion.solvers import euler
-
-            net, cond = self.guided(net, cond, guidance, null)
-            return euler(net, schedule, latents, cond, steps, chosen.teacher_shift)
-
-        return TeacherSampler(count, settings, run)
-
-    def evaluations(self, steps: int, guidance: float) -> int:
-        """Of the network, for an image."""
-        return steps * (1 if guidance == 1 else 2)
-
-    def guided(
-        self, net: Denoiser, cond: Condition, guidance: float, null: Tensor | None
-    ) -> tuple[Denoiser, Condition]:
-        """The teacher and its condition under guidance."""
-        from sid_ray.denoisers.guidance import Guided
-
-        return (net if guidance == 1 or null is None else Guided(net, guidance, null)), cond
-
-    def of_network(self, folder: Path, network: Mapping[str, Any], size: int) -> ScheduleConfig:
-        """The shift of the scheduler's file: its number, or what that makes of the size."""
-        from sid_ray.denoisers.time_shift import shift_in
-
-        shift = shift_in(scheduler_file(folder), size)
-        if shift is None:
-            return ScheduleConfig(kind=self.kind)
-        return ScheduleConfig(kind=self.kind, teacher_shift=shift)
-
-    def exported(self, one_step: Mapping[str, Any]) -> StockScheduler:
-        from sid_ray.denoisers.stock import flow_scheduler
-
-        schedule, num_steps = levels_of(self, one_step)
-        return flow_scheduler(cast("FlowSchedule", schedule), num_steps)
-
-
-class GuidedFlowNoise(FlowNoise):
-    """Flow matching whose network is told the guidance scale, and needs one evaluation for it."""
-
-    kind = "guided-flow"
-
-    def schedule(self, chosen: ScheduleConfig) -> FlowSchedule:
-        from sid_ray.diffusion.flow import GuidedFlowSchedule
-
-        return GuidedFlowSchedule(**self.chosen_fields(chosen))
-
-    def evaluations(self, steps: int, guidance: float) -> int:
-        return steps
-
-    def guided(
-        self, net: Denoiser, cond: Condition, guidance: float, null: Tensor | None
-    ) -> tuple[Denoiser, Condition]:
-        assert cond.text is not None
-        return net, cond._replace(guidance=cond.text.new_full((len(cond.text),), guidance))
-
-
 def scheduler_file(folder: Path) -> Path:
     return folder / "scheduler" / "scheduler_config.json"
 
@@ -360,4 +231,3 @@ def levels_of(noise: Noise, one_step: Mapping[str, Any]) -> tuple[Schedule, int]
 
 
 EDM_NOISE, VP_NOISE = EDMNoise(), VPNoise()
-FLOW_NOISE, GUIDED_FLOW_NOISE = FlowNoise(), GuidedFlowNoise()

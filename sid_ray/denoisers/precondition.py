@@ -50,7 +50,7 @@ def run_unet(
     if Want.LOGITS in want:
         logits = skips[-1].mean(dim=1, keepdim=True, dtype=wide)
     if Want.X0 in want:
-        if own < len(x):
+        if own < x.shape[0]:
             skips, emb = [skip[:own] for skip in skips], emb[:own]
             keys = None if keys is None else keys[:own]
         raw = unet.decode(skips, emb, keys)
@@ -102,6 +102,8 @@ class Preconditioned(nn.Module):
         """[B] -> log-variance [B]; None where the network has no such head."""
         return None
 
+    # Batches are counted with shape[0] in what torch.export traces: len() is a plain number there.
+
     def forward(
         self, x_t: Tensor, level: Level, cond: Condition, want: Want = Want.X0
     ) -> Prediction:
@@ -111,12 +113,12 @@ class Preconditioned(nn.Module):
         if not want & (Want.X0 | Want.LOGITS):
             return Prediction(logvar=logvar)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        x, cond, own = c_in * x_t, self._condition(cond, x_t), len(x_t)
+        x, cond, own = c_in * x_t, self._condition(cond, x_t), x_t.shape[0]
         if cond.real is not None:
             x, c_noise, cond = with_real(x, c_noise, cond._replace(real=c_in * cond.real))
         x = x.to(self.compute_dtype or wide, memory_format=self.memory_format)
         raw, logits = self.raw(x, c_noise, cond, want, own)
-        real_logits = logits[own:] if logits is not None and own < len(x) else None
+        real_logits = logits[own:] if logits is not None and own < x.shape[0] else None
         logits = None if logits is None else logits[:own]
         if raw is None:
             return Prediction(logvar=logvar, logits=logits, real_logits=real_logits)
@@ -132,7 +134,7 @@ class Preconditioned(nn.Module):
         """
         labels = None
         if self.label_dim and cond.labels is None:
-            labels = like.new_zeros(len(like), self.label_dim)
+            labels = like.new_zeros(like.shape[0], self.label_dim)
         elif self.label_dim and cond.labels is not None:
             labels = cond.labels.to(like)
         augments = (cond.augment, cond.real, cond.real_augment)

@@ -61,7 +61,7 @@ class PromptLayout:
             return rows
         count, columns = self.shape
         fill = (count - self.tokens) * columns - self.pooled
-        more = pad(prompt.pooled.to(rows), (0, fill)).reshape(len(rows), -1, columns)
+        more = pad(prompt.pooled.to(rows), (0, fill)).reshape(rows.shape[0], -1, columns)
         return torch.cat([rows, more], dim=1)
 
     def unpack(self, packed: Tensor) -> Prompt:

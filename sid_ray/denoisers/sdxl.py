@@ -53,9 +53,9 @@ class SDXLDenoiser(StableDiffusionDenoiser):
         Made on the device at each call: a buffer would be state, a table a wait for the host.
         """
         side = float(PIXELS * self.unet.config.sample_size)
-        sizes = torch.full((len(like), SIZES), side, device=like.device)
+        sizes = torch.full((like.shape[0], SIZES), side, device=like.device)
         sizes[:, 2:4] = 0  # nothing is cut off
-        return self.unet.add_time_proj(sizes.flatten()).reshape(len(like), -1).to(like.dtype)
+        return self.unet.add_time_proj(sizes.flatten()).reshape(like.shape[0], -1).to(like.dtype)
 
 
 def prompt_layout(network: Mapping[str, Any]) -> PromptLayout:

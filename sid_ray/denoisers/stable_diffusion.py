@@ -160,7 +160,7 @@ class StableDiffusionDenoiser(nn.Module):
         if self.compute_dtype is not None:  # what is beside the body reads its weights in float32
             own = torch.promote_types(own, torch.float32)
         emb = self.unet.time_embedding(self.unet.get_time_embed(x_t.to(own), level.t))
-        text, x, count = cond.text, x_t, len(x_t)
+        text, x, count = cond.text, x_t, x_t.shape[0]
         if cond.real is not None:  # one pass of the encoder for both
             x, emb, both = with_real(x_t, emb, cond)
             assert both.text is not None

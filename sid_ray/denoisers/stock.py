@@ -43,12 +43,26 @@ class StockScheduler:
         call: of the pipeline's arguments, those that choose its timesteps.
         latents_scale: what N(0, 1) noise is multiplied with, by whoever calls the pipeline; 1 where
             the scheduler sees to it, as it does to all noise but the first.
+        betas: Python with torch for ``trained_betas`` of the config, which are many; empty where
+            there is none shorter than they are.
     """
 
     class_name: str
     config: Mapping[str, Any]
     call: Mapping[str, Any]
     latents_scale: float = 1.0
+    betas: str = ""
+
+    def lines(self) -> str:
+        """Python that makes ``scheduler``, where torch is imported."""
+        values = {name: repr(value) for name, value in self.config.items()}
+        if self.betas:
+            values["trained_betas"] = self.betas
+        arguments = "".join(f"    {name}={value},\n" for name, value in values.items())
+        return (
+            f"from diffusers import {self.class_name}\n"
+            f"scheduler = {self.class_name}(\n{arguments})\n"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,12 @@ def vp_scheduler(schedule: DiscreteVPSchedule, num_steps: int) -> StockScheduler
             f"a generator of {num_steps} steps from timestep {tau} has some twice or at 0, which "
             "no scheduler of diffusers does"
         )
-    betas = schedule.betas()[: tau + 1]
+    betas, printed = schedule.betas()[: tau + 1], ""
+    if not schedule.rescale_zero_snr:
+        power = 0.5 if schedule.beta_schedule == "scaled_linear" else 1
+        ends = f"{schedule.beta_start}**{power}, {schedule.beta_end}**{power}"
+        printed = f"(torch.linspace({ends}, {schedule.num_train_timesteps}) ** {1 / power:g})"
+        printed += f"[:{tau + 1}].tolist()"
     config: dict[str, Any] = {
         "num_train_timesteps": tau + 1,
         "trained_betas": betas.tolist(),
@@ -128,7 +147,8 @@ def vp_scheduler(schedule: DiscreteVPSchedule, num_steps: int) -> StockScheduler
     level = schedule.level(torch.tensor([tau]))
     if num_steps == 1 and level.alpha > 0:
         config |= {"timestep_spacing": "trailing", "steps_offset": 0}
-        return StockScheduler("EulerDiscreteScheduler", config, {"num_inference_steps": 1})
+        one = {"num_inference_steps": 1}
+        return StockScheduler("EulerDiscreteScheduler", config, one, betas=printed)
     config |= {
         "original_inference_steps": tau + 1,
         "timestep_scaling": NO_SKIP,
@@ -138,7 +158,7 @@ def vp_scheduler(schedule: DiscreteVPSchedule, num_steps: int) -> StockScheduler
     call: dict[str, Any] = {"num_inference_steps": num_steps}
     if num_steps > 1:
         call["timesteps"] = steps
-    return StockScheduler("LCMScheduler", config, call, level.sigma.item())
+    return StockScheduler("LCMScheduler", config, call, level.sigma.item(), printed)
 
 
 def flow_scheduler(schedule: FlowSchedule, num_steps: int) -> StockScheduler:

@@ -12,6 +12,7 @@ import yaml
 
 from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
 from sid_ray.config.distill_config import DistillConfig
+from sid_ray.denoisers.registry import family_of
 from sid_ray.exporting.stock_folder import SCHEDULER, Stock
 from sid_ray.weights.address import HubFile, parse_source
 from sid_ray.weights.description import ModelDescription
@@ -101,11 +102,13 @@ def card_of(story: Story, text: CardText) -> str:
 
 
 DIFFUSERS = ("pipeline", "network", "adapter")
+LIBRARIES = {"onnx": "onnx", "loader": "pytorch"} | dict.fromkeys(DIFFUSERS, "diffusers")
 
 
 def front_of_card(story: Story, kind: str) -> str:
-    lines = [f"library_name: {'diffusers' if kind in DIFFUSERS else 'pytorch'}"]
-    task = "text-to-image" if kind in DIFFUSERS else "unconditional-image-generation"
+    lines = [f"library_name: {LIBRARIES[kind]}"]
+    reads_text = family_of(story.description.family).reads_text
+    task = "text-to-image" if reads_text else "unconditional-image-generation"
     lines.append(f"pipeline_tag: {task}")
     lines += story.licence.lines()
     if repository := repository_of(story.base):
@@ -173,14 +176,26 @@ def card_on_hub(card: str, name: str, repository: str, branch: str) -> str:
     head, begin, rest = card.partition(FENCE)
     lines, end, tail = rest.partition("\n```")
     place = arguments_of_hub(repository, branch)
+    inside, opened = quoted(f"{name}/")[:-1], place
     if FOLDER + quoted(name) in lines:  # a loader reads a folder on a disk
-        place = f"snapshot_download({place})"
-        imported = "from huggingface_hub import snapshot_download"
-        lines = lines.replace("import sys\n", f"import sys\n\n{imported}\n", 1)
-        lines = lines.replace(FOLDER + quoted(name), FOLDER + place)
+        lines = with_snapshot(lines.replace(FOLDER + quoted(name) + "\n", ""), place)
+    elif inside in lines:  # so does what opens a file or a folder in it
+        lines, opened = with_snapshot(lines.replace(inside, 'f"{folder}/'), place), "folder"
     for call in ("from_pretrained(", "load_lora_weights("):
-        lines = lines.replace(call + quoted(name), call + place)
+        lines = lines.replace(call + quoted(name), call + opened)
     return head + begin + lines + end + tail
+
+
+def with_snapshot(lines: str, place: str) -> str:
+    """Lines after whose imports ``folder`` is a snapshot of a repository."""
+    said = lines.split("\n")
+    first = next(i for i, line in enumerate(said) if not line.startswith(("import ", "from ")))
+    fetched = [
+        "from huggingface_hub import snapshot_download",
+        "",
+        f"{FOLDER}snapshot_download({place})",
+    ]
+    return "\n".join([*said[:first], *fetched, *said[first + (not said[first]) :]])
 
 
 # The lines that generate --------------------------------------------------------------------------

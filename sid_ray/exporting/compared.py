@@ -54,16 +54,23 @@ def made_outside(exported: Exported, inputs: Mapping[str, Tensor], scratch: Path
             "inputs": str(place / "inputs.safetensors"),
             "out": str(place / "out.safetensors"),
         }
-        (place / "asked.json").write_text(json.dumps(asked))
-        command = [sys.executable, "-I", str(OUTSIDE), str(place / "asked.json")]
-        offline = {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
-        done = subprocess.run(
-            command, env=os.environ | offline, capture_output=True, text=True, errors="replace"
-        )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise NotTheSameError(f"the exported folder does not run by itself: {said[-1]:.300}")
+        run_outside(OUTSIDE, asked, place)
         return read_safetensors(place / "out.safetensors")["images"]
+
+
+def run_outside(program: Path, asked: Mapping[str, Any], place: Path) -> None:
+    """Runs a program that cannot import sid_ray, with what it is asked in a file of the folder
+    ``place``. Raises NotTheSameError with what it said last, where it fails.
+    """
+    (place / "asked.json").write_text(json.dumps(asked))
+    command = [sys.executable, "-I", str(program), str(place / "asked.json")]
+    offline = {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
+    done = subprocess.run(
+        command, env=os.environ | offline, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise NotTheSameError(f"the exported folder does not run by itself: {said[-1]:.300}")
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from sid_ray.errors import UserError
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.places import in_words, one_line
-from sid_ray.weights.address import HubFile
+from sid_ray.weights.address import HubFile, source_label
 from sid_ray.weights.hub import causes, with_timeouts
 
 WAIT_S = 120.0  # for an answer: a commit may take the hub a minute
@@ -72,8 +72,13 @@ class HubRepository:
         self.api = HfApi()
 
     @property
+    def endpoint(self) -> str:
+        """The hub's address, as it may be shown."""
+        return source_label(self.api.endpoint)
+
+    @property
     def url(self) -> str:
-        place = f"{self.api.endpoint}/{self.repo}"
+        place = f"{self.endpoint}/{self.repo}"
         return place if self.branch == MAIN else f"{place}/tree/{self.branch}"
 
     def look(self, files: Collection[str], force: bool) -> RepositoryState:
@@ -91,7 +96,7 @@ class HubRepository:
             if token.get("role") == "read":
                 raise UserError(
                     f"hf://{self.repo}: the token may only read: make one that may write at "
-                    f"{self.api.endpoint}/settings/tokens"
+                    f"{self.endpoint}/settings/tokens"
                 )
             if not force:
                 self.check_ours(found, files)
@@ -221,7 +226,7 @@ def why_not_sent(repository: HubRepository, error: Exception, state: str) -> Exc
     elif is_a(errors.OfflineModeIsEnabled):
         text = "HF_HUB_OFFLINE is set: unset it, or give --dry-run"
     elif (answer := HubAnswer.among(chain, last)).status:
-        kind, text = answer.told(repository.api.endpoint)
+        kind, text = answer.told(repository.endpoint)
     elif files:
         text = in_words(files[0])
     elif is_a(LookupError, TypeError, AttributeError, ValueError):

@@ -30,8 +30,9 @@ from sid_ray.exporting.card import (
     how_evaluated,
     loader_lines,
     pipeline_lines,
+    quoted,
 )
-from sid_ray.exporting.compared import Exported, made_outside
+from sid_ray.exporting.compared import ROUNDING, Exported, made_outside
 from sid_ray.exporting.stock_folder import (
     INDEX,
     LORA,
@@ -52,7 +53,7 @@ from sid_ray.weights.description import (
 )
 from sid_ray.weights.networks import layout
 
-LOADER = "generate.py"
+LOADER, BASE_FOLDER = "generate.py", "base"
 
 
 class AskedExport(Protocol):
@@ -99,10 +100,15 @@ class Kind(ABC):
     """Attributes:
     title: what the folder is, for a person.
     makes_pixels: whether ``made_outside`` returns pixels, not the network's own samples.
+    rounding: by which pixels in [0, 1] may differ from ours.
+    without_base: what else to ask for where people cannot open the base as a pipeline of diffusers,
+        which the card's lines do; empty where they do not.
     """
 
     title: ClassVar[str]
     makes_pixels: ClassVar[bool] = True
+    rounding: ClassVar[float] = ROUNDING
+    without_base: str = ""
 
     @abstractmethod
     def write(self, folder: Path, network: nn.Module) -> None:
@@ -154,8 +160,12 @@ class Pipeline(Kind):
         )
         return made_outside(exported, given, scratch)
 
+    def base_named(self, story: Story, name: str) -> str:
+        """The arguments by which the card's lines open the base."""
+        return base_opened(story.base)
+
     def card(self, story: Story, name: str) -> CardText:
-        base = base_opened(story.base)
+        base = self.base_named(story, name)
         lines = pipeline_lines(name, self.stock, story.prompts[0], self.relation, base)
         told = how_evaluated(self.stock)
         if self.stored.variant:
@@ -168,10 +178,15 @@ class NetworkAlone(Pipeline):
 
     title = "a network of diffusers and its scheduler"
     relation = "network"
+    without_base = "leave --only-network out"
 
     def __init__(self, description: ModelDescription, stock: Stock, stored: Stored):
         super().__init__(description, stock, stored)
-        refuse_pixels(stock, "--only-network", "leave the flag out")
+        if stock.pixels:
+            raise UserError(
+                "--only-network: the base of this generator makes pixels and has no VAE, which "
+                "pipelines of diffusers need: leave the flag out"
+            )
 
     def write(self, folder: Path, network: nn.Module) -> None:
         write_network(folder, self.stock, network.state_dict(), self.stored)
@@ -187,24 +202,17 @@ class NetworkAlone(Pipeline):
         return made
 
 
-def refuse_pixels(stock: Stock, what: str, advice: str) -> None:
-    """Raises UserError where no pipeline opens the base."""
-    if stock.pixels:
-        raise UserError(
-            f"{what}: the base of this generator makes pixels and has no VAE, which pipelines of "
-            f"diffusers need: {advice}"
-        )
-
-
 class LoRA(Pipeline):
-    """An adapter's file and its scheduler, to be loaded into the base."""
+    """An adapter's file and its scheduler, to be loaded into the base. A base of pixels, which no
+    pipeline opens as it is, is written beside it as a folder that one does.
+    """
 
     title = "a LoRA for load_lora_weights and its scheduler"
     relation = "adapter"
 
     def __init__(self, description: ModelDescription, stock: Stock, stored: Stored):
         super().__init__(description, stock, stored)
-        refuse_pixels(stock, "an adapter alone", "give --fuse")
+        self.without_base = "" if stock.pixels else "give --fuse, or name another by --base"
         if stored.variant:
             raise UserError("--variant is for whole networks: give --fuse, or --dtype float16")
         self.base: dict[str, Tensor] = {}
@@ -219,13 +227,32 @@ class LoRA(Pipeline):
         plain = layout(dataclasses.replace(self.description, adapter=None), "the base").state_dict()
         named = {n.replace(BASE_LAYER, "."): value for n, value in base_tensors(network)}
         self.base = {name: named[name] for name in plain}
+        if self.stock.pixels:
+            self.write_base(folder / BASE_FOLDER)
+
+    def write_base(self, folder: Path) -> Path:
+        folder.mkdir()
+        write_network(folder, self.stock, self.base, Stored())
+        write_base_parts(folder, self.stock)
+        return folder
 
     def whole(self, folder: Path, scratch: Path) -> Path:
-        made = scratch / "whole"
-        made.mkdir()
-        write_network(made, self.stock, self.base, Stored())
-        write_base_parts(made, self.stock)
-        return made
+        return folder / BASE_FOLDER if self.stock.pixels else self.write_base(scratch / "whole")
+
+    def base_named(self, story: Story, name: str) -> str:
+        if self.stock.pixels:
+            return quoted(f"{name}/{BASE_FOLDER}")
+        return super().base_named(story, name)
+
+    def card(self, story: Story, name: str) -> CardText:
+        text = super().card(story, name)
+        if not self.stock.pixels:
+            return text
+        beside = (
+            f"The base, `{plain_label(story.base)}`, lies in `{BASE_FOLDER}/` as a folder that "
+            "diffusers opens."
+        )
+        return text._replace(told=f"{text.told} {beside}")
 
     def lora(self, folder: Path) -> Path:
         return folder

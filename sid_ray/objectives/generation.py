@@ -35,7 +35,7 @@ def generator_step(
     (SiD-LSG) and in the time for flow matching (SiD-DiT). ``latents`` is what the first
     evaluation read, ``noise`` fresh noise of this one, which the schedule may leave out.
     """
-    level = schedule.step_level(step, num_steps, len(noise), noise)
+    level = schedule.step_level(step, num_steps, noise.shape[0], noise)
     image = torch.zeros_like(noise)
     if before is not None:
         image, noise = before.image, noise_between(schedule.step_noise, before, noise, latents)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sid_ray.serving.contract import ImagesRequest, Limits, Painted, ServedModel, Wanted
+from sid_ray.serving.contract import ImagesRequest, Limits, Painted, ServedModel, WantedImage
 from sid_ray.serving.problems import Problem
 
 SHEET_PIXELS = 2**24
@@ -92,7 +92,7 @@ class ErrorAnswer(ServerAnswer):
 def images_answer(
     asked: ImagesRequest,
     model: ServedModel,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedImage],
     painted: Sequence[Painted],
     total_s: float,
 ) -> ImagesAnswer:
@@ -122,7 +122,7 @@ def network_share(painted: Sequence[Painted]) -> float:
 
 
 def picture_headers(
-    model: ServedModel, wanted: Sequence[Wanted], painted: Sequence[Painted], total_s: float
+    model: ServedModel, wanted: Sequence[WantedImage], painted: Sequence[Painted], total_s: float
 ) -> dict[str, str]:
     """What is in an answer of JSON beside the picture."""
     name, seeds = quote(model.name, safe=""), seed_ranges([one.seed for one in wanted])

@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.ray_private import most_of_cluster
-from sid_ray.serving.contract import BusyError, Limits, Painted, Role, ServedModel, Wanted
+from sid_ray.serving.contract import BusyError, Limits, Painted, Role, ServedModel, WantedImage
 from sid_ray.serving.described import Offer, offers_of, told_model
 from sid_ray.serving.dispatch import AHEAD, Dispatcher, GoneError
 from sid_ray.serving.figures import RayFigures
@@ -74,7 +74,7 @@ class PaintingReplica:
         self.network = ThreadPoolExecutor(1, "network")
         self.files = ThreadPoolExecutor(1, "png")
 
-    async def paint(self, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+    async def paint(self, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         """Images of one role and one number of steps. Raises UserError."""
         from sid_ray.serving.networks_held import as_files
 
@@ -112,7 +112,7 @@ class DeployedPainting:
     async def models(self) -> Sequence[ServedModel]:
         return self._models
 
-    async def paint(self, model: str, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+    async def paint(self, model: str, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look())
         return await self._dispatchers[model].paint(wanted)
@@ -138,7 +138,7 @@ class DeployedPainting:
             self._running[name] = found.replica_states.get("RUNNING", 0) if found else 0
 
 
-async def send_to(handle: DeploymentHandle, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+async def send_to(handle: DeploymentHandle, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
     """Has a batch made by a replica. Raises GoneError where it ended, UserError, BusyError."""
     try:
         return await handle.paint.remote(list(wanted))

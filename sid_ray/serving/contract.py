@@ -89,7 +89,7 @@ class ImagesRequest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedImage:
     """One image."""
 
     role: Role
@@ -131,7 +131,7 @@ class Painting(Protocol):
         """Those that are served."""
         ...
 
-    async def paint(self, model: str, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+    async def paint(self, model: str, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         """In the order of ``wanted``. Raises BusyError, LostError, UserError."""
         ...
 

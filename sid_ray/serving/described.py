@@ -125,7 +125,7 @@ def told_model(offer: Offer) -> ServedModel:
         images_seen=subject.images_seen,
         scores=scores_to_tell(subject),
         base=plain_label(str(description.notes.get("teacher", ""))),
-        licence=licence_of(place) if place is not None and place.is_dir() else "",
+        licence=str(licence_of(place)) if place is not None and place.is_dir() else "",
     )
 
 

@@ -1,7 +1,7 @@
 """Images of all clients packed into batches, each request in its turn.
 
     dispatcher = Dispatcher(send, most={"generator": 64, "teacher": 8}, queued=1024)
-    painted = await dispatcher.paint([Wanted("generator", 0), ...])
+    painted = await dispatcher.paint([WantedImage("generator", 0), ...])
 
 ``send`` makes a batch, somewhere. While replicas are free a batch goes at once; while they work
 images gather, and the next batch takes one of each request in turn until it is full. So a request
@@ -22,13 +22,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sid_ray.serving.contract import BusyError, LostError, Painted, Role, Wanted
+from sid_ray.serving.contract import BusyError, LostError, Painted, Role, WantedImage
 from sid_ray.serving.figures import Figures
 
 AHEAD = 2  # batches per replica: one is made, the next lies ready
 SPEED_HALF_LIFE_S = 10.0
 LONGEST_RETRY_S = 600
-Send = Callable[[Sequence[Wanted]], Awaitable[Sequence[Painted]]]
+Send = Callable[[Sequence[WantedImage]], Awaitable[Sequence[Painted]]]
 Lane = tuple[Role, int | None, int]  # role, steps, and 0 or the number of the request asked again
 
 
@@ -43,7 +43,7 @@ class PaintRequest:
     """
 
     number: int
-    wanted: Sequence[Wanted]
+    wanted: Sequence[WantedImage]
     done: asyncio.Future[None]
     painted: dict[int, Painted] = field(default_factory=dict)
     again: set[int] = field(default_factory=set)
@@ -114,7 +114,7 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def paint(self, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+    async def paint(self, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         """In their order. Raises BusyError, LostError, UserError. Where it is cancelled, what has
         not begun is never made.
         """

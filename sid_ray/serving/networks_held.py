@@ -1,7 +1,7 @@
 """What a replica holds: a generator, its teacher where it is asked for, text encoder and VAE.
 
     held = HeldNetworks("runs/mine", most=64)
-    batch = held.paint([Wanted("generator", seed=0), ...])     uint8 [N, C, H, W] and more
+    batch = held.paint([WantedImage("generator", seed=0), ...])     uint8 [N, C, H, W] and more
     as_files(batch.images)
 
 An image is a function of its seed, its condition, the steps and the network, as in ``sid-ray
@@ -30,7 +30,7 @@ from sid_ray.evaluation.samplers import (
     seeded_latents,
     seeded_noises,
 )
-from sid_ray.serving.contract import Painted, Role, Wanted
+from sid_ray.serving.contract import Painted, Role, WantedImage
 from sid_ray.serving.teachers import TeacherFound, open_teacher
 from sid_ray.training.allocator import keep_freed_memory
 from sid_ray.types import Condition
@@ -102,7 +102,7 @@ class HeldNetworks:
         text.max_prompts = max(8, EMBEDDINGS_BYTES // (row.numel() * row.element_size()))
 
     @torch.no_grad()
-    def paint(self, wanted: Sequence[Wanted]) -> PaintedBatch:
+    def paint(self, wanted: Sequence[WantedImage]) -> PaintedBatch:
         """Images of one role and one number of steps. Raises UserError."""
         role, steps = wanted[0].role, wanted[0].steps
         sampler, num_steps = self._sampler(role, steps)
@@ -124,7 +124,7 @@ class HeldNetworks:
             raise UserError(f"steps is {steps}; this generator makes its images in {own}")
         return sampler, own
 
-    def _conditions(self, wanted: Sequence[Wanted]) -> tuple[Sequence[int | None], Condition]:
+    def _conditions(self, wanted: Sequence[WantedImage]) -> tuple[Sequence[int | None], Condition]:
         """Classes, drawn by seed where none is named, or the prompts' embeddings."""
         none = [None] * len(wanted)
         if self.generator.family.reads_text:
@@ -146,7 +146,7 @@ class HeldNetworks:
     def warm_up(self) -> None:
         """Makes a batch of the smallest and of the largest size: no client waits for it."""
         for count in {1, self.most}:
-            self.paint([Wanted("generator", seed=seed) for seed in range(count)])
+            self.paint([WantedImage("generator", seed=seed) for seed in range(count)])
 
 
 def as_files(batch: PaintedBatch) -> list[Painted]:

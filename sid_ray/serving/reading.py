@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sid_ray.errors import nearest
-from sid_ray.serving.contract import SEED_MAX, ImagesRequest, Limits, ServedModel, Wanted
+from sid_ray.serving.contract import SEED_MAX, ImagesRequest, Limits, ServedModel, WantedImage
 from sid_ray.serving.problems import QUOTED_CHARS, Problem, as_found, clipped
 
 JSON, PNG = "application/json", "image/png"
@@ -93,7 +93,7 @@ def field_place(location: Sequence[str | int]) -> str:
 
 def wanted_images(
     asked: ImagesRequest, models: Sequence[ServedModel], limits: Limits
-) -> tuple[ServedModel, list[Wanted]]:
+) -> tuple[ServedModel, list[WantedImage]]:
     """The model that is meant, and an image per seed. Raises Problem."""
     model = find_model(asked.model, models)
     check_seeds(asked.seeds, limits.images)
@@ -104,7 +104,8 @@ def wanted_images(
         raise Problem(422, "wrong_size", words, "size")
     steps = chosen_steps(asked, model)
     return model, [
-        Wanted(asked.network, seed, asked.prompt or "", asked.class_, steps) for seed in asked.seeds
+        WantedImage(asked.network, seed, asked.prompt or "", asked.class_, steps)
+        for seed in asked.seeds
     ]
 
 

@@ -145,7 +145,7 @@ def convert(
     Tensors keep their names and dtype. Raises UserError where the network is not known, the weights
     do not fit it, or something is in the way and ``force`` is not given.
     """
-    check_destination(destination)
+    check_destination(destination, force)
     path, label = resolve_source(source), source_label(source)
     weights = read_weights(path, part, label)
     lender = read(like, numbers=False).described() if like else None
@@ -161,11 +161,25 @@ def convert(
 # Files --------------------------------------------------------------------------------------------
 
 
-def check_destination(path: Path) -> None:
-    """Raises UserError where DST is none."""
+def check_destination(path: Path, force: bool) -> None:
+    """Raises UserError where DST is none, or holds what will not be replaced: before gigabytes are
+    read.
+    """
     if path.suffix not in ("", ".safetensors"):
         raise UserError(f"{path}: a name ending in .safetensors, or a folder, is expected")
     check_folder(path.parent, "DST")
+    check_replaceable(path, force)
+
+
+def check_replaceable(path: Path, force: bool) -> None:
+    """Raises UserError where something is in the way that ``force`` does not replace, too."""
+    if not path.exists():
+        return
+    if not force:
+        raise _in_the_way(path)
+    is_network = path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
+    if not is_network and not (path.suffix and path.is_file()):
+        raise UserError(f"{path} holds something other than a network; it is not replaced")
 
 
 def put_network(
@@ -217,11 +231,7 @@ def put_folder(path: Path, force: bool, write: Callable[[Path], None]) -> None:
 
     Raises UserError where something is in the way, or the disk fails.
     """
-    if path.exists() and not force:
-        raise _in_the_way(path)
-    replaceable = path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
-    if path.exists() and not replaceable:
-        raise UserError(f"{path} holds something other than a network; it is not replaced")
+    check_replaceable(path, force)  # again: others may have been here meanwhile
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sid_ray-") as folder:

@@ -48,15 +48,17 @@ def test_groups_are_left_though_what_is_pending_in_them_never_ends(alone, monkey
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: pending.wait(60))
     began = time.monotonic()
     leave_groups()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
     assert not torch.distributed.is_initialized()
 
 
 def test_an_abort_that_hangs_does_not_keep_the_worker(monkeypatch):
-    monkeypatch.setattr(process_groups, "abort_groups", lambda: time.sleep(5))
+    ended = threading.Event()
+    monkeypatch.setattr(process_groups, "abort_groups", lambda: ended.wait(60))
     began = time.monotonic()
     leave_groups(patience_s=0.1)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
+    ended.set()
 
 
 def test_the_controller_has_the_workers_leave_and_waits_for_none(monkeypatch):

@@ -191,6 +191,29 @@ def test_curves_say_in_words_what_they_show(page):
     assert "at best" in str(drawn["aria-label"]) and "256" in str(drawn["aria-label"])
 
 
+@pytest.mark.slow
+def test_a_run_in_s3_shows_what_its_checkpoints_make(run, bucket, tmp_path, monkeypatch):
+    """Its sheets are on the disk of the machine that drove it: they are made anew. Without them,
+    the page is that of the same run on a disk.
+    """
+    monkeypatch.chdir(EARLIER.parent)
+    monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
+    here, there = damaged(run, tmp_path), Store.at(f"{bucket}/run")
+    shutil.rmtree(here / "pictures")
+    for path in here.rglob("*"):
+        if path.is_file():
+            there.write(path.relative_to(here).as_posix(), path.read_bytes())
+    pages = []
+    for place in (there.url, str(here)):
+        out = tmp_path / "g.html"
+        assert run_command(["gallery", place, "--out", str(out), "--images", "8"]) == 0
+        pages.append(Page(out.read_text()))
+    frames = [frame["data-seen"] for frame in pages[0].all("figure", **{"class": "frame"})]
+    assert frames == ["256 images seen", "352 images seen"]
+    in_s3, on_disk = ([attrs["src"] for attrs in page.all("img")] for page in pages)
+    assert in_s3 == on_disk and len(in_s3) > 80
+
+
 def test_names_and_prompts_are_text_wherever_they_stand():
     evil = '<script>alert(1)</script>"'
     image = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8), evil)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sid_ray.cli import exit_code_of
+from sid_ray.commands.export import check_opens
 from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
+from sid_ray.errors import UserError
 from sid_ray.exporting import compared, kinds
 from sid_ray.exporting.card import Licence, base_opened, licence_in, licence_of, repository_of
 from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
@@ -54,7 +57,15 @@ def run_card(folder: Path) -> Image.Image:
     command = [sys.executable, "-I", "-c", code]
     subprocess.run(command, cwd=folder.parent, check=True, capture_output=True)
     (made,) = folder.parent.glob("image*.png")
-    return Image.open(made)
+    picture = Image.open(made)
+    picture.load()
+    made.unlink()
+    return picture
+
+
+def apart(one: Image.Image, other: Image.Image) -> float:
+    """Of two pictures, the mean difference in levels of 8 bits."""
+    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
 
 
 @pytest.fixture
@@ -213,30 +224,39 @@ def test_a_generator_of_pixels_opens_in_a_stock_pipeline(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("name", ["stable-diffusion", "sdxl", "sd3", "flux", "sana"])
-def test_pipelines(name, steps, tmp_path):
+def test_pipelines(name, steps, tmp_path, capsys):
     from tests.weights.test_adapters_in_diffusers import write_base
 
     write_base(tmp_path / "base", name)
     write_generator(tmp_path / "gen", str(tmp_path / "base"), steps)
     assert export("gen", "out", "--prompt", "a red cat|dog", "--variant", "fp16") == 0
     assert list((tmp_path / "out").glob("*/diffusion_pytorch_model.fp16.safetensors"))
-    assert min(run_card(tmp_path / "out").size) >= 16
+    whole = run_card(tmp_path / "out")
+    assert min(whole.size) >= 16
+    assert export("gen", "alone", "--prompt", "a red cat", "--only-network") == 2
+    assert "no folder of diffusers with a model_index.json" in capsys.readouterr().err
+    shutil.copy(tmp_path / "out" / "model_index.json", tmp_path / "base")
     assert export("gen", "alone", "--prompt", "a red cat", "--only-network") == 0
     assert not (tmp_path / "alone" / "vae").exists()
+    assert apart(run_card(tmp_path / "alone"), whole) < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stable-diffusion", "sdxl", "sd3", "flux", "sana"])
-def test_adapters(name, tmp_path):
+def test_adapters(name, tmp_path, capsys):
     pytest.importorskip("peft")
     from tests.weights.adapters import write_adapter
     from tests.weights.test_adapters_in_diffusers import write_base
 
     write_base(tmp_path / "base", name)
     write_adapter(tmp_path / "lora", tmp_path / "base")
+    assert export("lora", "fused", "--prompt", "a red cat", "--fuse", "--dtype", "float16") == 0
+    assert export("lora", "out", "--prompt", "a red cat") == 2
+    assert "give --fuse" in capsys.readouterr().err
+    shutil.copy(tmp_path / "fused" / "model_index.json", tmp_path / "base")
     assert export("lora", "out", "--prompt", "a red cat") == 0
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
-    assert export("lora", "fused", "--prompt", "a red cat", "--fuse", "--dtype", "float16") == 0
+    assert apart(run_card(tmp_path / "out"), run_card(tmp_path / "fused")) < 1
 
 
 @pytest.mark.slow
@@ -245,3 +265,50 @@ def test_emoji_flow(steps, tmp_path):
     write_generator(tmp_path / "gen", "builtin:emoji-flow", steps)
     assert export("gen", "out", "--prompt", "red heart") == 0
     assert run_card(tmp_path / "out").size == (16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["emoji-teacher", "emoji-flow"])
+def test_an_adapter_of_pixels_brings_its_base(base, tmp_path):
+    pytest.importorskip("peft")
+    from tests.weights.adapters import write_adapter
+
+    source = f"builtin:{base}"
+    write_adapter(tmp_path / "lora", resolve_source(source), notes={"teacher": source})
+    assert export("lora", "out", "--prompt", "red heart") == 0
+    index = json.loads((tmp_path / "out" / "base" / "model_index.json").read_text())
+    assert index["vae"] == ["diffusers", "AutoencoderKL"]
+    assert export("lora", "fused", "--prompt", "red heart", "--fuse") == 0
+    assert apart(run_card(tmp_path / "out"), run_card(tmp_path / "fused")) < 0.1
+
+
+# What comes while an export is made ---------------------------------------------------------------
+
+
+def test_what_has_come_meanwhile_stays(digits, tmp_path, monkeypatch, capsys):
+    save = kinds.save_model
+
+    def slow(*given: Any) -> None:
+        save(*given)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "letter.txt").write_text("dear")
+
+    monkeypatch.setattr(kinds, "save_model", slow)
+    assert export(digits, "out", "--no-check", "--force") == 2
+    assert "is no export" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("base", "merged", "said"),
+    [
+        ("", False, "does not say what its base is"),
+        ("s3://bucket/sd15", False, "is no folder of diffusers"),
+        ("nowhere", False, "is no folder of diffusers with a model_index.json"),
+        ("hf://owner/name", True, "with a LoRA merged into it"),
+    ],
+)
+def test_bases_that_nobody_could_open(base, merged, said):
+    with pytest.raises(UserError, match=rf"{said}.*: give --fuse"):
+        check_opens(base, merged, "give --fuse")
+    check_opens("hf://owner/name@v1", False, "give --fuse")

@@ -17,6 +17,8 @@ from PIL import Image
 
 from sid_ray.cli import exit_code_of
 from sid_ray.exporting.card import card_on_hub
+from sid_ray.exporting.hub import HubRepository
+from sid_ray.weights.address import HubFile
 from tests.exporting.test_export import export, write_generator
 from tests.support.canaries import canary, encodings
 from tests.support.hub_server import DROPPED, Failure, PushHub, User
@@ -53,8 +55,9 @@ def here(hub, tmp_path, monkeypatch) -> Path:
     """This process as one of a person with a token, whose large files go by Git LFS. The library
     reads its variables when it is imported.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # of the library's plain functions
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("SID_RAY_CACHE", str(tmp_path / "cache"))
@@ -132,6 +135,13 @@ def test_the_card_opens_the_repository(hub, here, exported):
     assert np.asarray(Image.open(here / "images.png")).std() > 30
 
 
+def test_what_an_endpoint_holds_is_not_shown(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@mirror.example")
+    assert HubRepository(HubFile("me/x", "", "main")).url == "https://mirror.example/me/x"
+
+
 def test_a_card_names_repository_and_branch():
     lines = 'pipe = DiffusionPipeline.from_pretrained("cat", torch_dtype=x)\nimage = pipe("cat")\n'
     card = f'---\na: b\n---\n# cat\n\n```python\n{lines}```\n\nThe `cat`, "cat".\n'
@@ -139,6 +149,27 @@ def test_a_card_names_repository_and_branch():
     assert 'from_pretrained("me/pet", revision="v1", torch_dtype=x)\nimage = pipe("cat")' in moved
     assert moved.replace('"me/pet", revision="v1"', '"cat"') == card
     assert card_on_hub("no lines", "cat", "me/pet", "main") == "no lines"
+
+
+@pytest.mark.parametrize(
+    ("lines", "moved"),
+    [
+        ('import sys\n\nfolder = "cat"\nload(folder)', "import sys\nIMPORT\nload(folder)"),
+        ('import x\n\nx("cat/model.onnx")', 'import x\nIMPORT\nx(f"{folder}/model.onnx")'),
+        (
+            'import x\n\nx.from_pretrained("cat/base")\nx.load_lora_weights("cat")\nx("cat")',
+            'import x\nIMPORT\nx.from_pretrained(f"{folder}/base")\n'
+            'x.load_lora_weights(folder)\nx("cat")',
+        ),
+    ],
+    ids=["loader", "graph", "adapter of pixels"],
+)  # fmt: skip
+def test_what_opens_files_reads_a_snapshot(lines, moved):
+    fetched = (
+        'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("me/pet")'
+    )
+    card = card_on_hub(f"```python\n{lines}\n```\n", "cat", "me/pet", "main")
+    assert card == f"```python\n{moved.replace('IMPORT', fetched)}\n```\n"
 
 
 def test_a_newer_export_replaces_an_older_one(hub, here, exported, capsys):
@@ -241,6 +272,7 @@ def test_a_base_on_the_hub_is_named_with_its_licence(hub, here, generator, capsy
         (["hf://me/" + "x" * 120], "no repository can have that name"),
         (["hf://me/digits/part"], "fills a whole repository"),
         (["hf://me/digits@a", "--branch", "b"], "names another one"),
+        (["hf://me/digits@" + "a1" * 20], "is a commit, to which nothing can be added"),
         (["hf://me/digits", "--prompt", "a cat"], "--prompt is for a run or weights"),
         (["hf://me/digits", "--dtype", "float16"], "--dtype is for a run or weights"),
         (["hf://me/digits", "--message", "a\nb"], "several lines"),

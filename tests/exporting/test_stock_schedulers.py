@@ -15,7 +15,8 @@ pytest.importorskip("diffusers")
 import diffusers
 
 from sid_ray.config.sections import ScheduleConfig
-from sid_ray.denoisers.noise import EDM_NOISE, FLOW_NOISE, VP_NOISE, levels_of
+from sid_ray.denoisers.flow_noise import FLOW_NOISE
+from sid_ray.denoisers.noise import EDM_NOISE, VP_NOISE, levels_of
 from sid_ray.diffusion.flow import x0_from_velocity
 from sid_ray.diffusion.schedules import x0_from_raw
 from sid_ray.errors import UserError

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from sid_ray.errors import UserError
-from sid_ray.serving.contract import BusyError, LostError, Painted, Wanted
+from sid_ray.serving.contract import BusyError, LostError, Painted, WantedImage
 from sid_ray.serving.dispatch import AHEAD, Dispatcher, GoneError, Speed
 
 
-def images(count: int, start: int = 0, role="generator") -> list[Wanted]:
-    return [Wanted(role, start + seed) for seed in range(count)]
+def images(count: int, start: int = 0, role="generator") -> list[WantedImage]:
+    return [WantedImage(role, start + seed) for seed in range(count)]
 
 
 class Replica:

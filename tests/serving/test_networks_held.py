@@ -12,7 +12,7 @@ from sid_ray.diffusion.schedules import EDMSchedule
 from sid_ray.diffusion.solvers import heun
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import seeded_latents, to_uint8
-from sid_ray.serving.contract import Wanted
+from sid_ray.serving.contract import WantedImage
 from sid_ray.serving.networks_held import HeldNetworks, as_files, batch_ladder, padded_size
 from sid_ray.types import Condition
 from sid_ray.weights.folder import load_model
@@ -59,7 +59,7 @@ def furthest(found, expected) -> int:
 def test_images_are_those_of_generate(digits, held_digits, tmp_path):
     generate_pictures(digits, range(8), None, (), tmp_path, batch=8)
     expected = [pixels(tmp_path / f"seed{seed:06d}.png") for seed in range(8)]
-    wanted = [Wanted("generator", seed) for seed in range(8)]
+    wanted = [WantedImage("generator", seed) for seed in range(8)]
     assert furthest(served(held_digits, wanted), expected) == 0
     # Others beside it, in another order, in batches of other sizes: rounding at most.
     assert furthest(served(held_digits, wanted[5:2:-1]), expected[5:2:-1]) <= 1
@@ -69,18 +69,18 @@ def test_images_are_those_of_generate(digits, held_digits, tmp_path):
 def test_classes_are_those_asked_for_or_drawn_by_seed(digits, held_digits, tmp_path):
     generate_pictures(digits, range(8), range(10), (), tmp_path, batch=8)
     expected = [pixels(tmp_path / f"seed{seed:06d}.png") for seed in range(8)]
-    wanted = [Wanted("generator", seed, class_=seed) for seed in range(8)]
+    wanted = [WantedImage("generator", seed, class_=seed) for seed in range(8)]
     assert furthest(served(held_digits, wanted), expected) == 0
-    drawn = [each.class_ for each in as_files(held_digits.paint([Wanted("generator", 3)] * 2))]
+    drawn = [each.class_ for each in as_files(held_digits.paint([WantedImage("generator", 3)] * 2))]
     assert drawn[0] == drawn[1] and drawn[0] in range(10)
-    again = served(held_digits, [Wanted("generator", 3, class_=drawn[0])] * 2)
-    assert furthest(again, served(held_digits, [Wanted("generator", 3)] * 2)) == 0
+    again = served(held_digits, [WantedImage("generator", 3, class_=drawn[0])] * 2)
+    assert furthest(again, served(held_digits, [WantedImage("generator", 3)] * 2)) == 0
 
 
 def test_prompts_are_read_as_generate_reads_them(emoji, held_emoji, tmp_path):
     generate_pictures(emoji, range(4), None, PROMPTS, tmp_path, batch=4)
     expected = [pixels(tmp_path / f"seed{seed:06d}.png") for seed in range(4)]
-    wanted = [Wanted("generator", seed, prompt=PROMPTS[seed % 2]) for seed in range(4)]
+    wanted = [WantedImage("generator", seed, prompt=PROMPTS[seed % 2]) for seed in range(4)]
     assert furthest(served(held_emoji, wanted), expected) == 0
     assert furthest(served(held_emoji, wanted[2:3]), expected[2:3]) <= 1
 
@@ -90,14 +90,14 @@ def test_embeddings_of_prompts_are_kept_within_bounds(held_emoji):
     before, text.max_prompts = text.max_prompts, 3
     try:
         for seed in range(10):
-            held_emoji.paint([Wanted("generator", seed, prompt=f"prompt {seed}")])
+            held_emoji.paint([WantedImage("generator", seed, prompt=f"prompt {seed}")])
         assert set(text.kept) == {"", "prompt 7", "prompt 8", "prompt 9"}
     finally:
         text.max_prompts = before
 
 
 def test_the_teacher_samples_as_it_does_in_reports(held_digits):
-    wanted = [Wanted("teacher", seed, class_=7) for seed in range(4)]
+    wanted = [WantedImage("teacher", seed, class_=7) for seed in range(4)]
     net, _ = load_model(resolve_source("builtin:digits-teacher"))
     labels = torch.zeros(4, 10)
     labels[:, 7] = 1
@@ -108,7 +108,10 @@ def test_the_teacher_samples_as_it_does_in_reports(held_digits):
 
 
 def test_a_guided_teacher_uses_the_generators_text_encoder(held_emoji):
-    wanted = [Wanted("teacher", 0, prompt="cat face"), Wanted("teacher", 0, prompt="red heart")]
+    wanted = [
+        WantedImage("teacher", 0, prompt="cat face"),
+        WantedImage("teacher", 0, prompt="red heart"),
+    ]
     cat, heart = served(held_emoji, wanted)
     assert abs(cat - heart).max() > 50
     assert abs(cat - served(held_emoji, wanted)[0]).max() == 0
@@ -116,9 +119,9 @@ def test_a_guided_teacher_uses_the_generators_text_encoder(held_emoji):
 
 def test_what_it_cannot_make_is_refused_in_words(held_digits):
     with pytest.raises(UserError, match="class 10: this generator knows 0-9"):
-        held_digits.paint([Wanted("generator", 0, class_=10)])
+        held_digits.paint([WantedImage("generator", 0, class_=10)])
     with pytest.raises(UserError, match="makes its images in 1"):
-        held_digits.paint([Wanted("generator", 0, steps=4)])
+        held_digits.paint([WantedImage("generator", 0, steps=4)])
 
 
 def test_batches_have_few_sizes_and_little_padding():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from sid_ray.serving.contract import Limits, LostError, ServedModel, Wanted
+from sid_ray.serving.contract import Limits, LostError, ServedModel, WantedImage
 from tests.support.fake_painting import DIGITS, EMOJI, MODELS, picture_of
 from tests.support.page_visit import PageServer, SlowPainting, Visit, chromium
 
@@ -63,7 +63,7 @@ def visiting(browser, request):
         server.stop()
 
 
-def decoded(model: ServedModel, one: Wanted, class_: int | None) -> list[int]:
+def decoded(model: ServedModel, one: WantedImage, class_: int | None) -> list[int]:
     """RGBA row by row."""
     image = Image.open(io.BytesIO(picture_of(model, one, class_))).convert("RGBA")
     return np.asarray(image).ravel().tolist()
@@ -92,7 +92,7 @@ def test_pictures_come_to_their_places(visiting):
     stops = visit.one(".picture").evaluate_all("all => all.map(one => one.tabIndex)")
     assert stops == [0, *[-1] * 11]  # though the first has come last
     prompt = EMOJI.examples[0]
-    wanted = [Wanted("generator", seed, prompt, None, 1) for seed in range(5, 17)]
+    wanted = [WantedImage("generator", seed, prompt, None, 1) for seed in range(5, 17)]
     assert visit.pixels() == [decoded(EMOJI, one, None) for one in wanted]
     assert sorted(len(asked) for _, asked in visit.painting.asked) == [1, 3, 4, 4]
     assert visit.one(".figures b").count() == 2
@@ -356,7 +356,7 @@ def test_downloads(visiting, tmp_path):
         visit.page.get_by_role("link", name="Download").click()
     assert waiting.value.suggested_filename == "digits-seed2.png"
     content = Path(waiting.value.path()).read_bytes()
-    assert content == picture_of(DIGITS, Wanted("generator", 2, "", None, 1), 2)
+    assert content == picture_of(DIGITS, WantedImage("generator", 2, "", None, 1), 2)
     columns = (sheet.width - 4) // 100  # 8 pixels, twelve times as large, and 4 between
     assert columns in (2, 3, 4, 5)
     corner = sheet.convert("RGB").getpixel((4 + 100 * (2 % columns), 4 + 100 * (2 // columns)))

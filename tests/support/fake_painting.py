@@ -20,7 +20,7 @@ from sid_ray.serving.contract import (
     Painted,
     ServedModel,
     Teacher,
-    Wanted,
+    WantedImage,
 )
 from sid_ray.serving.contract import Limits as ServerLimits
 
@@ -52,7 +52,7 @@ PLAIN = ServedModel(name="plain", label="SiDA", condition="none", size=(64, 64),
 MODELS = (DIGITS, EMOJI, PLAIN)
 
 
-def picture_of(model: ServedModel, one: Wanted, class_: int | None) -> bytes:
+def picture_of(model: ServedModel, one: WantedImage, class_: int | None) -> bytes:
     """PNG: a gradient in colours of the request."""
     key = repr((model.name, one.role, one.seed, one.prompt, class_, one.steps))
     bits = np.frombuffer(hashlib.sha256(key.encode()).digest(), np.uint8)
@@ -81,7 +81,7 @@ class FakePainting:
         self.delay_s, self.most_at_once, self.failure = delay_s, most_at_once, failure
         self.replicas = dict.fromkeys(self.served, 1)
         self.begun = self.done = self.cancelled = 0
-        self.asked: list[tuple[str, list[Wanted]]] = []
+        self.asked: list[tuple[str, list[WantedImage]]] = []
 
     async def models(self) -> Sequence[ServedModel]:
         return list(self.served.values())
@@ -89,7 +89,7 @@ class FakePainting:
     async def ready(self) -> Mapping[str, int]:
         return self.replicas
 
-    async def paint(self, model: str, wanted: Sequence[Wanted]) -> Sequence[Painted]:
+    async def paint(self, model: str, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         if self.begun - self.done - self.cancelled >= self.most_at_once:
             raise BusyError(2)
         self.begun += 1
@@ -102,7 +102,7 @@ class FakePainting:
         finally:
             self.done += 1
 
-    async def _paint(self, model: ServedModel, wanted: list[Wanted]) -> Sequence[Painted]:
+    async def _paint(self, model: ServedModel, wanted: list[WantedImage]) -> Sequence[Painted]:
         self.asked.append((model.name, wanted))
         seconds = self.delay_s * (10 if wanted[0].role == "teacher" else 1)
         await asyncio.sleep(seconds)

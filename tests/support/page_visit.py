@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from sid_ray.serving.contract import BusyError, Limits, Painted, ServedModel, Wanted
+from sid_ray.serving.contract import BusyError, Limits, Painted, ServedModel, WantedImage
 from sid_ray.serving.web import web_app
 from tests.support.fake_painting import MODELS, FakePainting
 from tests.support.ray_head import free_ports
@@ -31,7 +31,7 @@ class SlowPainting(FakePainting):
         self.held: set[int] = set()
         self.busy = 0
 
-    async def _paint(self, model: ServedModel, wanted: list[Wanted]) -> Sequence[Painted]:
+    async def _paint(self, model: ServedModel, wanted: list[WantedImage]) -> Sequence[Painted]:
         while wanted[0].seed in self.held:
             await asyncio.sleep(0.01)
         if self.busy:

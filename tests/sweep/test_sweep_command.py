@@ -227,10 +227,10 @@ def test_ctrl_c_before_tune_listens(tmp_path):
 
 
 def test_one_that_does_not_end_is_not_waited_for_for_ever(tmp_path):
-    process = child(tmp_path, "s-000", "5")
+    process = child(tmp_path, "s-000", "60")
     began = time.monotonic()
     end_trials(tmp_path, 0.2)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     process.kill()
 
 

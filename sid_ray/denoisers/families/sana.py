@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sid_ray.denoisers.family import ATTENTION, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import DeepLatents
-from sid_ray.denoisers.noise import FLOW_NOISE
+from sid_ray.denoisers.flow_noise import FLOW_NOISE
 from sid_ray.denoisers.stock import stock_arguments
 from sid_ray.errors import UserError
 

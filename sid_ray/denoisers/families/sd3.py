@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sid_ray.denoisers.family import JOINT_BLOCKS, Arguments
 from sid_ray.denoisers.flow_family import FlowFamily
 from sid_ray.denoisers.flow_latents import ShiftedLatents
-from sid_ray.denoisers.noise import FLOW_NOISE
+from sid_ray.denoisers.flow_noise import FLOW_NOISE
 
 if TYPE_CHECKING:
     from torch import nn

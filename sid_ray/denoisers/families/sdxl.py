@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from sid_ray.denoisers.prompt_layout import PromptLayout
     from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
 
@@ -76,15 +77,17 @@ class SDXL(StableDiffusion):
         )
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
+        return self.layout(network).shape
+
+    def layout(self, network: Arguments) -> PromptLayout:
         from sid_ray.denoisers.sdxl import prompt_layout
 
-        return prompt_layout(network).shape
+        return prompt_layout(network)
 
     def check_text(self, network: Arguments, folder: Path) -> None:
-        from sid_ray.denoisers.sdxl import prompt_layout
         from sid_ray.denoisers.sdxl_text import layout_of_encoders
 
-        found, reads = layout_of_encoders(folder), prompt_layout(network)
+        found, reads = layout_of_encoders(folder), self.layout(network)
         if found != reads:
             raise UserError(
                 f"the text encoders in {folder} make {found.tokens} embeddings of width "

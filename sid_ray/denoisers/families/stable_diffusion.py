@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sid_ray.denoisers.codecs import Standard, VAECodec
     from sid_ray.denoisers.family import LoraNames
+    from sid_ray.denoisers.prompt_layout import PromptLayout
     from sid_ray.denoisers.single_file import SingleFile
     from sid_ray.denoisers.stock import StockPipeline
     from sid_ray.denoisers.text import TextEmbeddings
@@ -164,6 +165,11 @@ class StableDiffusion(Family):
 
     def text_shape(self, network: Arguments) -> tuple[int, int]:
         return TOKENS, network.get("cross_attention_dim", TEXT_WIDTH)
+
+    def layout(self, network: Arguments) -> PromptLayout:
+        from sid_ray.denoisers.prompt_layout import PromptLayout
+
+        return PromptLayout(*self.text_shape(network))
 
     def check_text(self, network: Arguments, folder: Path) -> None:
         from sid_ray.denoisers.clip_text import check_text_encoder
