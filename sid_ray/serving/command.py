@@ -162,12 +162,15 @@ class Server:
         """What is told once it answers."""
         place, host = self.place, self.options.host
         names = ", ".join(offer.name for offer, _ in self.models)
-        where = "a GPU each" if place.device == "cuda" else f"{place.threads} threads each"
+        threads = "a thread" if place.threads == 1 else f"{place.threads} threads"
+        where = "a GPU each" if place.device == "cuda" else f"{threads} each"
         count = f"{place.least}" if place.least == place.most else f"{place.least} to {place.most}"
+        count += " replica" if place.most == 1 else " replicas"
+        count += " of each" if len(self.models) > 1 else ""
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         secret = "; clients send the token" if self.token else ""
         return [
-            f"{names}: {count} replicas, {where}{secret}",
+            f"{names}: {count}, {where}{secret}",
             f"figures  {metrics_address()}",
             f"http://{shown}:{self.options.port}/   (Ctrl-C ends it)",
         ]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sid_ray.commands.generate import generate_pictures
 from tests.support.generators import write_generator
-from tests.support.tracking import wait_for
+from tests.support.waiting import wait_for
 
 WORD = "a-word-of-clients"
 QUEUE, IMAGES, PATIENCE_S = 48, 32, 150
