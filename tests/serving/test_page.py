@@ -131,6 +131,10 @@ def test_two_runs_at_the_same_seeds(visiting):
     assert visit.alts(0) == [f"Seed {n}, “a blue car”, emoji" for n in range(12)]
     assert visit.alts(1) == [f"Seed {n}, class 7, digits" for n in range(12)]
     assert {asked[0].steps for name, asked in visit.painting.asked if name == "emoji"} == {4}
+    visit.page.set_viewport_size({"width": 820, "height": 1180})
+    columns = "all => all.map(one => getComputedStyle(one).gridTemplateColumns.split(' ').length)"
+    expect(visit.one("aside")).to_be_visible()
+    assert len(set(visit.one(".grid").evaluate_all(columns))) == 1  # of 24 x 16 and of 8 x 8
     visit.one(".pane:first-child .picture").nth(2).focus()
     assert visit.one(".cell.twin").count() == 2
     assert visit.one(".pane:last-child .cell").nth(2).get_attribute("class") == "cell twin"

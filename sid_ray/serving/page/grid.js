@@ -117,9 +117,10 @@ export class PaneView {
     for (const [at, cell] of this.cells.entries()) cell.classList.toggle("twin", at === index);
   }
 
-  /** Sizes of the grid for a place of this width and height, in pixels. */
-  fit(width, height) {
-    const { columns, cell } = columnsFor(width, height, this.cells.length, this.pane.model.size);
+  /** Sizes of the grid for a place of this width and height, in pixels; of ``wanted`` columns. */
+  fit(width, height, wanted = 0) {
+    const count = this.cells.length;
+    const { columns, cell } = columnsFor(width, height, count, this.pane.model.size, wanted);
     this.columns = columns;
     this.list.style.setProperty("--columns", columns);
     this.list.style.setProperty("--cell", `${cell}px`);
@@ -131,7 +132,7 @@ export class PaneView {
 /** The columns that show all pictures at once as large as can be; where they would be too small,
  * or no height is given, as many as the width takes, and the page scrolls. The pixels of small
  * images are squares of whole pixels of the screen. */
-export function columnsFor(width, height, count, [rowsPixels, columnsPixels]) {
+export function columnsFor(width, height, count, [rowsPixels, columnsPixels], wanted) {
   const least = width < 240 ? 72 : 96;
   const shape = rowsPixels / columnsPixels;
   const most = columnsPixels <= SMALL ? 288 : 512;
@@ -144,7 +145,9 @@ export function columnsFor(width, height, count, [rowsPixels, columnsPixels]) {
     const score = cell * (count % columns ? 0.9 : 1); // whole rows look better
     if (score > best.score) best = { columns, cell, score };
   }
-  if (best.cell < least) {
+  if (wanted) {
+    best = { columns: wanted, cell: Math.min(sized(wanted), most) };
+  } else if (best.cell < least) {
     let columns = Math.max(1, Math.min(count, Math.floor((width + GAP) / (least + GAP))));
     while (columns > 2 && count % columns && count % (columns - 1) === 0) columns--;
     best = { columns, cell: Math.min(sized(columns), most) };

@@ -253,6 +253,9 @@ function fitAll() {
   const width = (place.clientWidth - gap * (views.length - 1)) / views.length;
   const height = phone.matches ? 0 : innerHeight - place.offsetTop - 120;
   for (const view of views) view.fit(Math.floor(width), height);
+  // A seed has the same place in both, also where their pictures have other shapes.
+  const columns = Math.max(...views.map((view) => view.columns));
+  for (const view of views) if (view.columns < columns) view.fit(Math.floor(width), 0, columns);
 }
 
 // Wiring ------------------------------------------------------------------------------------------
