@@ -27,6 +27,7 @@ class LatentConvention:
     half: ClassVar[bool] = False
     scale: ClassVar[float | None] = None
     usual_factor: ClassVar[int] = 8
+    no_graph: ClassVar[str] = ""  # why its decoder cannot be part of an ONNX graph
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""
