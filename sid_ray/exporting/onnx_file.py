@@ -73,9 +73,9 @@ class OnnxGraph(Kind):
     ):
         require_onnx()
         family = family_of(description.family)
-        if family.makes_latents(description.network):
-            if why := family.latent_convention().no_graph:
-                raise UserError(f"--format onnx: not for {family.name} generators: {why}")
+        latent = family.makes_latents(description.network)
+        if why := family.latent_convention().no_graph if latent else "":
+            raise UserError(f"--format onnx: not for {family.name} generators: {why}")
         self.description, self.codec, self.prompts = description, codec, prompts
         self.signature = signature_of(description)
 
