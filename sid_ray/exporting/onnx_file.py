@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.convolution import weights_ready
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
 from sid_ray.exporting.card import CardText, Story, quoted
@@ -71,6 +72,10 @@ class OnnxGraph(Kind):
         prompts: Callable[[], Tensor],
     ):
         require_onnx()
+        family = family_of(description.family)
+        latent = family.makes_latents(description.network)
+        if why := family.latent_convention().no_graph if latent else "":
+            raise UserError(f"--format onnx: not for {family.name} generators: {why}")
         self.description, self.codec, self.prompts = description, codec, prompts
         self.signature = signature_of(description)
 
