@@ -1,8 +1,8 @@
 """What stands before every request: names of the server, the token, sizes and times.
 
 Plain ASGI without a library, so that it fits in front of anything. ``web_app`` wears it. Ray
-Serve's HTTP proxy reads bodies ahead of its replicas, until one has answered; the proxy may wear
-Guards too (``HTTPOptions(middlewares=...)``).
+Serve's HTTP proxy reads bodies ahead of its replicas, until one has answered; the proxy of Ray
+2.60 takes no middleware.
 """
 
 from __future__ import annotations
