@@ -21,7 +21,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,15 +115,15 @@ def card_runs(folder: Path, graph: bool) -> str:
         return made
 
 
-def rows_of(run: str, out: Path, prompt: str, seeds: str) -> list[Row]:
+def rows_of(run: str, out: Path, prompt: str, seeds: str) -> Iterator[Row]:
     net = OneStepNetwork(run, 1)
     texts = typed_prompts(prompt) if net.family.reads_text else []
     chosen = list(number_list(seeds, "seeds", 64))
     words = ["--seeds", seeds, *(["--prompt", prompt] if texts else [])]
-    kinds = {"native": [], "fused": ["--fuse"], "onnx": ["--format", "onnx"]}
+    kinds: dict[str, list[str]] = {"native": [], "fused": ["--fuse"], "onnx": ["--format", "onnx"]}
     if net.description.adapter is None:
         del kinds["fused"]
-    rows, steps = [], int((net.description.one_step or {}).get("num_steps", 1))
+    steps = int((net.description.one_step or {}).get("num_steps", 1))
     for kind, flags in kinds.items():
         folder = out / f"{Path(run).name}-{kind}"
         seconds = exported(run, folder, [*words, *flags, "--force"])
@@ -132,8 +132,7 @@ def rows_of(run: str, out: Path, prompt: str, seeds: str) -> list[Row]:
         far = called(folder, net, chosen, texts) if pipeline else None
         card = card_runs(folder, kind == "onnx")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-        rows.append(Row(Path(run).name, kind, steps, said, far, card, size, seconds))
-    return rows
+        yield Row(Path(run).name, kind, steps, said, far, card, size, seconds)
 
 
 def main() -> int:
