@@ -97,7 +97,11 @@ def card(count: int, rows: Sequence[tuple[str, float, float]], parameters: int) 
     """The card that ships beside the weights."""
     trained = Training()
     table = "\n".join(f"| {name} | {fd:.2f} | {hits:.1%} |" for name, fd, hits in rows)
-    return f"""# emoji-flow
+    return f"""---
+license: cc-by-4.0
+---
+
+# emoji-flow
 
 A small text-to-image teacher in Stable Diffusion 3's shape (SD3Transformer2DModel of {parameters:,}
 parameters that predicts the velocity, two CLIP text encoders of two layers, no T5; no VAE, it works on

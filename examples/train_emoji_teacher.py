@@ -265,7 +265,11 @@ def measure(args: Args) -> list[tuple[str, float, float]]:
 def card(args: Args, rows: Sequence[tuple[str, float, float]], parameters: int) -> str:
     """The card that ships beside the weights."""
     table = "\n".join(f"| {name} | {fd:.2f} | {hits:.1%} |" for name, fd, hits in rows)
-    return f"""# emoji-teacher
+    return f"""---
+license: cc-by-4.0
+---
+
+# emoji-teacher
 
 A small text-to-image teacher in Stable Diffusion's shape (U-Net of {parameters:,} parameters, CLIP text
 encoder of two layers, epsilon, 1,000 timesteps; no VAE, it works on {SHAPE[1]}x{SHAPE[2]} pixels), trained by

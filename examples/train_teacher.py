@@ -126,7 +126,11 @@ def main(args: Args) -> None:
 
 def card(notes: dict, parameters: int) -> str:
     """The model card that ships beside the weights."""
-    return f"""# digits-teacher
+    return f"""---
+license: cc-by-4.0
+---
+
+# digits-teacher
 
 A class-conditional EDM network (DDPM++, {parameters:,} parameters, 8x8 pixels, 10 classes), trained by
 `examples/train_teacher.py`; the network's arguments are in `model.json`.

@@ -29,16 +29,7 @@ from sid_ray.evaluation.pictures import pixel_scale, save_picture, tile
 from sid_ray.evaluation.records import results_in
 from sid_ray.evaluation.samplers import Inputs, generator_sampler, seeded_latents, seeded_noises
 from sid_ray.evaluation.subject import Subject, find_subject
-from sid_ray.exporting.card import (
-    CARD,
-    GRID,
-    Licence,
-    Story,
-    card_of,
-    licence_in,
-    licence_of,
-    repository_of,
-)
+from sid_ray.exporting.card import GRID, Story, card_of
 from sid_ray.exporting.compared import NotTheSameError, largest_difference
 from sid_ray.exporting.kinds import Kind, export_kind
 from sid_ray.exporting.onnx_file import OnnxGraph
@@ -55,7 +46,7 @@ from sid_ray.weights.address import source_label
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
-from sid_ray.weights.hub import card_at
+from sid_ray.weights.licence import CARD, licence_of, repository_of
 
 GRID_COLUMNS = 4
 
@@ -252,7 +243,7 @@ class Opened:
             name=name,
             teacher=str(self.description.notes.get("teacher", "")),
             base=self.base,
-            licence=licence_of_base(self.base, place),
+            licence=licence_of(self.base, place),
             command=shown_command(self.options, name),
             prompts=self.prompts,
             description=subject.description,
@@ -261,13 +252,6 @@ class Opened:
             scores=scores_to_tell(subject),
             compared=compared,
         )
-
-
-def licence_of_base(base: str, place: Path | None) -> Licence:
-    """What its card on the hub says, or the one in the folder that it lies in."""
-    if repository := repository_of(base):
-        return licence_in(card_at(base), repository)
-    return licence_of(place) if place is not None and place.is_dir() else Licence()
 
 
 def round_in_place(network: nn.Module, dtype: torch.dtype) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 from sid_ray.commands.push_options import PushOptions
 from sid_ray.errors import UserError
-from sid_ray.exporting.card import CARD, card_on_hub, fields_in_front, licence_in
+from sid_ray.exporting.card import card_on_hub
 from sid_ray.exporting.compared import NotTheSameError
 from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.places import check_folder
+from sid_ray.weights.licence import CARD, fields_in_front, licence_in
 
 
 def push(options: PushOptions) -> int:

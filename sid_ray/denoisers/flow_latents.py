@@ -92,7 +92,6 @@ class DeepLatents(ConfiguredLatents):
 
     name = "dc-ae"
     kind = "AutoencoderDC"
-    no_graph = "its auto-encoder (DC-AE), as torch translates it, makes NaN in ONNX Runtime"
     usual_factor = 32
 
     def factor(self, config: Any) -> int:

@@ -21,14 +21,12 @@ class LatentConvention:
         scale: of latents, where their auto-encoder's config does not say it, as that of one in a
             file by itself; None where it must say it, or where nothing depends on it.
         usual_factor: of the published auto-encoder, where none is at hand (``factor``).
-        no_graph: why its decoder cannot be part of an ONNX graph; empty where it can.
     """
 
     name: ClassVar[str]
     half: ClassVar[bool] = False
     scale: ClassVar[float | None] = None
     usual_factor: ClassVar[int] = 8
-    no_graph: ClassVar[str] = ""
 
     def check(self, folder: Path) -> Any:
         """The config of the auto-encoder in a folder. Raises UserError where load would."""

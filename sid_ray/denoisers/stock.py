@@ -143,10 +143,11 @@ def vp_scheduler(schedule: DiscreteVPSchedule, num_steps: int) -> StockScheduler
         "num_train_timesteps": tau + 1,
         "trained_betas": betas.tolist(),
         "prediction_type": schedule.prediction_type,
+        "steps_offset": 1,  # neither reads it; StableDiffusionPipeline warns of any other number
     }
     level = schedule.level(torch.tensor([tau]))
     if num_steps == 1 and level.alpha > 0:
-        config |= {"timestep_spacing": "trailing", "steps_offset": 0}
+        config |= {"timestep_spacing": "trailing"}
         one = {"num_inference_steps": 1}
         return StockScheduler("EulerDiscreteScheduler", config, one, betas=printed)
     config |= {

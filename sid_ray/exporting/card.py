@@ -8,35 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sid_ray.checkpoint.model_card import bullets, making, plain_label, quality
 from sid_ray.config.distill_config import DistillConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.exporting.stock_folder import SCHEDULER, Stock
 from sid_ray.weights.address import HubFile, parse_source
 from sid_ray.weights.description import ModelDescription
+from sid_ray.weights.licence import Licence, repository_of
 
-CARD, GRID = "README.md", "grid.png"
-HUB = "https://huggingface.co"
+GRID = "grid.png"
 FENCE, FOLDER = "```python\n", "folder = "
-
-
-@dataclass(frozen=True)
-class Licence:
-    """As front matter names one: ``name`` and ``link`` say which where it is "other"."""
-
-    licence: str = ""
-    name: str = ""
-    link: str = ""
-
-    def lines(self) -> list[str]:
-        """Of front matter."""
-        said = {"license": self.licence, "license_name": self.name, "license_link": self.link}
-        return [f"{field}: {json.dumps(value)}" for field, value in said.items() if value]
-
-    def __str__(self) -> str:
-        return self.name or self.licence
 
 
 @dataclass(frozen=True)
@@ -119,43 +100,6 @@ def front_of_card(story: Story, kind: str) -> str:
     if kind == "adapter":
         lines.append("- lora")
     return "\n".join(["---", *lines, "---"])
-
-
-def repository_of(source: str) -> str:
-    """OWNER/REPO of an address on the hub; empty for any other."""
-    if not source or (parsed := parse_source(source)).kind != "hf":
-        return ""
-    owner, _, rest = parsed.location.removeprefix("hf://").partition("/")
-    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
-
-
-def licence_of(folder: Path) -> Licence:
-    """What a folder's own card says of its licence."""
-    try:
-        return licence_in((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return Licence()
-
-
-def licence_in(card: str, repository: str = "") -> Licence:
-    """What a card says; a link into its own repository on the hub becomes a whole address."""
-    found = fields_in_front(card)
-    said = {name: found.get(f"license{name}") for name in ("", "_name", "_link")}
-    licence, name, link = (value[:200] if isinstance(value, str) else "" for value in said.values())
-    if link and "://" not in link:
-        link = f"{HUB}/{repository}/blob/main/{link}" if repository else ""
-    return Licence(licence, name, link) if licence else Licence()
-
-
-def fields_in_front(card: str) -> dict[str, Any]:
-    """A card's front matter; nothing where it is none."""
-    if not card.startswith("---"):
-        return {}
-    try:
-        found = yaml.safe_load(card[3:].partition("\n---")[0])
-    except yaml.YAMLError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def base_opened(source: str) -> str:

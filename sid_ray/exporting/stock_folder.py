@@ -151,6 +151,11 @@ def copy_component(source: Path, target: Path, defaults: Mapping[str, Any] = {})
     """
     own = without_origin(json_object(source / CONFIG))
     config = {name: value for name, value in defaults.items() if value is not None} | own
+    if "architectures" in config:
+        # diffusers opens its own parts in float32 where people name no dtype, transformers in the
+        # one that a config names: an encoder in half precision would not fit the network.
+        config = {name: config[name] for name in config if name != "torch_dtype"}
+        config["dtype"] = "float32"
     files, variant = weight_files(source)
     if variant or any(file.suffix != ".safetensors" for file in files):
         write_component(target, config, read_component(source)[0])

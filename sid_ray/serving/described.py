@@ -20,7 +20,6 @@ from sid_ray.data.manifest import read_manifest
 from sid_ray.data.source import is_prepared, open_source
 from sid_ray.errors import UserError
 from sid_ray.evaluation.subject import Subject, find_subject
-from sid_ray.exporting.card import licence_of
 from sid_ray.objectives.spec import objective_spec
 from sid_ray.serving.contract import ConditionKind, ServedModel, Teacher
 from sid_ray.serving.teachers import TeacherFound
@@ -28,6 +27,7 @@ from sid_ray.storage.errors import StoreError
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
 from sid_ray.weights.address import parse_source
+from sid_ray.weights.licence import licence_of
 from sid_ray.weights.resolution import factor_of
 from sid_ray.weights.same import called
 
@@ -111,6 +111,7 @@ def told_model(offer: Offer) -> ServedModel:
     _, height, width = opened.shape
     config = subject.config
     place = opened.base or opened.components.text
+    teacher = str(description.notes.get("teacher", ""))
     kind = called(description.family)
     label = f"{objective_spec(config.objective.name).label} of {kind}" if config else kind
     return ServedModel(
@@ -124,8 +125,8 @@ def told_model(offer: Offer) -> ServedModel:
         teacher=told_teacher(subject, offer.source),
         images_seen=subject.images_seen,
         scores=scores_to_tell(subject),
-        base=plain_label(str(description.notes.get("teacher", ""))),
-        licence=str(licence_of(place)) if place is not None and place.is_dir() else "",
+        base=plain_label(teacher),
+        licence=str(licence_of(teacher, place)),
     )
 
 

@@ -23,9 +23,10 @@ from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.exporting import compared, kinds
-from sid_ray.exporting.card import Licence, base_opened, licence_in, licence_of, repository_of
+from sid_ray.exporting.card import base_opened
 from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
 from sid_ray.weights.description import ModelDescription, save_model
+from sid_ray.weights.licence import Licence, licence_in, licence_of, repository_of
 from sid_ray.weights.networks import load_path
 from sid_ray.weights.sources import resolve_source
 
@@ -86,6 +87,7 @@ def test_digits_open_with_their_loader(digits, tmp_path, capsys):
         "README.md", "generate.py", "grid.png", "model.json", "model.safetensors", "sid_ray.json",
     }  # fmt: skip
     assert json.loads((out / "sid_ray.json").read_text())["largest_difference"] < 1e-5
+    assert 'license: "cc-by-4.0"\n' in (out / "README.md").read_text()
     assert np.asarray(run_card(out)).std() > 30
     assert not [path for path in tmp_path.iterdir() if "part" in path.name or path.name[0] == "."]
 
@@ -170,8 +172,10 @@ def test_teachers_and_addresses_are_refused(capsys):
 
 def test_what_a_base_says_of_itself(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: []\n---\nlicense: no\n")
-    assert licence_of(tmp_path) == Licence("apache-2.0")
-    assert licence_of(tmp_path / "nowhere") == Licence()
+    assert licence_of("", tmp_path) == Licence("apache-2.0")
+    assert licence_of("", tmp_path / "nowhere") == licence_of("", None) == Licence()
+    for name in ("digits-teacher", "emoji-teacher", "emoji-flow"):  # whatever lies beside them
+        assert licence_of(f"builtin:{name}", tmp_path) == Licence("cc-by-4.0")
     other = "---\nlicense: other\nlicense_name: flux-dev\nlicense_link: LICENSE.md\n---\n"
     assert licence_in(other) == Licence("other", "flux-dev")
     found = licence_in(other, "you/big")
@@ -204,6 +208,21 @@ def test_nothing_says_where_a_base_was_loaded_from(tmp_path):
     copy_tokenizer(base, tmp_path / "tokens")
     for path in (tmp_path / "part" / "config.json", tmp_path / "tokens" / "tokenizer_config.json"):
         assert json.loads(path.read_text()) == {"kept": 1}
+
+
+@pytest.mark.parametrize("said", [{"dtype": "float16"}, {"torch_dtype": "float16"}, {}])
+def test_an_encoder_in_half_precision_opens_in_that_of_the_network(said, tmp_path):
+    """Where people name no dtype, as in ``from_pretrained(DIR)``."""
+    transformers = pytest.importorskip("transformers")
+    base = resolve_source("builtin:emoji-teacher") / "text_encoder"
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | said))
+    before = transformers.CLIPTextModel.from_pretrained(tmp_path / "base")
+    assert before.dtype == torch.float16
+    copy_component(tmp_path / "base", tmp_path / "part")
+    assert transformers.CLIPTextModel.from_pretrained(tmp_path / "part").dtype == torch.float32
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from sid_ray.exporting import onnx_file
 from sid_ray.exporting.onnx_file import GRAPH, OPSET, OnnxGraph
 from sid_ray.exporting.onnx_graph import signature_of
 from sid_ray.training.assemble import generation_of
-from sid_ray.types import Condition
+from sid_ray.types import Condition, Prediction
 from sid_ray.weights.description import ModelDescription
 from tests.exporting.test_export import export, own_cache, write_generator
 
@@ -127,10 +127,19 @@ def test_without_the_extra_a_line_names_it(tmp_path, monkeypatch, capsys):
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_latents_whose_decoder_makes_no_graph_are_refused():
-    said = ModelDescription("sana", {}, {"init_time": 999}, {})
-    with pytest.raises(UserError, match=r"not for sana generators.*makes NaN"):
-        OnnxGraph(said, IdentityCodec, lambda: torch.zeros(0))
+class Divided(torch.nn.Module):
+    def forward(self, x_t: Tensor, *_: Any) -> Prediction:
+        positive = x_t.relu()
+        return Prediction(positive / (positive.sum((1, 2, 3), keepdim=True) + 1e-15))
+
+
+def test_what_keeps_a_divisor_from_0_stays(tmp_path):
+    """SANA's attention and auto-encoder add 1e-15, which torch.onnx's own simplifying removes."""
+    said = ModelDescription("edm2", EDM2 | {"label_dim": 0}, {"sigma": 2.5}, {})
+    kind = OnnxGraph(said, IdentityCodec, lambda: torch.zeros(0))
+    kind.write(tmp_path, Divided())
+    found = runs_as(tmp_path / GRAPH, {"latents": torch.full((3, 3, 8, 8), -1.0)})
+    assert (found == 0.5).all()
 
 
 class Untraceable(torch.nn.Module):
@@ -170,7 +179,7 @@ def check_prompts(folder: Path, generator: Path, prompt: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("stable-diffusion", 1), ("sdxl", 1), ("sd3", 1), ("flux", 1), ("sd3", 4)],
+    [("stable-diffusion", 1), ("sdxl", 1), ("sd3", 1), ("flux", 1), ("sana", 1), ("sd3", 4)],
 )
 def test_pipelines_as_graphs(name, steps, tmp_path):
     """Text enters under diffusers' names; the VAE is part of the graph."""
