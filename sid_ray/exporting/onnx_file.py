@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.convolution import weights_ready
+from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
 from sid_ray.exporting.card import CardText, Story, quoted
@@ -72,14 +74,22 @@ class OnnxGraph(Kind):
     ):
         require_onnx()
         self.description, self.codec, self.prompts = description, codec, prompts
-        self.signature = signature_of(description)
+
+    @cached_property
+    def packed(self) -> Tensor | None:
+        """The prompts' embeddings [P, T, D]; None where no text is read."""
+        return self.prompts() if family_of(self.description.family).reads_text else None
+
+    @cached_property
+    def signature(self) -> Signature:
+        return signature_of(self.description, self.packed)
 
     def write(self, folder: Path, network: nn.Module) -> None:
         with weights_ready(network):  # constants of the graph, not computed in each call
             whole = WholeGenerator(network, self.description, self.signature, self.codec()).eval()
             write_graph(folder / GRAPH, whole)
-        if self.signature.layout is not None:
-            save_arrays(folder / PROMPTS, self.signature.text(self.prompts()))
+        if self.packed is not None:
+            save_arrays(folder / PROMPTS, self.signature.text(self.packed))
 
     def made_outside(
         self, folder: Path, scratch: Path, inputs: Inputs, prompts: Sequence[str]

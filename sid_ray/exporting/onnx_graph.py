@@ -12,6 +12,7 @@ K is the number of steps: they are unrolled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -93,13 +94,19 @@ class Signature(NamedTuple):
         return found
 
 
-def signature_of(description: ModelDescription) -> Signature:
+def signature_of(description: ModelDescription, prompts: Tensor | None = None) -> Signature:
+    """``prompts`` [P, T, D] is what the text encoders make: U-Nets without a pooled embedding read
+    any number of tokens, and do not say how many the encoders have.
+    """
     family, network = family_of(description.family), description.network
     schedule, steps = generation_of(description)
+    layout = family.layout(network) if family.reads_text else None
+    if layout is not None and prompts is not None and not layout.pooled:
+        layout = replace(layout, tokens=prompts.shape[1])
     return Signature(
         family.shape(network),
         family.label_dim(network),
-        family.layout(network) if family.reads_text else None,
+        layout,
         steps - 1 if schedule.step_noise == "fresh" else 0,
     )
 

@@ -193,6 +193,16 @@ def test_pipelines_as_graphs(name, steps, tmp_path):
         check_prompts(tmp_path / "out", tmp_path / "gen", "a red cat|dog")
 
 
+def test_a_graph_reads_as_many_tokens_as_the_encoders_make(tmp_path):
+    """The emoji's make 16: a U-Net's description does not say so."""
+    write_generator(tmp_path / "gen", "builtin:emoji-teacher")
+    net = OneStepNetwork(tmp_path / "gen", 1)
+    packed = net.conditions(None, ["star", "red heart"])(range(2)).text
+    read = signature_of(net.description, packed)
+    assert torch.equal(read.text(packed)["encoder_hidden_states"], packed)
+    assert read.example(3)["encoder_hidden_states"].shape == (3, 16, 64)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoji-teacher", "emoji-flow"])
 def test_generators_of_pixels_as_graphs(name, tmp_path):
