@@ -31,9 +31,11 @@ from sid_ray.serving.contract import BusyError, Limits, Painted, Role, ServedMod
 from sid_ray.serving.described import Offer, offers_of, told_model
 from sid_ray.serving.dispatch import AHEAD, Dispatcher, GoneError
 from sid_ray.serving.figures import RayFigures
+from sid_ray.serving.health import cannot_start
 from sid_ray.serving.places import Place, ReplicaRange, batch_of, replica_place, teacher_batch
 
 DOOR, TOKEN = "door", "SID_RAY_SERVE_TOKEN"
+WITHOUT = "no replica of {} is there, and a new one did not start; the server's log says why"
 LOOK_S = 1.0  # between two looks at how many replicas there are
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 """Of Serve's processes: their logs are files of Ray's, a line per request would be their bulk."""
@@ -96,6 +98,7 @@ class DeployedPainting:
     ):
         self._models, self._handles = models, handles
         self._running = dict.fromkeys(handles, 0)
+        self._lost: set[str] = set()  # without replicas, and those that follow do not start
         self._app = serve.get_replica_context().app_name
         self._looking: asyncio.Task[None] | None = None
         self._dispatchers = {
@@ -126,8 +129,11 @@ class DeployedPainting:
         while True:
             with contextlib.suppress(RayServeException, ray.exceptions.RayError):
                 await self._count()
-                for each in self._dispatchers.values():
-                    each.wake()
+                for name, each in self._dispatchers.items():
+                    if name in self._lost:
+                        each.stop(WITHOUT.format(name))
+                    else:
+                        each.wake()
             await asyncio.sleep(LOOK_S)
 
     async def _count(self) -> None:
@@ -136,6 +142,7 @@ class DeployedPainting:
         for name in self._handles:
             found = app.deployments.get(deployment_name(name)) if app else None
             self._running[name] = found.replica_states.get("RUNNING", 0) if found else 0
+            (self._lost.add if found and cannot_start(found) else self._lost.discard)(name)
 
 
 async def send_to(handle: DeploymentHandle, wanted: Sequence[WantedImage]) -> Sequence[Painted]:

@@ -19,6 +19,7 @@ from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment, un
 from sid_ray.ray_setup.start import check_ray, with_ray
 from sid_ray.serving.contract import Limits, ServedModel
 from sid_ray.serving.described import Offer, offers_of, told_model
+from sid_ray.serving.health import last_line, trouble_of
 from sid_ray.serving.options import ServeOptions
 from sid_ray.storage.places import expanded, one_line
 from sid_ray.storage.schemes import is_path
@@ -179,13 +180,7 @@ class Server:
         """Why generators do not answer; empty where they do."""
         from ray import serve
 
-        app = serve.status().applications.get(APP)
-        if app is None:
-            return "the application is gone"
-        for name, found in app.deployments.items():
-            if found.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-                return f"{name.removeprefix('model-')}: {last_line(found.message)}"
-        return ""
+        return trouble_of(serve.status(), APP)
 
     def watch(self, tell: Tell) -> None:
         """Says what goes wrong, and when it is well again. Raises UserError where Ray ended."""
@@ -234,9 +229,3 @@ def metrics_address() -> str:
     own = ray.get_runtime_context().get_node_id()
     node = next(each for each in ray.nodes() if each["NodeID"] == own)
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-
-def last_line(text: str) -> str:
-    """Of a traceback, its error; at most 300 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return one_line(lines[-1])[:300] if lines else "no reason was given"

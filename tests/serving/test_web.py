@@ -348,8 +348,13 @@ def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
 def test_images_that_take_too_long_are_given_up():
     painting = FakePainting(delay_s=30)
     client = client_of(painting, Limits(answer_s=0.05))
-    refused(client.post("/v1/images", json={}), 504, "too_slow")
-    assert painting.cancelled == 1
+    words = refused(client.post("/v1/images", json={}), 504, "too_slow")
+    assert painting.cancelled == 1 and "fewer" not in words  # than one
+    words = refused(client.post("/v1/images", json={"seeds": [1, 2]}), 504, "too_slow")
+    assert "ask for fewer" in words
+    painting.replicas["digits"] = 0
+    words = refused(client.post("/v1/images", json={"seeds": [1, 2]}), 503, "lost")
+    assert "no replica of digits" in words and "fewer" not in words
 
 
 def test_a_client_that_goes_away_cancels_its_work():
