@@ -244,6 +244,11 @@ def offered_by_cluster() -> dict[str, float]:
     return found
 
 
+def cpus_of_nodes() -> list[float]:
+    """What each node has."""
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
 def build(args: Mapping[str, Any]) -> serve.Application:
     """For ``import_path`` of Serve's configs, of ServeArguments. Raises UserError, ValueError."""
     chosen = ServeArguments.model_validate(args)
@@ -252,5 +257,5 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     asked, offered = ReplicaRange.of(chosen.replicas), offered_by_cluster()
     if chosen.device == "cuda":  # they may come after this
         offered["GPU"] = max(offered.get("GPU", 0), asked.least * len(models))
-    place = replica_place(asked, chosen.device, offered, len(models))
+    place = replica_place(asked, chosen.device, offered, cpus_of_nodes(), len(models))
     return application_of(models, chosen, place, None)

@@ -137,6 +137,7 @@ class Server:
         from sid_ray.serving.application import (
             ServeArguments,
             application_of,
+            cpus_of_nodes,
             offered_by_cluster,
         )
         from sid_ray.serving.places import ReplicaRange, replica_place
@@ -144,7 +145,7 @@ class Server:
         options = self.options
         self.place = replica_place(
             ReplicaRange.of(options.replicas), options.device, offered_by_cluster(),
-            len(self.models),
+            cpus_of_nodes(), len(self.models),
         )  # fmt: skip
         arguments = ServeArguments(
             sources=[offer.source for offer, _ in self.models],

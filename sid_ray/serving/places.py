@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from sid_ray.errors import UserError
@@ -56,33 +55,51 @@ def replica_place(
     asked: ReplicaRange,
     device: str,
     offered: Mapping[str, float],
+    node_cpus: Sequence[float],
     models: int,
 ) -> Place:
     """Where replicas of one of so many models go.
 
-    ``offered`` is what the cluster has, by Ray's names; ``device`` is auto, cuda or cpu. A GPU per
-    replica, shared only where there are more models than GPUs; else a CPU each. Raises UserError
-    for a GPU that is asked for and not there.
+    ``offered`` is what the cluster has, by Ray's names, ``node_cpus`` what each of its nodes has;
+    ``device`` is auto, cuda or cpu. A GPU per replica, shared only where there are more models than
+    GPUs. On CPUs, all that are there for the replicas that are asked for, and with auto for one of
+    each model: one process packs all clients' images, and one client alone has all threads. Raises
+    UserError for a GPU that is asked for and not there.
     """
     gpus, cpus = int(offered.get("GPU", 0)), offered.get("CPU", 0.0)
     if device == "cuda" and not gpus:
         raise UserError("--device cuda: Ray has no GPU")
     on_gpu = device != "cpu" and gpus > 0
-    least = asked.least
-    resource = gpus if on_gpu else cpus
-    share = 1.0
-    if resource < least * models:
-        share = max(1, math.floor(SHARES * resource / (least * models))) / SHARES
-    room = max(least, math.floor(resource / share + 1e-6))
-    most = asked.most or max(least, room)
     if on_gpu:
-        return Place("cuda", 0.0, share, 0, least, most)
-    return Place("cpu", share, 0.0, threads_each(cpus, most), least, most)
+        share = share_of(gpus, asked.least * models)
+        most = asked.most or room_for_one(gpus, share, asked.least, models)
+        return Place("cuda", 0.0, share, 0, asked.least, most)
+    replicas = (asked.most or asked.least) * models
+    threads = threads_each(node_cpus, replicas)
+    share = float(threads) if threads else share_of(cpus, replicas)
+    most = asked.most or room_for_one(cpus, share, asked.least, models)
+    return Place("cpu", share, 0.0, max(1, threads), asked.least, most)
 
 
-def threads_each(cpus: float, most: int) -> int:
-    """Of torch per replica, so that all of them together have a thread per CPU."""
-    return max(1, min(int(cpus), os.cpu_count() or 1) // most)
+def share_of(resource: float, replicas: int) -> float:
+    """One, or a part where there is less than one for each."""
+    if resource >= replicas:
+        return 1.0
+    return max(1, math.floor(SHARES * resource / replicas)) / SHARES
+
+
+def room_for_one(resource: float, share: float, least: int, models: int) -> int:
+    """Replicas that a model may have where the others have their least."""
+    return max(least, math.floor(resource / share + 1e-6) - least * (models - 1))
+
+
+def threads_each(node_cpus: Sequence[float], replicas: int) -> int:
+    """The most threads that so many replicas can have, each of them within a node; 0 where there
+    is not a CPU for each.
+    """
+    most = int(max(node_cpus, default=0))
+    fit = (n for n in range(most, 0, -1) if sum(cpus // n for cpus in node_cpus) >= replicas)
+    return next(fit, 0)
 
 
 def batch_of(typed: int | str, device: str) -> int:
