@@ -27,7 +27,7 @@ def cannot_start(found: DeploymentStatusOverview) -> bool:
     return found.status in ILL and not running and NOT_STARTED in found.message
 
 
-def trouble_of(status: ServeStatus, app: str) -> str:
+def trouble_of_app(status: ServeStatus, app: str) -> str:
     """Why an application does not answer; empty where it does."""
     found = status.applications.get(app)
     if found is None:

@@ -12,7 +12,7 @@ from sid_ray.errors import UserError
 AUTO = "auto"
 RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 SHARES = 10_000  # Ray counts resources in ten-thousandths
-GPU_BATCH, CPU_BATCH = 64, 32
+GPU_BATCH, CPU_BATCH, MOST_BATCH = 64, 32, 1024
 TEACHER_SHARE = 8  # a teacher's batch is smaller: nobody is to wait behind 64 times 50 evaluations
 
 
@@ -102,10 +102,21 @@ def threads_each(node_cpus: Sequence[float], replicas: int) -> int:
     return next(fit, 0)
 
 
+def batch_size(typed: str | int) -> str | int:
+    """'auto' or a number of images. Raises UserError."""
+    text = str(typed)
+    if text == AUTO:
+        return AUTO
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= MOST_BATCH:
+        raise UserError(f"--batch {text!r:.60}: expected auto, or a number from 1 to {MOST_BATCH}")
+    return int(text)
+
+
 def batch_of(typed: int | str, device: str) -> int:
-    """Images at once where a person gives no number."""
-    if typed != AUTO:
-        return int(typed)
+    """Images at once, also where a person gives no number. Raises UserError."""
+    found = batch_size(typed)
+    if found != AUTO:
+        return int(found)
     return GPU_BATCH if device == "cuda" else CPU_BATCH
 
 

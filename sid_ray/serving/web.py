@@ -255,6 +255,7 @@ def _request_body(limits: Limits) -> dict[str, Any]:
     fields = schema["properties"]
     fields["seeds"] |= {"maxItems": limits.images}
     fields["seeds"]["items"] |= {"minimum": 0, "maximum": SEED_MAX}
-    fields["prompt"] |= {"maxLength": limits.prompt_chars}
+    text = next(each for each in fields["prompt"]["anyOf"] if each["type"] == "string")
+    text["maxLength"] = limits.prompt_chars
     example = {"seeds": [0, 1, 2, 3], "network": "generator"}
     return {"required": True, "content": {JSON: {"schema": schema, "example": example}}}

@@ -8,7 +8,7 @@ from ray.serve.schema import (
     ServeStatus,
 )
 
-from sid_ray.serving.health import cannot_start, last_line, trouble_of
+from sid_ray.serving.health import cannot_start, last_line, trouble_of_app
 
 ENDED = (
     "A replica's health check failed. This deployment will be UNHEALTHY until the replica "
@@ -46,17 +46,17 @@ def test_a_deployment_is_lost_where_none_is_there_and_none_starts(found, lost):
 
 
 def test_trouble_is_told_in_words():
-    assert trouble_of(status_of(d=deployment()), "sid-ray") == ""
-    assert trouble_of(status_of(), "another") == "the application is gone"
-    gone = trouble_of(status_of(d=deployment("UNHEALTHY", 0, FAILED)), "sid-ray")
+    assert trouble_of_app(status_of(d=deployment()), "sid-ray") == ""
+    assert trouble_of_app(status_of(), "another") == "the application is gone"
+    gone = trouble_of_app(status_of(d=deployment("UNHEALTHY", 0, FAILED)), "sid-ray")
     assert gone == "d: /runs/d does not exist"
-    ended = trouble_of(status_of(d=deployment(), e=deployment("UNHEALTHY", 1, ENDED)), "sid-ray")
+    ended = trouble_of_app(status_of(d=deployment(), e=deployment("UNHEALTHY", 1, ENDED)), "sid-ray")
     assert ended == "e: a replica ended or does not answer; another one is started in its place"
 
 
 @pytest.mark.parametrize("proxy", [ProxyStatus.UNHEALTHY, ProxyStatus.STARTING, None])
 def test_a_proxy_that_ended_is_told(proxy):
-    assert "HTTP" in trouble_of(status_of(proxy, d=deployment()), "sid-ray")
+    assert "HTTP" in trouble_of_app(status_of(proxy, d=deployment()), "sid-ray")
 
 
 def test_of_a_traceback_the_error_is_told_without_its_class():

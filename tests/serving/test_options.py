@@ -41,6 +41,8 @@ def no_token(monkeypatch):
         (["a", "--host", "example.com"], "lets other machines in"),
         (["a", "--host", "http://x"], "expected an address, like 127.0.0.1"),
         (["a", "--host", ""], "expected an address"),
+        (["a", "--host", "127.0.0.2x"], "expected an address"),
+        (["a", "--host", "10.0.0"], "expected an address"),
         (["a", "--device", "tpu"], "--device"),
     ],
 )

@@ -408,6 +408,13 @@ def test_a_token_stands_before_everything_but_the_page(described, caplog):
     assert TOKEN not in caplog.text
 
 
+def test_the_limit_of_a_prompt_is_described_at_its_text(described):
+    body = described["paths"]["/v1/images"]["post"]["requestBody"]["content"][JSON]["schema"]
+    prompt = body["properties"]["prompt"]
+    assert {"type": "string", "maxLength": Limits().prompt_chars} in prompt["anyOf"]
+    assert "maxLength" not in prompt
+
+
 def test_what_is_described_needs_no_network(client, described):
     assert "security" not in described["paths"]["/v1/images"]["post"]
     for path in ("/docs", "/redoc"):
