@@ -38,7 +38,7 @@ class ServeOptions:
     """Port to listen on."""
     replicas: str = "auto"
     """Of each generator: a number, or a range like 1-4. auto: from one to as many as there are
-    GPUs; without GPUs one that has all CPUs, of a cluster one for each machine."""
+    GPUs; without GPUs, up to four of a quarter of the CPUs each, for all generators."""
     batch: str = "auto"
     """Images at once, at most; auto: 64 on GPUs, 32 on CPUs."""
     device: Device = "auto"

@@ -13,6 +13,7 @@ AUTO = "auto"
 RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 SHARES = 10_000  # Ray counts resources in ten-thousandths
 GPU_BATCH, CPU_BATCH, MOST_BATCH = 64, 32, 1024
+AUTO_PARTS = 4  # of all CPUs, where nobody says how many replicas
 TEACHER_SHARE = 8  # a teacher's batch is smaller: nobody is to wait behind 64 times 50 evaluations
 
 
@@ -62,9 +63,10 @@ def replica_place(
 
     ``offered`` is what the cluster has, by Ray's names, ``node_cpus`` what each of its nodes has;
     ``device`` is auto, cuda or cpu. A GPU per replica, shared only where there are more models than
-    GPUs. On CPUs, all that are there for the replicas that are asked for, and with auto for one of
-    each model: one process packs all clients' images, and one client alone has all threads. Raises
-    UserError for a GPU that is asked for and not there.
+    GPUs. CPUs are divided among all replicas that are asked for, with auto among AUTO_PARTS: small
+    networks make half as many images again and more by two replicas of a thread than by one of two
+    (docs/serve.md), and one client alone is to have more than one thread of many. Raises UserError
+    for a GPU that is asked for and not there.
     """
     gpus, cpus = int(offered.get("GPU", 0)), offered.get("CPU", 0.0)
     if device == "cuda" and not gpus:
@@ -72,12 +74,14 @@ def replica_place(
     on_gpu = device != "cpu" and gpus > 0
     if on_gpu:
         share = share_of(gpus, asked.least * models)
-        most = asked.most or room_for_one(gpus, share, asked.least, models)
+        most = asked.most or room_for_one([gpus], share, asked.least, models)
         return Place("cuda", 0.0, share, 0, asked.least, most)
-    replicas = (asked.most or asked.least) * models
+    replicas = asked.most * models or max(models, min(AUTO_PARTS, int(cpus)))
     threads = threads_each(node_cpus, replicas)
     share = float(threads) if threads else share_of(cpus, replicas)
-    most = asked.most or room_for_one(cpus, share, asked.least, models)
+    to_come = max(0.0, cpus - sum(node_cpus))  # of nodes that an autoscaler may bring
+    room = [*node_cpus, to_come] if threads else [cpus]
+    most = asked.most or room_for_one(room, share, asked.least, models)
     return Place("cpu", share, 0.0, max(1, threads), asked.least, most)
 
 
@@ -88,9 +92,10 @@ def share_of(resource: float, replicas: int) -> float:
     return max(1, math.floor(SHARES * resource / replicas)) / SHARES
 
 
-def room_for_one(resource: float, share: float, least: int, models: int) -> int:
-    """Replicas that a model may have where the others have their least."""
-    return max(least, math.floor(resource / share + 1e-6) - least * (models - 1))
+def room_for_one(nodes: Sequence[float], share: float, least: int, models: int) -> int:
+    """Replicas that a model may have where the others have their least, each within a node."""
+    places = sum(math.floor(resource / share + 1e-6) for resource in nodes)
+    return max(least, places - least * (models - 1))
 
 
 def threads_each(node_cpus: Sequence[float], replicas: int) -> int:

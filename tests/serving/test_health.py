@@ -50,7 +50,9 @@ def test_trouble_is_told_in_words():
     assert trouble_of_app(status_of(), "another") == "the application is gone"
     gone = trouble_of_app(status_of(d=deployment("UNHEALTHY", 0, FAILED)), "sid-ray")
     assert gone == "d: /runs/d does not exist"
-    ended = trouble_of_app(status_of(d=deployment(), e=deployment("UNHEALTHY", 1, ENDED)), "sid-ray")
+    ended = trouble_of_app(
+        status_of(d=deployment(), e=deployment("UNHEALTHY", 1, ENDED)), "sid-ray"
+    )
     assert ended == "e: a replica ended or does not answer; another one is started in its place"
 
 

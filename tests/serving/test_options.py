@@ -150,13 +150,15 @@ def test_help_loads_nothing_heavy():
 
 ON_CPUS = [
     # typed, CPUs of each node, models, then cpus of a replica, threads, least, most
-    ("auto", [16], 1, (16, 16, 1, 1)),  # one client has all of them
-    ("auto", [16], 3, (5, 5, 1, 1)),
-    ("auto", [2], 2, (1, 1, 1, 1)),
+    ("auto", [16], 1, (4, 4, 1, 4)),  # one client has more than one of them
+    ("auto", [2], 1, (1, 1, 1, 2)),
+    ("auto", [16], 3, (4, 4, 1, 2)),
+    ("auto", [16], 5, (3, 3, 1, 1)),
+    ("auto", [2], 2, (1, 1, 1, 1)),  # nobody's second replica takes the other's place
     ("auto", [2], 3, (0.6666, 1, 1, 1)),
-    ("auto", [16, 16], 1, (16, 16, 1, 2)),
-    ("auto", [16, 16], 3, (8, 8, 1, 2)),  # 10 would leave the third without a node
-    ("auto", [4, 7, 7], 1, (7, 7, 1, 2)),
+    ("auto", [16, 16], 1, (8, 8, 1, 4)),
+    ("auto", [16, 16], 5, (5, 5, 1, 2)),  # 6 would leave the fifth without a node
+    ("auto", [4, 7, 7], 1, (3, 3, 1, 5)),
     ("2", [8], 1, (4, 4, 2, 2)),
     ("1-4", [16], 2, (2, 2, 1, 4)),
     ("4", [2], 1, (0.5, 1, 4, 4)),
