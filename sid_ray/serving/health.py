@@ -23,7 +23,7 @@ def cannot_start(found: DeploymentStatusOverview) -> bool:
 
     A replica that ended is none of these: the next one is on its way, and worth waiting for.
     """
-    running = found.replica_states.get("RUNNING", 0)  # type: ignore[call-overload]
+    running = found.replica_states.get("RUNNING", 0)
     return found.status in ILL and not running and NOT_STARTED in found.message
 
 
