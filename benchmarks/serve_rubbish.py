@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-LONGEST_ERROR = 1000  # bytes
-ANSWER_S = 60
+LONGEST_ERROR, ANSWER_S = 1000, 60  # bytes, seconds
 JSON = "application/json"
 
 
@@ -136,31 +135,19 @@ def right_request(model: dict[str, Any]) -> dict[str, object]:
 def bodies(right: dict[str, object]) -> dict[str, bytes]:
     """What is wrong in itself, in requests that are right otherwise."""
     fields: dict[str, dict[str, object]] = {
-        "unknown field": {"sedes": [1]},
-        "unknown model": {"model": "../../etc/passwd"},
-        "unknown network": {"network": "__class__"},
-        "seeds: 10^9": {"seeds": 10**9},
-        "seeds: text": {"seeds": "0-63"},
-        "seeds: none": {"seeds": []},
-        "seeds: 10,000": {"seeds": list(range(10_000))},
-        "seeds: -1": {"seeds": [-1]},
-        "seeds: 2^32": {"seeds": [2**32]},
-        "seeds: 1.5": {"seeds": [1.5]},
-        "seeds: true": {"seeds": [True]},
-        "seeds: null": {"seeds": None},
-        "class: 10^6": {"class": 10**6},
-        "class: -1": {"class": -1},
-        "class: a list": {"class": [1]},
-        "prompt and class": {"prompt": "x", "class": 0},
-        "prompt: 20,001 characters": {"prompt": "x" * 20_001},
-        "prompt: a number": {"prompt": 1},
-        "prompt: NUL": {"prompt": "a\0b"},
-        "prompt: lone surrogate": {"prompt": "\ud800"},
-        "steps: 0": {"steps": 0},
-        "steps: 10^18": {"steps": 10**18},
-        "size: huge": {"size": [10**9, 10**9]},
-        "size: one number": {"size": 64},
-    }
+        "unknown field": {"sedes": [1]}, "unknown model": {"model": "../../etc/passwd"},
+        "unknown network": {"network": "__class__"}, "seeds: 10^9": {"seeds": 10**9},
+        "seeds: text": {"seeds": "0-63"}, "seeds: none": {"seeds": []},
+        "seeds: 10,000": {"seeds": list(range(10_000))}, "seeds: -1": {"seeds": [-1]},
+        "seeds: 2^32": {"seeds": [2**32]}, "seeds: 1.5": {"seeds": [1.5]},
+        "seeds: true": {"seeds": [True]}, "seeds: null": {"seeds": None},
+        "class: 10^6": {"class": 10**6}, "class: -1": {"class": -1},
+        "class: a list": {"class": [1]}, "prompt and class": {"prompt": "x", "class": 0},
+        "prompt: 20,001 characters": {"prompt": "x" * 20_001}, "prompt: a number": {"prompt": 1},
+        "prompt: NUL": {"prompt": "a\0b"}, "prompt: lone surrogate": {"prompt": "\ud800"},
+        "steps: 0": {"steps": 0}, "steps: 10^18": {"steps": 10**18},
+        "size: huge": {"size": [10**9, 10**9]}, "size: one number": {"size": 64},
+    }  # fmt: skip
     made = {name: json.dumps(right | one).encode() for name, one in fields.items()}
     return made | {
         "no JSON": b"seeds=1&prompt=x",
@@ -276,8 +263,7 @@ def main() -> int:
     server = Server(asked.url, token)
     models = json.loads(server.request(method="GET", path="/v1/models").body)["models"]
     wholes = [right_request(model) for model in models]
-    before = [pictures(server, whole) for whole in wholes]
-    wrong = 0
+    before, wrong = [pictures(server, whole) for whole in wholes], 0
     print(f"| {'input':44} | status | {'code':20} | bytes sent | seconds |")
     print(f"|{'-' * 46}|-------:|{'-' * 22}|-----------:|--------:|")
     for name, throw in pieces(server, wholes):

@@ -17,6 +17,8 @@ ILL = ("UNHEALTHY", "DEPLOY_FAILED")
 NOT_STARTED = "failed to start"  # in Serve's messages of a replica whose start failed
 CLASS_NAME = re.compile(r"^(?:[\w.]*\.)?\w*(?:Error|Exception): *")
 
+WITHOUT_WORDS = re.compile(r"\w*(?:Error|Exception)\(\)")  # ActorDiedError(), of a kill
+
 
 def cannot_start(found: DeploymentStatusOverview) -> bool:
     """Whether a deployment is without replicas, and one that was started in their place failed.
@@ -45,7 +47,8 @@ def trouble_of_app(status: ServeStatus, app: str) -> str:
 def said_of(found: DeploymentStatusOverview) -> str:
     """Of a deployment that is ill."""
     if NOT_STARTED in found.message:
-        return last_line(found.message)
+        why = last_line(found.message)
+        return "a new replica ended while it started" if WITHOUT_WORDS.fullmatch(why) else why
     return "a replica ended or does not answer; another one is started in its place"
 
 

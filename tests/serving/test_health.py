@@ -50,6 +50,10 @@ def test_trouble_is_told_in_words():
     assert trouble_of_app(status_of(), "another") == "the application is gone"
     gone = trouble_of_app(status_of(d=deployment("UNHEALTHY", 0, FAILED)), "sid-ray")
     assert gone == "d: /runs/d does not exist"
+    killed = deployment("UNHEALTHY", 0, "A replica failed to start. Error:\nActorDiedError()")
+    assert trouble_of_app(status_of(d=killed), "sid-ray") == (
+        "d: a new replica ended while it started"
+    )
     ended = trouble_of_app(
         status_of(d=deployment(), e=deployment("UNHEALTHY", 1, ENDED)), "sid-ray"
     )
