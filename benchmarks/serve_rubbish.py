@@ -4,7 +4,7 @@
 
 Every piece must be answered 4xx, in the one shape of errors and shorter than 1,000 bytes, or the
 connection closed; what reads HTTP itself may answer in its own words. After the list come damaged
-bodies for as long as --seconds says. At the end the server must still make the image that it made
+bodies for as long as --seconds says. At the end the server must still make the images that it made
 at the start, to the byte. Exit code 1 where one of this is not so.
 """
 
@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import random
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-LONGEST_ERROR = 1000  # bytes
-ANSWER_S = 60
+LONGEST_ERROR, ANSWER_S = 1000, 60  # bytes, seconds
 JSON = "application/json"
 
 
@@ -125,35 +126,29 @@ def unchunked(body: bytes) -> bytes:
     return found
 
 
-def bodies(model: str) -> dict[str, bytes]:
-    """Of requests for images that are wrong in themselves; ``model`` is one that is served."""
+def right_request(model: dict[str, Any]) -> dict[str, object]:
+    """Of a model of ``GET /v1/models``."""
+    prompt = {"prompt": "a red heart"} if model["condition"] == "prompt" else {}
+    return {"model": model["name"], "seeds": [1, 2]} | prompt
+
+
+def bodies(right: dict[str, object]) -> dict[str, bytes]:
+    """What is wrong in itself, in requests that are right otherwise."""
     fields: dict[str, dict[str, object]] = {
-        "unknown field": {"sedes": [1]},
-        "unknown model": {"model": "../../etc/passwd"},
-        "unknown network": {"network": "__class__"},
-        "seeds: 10^9": {"seeds": 10**9},
-        "seeds: text": {"seeds": "0-63"},
-        "seeds: none": {"seeds": []},
-        "seeds: 10,000": {"seeds": list(range(10_000))},
-        "seeds: -1": {"seeds": [-1]},
-        "seeds: 2^32": {"seeds": [2**32]},
-        "seeds: 1.5": {"seeds": [1.5]},
-        "seeds: true": {"seeds": [True]},
-        "seeds: null": {"seeds": None},
-        "class: 10^6": {"class": 10**6},
-        "class: -1": {"class": -1},
-        "class: a list": {"class": [1]},
-        "prompt and class": {"prompt": "x", "class": 0},
-        "prompt: 20,001 characters": {"prompt": "x" * 20_001},
-        "prompt: a number": {"prompt": 1},
-        "prompt: NUL": {"prompt": "a\0b"},
-        "prompt: lone surrogate": {"prompt": "\ud800"},
-        "steps: 0": {"steps": 0},
-        "steps: 10^18": {"steps": 10**18},
-        "size: huge": {"size": [10**9, 10**9]},
-        "size: one number": {"size": 64},
-    }
-    made = {name: json.dumps({"model": model} | one).encode() for name, one in fields.items()}
+        "unknown field": {"sedes": [1]}, "unknown model": {"model": "../../etc/passwd"},
+        "unknown network": {"network": "__class__"}, "seeds: 10^9": {"seeds": 10**9},
+        "seeds: text": {"seeds": "0-63"}, "seeds: none": {"seeds": []},
+        "seeds: 10,000": {"seeds": list(range(10_000))}, "seeds: -1": {"seeds": [-1]},
+        "seeds: 2^32": {"seeds": [2**32]}, "seeds: 1.5": {"seeds": [1.5]},
+        "seeds: true": {"seeds": [True]}, "seeds: null": {"seeds": None},
+        "class: 10^6": {"class": 10**6}, "class: -1": {"class": -1},
+        "class: a list": {"class": [1]}, "prompt and class": {"prompt": "x", "class": 0},
+        "prompt: 20,001 characters": {"prompt": "x" * 20_001}, "prompt: a number": {"prompt": 1},
+        "prompt: NUL": {"prompt": "a\0b"}, "prompt: lone surrogate": {"prompt": "\ud800"},
+        "steps: 0": {"steps": 0}, "steps: 10^18": {"steps": 10**18},
+        "size: huge": {"size": [10**9, 10**9]}, "size: one number": {"size": 64},
+    }  # fmt: skip
+    made = {name: json.dumps(right | one).encode() for name, one in fields.items()}
     return made | {
         "no JSON": b"seeds=1&prompt=x",
         "empty": b"",
@@ -187,30 +182,26 @@ def dripping(part: bytes, times: int, pause_s: float) -> Iterator[bytes]:
         time.sleep(pause_s)
 
 
-def pieces(server: Server, model: str) -> Iterator[tuple[str, Callable[[], Got]]]:
-    """(name, how it is thrown) of all rubbish."""
+def pieces(
+    server: Server, rights: Sequence[dict[str, object]]
+) -> Iterator[tuple[str, Callable[[], Got]]]:
+    """(name, how it is thrown) of all rubbish: wrong bodies for each model, the rest once."""
     ask = server.request
-    good = json.dumps({"model": model}).encode()
-    for name, body in bodies(model).items():
-        yield f"body: {name}", lambda body=body: ask(body)
-    prompt = json.dumps({"model": model, "prompt": "x" * 10_000_000}).encode()
+    good = json.dumps(rights[0]).encode()
+    for right in rights:
+        for name, body in bodies(right).items():
+            yield f"{right['model']:.20}: {name}", lambda body=body: ask(body)
+    prompt = json.dumps(rights[0] | {"prompt": "x" * 10_000_000}).encode()
     yield "body: prompt of 10 MB", lambda: ask(prompt)
     yield "body: 10^9 seeds, chunked", lambda: ask(endless(b"0," * 32_768))
-    yield (
-        "body: gzip of 100 MB",
-        lambda: ask(gzip.compress(b"x" * 10**8, 1), content_encoding="gzip"),
-    )
+    packed = gzip.compress(b"x" * 10**8, 1)
+    yield "body: gzip of 100 MB", lambda: ask(packed, content_encoding="gzip")
     yield "body: slow", lambda: ask(dripping(b" ", 60, 0.5))
     yield "body: never comes", lambda: ask(b"", content_length="100")
     yield "length: negative", lambda: ask(good, content_length="-1")
     yield "length: 5,000 digits", lambda: ask(good, content_length="9" * 5000)
     yield "length: and chunked", lambda: ask(endless(b"x", 1), content_length="1")
-    for kind in (
-        None,
-        "text/plain",
-        "multipart/form-data; boundary=x",
-        "application/json;charset=x",
-    ):
+    for kind in (None, "text/plain", "multipart/form-data; boundary=x", f"{JSON};charset=x"):
         yield f"content-type: {kind}", lambda kind=kind: ask(good, content_type=kind)
     yield "accept: text/html", lambda: ask(good, accept="text/html")
     for host in (None, "evil.example", "127.0.0.1.evil.example", "a b", "localhost:99999999"):
@@ -254,9 +245,8 @@ def damaged(good: bytes, seconds: float, seed: int) -> Iterator[bytes]:
             elif change == 1:
                 body[start:start] = body[start:end]
             else:
-                body[start:start] = draw.choice(
-                    (b'"', b"[", b"{", b"\\u0000", b"-", b"e9", b"\xff")
-                )
+                odd = (b'"', b"[", b"{", b"\\u0000", b"-", b"e9", b"\xff")
+                body[start:start] = draw.choice(odd)
             body = body[:4096] or bytearray(b" ")
         yield bytes(body)
 
@@ -272,21 +262,19 @@ def main() -> int:
     token = asked.token_file.read_text().strip() if asked.token_file else ""
     server = Server(asked.url, token)
     models = json.loads(server.request(method="GET", path="/v1/models").body)["models"]
-    model = models[0]
-    whole = {"model": model["name"], "seeds": [1, 2]}
-    if model["condition"] == "prompt":
-        whole["prompt"] = "a red heart"
-    before = pictures(server, whole)
-    wrong = 0
+    wholes = [right_request(model) for model in models]
+    before, wrong = [pictures(server, whole) for whole in wholes], 0
     print(f"| {'input':44} | status | {'code':20} | bytes sent | seconds |")
     print(f"|{'-' * 46}|-------:|{'-' * 22}|-----------:|--------:|")
-    for name, throw in pieces(server, model["name"]):
+    for name, throw in pieces(server, wholes):
         got = throw()
         wrong += not got.fine
         status = str(got.status or "closed") + ("" if got.fine else " !")
         print(f"| {name:44} | {status:6} | {got.code:20} | {got.sent:10,} | {got.seconds:7.2f} |")
     counts: Counter[int] = Counter()
-    for body in damaged(json.dumps(whole).encode(), asked.seconds, asked.seed):
+    each_s = asked.seconds / len(wholes)
+    broken = (damaged(json.dumps(whole).encode(), each_s, asked.seed) for whole in wholes)
+    for body in itertools.chain.from_iterable(broken):
         got = server.request(body)
         counts[got.status] += 1
         if not (got.fine or got.status == 200):
@@ -295,8 +283,8 @@ def main() -> int:
     if counts:
         told = ", ".join(f"{status or 'closed'}: {n:,}" for status, n in sorted(counts.items()))
         print(f"{counts.total():,} damaged bodies: {told}")
-    same = pictures(server, whole) == before
-    print(f"{wrong} wrong; the first image is {'the same' if same else 'ANOTHER ONE'} afterwards")
+    same = [pictures(server, whole) for whole in wholes] == before
+    print(f"{wrong} wrong; the images are {'the same' if same else 'OTHER ONES'} afterwards")
     return int(bool(wrong) or not same)
 
 

@@ -25,16 +25,28 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from sid_ray.config.ranges import lines_of_pydantic
+from sid_ray.device.choice import Device
 from sid_ray.errors import UserError
 from sid_ray.ray_setup.ray_private import most_of_cluster
 from sid_ray.serving.contract import BusyError, Limits, Painted, Role, ServedModel, WantedImage
 from sid_ray.serving.described import Offer, offers_of, told_model
 from sid_ray.serving.dispatch import AHEAD, Dispatcher, GoneError
 from sid_ray.serving.figures import RayFigures
-from sid_ray.serving.places import Place, ReplicaRange, batch_of, replica_place, teacher_batch
+from sid_ray.serving.health import cannot_start
+from sid_ray.serving.options import TOKEN
+from sid_ray.serving.places import (
+    Place,
+    ReplicaRange,
+    batch_of,
+    batch_size,
+    replica_place,
+    teacher_batch,
+)
 
-DOOR, TOKEN = "door", "SID_RAY_SERVE_TOKEN"
-LOOK_S = 1.0  # between two looks at how many replicas there are
+DOOR = "door"
+WITHOUT = "no replica of {} is there, and a new one did not start; the server's log says why"
+COUNT_S = 1.0  # between two looks at how many replicas there are
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 """Of Serve's processes: their logs are files of Ray's, a line per request would be their bulk."""
 
@@ -50,7 +62,7 @@ class ServeArguments(BaseModel):
     """RUN or NAME=RUN each, as ``sid-ray serve`` takes them."""
     replicas: str = "auto"
     batch: int | str = "auto"
-    device: str = "auto"
+    device: Device = "auto"
     limits: Limits = Limits()
     hosts: list[str] = ["*"]
     """Names that the server is reached by; * for any."""
@@ -96,6 +108,7 @@ class DeployedPainting:
     ):
         self._models, self._handles = models, handles
         self._running = dict.fromkeys(handles, 0)
+        self._lost: set[str] = set()  # without replicas, and those that follow do not start
         self._app = serve.get_replica_context().app_name
         self._looking: asyncio.Task[None] | None = None
         self._dispatchers = {
@@ -126,9 +139,12 @@ class DeployedPainting:
         while True:
             with contextlib.suppress(RayServeException, ray.exceptions.RayError):
                 await self._count()
-                for each in self._dispatchers.values():
-                    each.wake()
-            await asyncio.sleep(LOOK_S)
+                for name, each in self._dispatchers.items():
+                    if name in self._lost:
+                        each.stop(WITHOUT.format(name))
+                    else:
+                        each.wake()
+            await asyncio.sleep(COUNT_S)
 
     async def _count(self) -> None:
         status = await asyncio.get_running_loop().run_in_executor(None, serve.status)
@@ -136,6 +152,7 @@ class DeployedPainting:
         for name in self._handles:
             found = app.deployments.get(deployment_name(name)) if app else None
             self._running[name] = found.replica_states.get("RUNNING", 0) if found else 0
+            (self._lost.add if found and cannot_start(found) else self._lost.discard)(name)
 
 
 async def send_to(handle: DeploymentHandle, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
@@ -237,13 +254,20 @@ def offered_by_cluster() -> dict[str, float]:
     return found
 
 
+def cpus_of_nodes() -> list[float]:
+    """What each node has."""
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """For ``import_path`` of Serve's configs, of ServeArguments. Raises UserError, ValueError."""
-    chosen = ServeArguments.model_validate(args)
+    """For ``import_path`` of Serve's configs, of ServeArguments. Raises UserError."""
+    chosen = lines_of_pydantic(lambda: ServeArguments.model_validate(args))
+    asked = ReplicaRange.of(chosen.replicas)
+    batch_size(chosen.batch)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     models = [(offer, told_model(offer)) for offer in offers_of(chosen.sources)]
-    asked, offered = ReplicaRange.of(chosen.replicas), offered_by_cluster()
+    offered = offered_by_cluster()
     if chosen.device == "cuda":  # they may come after this
         offered["GPU"] = max(offered.get("GPU", 0), asked.least * len(models))
-    place = replica_place(asked, chosen.device, offered, len(models))
+    place = replica_place(asked, chosen.device, offered, cpus_of_nodes(), len(models))
     return application_of(models, chosen, place, None)

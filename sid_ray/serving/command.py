@@ -19,17 +19,16 @@ from sid_ray.ray_setup.environment import joins_cluster, set_ray_environment, un
 from sid_ray.ray_setup.start import check_ray, with_ray
 from sid_ray.serving.contract import Limits, ServedModel
 from sid_ray.serving.described import Offer, offers_of, told_model
+from sid_ray.serving.health import last_line, trouble_of_app
 from sid_ray.serving.options import ServeOptions
 from sid_ray.storage.places import expanded, one_line
 from sid_ray.storage.schemes import is_path
 from sid_ray.weights.address import parse_source
 
 APP = "sid-ray"
-LOOK_S = 2.0  # between two looks at how it is
-STARTS, SPARE_STARTS = "RAY_worker_maximum_startup_concurrency", 6
+WATCH_S = 2.0  # between two looks at how it is
+SPARE_STARTS = 6  # of Serve's own processes
 SERVE_ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
-QUIET_SERVE = {"log_level": "ERROR", "enable_access_log": False}
-"""Of Serve's processes: their logs are files of Ray's, a line per request would be their bulk."""
 Tell = Callable[[str], None]
 
 
@@ -93,8 +92,9 @@ class Server:
         import ray
         from ray import serve
 
-        from sid_ray.actors.own_ray import environment
+        from sid_ray.actors.own_ray import STARTS, environment
         from sid_ray.ray_setup.ray_private import without_needless_services
+        from sid_ray.serving.application import QUIET
 
         def begin() -> None:
             starts = {STARTS: str(len(self.models) + SPARE_STARTS)}
@@ -126,7 +126,7 @@ class Server:
                 "host": self.options.host.strip("[]"),
                 "port": self.options.port,
             },
-            logging_config=QUIET_SERVE,
+            logging_config=QUIET,
         )
 
     def open(self) -> None:
@@ -134,8 +134,10 @@ class Server:
         from ray import serve
 
         from sid_ray.serving.application import (
+            QUIET,
             ServeArguments,
             application_of,
+            cpus_of_nodes,
             offered_by_cluster,
         )
         from sid_ray.serving.places import ReplicaRange, replica_place
@@ -143,18 +145,18 @@ class Server:
         options = self.options
         self.place = replica_place(
             ReplicaRange.of(options.replicas), options.device, offered_by_cluster(),
-            len(self.models),
+            cpus_of_nodes(), len(self.models),
         )  # fmt: skip
         arguments = ServeArguments(
             sources=[offer.source for offer, _ in self.models],
-            batch=options.batch_size(),
+            batch=options.batch,
             limits=self.limits,
             hosts=options.hosts(),
             token_needed=False,
         )
         application = application_of(self.models, arguments, self.place, self.token)
         try:
-            serve.run(application, name=APP, route_prefix="/", logging_config=QUIET_SERVE)
+            serve.run(application, name=APP, route_prefix="/", logging_config=QUIET)
         except RuntimeError as error:
             raise UserError(self.trouble() or one_line(str(error))[:300]) from None
 
@@ -179,13 +181,7 @@ class Server:
         """Why generators do not answer; empty where they do."""
         from ray import serve
 
-        app = serve.status().applications.get(APP)
-        if app is None:
-            return "the application is gone"
-        for name, found in app.deployments.items():
-            if found.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-                return f"{name.removeprefix('model-')}: {last_line(found.message)}"
-        return ""
+        return trouble_of_app(serve.status(), APP)
 
     def watch(self, tell: Tell) -> None:
         """Says what goes wrong, and when it is well again. Raises UserError where Ray ended."""
@@ -193,7 +189,7 @@ class Server:
 
         before = ""
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(WATCH_S)
             try:
                 now = self.trouble()
             except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
@@ -234,9 +230,3 @@ def metrics_address() -> str:
     own = ray.get_runtime_context().get_node_id()
     node = next(each for each in ray.nodes() if each["NodeID"] == own)
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-
-def last_line(text: str) -> str:
-    """Of a traceback, its error; at most 300 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return one_line(lines[-1])[:300] if lines else "no reason was given"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SEED_MAX = 2**32 - 1
 
@@ -21,7 +21,7 @@ ConditionKind = Literal["prompt", "class", "none"]
 class Limits(BaseModel):
     """What a server takes, per request and in all."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: Annotated[int, Field(ge=1, le=1024)] = 64
     """Images per request."""
@@ -36,6 +36,16 @@ class Limits(BaseModel):
     """Seconds in which a body has to come."""
     answer_s: Annotated[float, Field(gt=0)] = 300
     """Seconds in which images have to be made."""
+
+    @model_validator(mode="after")
+    def check(self) -> Limits:
+        """Raises ValueError for a request that fits and would always find the queue full."""
+        if self.images > self.queued_images:
+            raise ValueError(
+                f"queued_images is {self.queued_images} and images {self.images}: a request of so "
+                "many would always be refused"
+            )
+        return self
 
 
 class Teacher(BaseModel):

@@ -24,6 +24,7 @@ from sid_ray.objectives.spec import objective_spec
 from sid_ray.serving.contract import ConditionKind, ServedModel, Teacher
 from sid_ray.serving.teachers import TeacherFound
 from sid_ray.storage.errors import StoreError
+from sid_ray.storage.places import expanded
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
 from sid_ray.weights.address import parse_source
@@ -61,6 +62,7 @@ def offers_of(typed: Sequence[str]) -> list[Offer]:
         if each in named:
             found.append(Offer(named[each][1], named[each][2]))
             continue
+        check_no_name(each)
         name = next(name for name in possible_names(each) if name not in taken)
         taken.add(name)
         found.append(Offer(name, each))
@@ -70,6 +72,16 @@ def offers_of(typed: Sequence[str]) -> list[Offer]:
 def name_given(typed: str) -> re.Match[str] | None:
     """NAME=RUN taken apart; None for a run alone, whose path may hold = too."""
     return NAMED.fullmatch(typed)
+
+
+def check_no_name(typed: str) -> None:
+    """Raises UserError for NAME=RUN whose NAME is none, and not for a path that holds =."""
+    before, sign, _ = typed.partition("=")
+    if sign and "/" not in before and not expanded(typed).exists():
+        raise UserError(
+            f"{before!r:.60} before = is no name: letters, digits, _ . and - are taken, at most "
+            "100, of which the first is a letter or a digit"
+        )
 
 
 def possible_names(source: str) -> Iterator[str]:

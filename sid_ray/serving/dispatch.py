@@ -109,15 +109,18 @@ class Dispatcher:
         self.send, self.most, self.queued, self.replicas = send, most, queued, replicas
         self.figures = figures or Figures()
         self.speed = Speed()
-        self.held = self.on_their_way = 0  # images of unanswered requests; batches
+        self.held = 0  # images of unanswered requests
         self._lanes: dict[Lane, Turns] = {}
         self._numbers = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], list[Item]] = {}
+        self._stopped = ""  # why nothing is made
 
     async def paint(self, wanted: Sequence[WantedImage]) -> Sequence[Painted]:
         """In their order. Raises BusyError, LostError, UserError. Where it is cancelled, what has
         not begun is never made.
         """
+        if self._stopped:
+            raise LostError(self._stopped)
         if self.held + len(wanted) > self.queued:
             self.figures.refused(len(wanted))
             raise BusyError(self.retry_after_s(len(wanted)))
@@ -145,9 +148,28 @@ class Dispatcher:
         per_s = self.speed.per_s
         return min(LONGEST_RETRY_S, max(1, math.ceil(over / per_s))) if per_s else 1
 
+    @property
+    def on_their_way(self) -> int:
+        """Batches that were sent and are not back."""
+        return len(self._under_way)
+
     def wake(self) -> None:
         """There may be more replicas than before."""
+        self._stopped = ""
         self._pump()
+
+    def stop(self, why: str) -> None:
+        """There is no replica, and none on its way: who waits and who asks gets LostError with
+        ``why``, until ``wake``. What was sent waits for a replica, too, and is called back.
+        """
+        self._stopped = why
+        waiting = [asked for turns in self._lanes.values() for asked in turns]
+        sent = [asked for batch in self._under_way.values() for asked, _ in batch]
+        self._lanes.clear()
+        for asked in (*waiting, *sent):
+            asked.fail(LostError(why))
+        for task in self._under_way:
+            task.cancel()
 
     def _put(self, asked: PaintRequest, place: int, alone: bool = False) -> None:
         each = asked.wanted[place]
@@ -160,10 +182,9 @@ class Dispatcher:
             batch = self._next_batch()
             if not batch:
                 return
-            self.on_their_way += 1
             task = asyncio.get_running_loop().create_task(self._make(batch))
-            self._tasks.add(task)  # an event loop keeps weak references alone
-            task.add_done_callback(self._tasks.discard)
+            self._under_way[task] = batch
+            task.add_done_callback(self._back)
 
     def _next_batch(self) -> list[Item]:
         """One image of each request in turn, of the lane that has waited longest."""
@@ -196,9 +217,10 @@ class Dispatcher:
         except Exception as error:  # the same for whoever waits for it
             for asked, _ in batch:
                 asked.fail(error)
-        finally:
-            self.on_their_way -= 1
-            self._pump()
+
+    def _back(self, task: asyncio.Task[None]) -> None:
+        del self._under_way[task]
+        self._pump()
 
     def _ask_again(self, batch: list[Item], how: str) -> None:
         """Of a replica that ended: once, and then in no batch with other requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,8 @@ from sid_ray.device.choice import Device
 from sid_ray.errors import UserError
 
 TOKEN = "SID_RAY_SERVE_TOKEN"
-MOST_BATCH, SHORTEST_TOKEN = 1024, 8
+SHORTEST_TOKEN = 8
+LIKE_ADDRESS = re.compile(r"\d+\.\d+\.")  # no host is called like 127.0.0.2x
 NEEDED = ("fastapi", "uvicorn", "starlette")  # what ray[serve] brings
 
 
@@ -36,7 +38,7 @@ class ServeOptions:
     """Port to listen on."""
     replicas: str = "auto"
     """Of each generator: a number, or a range like 1-4. auto: from one to as many as there are
-    GPUs, or CPUs where there are none."""
+    GPUs; without GPUs, up to four of a quarter of the CPUs each, for all generators."""
     batch: str = "auto"
     """Images at once, at most; auto: 64 on GPUs, 32 on CPUs."""
     device: Device = "auto"
@@ -61,10 +63,10 @@ class ServeOptions:
             raise UserError(
                 f"serve needs {missing[0]}, which is not installed: pip install 'sid_ray[serve]'"
             )
-        from sid_ray.serving.places import ReplicaRange
+        from sid_ray.serving.places import ReplicaRange, batch_size
 
         ReplicaRange.of(self.replicas)
-        self.batch_size()
+        batch_size(self.batch)
         if self.images > self.queue:
             raise UserError(
                 f"--queue {self.queue} is smaller than --images {self.images}: a request of so "
@@ -75,16 +77,6 @@ class ServeOptions:
                 f"--host {self.host} lets other machines in: give --token-file FILE, or set "
                 f"{TOKEN}, so that not everybody may use it"
             )
-
-    def batch_size(self) -> int | str:
-        """'auto' or a number. Raises UserError."""
-        if self.batch == "auto":
-            return self.batch
-        if not self.batch.isdecimal() or not 1 <= int(self.batch[:6]) <= MOST_BATCH:
-            raise UserError(
-                f"--batch {self.batch!r:.60}: expected auto, or a number from 1 to {MOST_BATCH}"
-            )
-        return int(self.batch)
 
     def token(self) -> str:
         """What clients must send; empty for nothing. Raises UserError."""
@@ -124,6 +116,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        if not host or any(each.isspace() or each in "/:@" for each in host):
+        odd = not host or any(each.isspace() or each in "/:@" for each in host)
+        if odd or LIKE_ADDRESS.match(host):
             raise UserError(f"--host {host!r:.100}: expected an address, like 127.0.0.1") from None
         return False

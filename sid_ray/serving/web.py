@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
@@ -30,7 +31,9 @@ from sid_ray.serving.contract import (
     ImagesRequest,
     Limits,
     LostError,
+    Painted,
     Painting,
+    WantedImage,
 )
 from sid_ray.serving.guards import LOOPBACK_NAMES, Guards, Receive
 from sid_ray.serving.page_files import INDEX, page_files
@@ -46,6 +49,7 @@ from sid_ray.serving.reading import (
 
 T = TypeVar("T")
 PAGE_METHODS = ["GET", "HEAD"]
+READY_S = 5.0  # for replicas to be counted
 GONE = 499  # nobody reads it: the client went away
 ERRORS = {
     400: "The body is no JSON, or the Host header is wrong.",
@@ -192,7 +196,7 @@ async def answer_images(request: Request, painting: Painting, limits: Limits) ->
     if media == PNG:
         check_sheet(len(wanted), model.size)
     painted = await while_connected(
-        request.receive, within(limits.answer_s, painting.paint(model.name, wanted))
+        request.receive, within(limits.answer_s, painting, model.name, wanted)
     )
     if painted is None:
         return Response(status_code=GONE)
@@ -222,16 +226,23 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def within(seconds: float, work: Awaitable[T]) -> T:
-    """What ``work`` returns. Raises Problem where it takes longer."""
+async def within(
+    seconds: float, painting: Painting, model: str, wanted: Sequence[WantedImage]
+) -> Sequence[Painted]:
+    """What is painted. Raises LostError or Problem where it takes longer."""
     try:
         async with asyncio.timeout(seconds) as limit:
-            return await work
+            return await painting.paint(model, wanted)
     except TimeoutError:
         if not limit.expired():
             raise
-        words = f"the images were not made within {seconds:g} s; ask for fewer"
-        raise Problem(504, "too_slow", words) from None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_S):
+            if not (await painting.ready()).get(model):
+                raise LostError(f"within {seconds:g} s no replica of {model} took requests")
+    what = "the image was" if len(wanted) == 1 else "the images were"
+    advice = "ask again later" if len(wanted) == 1 else "ask for fewer"
+    raise Problem(504, "too_slow", f"{what} not made within {seconds:g} s; {advice}")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -244,6 +255,7 @@ def _request_body(limits: Limits) -> dict[str, Any]:
     fields = schema["properties"]
     fields["seeds"] |= {"maxItems": limits.images}
     fields["seeds"]["items"] |= {"minimum": 0, "maximum": SEED_MAX}
-    fields["prompt"] |= {"maxLength": limits.prompt_chars}
+    text = next(each for each in fields["prompt"]["anyOf"] if each["type"] == "string")
+    text["maxLength"] = limits.prompt_chars
     example = {"seeds": [0, 1, 2, 3], "network": "generator"}
     return {"required": True, "content": {JSON: {"schema": schema, "example": example}}}

@@ -45,6 +45,12 @@ def test_runs_that_are_called_alike_are_told_apart():
         offers_of(["x=a", "x=b"])
 
 
+@pytest.mark.parametrize("typed", ["my run=runs/d", "=runs/d", "-x=runs/d", "ä" * 101 + "=runs/d"])
+def test_a_name_that_is_none_is_refused_in_words(typed):
+    with pytest.raises(UserError, match="before = is no name: letters, digits"):
+        offers_of([typed])
+
+
 def test_what_is_told_of_digits(digits):
     told = told_model(Offer("d", str(digits)))
     assert (told.name, told.condition, tuple(told.size)) == ("d", "class", (8, 8))
@@ -77,8 +83,24 @@ def test_no_path_of_this_machine_is_told(tmp_path, digits):
 
 def test_an_application_is_built_of_a_clusters_config(digits, monkeypatch):
     monkeypatch.setattr(application, "offered_by_cluster", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(application, "cpus_of_nodes", lambda: [2.0])
     assert isinstance(application.build({"sources": [f"d={digits}"]}), serve.Application)
-    with pytest.raises(ValueError, match="devise"):
-        application.build({"sources": [str(digits)], "devise": "cuda"})
-    with pytest.raises(UserError, match="--replicas 'few'"):
-        application.build({"sources": [str(digits)], "replicas": "few"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"devise": "cuda"}, "devise"),
+        ({"device": "gpu"}, "device is 'gpu'; it "),
+        ({"replicas": "few"}, "--replicas 'few'"),
+        ({"batch": "many"}, "--batch 'many': expected auto, or a number from 1 to 1024"),
+        ({"batch": 0}, "--batch '0'"),
+        ({"limits": {"imags": 3}}, "limits.imags"),
+        ({"limits": {"images": 9, "queued_images": 8}}, "queued_images is 8 and images 9"),
+        ({"sources": []}, "sources"),
+    ],
+)
+def test_wrong_arguments_of_a_config_are_found_before_anything_is_opened(wrong, words):
+    with pytest.raises(UserError) as refused:
+        application.build({"sources": ["/nowhere"]} | wrong)
+    assert words in str(refused.value) and "\n" not in str(refused.value)

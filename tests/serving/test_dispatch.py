@@ -220,3 +220,24 @@ def test_what_nobody_waits_for_is_never_made():
         assert replica.sent == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 101, 102, 103]]
 
     run(test())
+
+
+def test_without_a_replica_to_come_who_waits_and_who_asks_is_told():
+    async def test():
+        replica = Replica(most=1)
+        waiting = await replica.ask(images(AHEAD + 3))  # some were sent, some were not
+        assert replica.dispatcher.on_their_way == AHEAD
+        replica.dispatcher.stop("none of d is there")
+        with pytest.raises(LostError, match="none of d is there"):
+            await waiting
+        with pytest.raises(LostError, match="none of d is there"):
+            await replica.dispatcher.paint(images(1))
+        await settle()
+        assert replica.dispatcher.held == replica.dispatcher.on_their_way == 0
+        assert all(each.cancelled() for each in replica.open)
+        replica.dispatcher.wake()
+        after = await replica.ask(images(1, 70))
+        await replica.answer_all()
+        assert seeds_of(await after) == [70]
+
+    run(test())

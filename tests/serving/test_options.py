@@ -41,6 +41,8 @@ def no_token(monkeypatch):
         (["a", "--host", "example.com"], "lets other machines in"),
         (["a", "--host", "http://x"], "expected an address, like 127.0.0.1"),
         (["a", "--host", ""], "expected an address"),
+        (["a", "--host", "127.0.0.2x"], "expected an address"),
+        (["a", "--host", "10.0.0"], "expected an address"),
         (["a", "--device", "tpu"], "--device"),
     ],
 )
@@ -146,29 +148,57 @@ def test_help_loads_nothing_heavy():
 # Where replicas go --------------------------------------------------------------------------------
 
 
+ON_CPUS = [
+    # typed, CPUs of each node, models, then cpus of a replica, threads, least, most
+    ("auto", [16], 1, (4, 4, 1, 4)),  # one client has more than one of them
+    ("auto", [2], 1, (1, 1, 1, 2)),
+    ("auto", [16], 3, (4, 4, 1, 2)),
+    ("auto", [16], 5, (3, 3, 1, 1)),
+    ("auto", [2], 2, (1, 1, 1, 1)),  # nobody's second replica takes the other's place
+    ("auto", [2], 3, (0.6666, 1, 1, 1)),
+    ("auto", [16, 16], 1, (8, 8, 1, 4)),
+    ("auto", [16, 16], 5, (5, 5, 1, 2)),  # 6 would leave the fifth without a node
+    ("auto", [4, 7, 7], 1, (3, 3, 1, 5)),
+    ("2", [8], 1, (4, 4, 2, 2)),
+    ("1-4", [16], 2, (2, 2, 1, 4)),
+    ("4", [2], 1, (0.5, 1, 4, 4)),
+    ("auto", [0], 1, (0.0001, 1, 1, 1)),
+    ("auto", [], 1, (0.0001, 1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("typed", "nodes", "models", "expected"), ON_CPUS)
+def test_places_on_cpus(typed, nodes, models, expected):
+    offered = {"CPU": sum(nodes)}
+    found = replica_place(ReplicaRange.of(typed), "auto", offered, nodes, models)
+    assert (found.device, found.gpus) == ("cpu", 0)
+    assert (found.cpus, found.threads, found.least, found.most) == expected
+    # Those of each model, all at their least but one at its most, have a place.
+    if found.cpus >= 1:
+        rooms = sum(cpus // found.cpus for cpus in nodes)
+        assert rooms >= found.most + found.least * (models - 1)
+
+
 @pytest.mark.parametrize(
-    ("typed", "offered", "models", "expected"),
+    ("typed", "gpus", "models", "expected"),
     [
-        ("auto", {"CPU": 8}, 1, ("cpu", 1, 0, 1, 8)),
-        ("auto", {"CPU": 8, "GPU": 4}, 1, ("cuda", 0, 1, 1, 4)),
-        ("auto", {"CPU": 8, "GPU": 4}, 2, ("cuda", 0, 1, 1, 4)),
-        ("2", {"CPU": 8}, 1, ("cpu", 1, 0, 2, 2)),
-        ("2-3", {"CPU": 8, "GPU": 8}, 1, ("cuda", 0, 1, 2, 3)),
-        ("auto", {"CPU": 8, "GPU": 1}, 2, ("cuda", 0, 0.5, 1, 2)),  # both begin
-        ("4", {"CPU": 2}, 1, ("cpu", 0.5, 0, 4, 4)),
-        ("auto", {"CPU": 0, "GPU": 0}, 1, ("cpu", 0.0001, 0, 1, 1)),
+        ("auto", 4, 1, (1, 1, 4)),
+        ("auto", 4, 2, (1, 1, 3)),  # the other one's place stays its own
+        ("2-3", 8, 1, (1, 2, 3)),
+        ("auto", 1, 2, (0.5, 1, 1)),  # both begin
     ],
 )
-def test_places_of_replicas(typed, offered, models, expected):
-    found = replica_place(ReplicaRange.of(typed), "auto", offered, models)
-    assert (found.device, found.cpus, found.gpus, found.least, found.most) == expected
-    share, total = (found.gpus, "GPU") if found.device == "cuda" else (found.cpus, "CPU")
-    assert share * found.least * models <= max(offered[total], 0.001)
+def test_places_on_gpus(typed, gpus, models, expected):
+    offered = {"CPU": 8, "GPU": gpus}
+    found = replica_place(ReplicaRange.of(typed), "auto", offered, [8], models)
+    assert (found.device, found.cpus) == ("cuda", 0)
+    assert (found.gpus, found.least, found.most) == expected
+    assert found.gpus * (found.most + found.least * (models - 1)) <= gpus
 
 
 def test_a_gpu_is_refused_where_there_is_none_and_left_alone_where_it_is_not_wanted():
     with pytest.raises(UserError, match="--device cuda: Ray has no GPU"):
-        replica_place(ReplicaRange(1, 0), "cuda", {"CPU": 4}, 1)
-    found = replica_place(ReplicaRange(1, 0), "cpu", {"CPU": 4, "GPU": 2}, 1)
+        replica_place(ReplicaRange(1, 0), "cuda", {"CPU": 4}, [4], 1)
+    found = replica_place(ReplicaRange(1, 0), "cpu", {"CPU": 4, "GPU": 2}, [4], 1)
     assert (found.device, found.gpus) == ("cpu", 0)
     assert (batch_of("auto", "cuda"), batch_of("auto", "cpu"), batch_of(7, "cpu")) == (64, 32, 7)

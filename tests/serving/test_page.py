@@ -247,6 +247,20 @@ def test_what_was_lost_is_asked_for_again(visiting):
     visit.wait_made()
 
 
+@refuses
+def test_a_bare_500_of_what_stands_before_the_server_is_asked_again(visiting):
+    """Serve's proxy answers so where the door behind it has ended."""
+    visit = visiting()
+    visit.open()
+    words = {"status": 500, "content_type": "text/plain", "body": "Internal Server Error"}
+    visit.page.route("**/v1/images", lambda route: route.fulfill(**words))
+    visit.one("#make").click()
+    text = "The server answered 500. This goes on by itself in 1 s."
+    expect(visit.one("#state")).to_have_text(text)
+    visit.page.unroute("**/v1/images")
+    visit.wait_made()
+
+
 def test_a_server_without_runs_says_so(visiting):
     visit = visiting(models=())
     visit.open()

@@ -147,6 +147,21 @@ def test_both_replicas_killed_at_once_are_waited_for(server):
     assert answer.status_code == 200, answer.text
 
 
+def test_who_waits_for_what_cannot_start_is_told_so(server, digits):
+    away = digits.rename(digits.with_name("away"))
+    try:
+        for each in server.replicas():
+            each.kill()
+        answer = server.ask(seeds=[7])
+        assert answer.status_code == 503, answer.text
+        assert "no replica of digits is there" in answer.json()["error"]["message"]
+        assert str(digits) not in answer.text and answer.headers["Retry-After"]
+        said = f"digits: {digits} does not exist"
+        wait_for(lambda: any(said in line for line in server.said), "the terminal's word", 60)
+    finally:
+        away.rename(digits)
+
+
 def test_figures_are_exported(server):
     address = next(line for line in server.said if line.startswith("figures")).split()[1]
 

@@ -348,8 +348,13 @@ def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
 def test_images_that_take_too_long_are_given_up():
     painting = FakePainting(delay_s=30)
     client = client_of(painting, Limits(answer_s=0.05))
-    refused(client.post("/v1/images", json={}), 504, "too_slow")
-    assert painting.cancelled == 1
+    words = refused(client.post("/v1/images", json={}), 504, "too_slow")
+    assert painting.cancelled == 1 and "fewer" not in words  # than one
+    words = refused(client.post("/v1/images", json={"seeds": [1, 2]}), 504, "too_slow")
+    assert "ask for fewer" in words
+    painting.replicas["digits"] = 0
+    words = refused(client.post("/v1/images", json={"seeds": [1, 2]}), 503, "lost")
+    assert "no replica of digits" in words and "fewer" not in words
 
 
 def test_a_client_that_goes_away_cancels_its_work():
@@ -401,6 +406,13 @@ def test_a_token_stands_before_everything_but_the_page(described, caplog):
         assert client.get(path).status_code == 200
     refused(client.get("/v2/anything"), 401, "token_wanted")
     assert TOKEN not in caplog.text
+
+
+def test_the_limit_of_a_prompt_is_described_at_its_text(described):
+    body = described["paths"]["/v1/images"]["post"]["requestBody"]["content"][JSON]["schema"]
+    prompt = body["properties"]["prompt"]
+    assert {"type": "string", "maxLength": Limits().prompt_chars} in prompt["anyOf"]
+    assert "maxLength" not in prompt
 
 
 def test_what_is_described_needs_no_network(client, described):

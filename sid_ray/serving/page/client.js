@@ -68,9 +68,12 @@ export class Client {
       await this.untilFree(options.signal);
       const answer = await send(path, options);
       const busy = answer.status === 429;
-      const wait = Number(answer.headers.get("Retry-After")) || (busy ? 1 : 0);
+      // Words of Serve's proxy, not ours: what answers HTTP behind it ended, and another one starts.
+      const bare = answer.status === 500 && !/json/.test(answer.headers.get("Content-Type"));
+      const wait = Number(answer.headers.get("Retry-After")) || (busy || bare ? 1 : 0);
       // 503 with a time: it starts, or has lost a replica; for some tries it is believed.
-      if (!wait || !(busy || (answer.status === 503 && ++lost <= LOST))) return read(answer);
+      const passing = bare || answer.status === 503;
+      if (!wait || !(busy || (passing && ++lost <= LOST))) return read(answer);
       const refused = await read(answer).catch((error) => error);
       this.why = busy ? "The server is busy." : refused.message;
       const longer = busy ? 1 : 2 ** (lost - 1);
