@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sid_ray.commands.push_options import PushOptions
 from sid_ray.errors import UserError
 from sid_ray.exporting.card import card_on_hub
 from sid_ray.exporting.compared import NotTheSameError
-from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState
+from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState, listed
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.places import check_folder
@@ -34,7 +34,7 @@ def push(options: PushOptions) -> int:
             print(visibility(repository, found, options.public), flush=True)
         with exported(options, repository) as folder:
             files = known or files_to_send(folder, repository)
-            print(listing(files), flush=True)
+            print(*filter(None, (listing(files), left_out(folder, files))), sep="\n", flush=True)
             if found is None:
                 print(f"{repository.url}: nothing was sent")
                 return 0
@@ -84,30 +84,32 @@ def export_record_of(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / RECORD}: {error.strerror}") from None
     if record is None:
         raise UserError(f"{folder / RECORD} was not written by sid-ray export")
-    missing = [name for name in record.get("files", []) if not (folder / name).is_file()]
+    missing = [name for name in record["files"] if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} is no whole export, it lacks {missing[0]}: export it anew")
     return record
 
 
 def files_to_send(folder: Path, repository: HubRepository) -> dict[str, Path | bytes]:
-    """Files by their names in the repository: all but hidden ones. The card opens the repository.
-
-    Raises UserError.
+    """The export's own files, as its record lists them, by their names in the repository. The card
+    opens the repository. Raises UserError.
     """
     record = export_record_of(folder)
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    shown = {
-        name: path
-        for name, path in paths.items()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/"))
-    }
-    files: dict[str, Path | bytes] = dict(shown)
-    if CARD in shown:
+    files: dict[str, Path | bytes] = {name: folder / name for name in record["files"]}
+    if CARD in files:
         name = str(record.get("name") or folder.name)
-        card = shown[CARD].read_text(encoding="utf-8", errors="replace")
+        card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         files[CARD] = card_on_hub(card, name, repository.repo, repository.branch).encode()
     return files
+
+
+def left_out(folder: Path, files: Collection[str]) -> str:
+    """A line on what lies in the folder beside the export's own files: a person's, or what running
+    the card's lines has left; empty where there is nothing.
+    """
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    others = sorted({path.relative_to(folder).as_posix() for path in paths} - {*files})
+    return f"not of the export, so not sent: {listed(others)}" if others else ""
 
 
 def size_of(file: Path | bytes) -> int:

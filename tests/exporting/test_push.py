@@ -188,10 +188,24 @@ def test_a_newer_export_replaces_an_older_one(hub, here, exported, capsys):
     hub.publish("me/digits", {**head, "LICENSE": b"mine", "notes/a": b"", "b": b"", "c": b""})
     said = refused(capsys, exported, "hf://me/digits")
     assert "holds LICENSE, b, c and 1 more" in said and "--force" in said
-    (newer / "LICENSE").write_text("mine")
-    assert "holds b, c, notes/a," in refused(capsys, newer, "hf://me/digits")
     assert push(newer, "hf://me/digits", "--force") == 0
-    assert set(hub.head("me/digits")) == OWN - {"grid.png"} | {".gitattributes", "LICENSE"}
+    assert set(hub.head("me/digits")) == OWN - {"grid.png"} | {".gitattributes"}
+
+
+def test_what_running_the_card_leaves_is_not_sent(hub, here, exported, capsys):
+    """Compiled Python holds paths of this machine; and the push after it is not refused."""
+    mine = shutil.copytree(exported, here / "my-model")
+    (lines,) = re.findall(r"```python\n(.*?)```", (mine / "README.md").read_text(), re.DOTALL)
+    compiling = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": ""}
+    subprocess.run([sys.executable, "-c", lines], cwd=here, env=compiling, check=True)
+    assert list(mine.glob("__pycache__/generate.*.pyc"))
+    (mine / "notes.txt").write_text("mine")
+    for _ in range(2):
+        assert push(mine, "hf://me/digits") == 0
+        said = capsys.readouterr().out
+        assert re.search("so not sent: __pycache__/generate.*pyc, notes.txt\n", said)
+        assert set(hub.head("me/digits")) == OWN | {".gitattributes"}
+    assert len(hub.titles) == 1
 
 
 def test_what_is_no_export_stays(hub, here, exported, generator, capsys):
@@ -224,7 +238,8 @@ def test_a_dry_run_needs_nothing(hub, here, exported, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (exported / ".env").write_text("SECRET=1")
     card = (exported / "README.md").read_text()
-    told = card.replace("---\n", "---\nlicense: mit\nbase_model: you/big\n", 1)
+    assert 'license: "cc-by-4.0"\n' in card, "of the built-in teacher"
+    told = card.replace('license: "cc-by-4.0"', "license: mit\nbase_model: you/big")
     folder = shutil.copytree(exported, here / "mine")
     (exported / ".env").unlink()
     (folder / "README.md").write_text(told)
@@ -288,7 +303,11 @@ def test_folders_that_are_no_whole_export_are_refused(hub, here, exported, capsy
     folder = shutil.copytree(exported, here / "mine")
     (folder / "model.safetensors").unlink()
     assert "it lacks model.safetensors" in refused(capsys, folder, "hf://me/digits")
-    for rubbish in ("{", "[]", '{"format": 9}', '{"format": 1, "files": 3}'):
+    for rubbish in (
+        "{", "[]", '{"format": 9}', '{"format": 1, "files": 3}', '{"format": 1}',
+        '{"format": 1, "files": [3]}', '{"format": 1, "files": ["../token"]}',
+        '{"format": 1, "files": ["/etc/passwd"]}',
+    ):  # fmt: skip
         (folder / "sid_ray.json").write_text(rubbish)
         assert "was not written by sid-ray export" in refused(capsys, folder, "hf://me/digits")
     assert "nowhere" in refused(capsys, "nowhere", "hf://me/digits", "--dry-run")
