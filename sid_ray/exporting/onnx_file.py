@@ -75,11 +75,13 @@ class OnnxGraph(Kind):
         self.signature = signature_of(description)
 
     def write(self, folder: Path, network: nn.Module) -> None:
+        if self.signature.layout is not None:
+            prompts = self.prompts()
+            self.signature = self.signature.of_prompts(prompts)
+            save_arrays(folder / PROMPTS, self.signature.text(prompts))
         with weights_ready(network):  # constants of the graph, not computed in each call
             whole = WholeGenerator(network, self.description, self.signature, self.codec()).eval()
             write_graph(folder / GRAPH, whole)
-        if self.signature.layout is not None:
-            save_arrays(folder / PROMPTS, self.signature.text(self.prompts()))
 
     def made_outside(
         self, folder: Path, scratch: Path, inputs: Inputs, prompts: Sequence[str]

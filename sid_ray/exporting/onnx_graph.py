@@ -58,6 +58,14 @@ class Signature(NamedTuple):
         classes, noises = ("classes",) if self.classes else (), ("noises",) if self.noises else ()
         return ("latents", *classes, *self.text_names, *noises)
 
+    def of_prompts(self, packed: Tensor) -> Signature:
+        """Of embeddings [P, T, D] as the text encoders make them. Stable Diffusion's U-Net reads
+        any number of tokens, which its encoder decides: 77, and fewer of small ones.
+        """
+        if self.layout is None or self.layout.pooled or self.layout.masked:
+            return self
+        return self._replace(layout=PromptLayout(*packed.shape[1:]))
+
     def text(self, packed: Tensor) -> dict[str, Tensor]:
         """Embeddings [N, T, D], as ours are packed, as inputs."""
         assert self.layout is not None

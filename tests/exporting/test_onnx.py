@@ -28,10 +28,12 @@ from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs, generator_sampler
 from sid_ray.exporting import onnx_file
 from sid_ray.exporting.onnx_file import GRAPH, OPSET, OnnxGraph
-from sid_ray.exporting.onnx_graph import signature_of
+from sid_ray.exporting.onnx_graph import Signature, signature_of
 from sid_ray.training.assemble import generation_of
 from sid_ray.types import Condition, Prediction
 from sid_ray.weights.description import ModelDescription
+from sid_ray.weights.networks import load_path
+from sid_ray.weights.sources import resolve_source
 from tests.exporting.test_export import export, own_cache, write_generator
 
 __all__ = ["own_cache"]  # a fixture
@@ -153,6 +155,20 @@ def test_a_network_that_torch_cannot_trace_is_refused_in_a_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot trace this network \(Untraceable\)") as found:
         kind.write(tmp_path, Untraceable())
     assert "\n" not in str(found.value)
+
+
+def test_a_graph_reads_as_many_tokens_as_the_encoder_makes():
+    """Of the emoji 16, where those of published networks make 77."""
+    folder = resolve_source("builtin:emoji-teacher")
+    _, own = load_path(folder)
+    family = family_of(own.family)
+    shape = family.text_shape_of_folder(folder)
+    said = Signature(family.shape(own.network), 0, family.layout(own.network), 0)
+    of = said.of_prompts(torch.randn(3, *shape))
+    assert of.layout is not None and of.layout.shape == shape
+    text = of.text(torch.randn(3, *shape))
+    traced = {found: tuple(value.shape) for found, value in of.example(3).items()}
+    assert {found: tuple(value.shape) for found, value in text.items()}.items() <= traced.items()
 
 
 # Text-to-image ------------------------------------------------------------------------------------
