@@ -26,7 +26,7 @@ from sid_ray.denoisers.codecs import Codec
 from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
-from sid_ray.exporting.card import CardText, Story, quoted
+from sid_ray.exporting.card import CardText, Story, in_prose, quoted
 from sid_ray.exporting.compared import run_outside
 from sid_ray.exporting.kinds import Kind
 from sid_ray.exporting.onnx_graph import Signature, WholeGenerator, signature_of
@@ -208,7 +208,7 @@ def how_run(description: ModelDescription, story: Story) -> str:
         "and no scheduler."
     )
     if story.prompts:
-        listed = "; ".join(f"{row}: {prompt}" for row, prompt in enumerate(story.prompts))
+        listed = "; ".join(f"{row}: {in_prose(prompt)}" for row, prompt in enumerate(story.prompts))
         told += (
             f" Prompts enter as embeddings of the base's text encoders, under the names that they "
             f"have in diffusers. `{PROMPTS}` holds a row for each of these: {listed}."

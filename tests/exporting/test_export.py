@@ -23,7 +23,7 @@ from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.exporting import compared, kinds
-from sid_ray.exporting.card import base_opened
+from sid_ray.exporting.card import base_opened, fenced, in_prose
 from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.licence import Licence, licence_in, licence_of, repository_of
@@ -327,9 +327,39 @@ def test_what_has_come_meanwhile_stays(digits, tmp_path, monkeypatch, capsys):
         ("s3://bucket/sd15", False, "is no folder of diffusers"),
         ("nowhere", False, "is no folder of diffusers with a model_index.json"),
         ("hf://owner/name", True, "with a LoRA merged into it"),
+        ("hf://owner/name/sub/teacher@v2", False, "is a part of its repository"),
+        ("hf://owner/name/unet", False, "is a part of its repository"),
     ],
 )
 def test_bases_that_nobody_could_open(base, merged, said):
     with pytest.raises(UserError, match=rf"{said}.*: give --fuse"):
-        check_opens(base, merged, "give --fuse")
-    check_opens("hf://owner/name@v1", False, "give --fuse")
+        check_opens(base, merged, "give --fuse", "out")
+    check_opens("hf://owner/name@v1", False, "give --fuse", "out")
+
+
+def test_a_base_that_is_called_like_the_export(tmp_path):
+    """The card's lines open both by their names, and push tells the export's from the base's."""
+    (tmp_path / "base" / "sd15").mkdir(parents=True)
+    (tmp_path / "base" / "sd15" / "model_index.json").touch()
+    base = str(tmp_path / "base" / "sd15")
+    with pytest.raises(UserError, match=r"both called sd15.*another name"):
+        check_opens(base, False, "give --fuse", "sd15")
+    check_opens(base, False, "give --fuse", "mine")
+    check_opens("hf://owner/sd15", False, "give --fuse", "sd15")
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        ("a cat", "`a cat`"),
+        ("a\n\n```python\ncat", "```` a ```python cat ````"),
+        ("a `cat`", "`` a `cat` ``"),
+    ],
+)
+def test_what_is_typed_is_code_in_one_line(typed, code):
+    assert in_prose(typed) == code
+
+
+def test_a_command_stays_in_its_block():
+    assert fenced("a") == "```\na\n```"
+    assert fenced("a '\n```\n'") == "````\na '\n```\n'\n````"

@@ -148,6 +148,9 @@ def test_a_card_names_repository_and_branch():
     moved = card_on_hub(card, "cat", "me/pet", "v1")
     assert 'from_pretrained("me/pet", revision="v1", torch_dtype=x)\nimage = pipe("cat")' in moved
     assert moved.replace('"me/pet", revision="v1"', '"cat"') == card
+    card = card.replace('pipe("cat")', 'pipe("cat/dog")')
+    moved = card_on_hub(card, "cat", "me/pet", "v1")
+    assert moved.replace('"me/pet", revision="v1"', '"cat"') == card, "a prompt is no folder"
     assert card_on_hub("no lines", "cat", "me/pet", "main") == "no lines"
 
 
