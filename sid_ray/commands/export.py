@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,7 @@ from sid_ray.exporting.record import RECORD, write_export_record
 from sid_ray.exporting.stock_folder import INDEX
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.storage.durable import folder_moved_into_place
+from sid_ray.storage.own_folder import folder_moved_into_place, own_folder
 from sid_ray.storage.places import expanded, in_words
 from sid_ray.storage.schemes import is_path
 from sid_ray.storage.store import Store
@@ -76,10 +75,10 @@ def write_export(options: ExportOptions) -> str:
     opened = Opened(options)
     try:
         with (
-            folder_moved_into_place(target) as folder,
-            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
+            own_folder(target.parent, f".{target.name}.") as scratch,
+            folder_moved_into_place(target, scratch) as folder,
         ):
-            said = f"{opened.kind.title}. {opened.write(folder, Path(scratch))}"
+            said = f"{opened.kind.title}. {opened.write(folder, scratch)}"
             check_in_the_way(target, options.force)  # again: others may have been here meanwhile
             return said
     except OSError as error:

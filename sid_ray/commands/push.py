@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sid_ray.exporting.compared import NotTheSameError
 from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState, listed
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
+from sid_ray.storage.own_folder import own_folder
 from sid_ray.storage.places import check_folder
 from sid_ray.weights.licence import CARD, fields_in_front, licence_in
 
@@ -69,9 +69,8 @@ def exported(options: PushOptions, repository: HubRepository) -> Iterator[Path]:
     # In the cache: on the disk of what was fetched its files need no room again.
     place = cache_folder()
     check_folder(place, "the cache (SID_RAY_CACHE)")
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="push.", dir=place) as above:
-        folder = Path(above, repository.repo.partition("/")[2])
+    with own_folder(place, "push.") as above:
+        folder = above / repository.repo.partition("/")[2]
         print(write_export(options.exported_to(folder)), flush=True)
         yield folder
 
