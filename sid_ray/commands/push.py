@@ -120,7 +120,7 @@ def listing(files: Mapping[str, Path | bytes]) -> str:
     sizes = {name: size_of(file) for name, file in files.items()}
     card = files.get(CARD, b"")
     text = card.decode() if isinstance(card, bytes) else ""
-    licence, base = str(licence_in(text)), fields_in_front(text).get("base_model")
+    licence, base = licence_in(text).told(), fields_in_front(text).get("base_model")
     return "\n".join(
         [
             *(f"{size:>16,}  {name}" for name, size in sizes.items()),

@@ -76,8 +76,9 @@ def card_of(story: Story, text: CardText) -> str:
         parts.append(f"## How it was made\n\nDistilled from `{plain_label(story.teacher)}`.")
     name = str(story.licence)
     licence = f"The base's licence, `{name}`," if name else "The base's licence"
+    by = f": {story.licence.attribution}" if story.licence.attribution else ""
     parts.append(
-        f"## Licence and file\n\n{licence} applies to the weights. Exported by\n\n"
+        f"## Licence and file\n\n{licence} applies to the weights{by}. Exported by\n\n"
         f"{fenced(story.command)}\n\n{story.compared}"
     )
     return "\n\n".join(part for part in parts if part).rstrip() + "\n"

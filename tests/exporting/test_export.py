@@ -87,7 +87,9 @@ def test_digits_open_with_their_loader(digits, tmp_path, capsys):
         "README.md", "generate.py", "grid.png", "model.json", "model.safetensors", "sid_ray.json",
     }  # fmt: skip
     assert json.loads((out / "sid_ray.json").read_text())["largest_difference"] < 1e-5
-    assert 'license: "cc-by-4.0"\n' in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert 'license: "cc-by-4.0"\n' in card
+    assert "`cc-by-4.0`, applies to the weights: Optical Recognition of Handwritten" in card
     assert np.asarray(run_card(out)).std() > 30
     assert not [path for path in tmp_path.iterdir() if "part" in path.name or path.name[0] == "."]
 
@@ -174,8 +176,13 @@ def test_what_a_base_says_of_itself(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: []\n---\nlicense: no\n")
     assert licence_of("", tmp_path) == Licence("apache-2.0")
     assert licence_of("", tmp_path / "nowhere") == licence_of("", None) == Licence()
-    for name in ("digits-teacher", "emoji-teacher", "emoji-flow"):  # whatever lies beside them
-        assert licence_of(f"builtin:{name}", tmp_path) == Licence("cc-by-4.0")
+    owners = {"digits-teacher": "E. Alpaydin and C. Kaynak"}
+    owners |= dict.fromkeys(("emoji-teacher", "emoji-flow"), "Copyright Twitter, Inc and other")
+    for name, owner in owners.items():  # whatever lies beside them
+        found = licence_of(f"builtin:{name}", tmp_path)
+        assert str(found) == "cc-by-4.0" and owner in found.attribution
+        assert owner in found.told()
+        assert licence_in("\n".join(["---", *found.lines(), "---"])) == found
     other = "---\nlicense: other\nlicense_name: flux-dev\nlicense_link: LICENSE.md\n---\n"
     assert licence_in(other) == Licence("other", "flux-dev")
     found = licence_in(other, "you/big")

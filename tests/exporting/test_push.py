@@ -252,7 +252,8 @@ def test_a_dry_run_needs_nothing(hub, here, exported, monkeypatch, capsys):
     total = sizes.pop("bytes in 6 files")
     assert set(sizes) == OWN and total == sum(sizes.values())
     assert sizes["model.safetensors"] == (folder / "model.safetensors").stat().st_size
-    assert "the card names the licence mit and the base you/big" in out
+    assert "the card names the licence mit (Optical Recognition of" in out
+    assert ") and the base you/big" in out
     assert "nothing was sent" in out
     assert hub.requests == []
 
