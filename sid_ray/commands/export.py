@@ -36,9 +36,9 @@ from sid_ray.exporting.record import RECORD, write_export_record
 from sid_ray.exporting.stock_folder import INDEX
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.storage.own_folder import folder_moved_into_place, own_folder
 from sid_ray.storage.places import expanded, in_words
 from sid_ray.storage.schemes import is_path
+from sid_ray.storage.scratch import folder_moved_into_place, scratch_folder
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
 from sid_ray.weights.address import HubFile, parse_source, source_label
@@ -75,7 +75,7 @@ def write_export(options: ExportOptions) -> str:
     opened = Opened(options)
     try:
         with (
-            own_folder(target.parent, f".{target.name}.") as scratch,
+            scratch_folder(target.parent, f".{target.name}.") as scratch,
             folder_moved_into_place(target, scratch) as folder,
         ):
             said = f"{opened.kind.title}. {opened.write(folder, scratch)}"

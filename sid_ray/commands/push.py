@@ -15,8 +15,8 @@ from sid_ray.exporting.compared import NotTheSameError
 from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState, listed
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
-from sid_ray.storage.own_folder import own_folder
 from sid_ray.storage.places import check_folder
+from sid_ray.storage.scratch import scratch_folder
 from sid_ray.weights.licence import CARD, fields_in_front, licence_in
 
 
@@ -69,7 +69,7 @@ def exported(options: PushOptions, repository: HubRepository) -> Iterator[Path]:
     # In the cache: on the disk of what was fetched its files need no room again.
     place = cache_folder()
     check_folder(place, "the cache (SID_RAY_CACHE)")
-    with own_folder(place, "push.") as above:
+    with scratch_folder(place, "push.") as above:
         folder = above / repository.repo.partition("/")[2]
         print(write_export(options.exported_to(folder)), flush=True)
         yield folder

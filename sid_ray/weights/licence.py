@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sid_ray.weights.address import parse_source
+from sid_ray.weights.address import HubFile, parse_source
 from sid_ray.weights.hub import card_at
 from sid_ray.weights.sources import resolve_file
 
@@ -58,8 +58,7 @@ def repository_of(source: str) -> str:
     """OWNER/REPO of an address on the hub; empty for any other."""
     if not source or (parsed := parse_source(source)).kind != "hf":
         return ""
-    owner, _, rest = parsed.location.removeprefix("hf://").partition("/")
-    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
+    return HubFile.parse(parsed.location).repo
 
 
 def licence_of_folder(folder: Path) -> Licence:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sid_ray.storage.own_folder import folder_moved_into_place, own_folder
+from sid_ray.storage.scratch import folder_moved_into_place, scratch_folder
 
 WORKS = """
 import sys, time
 from pathlib import Path
-from sid_ray.storage.own_folder import folder_moved_into_place, own_folder
+from sid_ray.storage.scratch import folder_moved_into_place, scratch_folder
 target = Path(sys.argv[1])
-with own_folder(target.parent, ".out.") as scratch, folder_moved_into_place(target, scratch) as new:
+scratch = scratch_folder(target.parent, ".out.")
+with scratch as place, folder_moved_into_place(target, place) as new:
     (new / "weights").write_text("new")
-    print(scratch.name, flush=True)
+    print(place.name, flush=True)
     time.sleep(600)
 """
 
@@ -39,12 +40,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
             assert process.stdout is not None
             left = tmp_path / process.stdout.readline().strip()
             aged(left)
-            with own_folder(tmp_path, ".out."):
+            with scratch_folder(tmp_path, ".out."):
                 assert left.is_dir(), "its process works in it"
         finally:
             process.kill()
     assert left.is_dir() and not (tmp_path / "out").exists()
-    with own_folder(tmp_path, ".out.") as scratch:
+    with scratch_folder(tmp_path, ".out.") as scratch:
         assert not left.exists() and scratch.is_dir()
     assert sorted(tmp_path.iterdir()) == sorted(mine)
 
@@ -55,13 +56,13 @@ def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path):
         # As a process leaves it that is killed between the two moves and what follows.
         (tmp_path / "out.abc123.old.part").mkdir()
         with (
-            own_folder(tmp_path, ".out.") as scratch,
+            scratch_folder(tmp_path, ".out.") as scratch,
             folder_moved_into_place(target, scratch) as new,
         ):
             (new / text).touch()
     with (
         pytest.raises(ZeroDivisionError),
-        own_folder(tmp_path, ".out.") as scratch,
+        scratch_folder(tmp_path, ".out.") as scratch,
         folder_moved_into_place(target, scratch) as new,
     ):
         (new / "third").touch()

@@ -1,6 +1,6 @@
 """A folder for as long as a process works in it; what killed processes left is removed by the next.
 
-with own_folder(place, "push.") as scratch:
+with scratch_folder(place, "push.") as scratch:
     with folder_moved_into_place(target, scratch) as new:   all of it, or what was there before
 """
 
@@ -24,7 +24,7 @@ YOUNG_S = 10.0  # a folder may be made, and not yet be locked
 
 
 @contextmanager
-def own_folder(place: Path, prefix: str) -> Iterator[Path]:
+def scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
     """A new folder in ``place``, which is made, too; removed when the block ends. Its lock goes
     with its process, so that the next one that asks for the same prefix removes what a killed one
     left. Raises OSError.
