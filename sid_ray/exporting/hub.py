@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from sid_ray.errors import UserError
 from sid_ray.exporting.record import RECORD, record_in
@@ -79,7 +80,7 @@ class HubRepository:
     @property
     def url(self) -> str:
         place = f"{self.endpoint}/{self.repo}"
-        return place if self.branch == MAIN else f"{place}/tree/{self.branch}"
+        return place if self.branch == MAIN else f"{place}/tree/{quote(self.branch, safe='')}"
 
     def look(self, files: Collection[str], force: bool) -> RepositoryState:
         """``files`` are those to be sent, as far as they are known.
@@ -121,7 +122,7 @@ class HubRepository:
         owner = self.repo.partition("/")[0]
         if owner.lower() not in [name.lower() for name in names]:
             raise UserError(
-                f"hf://{self.repo} is not there, and the token is no {owner}'s: it can make one "
+                f"hf://{self.repo} is not there, and the token can make none of {owner}: it can "
                 f"for {' or '.join(names)}"
             )
 

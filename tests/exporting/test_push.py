@@ -140,6 +140,8 @@ def test_what_an_endpoint_holds_is_not_shown(monkeypatch):
 
     monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@mirror.example")
     assert HubRepository(HubFile("me/x", "", "main")).url == "https://mirror.example/me/x"
+    url = HubRepository(HubFile("me/x", "", "a/b#c")).url
+    assert url == "https://mirror.example/me/x/tree/a%2Fb%23c"
 
 
 def test_a_card_names_repository_and_branch():
@@ -295,7 +297,11 @@ def test_a_base_on_the_hub_is_named_with_its_licence(hub, here, generator, capsy
         (["hf://me/digits", "--prompt", "a cat"], "--prompt is for a run or weights"),
         (["hf://me/digits", "--dtype", "float16"], "--dtype is for a run or weights"),
         (["hf://me/digits", "--message", "a\nb"], "several lines"),
-        (["hf://you/digits"], "it can make one for me or lab"),
+        (["hf://you/digits"], "the token can make none of you: it can for me or lab"),
+        *(
+            (["hf://me/digits", "--branch", name], "git allows no branch of that name")
+            for name in ("weird branch~^", "a..b", "a.lock", ".a", "a/", "a@{1")
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(hub, here, exported, words, said, capsys):
