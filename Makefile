@@ -14,9 +14,9 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)
 	@$(BIN)/sid-ray distill digits-sid --run quickstart
 
-# Two processes share the files of tests.
+# Three processes share the files of tests: much of a test of processes is waiting, also on two cores.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 QUICK := $(addprefix tests/,test_architecture.py test_cli.py test_groups.py config diffusion objectives \
 	recipes training checkpoint storage/test_fence.py data/test_order.py)

@@ -99,6 +99,8 @@ def card(count: int, rows: Sequence[tuple[str, float, float]], parameters: int) 
     table = "\n".join(f"| {name} | {fd:.2f} | {hits:.1%} |" for name, fd, hits in rows)
     return f"""---
 license: cc-by-4.0
+attribution: "Twemoji,
+  Copyright Twitter, Inc and other contributors, CC-BY 4.0, made smaller; a network trained on it"
 ---
 
 # emoji-flow

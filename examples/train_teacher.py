@@ -128,6 +128,8 @@ def card(notes: dict, parameters: int) -> str:
     """The model card that ships beside the weights."""
     return f"""---
 license: cc-by-4.0
+attribution: "Optical Recognition of Handwritten Digits by
+  E. Alpaydin and C. Kaynak, CC BY 4.0; a network trained on it"
 ---
 
 # digits-teacher

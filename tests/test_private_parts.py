@@ -21,7 +21,7 @@ HOMES = {
     "sweep/population.py",  # Ray Tune's schedulers
 }
 PUBLIC = (  # what is written about for users
-    r"ray(\.(data|exceptions|serve|serve\.exceptions|serve\.handle|train|train\.torch|tune(\.\w+)*|util(\.\w+)*|job_submission))?",
+    r"ray(\.(data|exceptions|serve(\.(exceptions|handle|schema))?|train|train\.torch|tune(\.\w+)*|util(\.\w+)*|job_submission))?",
     r"ray\.dashboard\.modules\.job\.sdk",
     r"deepspeed(\.accelerator|\.comm|\.zero|\.utils)?",
 )

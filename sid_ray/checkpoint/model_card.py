@@ -15,6 +15,7 @@ from sid_ray.objectives.spec import objective_spec
 from sid_ray.weights.address import parse_source, source_label
 from sid_ray.weights.base import BASE
 from sid_ray.weights.description import WEIGHTS, ModelDescription
+from sid_ray.weights.licence import licence_of, repository_of
 
 
 def model_card(
@@ -42,10 +43,22 @@ def model_card(
         "## How to use it\n\n" + usage_text(config, family, description),
         "## How good it is\n\n" + quality(config, scores),
         "## Licence and file\n\n"
-        "The teacher's licence applies to the weights. "
+        f"{licence_sentence(config)} "
         f"SHA-256 of `{WEIGHTS}`{f', {size:,} bytes' if size else ''}:\n\n```\n{sha256}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def licence_sentence(config: DistillConfig) -> str:
+    """Names that of a teacher which ships with sid_ray, with its attribution; no other is asked
+    for while a run trains.
+    """
+    source = config.teacher.source
+    built_in = parse_source(source).kind == "builtin"
+    if not built_in or not (found := licence_of(source, None)).licence:
+        return "The teacher's licence applies to the weights."
+    by = f": {found.attribution}" if found.attribution else ""
+    return f"The teacher's licence, `{found}`, applies to the weights{by}."
 
 
 def teacher_label(config: DistillConfig) -> str:
@@ -191,11 +204,7 @@ def printed_scheduler(
 
 def hub_name(config: DistillConfig) -> str:
     """The teacher as diffusers names it: OWNER/REPO on the hub."""
-    teacher = parse_source(config.teacher.source)
-    if teacher.kind != "hf":
-        return teacher_label(config)
-    owner, _, rest = teacher.location.removeprefix("hf://").partition("/")
-    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
+    return repository_of(config.teacher.source) or teacher_label(config)
 
 
 def quality(config: DistillConfig, scores: Mapping[str, float]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -37,12 +36,12 @@ from sid_ray.exporting.record import RECORD, write_export_record
 from sid_ray.exporting.stock_folder import INDEX
 from sid_ray.metrics.names import plain_scores
 from sid_ray.run_folder import EVALUATIONS
-from sid_ray.storage.durable import folder_moved_into_place
 from sid_ray.storage.places import expanded, in_words
 from sid_ray.storage.schemes import is_path
+from sid_ray.storage.scratch import folder_moved_into_place, scratch_folder
 from sid_ray.storage.store import Store
 from sid_ray.training.assemble import generation_of
-from sid_ray.weights.address import source_label
+from sid_ray.weights.address import HubFile, parse_source, source_label
 from sid_ray.weights.components import Named
 from sid_ray.weights.description import ModelDescription
 from sid_ray.weights.folder import load_model
@@ -76,10 +75,10 @@ def write_export(options: ExportOptions) -> str:
     opened = Opened(options)
     try:
         with (
-            folder_moved_into_place(target) as folder,
-            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch,
+            scratch_folder(target.parent, f".{target.name}.") as scratch,
+            folder_moved_into_place(target, scratch) as folder,
         ):
-            said = f"{opened.kind.title}. {opened.write(folder, Path(scratch))}"
+            said = f"{opened.kind.title}. {opened.write(folder, scratch)}"
             check_in_the_way(target, options.force)  # again: others may have been here meanwhile
             return said
     except OSError as error:
@@ -96,19 +95,27 @@ def check_in_the_way(target: Path, force: bool) -> None:
         raise UserError(f"{target} holds an export: name another folder, or give --force")
 
 
-def check_opens(base: str, merged: bool, advice: str) -> None:
+def check_opens(base: str, merged: bool, advice: str, name: str) -> None:
     """Raises UserError for a base that people cannot open with the card's lines, like one that an
-    adapter lies over with a LoRA ``merged`` into it.
+    adapter lies over with a LoRA ``merged`` into it; ``name`` is that of the export's folder.
     """
     why = ""
     if not base:
         why = "the network does not say what its base is"
     elif merged:
         why = f"the base is {plain_label(base)} with a LoRA merged into it"
-    elif not repository_of(base) and not (is_path(base) and (expanded(base) / INDEX).is_file()):
+    elif repository_of(base):
+        if HubFile.parse(parse_source(base).location).path:
+            why = f"the base, {source_label(base)}, is a part of its repository, not all of it"
+    elif not (is_path(base) and (expanded(base) / INDEX).is_file()):
         why = f"the base, {source_label(base)}, is no folder of diffusers with a {INDEX}"
     if why:
         raise UserError(f"{why}, so nobody could open this export as its card says: {advice}")
+    if not repository_of(base) and plain_label(base) == name:
+        raise UserError(
+            f"the export and its base are both called {name}, by which the card's lines open each: "
+            "give the export another name"
+        )
 
 
 class Opened:
@@ -137,7 +144,7 @@ class Opened:
         self.base = options.base or str(self.description.notes.get("teacher", ""))
         if self.kind.without_base:
             merged = self.description.adapter is not None and self.description.notes.get("lora")
-            check_opens(self.base, bool(merged), self.kind.without_base)
+            check_opens(self.base, bool(merged), self.kind.without_base, options.folder.name)
 
     @cached_property
     def network(self) -> nn.Module:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from sid_ray.commands.push_options import PushOptions
 from sid_ray.errors import UserError
 from sid_ray.exporting.card import card_on_hub
 from sid_ray.exporting.compared import NotTheSameError
-from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState
+from sid_ray.exporting.hub import MAIN, HubRepository, PushFailedError, RepositoryState, listed
 from sid_ray.exporting.record import RECORD, record_in
 from sid_ray.storage.cache import cache_folder
 from sid_ray.storage.places import check_folder
+from sid_ray.storage.scratch import scratch_folder
 from sid_ray.weights.licence import CARD, fields_in_front, licence_in
 
 
@@ -34,7 +34,7 @@ def push(options: PushOptions) -> int:
             print(visibility(repository, found, options.public), flush=True)
         with exported(options, repository) as folder:
             files = known or files_to_send(folder, repository)
-            print(listing(files), flush=True)
+            print(*filter(None, (listing(files), left_out(folder, files))), sep="\n", flush=True)
             if found is None:
                 print(f"{repository.url}: nothing was sent")
                 return 0
@@ -69,9 +69,8 @@ def exported(options: PushOptions, repository: HubRepository) -> Iterator[Path]:
     # In the cache: on the disk of what was fetched its files need no room again.
     place = cache_folder()
     check_folder(place, "the cache (SID_RAY_CACHE)")
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="push.", dir=place) as above:
-        folder = Path(above, repository.repo.partition("/")[2])
+    with scratch_folder(place, "push.") as above:
+        folder = above / repository.repo.partition("/")[2]
         print(write_export(options.exported_to(folder)), flush=True)
         yield folder
 
@@ -84,30 +83,32 @@ def export_record_of(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / RECORD}: {error.strerror}") from None
     if record is None:
         raise UserError(f"{folder / RECORD} was not written by sid-ray export")
-    missing = [name for name in record.get("files", []) if not (folder / name).is_file()]
+    missing = [name for name in record["files"] if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} is no whole export, it lacks {missing[0]}: export it anew")
     return record
 
 
 def files_to_send(folder: Path, repository: HubRepository) -> dict[str, Path | bytes]:
-    """Files by their names in the repository: all but hidden ones. The card opens the repository.
-
-    Raises UserError.
+    """The export's own files, as its record lists them, by their names in the repository. The card
+    opens the repository. Raises UserError.
     """
     record = export_record_of(folder)
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    shown = {
-        name: path
-        for name, path in paths.items()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/"))
-    }
-    files: dict[str, Path | bytes] = dict(shown)
-    if CARD in shown:
+    files: dict[str, Path | bytes] = {name: folder / name for name in record["files"]}
+    if CARD in files:
         name = str(record.get("name") or folder.name)
-        card = shown[CARD].read_text(encoding="utf-8", errors="replace")
+        card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         files[CARD] = card_on_hub(card, name, repository.repo, repository.branch).encode()
     return files
+
+
+def left_out(folder: Path, files: Collection[str]) -> str:
+    """A line on what lies in the folder beside the export's own files: a person's, or what running
+    the card's lines has left; empty where there is nothing.
+    """
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    others = sorted({path.relative_to(folder).as_posix() for path in paths} - {*files})
+    return f"not of the export, so not sent: {listed(others)}" if others else ""
 
 
 def size_of(file: Path | bytes) -> int:
@@ -119,7 +120,7 @@ def listing(files: Mapping[str, Path | bytes]) -> str:
     sizes = {name: size_of(file) for name, file in files.items()}
     card = files.get(CARD, b"")
     text = card.decode() if isinstance(card, bytes) else ""
-    licence, base = str(licence_in(text)), fields_in_front(text).get("base_model")
+    licence, base = licence_in(text).told(), fields_in_front(text).get("base_model")
     return "\n".join(
         [
             *(f"{size:>16,}  {name}" for name, size in sizes.items()),

@@ -17,6 +17,10 @@ from sid_ray.storage.places import expanded
 from sid_ray.weights.address import HubFile
 
 FORM = "hf://OWNER/REPO"
+# See git check-ref-format.
+NO_BRANCH = re.compile(
+    r"[\s\x00-\x1f\x7f~^:?*\[\\]|\.\.|//|@\{|^[-/]|(^|/)\.|(\.lock|\.)(/|$)|/$|^@$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,8 @@ class PushOptions(ExportChoices):
         branch = self.branch or found.revision
         if re.fullmatch("[0-9a-f]{40}", branch):
             raise UserError(f"{branch} is a commit, to which nothing can be added: name a branch")
+        if NO_BRANCH.search(branch):
+            raise UserError(f"{branch!r}: git allows no branch of that name, name another")
         return dataclasses.replace(found, revision=branch)
 
     def exported_to(self, folder: Path) -> ExportOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +76,30 @@ def card_of(story: Story, text: CardText) -> str:
         parts.append(f"## How it was made\n\nDistilled from `{plain_label(story.teacher)}`.")
     name = str(story.licence)
     licence = f"The base's licence, `{name}`," if name else "The base's licence"
+    by = f": {story.licence.attribution}" if story.licence.attribution else ""
     parts.append(
-        f"## Licence and file\n\n{licence} applies to the weights. Exported by\n\n"
-        f"```\n{story.command}\n```\n\n{story.compared}"
+        f"## Licence and file\n\n{licence} applies to the weights{by}. Exported by\n\n"
+        f"{fenced(story.command)}\n\n{story.compared}"
     )
     return "\n\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def fenced(text: str) -> str:
+    """A block of code, whatever a person has typed in it."""
+    fence = "`" * max(3, 1 + longest_run(text))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def in_prose(text: str) -> str:
+    """What a person has typed as code in one line: Markdown reads nothing in it."""
+    folded, fence = " ".join(text.split()), "`" * (1 + longest_run(text))
+    room = " " if "`" in folded else ""
+    return f"{fence}{room}{folded}{room}{fence}"
+
+
+def longest_run(text: str) -> int:
+    """Of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 DIFFUSERS = ("pipeline", "network", "adapter")
@@ -120,11 +140,12 @@ def card_on_hub(card: str, name: str, repository: str, branch: str) -> str:
     head, begin, rest = card.partition(FENCE)
     lines, end, tail = rest.partition("\n```")
     place = arguments_of_hub(repository, branch)
-    inside, opened = quoted(f"{name}/")[:-1], place
+    # Not pipe("..."): a prompt may begin like a place in the folder.
+    inside, opened = re.compile(r"(?<!pipe)\(" + re.escape(quoted(f"{name}/")[:-1])), place
     if FOLDER + quoted(name) in lines:  # a loader reads a folder on a disk
         lines = with_snapshot(lines.replace(FOLDER + quoted(name) + "\n", ""), place)
-    elif inside in lines:  # so does what opens a file or a folder in it
-        lines, opened = with_snapshot(lines.replace(inside, 'f"{folder}/'), place), "folder"
+    elif inside.search(lines):  # so does what opens a file or a folder in it
+        lines, opened = with_snapshot(inside.sub('(f"{folder}/', lines), place), "folder"
     for call in ("from_pretrained(", "load_lora_weights("):
         lines = lines.replace(call + quoted(name), call + opened)
     return head + begin + lines + end + tail

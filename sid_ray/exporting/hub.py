@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from sid_ray.errors import UserError
 from sid_ray.exporting.record import RECORD, record_in
@@ -31,7 +32,7 @@ from sid_ray.weights.hub import causes, with_timeouts
 WAIT_S = 120.0  # for an answer: a commit may take the hub a minute
 MAIN = "main"
 THEIRS = ".gitattributes"  # the hub's own file in each repository
-LISTED = 3  # files that a refusal names
+LISTED = 3  # files that a line names
 AGAIN = "the same command goes on, and what has arrived is not sent again"
 NOTHING_SENT = "nothing was sent"
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
@@ -79,7 +80,7 @@ class HubRepository:
     @property
     def url(self) -> str:
         place = f"{self.endpoint}/{self.repo}"
-        return place if self.branch == MAIN else f"{place}/tree/{self.branch}"
+        return place if self.branch == MAIN else f"{place}/tree/{quote(self.branch, safe='')}"
 
     def look(self, files: Collection[str], force: bool) -> RepositoryState:
         """``files`` are those to be sent, as far as they are known.
@@ -121,7 +122,7 @@ class HubRepository:
         owner = self.repo.partition("/")[0]
         if owner.lower() not in [name.lower() for name in names]:
             raise UserError(
-                f"hf://{self.repo} is not there, and the token is no {owner}'s: it can make one "
+                f"hf://{self.repo} is not there, and the token can make none of {owner}: it can "
                 f"for {' or '.join(names)}"
             )
 
@@ -131,12 +132,11 @@ class HubRepository:
         if RECORD in found.files:
             path = self.api.hf_hub_download(self.repo, RECORD, revision=found.commit)
             if record := record_in(Path(path).read_bytes()):
-                own = {*record.get("files", []), *files}
+                own = {*record["files"], *files}
         others = sorted(found.files - {THEIRS} - own)
         if others:
-            more = f" and {len(others) - LISTED:,} more" if len(others) > LISTED else ""
             raise UserError(
-                f"hf://{self.repo} holds {', '.join(others[:LISTED])}{more}, which sid-ray push "
+                f"hf://{self.repo} holds {listed(others)}, which sid-ray push "
                 "did not put there: name another repository, or give --force to replace all (its "
                 "history keeps them)"
             )
@@ -182,6 +182,12 @@ class HubRepository:
                 parent_commit=base or None,
             )
         return "" if done.oid == base else done.oid
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 # What goes wrong ----------------------------------------------------------------------------------

@@ -45,12 +45,7 @@ from sid_ray.exporting.stock_folder import (
 )
 from sid_ray.storage.durable import link_or_copy
 from sid_ray.weights.derived import link_parts, unshared
-from sid_ray.weights.description import (
-    Components,
-    ModelDescription,
-    save_model,
-    save_weights,
-)
+from sid_ray.weights.description import Components, ModelDescription, save_model, save_weights
 from sid_ray.weights.networks import layout
 
 LOADER, BASE_FOLDER = "generate.py", "base"

@@ -28,10 +28,11 @@ from sid_ray.denoisers.convolution import weights_ready
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.evaluation.samplers import Inputs
-from sid_ray.exporting.card import CardText, Story, quoted
+from sid_ray.exporting.card import CardText, Story, in_prose, quoted
 from sid_ray.exporting.compared import run_outside
 from sid_ray.exporting.kinds import Kind
 from sid_ray.exporting.onnx_graph import Signature, WholeGenerator, signature_of
+from sid_ray.storage.text_lines import lines_in
 from sid_ray.weights.description import ModelDescription
 
 OPSET = 20
@@ -146,7 +147,7 @@ def write_graph(path: Path, whole: WholeGenerator) -> None:
                 optimize=False,
             )
         except RuntimeError as error:  # of torch.export and of torch.onnx alike
-            said = next((line for line in str(error).splitlines() if line.strip()), "no reason")
+            said = next((line for line in lines_in(str(error)) if line.strip()), "no reason")
             kind = type(whole.net).__name__
             raise UserError(
                 f"--format onnx: torch cannot trace this network ({kind}): {said:.200}"
@@ -216,7 +217,7 @@ def how_run(description: ModelDescription, story: Story) -> str:
         "and no scheduler."
     )
     if story.prompts:
-        listed = "; ".join(f"{row}: {prompt}" for row, prompt in enumerate(story.prompts))
+        listed = "; ".join(f"{row}: {in_prose(prompt)}" for row, prompt in enumerate(story.prompts))
         told += (
             f" Prompts enter as embeddings of the base's text encoders, under the names that they "
             f"have in diffusers. `{PROMPTS}` holds a row for each of these: {listed}."

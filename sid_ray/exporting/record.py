@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 RECORD, FORMAT = "sid_ray.json", 1
@@ -18,10 +18,18 @@ def write_export_record(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def record_in(data: bytes) -> dict[str, Any] | None:
-    """What a record says; None for what is none."""
+    """What a record says; None for what is none. Its ``files`` are names inside its folder."""
     try:
         found = json.loads(data)
     except ValueError:
         return None
-    is_one = isinstance(found, dict) and found.get("format") == FORMAT
-    return found if is_one and isinstance(found.get("files", []), list) else None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return None
+    files = found.get("files")
+    return found if isinstance(files, list) and files and all(map(is_inside, files)) else None
+
+
+def is_inside(name: Any) -> bool:
+    """Whether it names a file in a folder, and not one beside it."""
+    path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("/")
+    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts

@@ -138,7 +138,7 @@ def told_model(offer: Offer) -> ServedModel:
         images_seen=subject.images_seen,
         scores=scores_to_tell(subject),
         base=plain_label(teacher),
-        licence=str(licence_of(teacher, place)),
+        licence=licence_of(teacher, place).told(),
     )
 
 

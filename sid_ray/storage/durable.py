@@ -109,34 +109,6 @@ def moved_into_place(target: Path, sync: bool = True, folder: bool = False) -> I
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def folder_moved_into_place(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to fill; moved there when the block ends, removed if it raises.
-
-    What is at ``target`` then, a folder, is removed once the new one has its place. Raises OSError.
-    """
-    unique = f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    temporary, old = (target.with_name(f"{unique}{end}{PART}") for end in ("", ".old"))
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            sync_path(path)
-        if target.exists():
-            target.replace(old)
-        try:
-            temporary.replace(target)
-        except OSError:
-            if old.exists():
-                old.replace(target)
-            raise
-        sync_path(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
 def replace_file(target: Path, data: bytes | str, sync: bool = True, folder: bool = False) -> None:
     """The same of a file whose content is at hand. Raises OSError."""
     with moved_into_place(target, sync, folder) as temporary:

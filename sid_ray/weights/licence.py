@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sid_ray.weights.address import parse_source
+from sid_ray.weights.address import HubFile, parse_source
 from sid_ray.weights.hub import card_at
 from sid_ray.weights.sources import resolve_file
 
@@ -19,19 +19,27 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class Licence:
-    """As front matter names one: ``name`` and ``link`` say which where it is "other"."""
+    """As front matter names one: ``name`` and ``link`` say which where it is "other".
+    ``attribution`` is what a licence asks to be said wherever the work goes; a field of ours.
+    """
 
     licence: str = ""
     name: str = ""
     link: str = ""
+    attribution: str = ""
 
     def lines(self) -> list[str]:
         """Of front matter."""
         said = {"license": self.licence, "license_name": self.name, "license_link": self.link}
+        said["attribution"] = self.attribution
         return [f"{field}: {json.dumps(value)}" for field, value in said.items() if value]
 
     def __str__(self) -> str:
         return self.name or self.licence
+
+    def told(self) -> str:
+        """With its attribution."""
+        return f"{self}{f' ({self.attribution})' if self.attribution else ''}"
 
 
 def licence_of(source: str, place: Path | None) -> Licence:
@@ -50,8 +58,7 @@ def repository_of(source: str) -> str:
     """OWNER/REPO of an address on the hub; empty for any other."""
     if not source or (parsed := parse_source(source)).kind != "hf":
         return ""
-    owner, _, rest = parsed.location.removeprefix("hf://").partition("/")
-    return f"{owner}/{rest.split('/')[0].split('@')[0]}"
+    return HubFile.parse(parsed.location).repo
 
 
 def licence_of_folder(folder: Path) -> Licence:
@@ -65,11 +72,13 @@ def licence_of_folder(folder: Path) -> Licence:
 def licence_in(card: str, repository: str = "") -> Licence:
     """What a card says; a link into its own repository on the hub becomes a whole address."""
     found = fields_in_front(card)
-    said = {name: found.get(f"license{name}") for name in ("", "_name", "_link")}
-    licence, name, link = (value[:200] if isinstance(value, str) else "" for value in said.values())
+    said = [found.get(each) for each in ("license", "license_name", "license_link", "attribution")]
+    licence, name, link, by = (
+        " ".join(value.split())[:200] if isinstance(value, str) else "" for value in said
+    )
     if link and "://" not in link:
         link = f"{HUB}/{repository}/blob/main/{link}" if repository else ""
-    return Licence(licence, name, link) if licence else Licence()
+    return Licence(licence, name, link, by) if licence else Licence()
 
 
 def fields_in_front(card: str) -> dict[str, Any]:

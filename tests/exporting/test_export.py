@@ -23,7 +23,7 @@ from sid_ray.config.sections import ScheduleConfig
 from sid_ray.denoisers.registry import family_of
 from sid_ray.errors import UserError
 from sid_ray.exporting import compared, kinds
-from sid_ray.exporting.card import base_opened
+from sid_ray.exporting.card import base_opened, fenced, in_prose
 from sid_ray.exporting.stock_folder import copy_component, copy_tokenizer
 from sid_ray.weights.description import ModelDescription, save_model
 from sid_ray.weights.licence import Licence, licence_in, licence_of, repository_of
@@ -87,7 +87,9 @@ def test_digits_open_with_their_loader(digits, tmp_path, capsys):
         "README.md", "generate.py", "grid.png", "model.json", "model.safetensors", "sid_ray.json",
     }  # fmt: skip
     assert json.loads((out / "sid_ray.json").read_text())["largest_difference"] < 1e-5
-    assert 'license: "cc-by-4.0"\n' in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert 'license: "cc-by-4.0"\n' in card
+    assert "`cc-by-4.0`, applies to the weights: Optical Recognition of Handwritten" in card
     assert np.asarray(run_card(out)).std() > 30
     assert not [path for path in tmp_path.iterdir() if "part" in path.name or path.name[0] == "."]
 
@@ -174,8 +176,13 @@ def test_what_a_base_says_of_itself(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: []\n---\nlicense: no\n")
     assert licence_of("", tmp_path) == Licence("apache-2.0")
     assert licence_of("", tmp_path / "nowhere") == licence_of("", None) == Licence()
-    for name in ("digits-teacher", "emoji-teacher", "emoji-flow"):  # whatever lies beside them
-        assert licence_of(f"builtin:{name}", tmp_path) == Licence("cc-by-4.0")
+    owners = {"digits-teacher": "E. Alpaydin and C. Kaynak"}
+    owners |= dict.fromkeys(("emoji-teacher", "emoji-flow"), "Copyright Twitter, Inc and other")
+    for name, owner in owners.items():  # whatever lies beside them
+        found = licence_of(f"builtin:{name}", tmp_path)
+        assert str(found) == "cc-by-4.0" and owner in found.attribution
+        assert owner in found.told()
+        assert licence_in("\n".join(["---", *found.lines(), "---"])) == found
     other = "---\nlicense: other\nlicense_name: flux-dev\nlicense_link: LICENSE.md\n---\n"
     assert licence_in(other) == Licence("other", "flux-dev")
     found = licence_in(other, "you/big")
@@ -252,6 +259,7 @@ def test_pipelines(name, steps, tmp_path, capsys):
     assert list((tmp_path / "out").glob("*/diffusion_pytorch_model.fp16.safetensors"))
     whole = run_card(tmp_path / "out")
     assert min(whole.size) >= 16
+    (tmp_path / "base" / "model_index.json").unlink(missing_ok=True)  # SDXL's has one
     assert export("gen", "alone", "--prompt", "a red cat", "--only-network") == 2
     assert "no folder of diffusers with a model_index.json" in capsys.readouterr().err
     shutil.copy(tmp_path / "out" / "model_index.json", tmp_path / "base")
@@ -270,6 +278,7 @@ def test_adapters(name, tmp_path, capsys):
     write_base(tmp_path / "base", name)
     write_adapter(tmp_path / "lora", tmp_path / "base")
     assert export("lora", "fused", "--prompt", "a red cat", "--fuse", "--dtype", "float16") == 0
+    (tmp_path / "base" / "model_index.json").unlink(missing_ok=True)  # SDXL's has one
     assert export("lora", "out", "--prompt", "a red cat") == 2
     assert "give --fuse" in capsys.readouterr().err
     shutil.copy(tmp_path / "fused" / "model_index.json", tmp_path / "base")
@@ -325,9 +334,39 @@ def test_what_has_come_meanwhile_stays(digits, tmp_path, monkeypatch, capsys):
         ("s3://bucket/sd15", False, "is no folder of diffusers"),
         ("nowhere", False, "is no folder of diffusers with a model_index.json"),
         ("hf://owner/name", True, "with a LoRA merged into it"),
+        ("hf://owner/name/sub/teacher@v2", False, "is a part of its repository"),
+        ("hf://owner/name/unet", False, "is a part of its repository"),
     ],
 )
 def test_bases_that_nobody_could_open(base, merged, said):
     with pytest.raises(UserError, match=rf"{said}.*: give --fuse"):
-        check_opens(base, merged, "give --fuse")
-    check_opens("hf://owner/name@v1", False, "give --fuse")
+        check_opens(base, merged, "give --fuse", "out")
+    check_opens("hf://owner/name@v1", False, "give --fuse", "out")
+
+
+def test_a_base_that_is_called_like_the_export(tmp_path):
+    """The card's lines open both by their names, and push tells the export's from the base's."""
+    (tmp_path / "base" / "sd15").mkdir(parents=True)
+    (tmp_path / "base" / "sd15" / "model_index.json").touch()
+    base = str(tmp_path / "base" / "sd15")
+    with pytest.raises(UserError, match=r"both called sd15.*another name"):
+        check_opens(base, False, "give --fuse", "sd15")
+    check_opens(base, False, "give --fuse", "mine")
+    check_opens("hf://owner/sd15", False, "give --fuse", "sd15")
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        ("a cat", "`a cat`"),
+        ("a\n\n```python\ncat", "```` a ```python cat ````"),
+        ("a `cat`", "`` a `cat` ``"),
+    ],
+)
+def test_what_is_typed_is_code_in_one_line(typed, code):
+    assert in_prose(typed) == code
+
+
+def test_a_command_stays_in_its_block():
+    assert fenced("a") == "```\na\n```"
+    assert fenced("a '\n```\n'") == "````\na '\n```\n'\n````"

@@ -140,6 +140,8 @@ def test_what_an_endpoint_holds_is_not_shown(monkeypatch):
 
     monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@mirror.example")
     assert HubRepository(HubFile("me/x", "", "main")).url == "https://mirror.example/me/x"
+    url = HubRepository(HubFile("me/x", "", "a/b#c")).url
+    assert url == "https://mirror.example/me/x/tree/a%2Fb%23c"
 
 
 def test_a_card_names_repository_and_branch():
@@ -148,6 +150,9 @@ def test_a_card_names_repository_and_branch():
     moved = card_on_hub(card, "cat", "me/pet", "v1")
     assert 'from_pretrained("me/pet", revision="v1", torch_dtype=x)\nimage = pipe("cat")' in moved
     assert moved.replace('"me/pet", revision="v1"', '"cat"') == card
+    card = card.replace('pipe("cat")', 'pipe("cat/dog")')
+    moved = card_on_hub(card, "cat", "me/pet", "v1")
+    assert moved.replace('"me/pet", revision="v1"', '"cat"') == card, "a prompt is no folder"
     assert card_on_hub("no lines", "cat", "me/pet", "main") == "no lines"
 
 
@@ -188,10 +193,24 @@ def test_a_newer_export_replaces_an_older_one(hub, here, exported, capsys):
     hub.publish("me/digits", {**head, "LICENSE": b"mine", "notes/a": b"", "b": b"", "c": b""})
     said = refused(capsys, exported, "hf://me/digits")
     assert "holds LICENSE, b, c and 1 more" in said and "--force" in said
-    (newer / "LICENSE").write_text("mine")
-    assert "holds b, c, notes/a," in refused(capsys, newer, "hf://me/digits")
     assert push(newer, "hf://me/digits", "--force") == 0
-    assert set(hub.head("me/digits")) == OWN - {"grid.png"} | {".gitattributes", "LICENSE"}
+    assert set(hub.head("me/digits")) == OWN - {"grid.png"} | {".gitattributes"}
+
+
+def test_what_running_the_card_leaves_is_not_sent(hub, here, exported, capsys):
+    """Compiled Python holds paths of this machine; and the push after it is not refused."""
+    mine = shutil.copytree(exported, here / "my-model")
+    (lines,) = re.findall(r"```python\n(.*?)```", (mine / "README.md").read_text(), re.DOTALL)
+    compiling = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": ""}
+    subprocess.run([sys.executable, "-c", lines], cwd=here, env=compiling, check=True)
+    assert list(mine.glob("__pycache__/generate.*.pyc"))
+    (mine / "notes.txt").write_text("mine")
+    for _ in range(2):
+        assert push(mine, "hf://me/digits") == 0
+        said = capsys.readouterr().out
+        assert re.search("so not sent: __pycache__/generate.*pyc, notes.txt\n", said)
+        assert set(hub.head("me/digits")) == OWN | {".gitattributes"}
+    assert len(hub.titles) == 1
 
 
 def test_what_is_no_export_stays(hub, here, exported, generator, capsys):
@@ -224,7 +243,8 @@ def test_a_dry_run_needs_nothing(hub, here, exported, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (exported / ".env").write_text("SECRET=1")
     card = (exported / "README.md").read_text()
-    told = card.replace("---\n", "---\nlicense: mit\nbase_model: you/big\n", 1)
+    assert 'license: "cc-by-4.0"\n' in card, "of the built-in teacher"
+    told = card.replace('license: "cc-by-4.0"', "license: mit\nbase_model: you/big")
     folder = shutil.copytree(exported, here / "mine")
     (exported / ".env").unlink()
     (folder / "README.md").write_text(told)
@@ -234,7 +254,8 @@ def test_a_dry_run_needs_nothing(hub, here, exported, monkeypatch, capsys):
     total = sizes.pop("bytes in 6 files")
     assert set(sizes) == OWN and total == sum(sizes.values())
     assert sizes["model.safetensors"] == (folder / "model.safetensors").stat().st_size
-    assert "the card names the licence mit and the base you/big" in out
+    assert "the card names the licence mit (Optical Recognition of" in out
+    assert ") and the base you/big" in out
     assert "nothing was sent" in out
     assert hub.requests == []
 
@@ -276,7 +297,11 @@ def test_a_base_on_the_hub_is_named_with_its_licence(hub, here, generator, capsy
         (["hf://me/digits", "--prompt", "a cat"], "--prompt is for a run or weights"),
         (["hf://me/digits", "--dtype", "float16"], "--dtype is for a run or weights"),
         (["hf://me/digits", "--message", "a\nb"], "several lines"),
-        (["hf://you/digits"], "it can make one for me or lab"),
+        (["hf://you/digits"], "the token can make none of you: it can for me or lab"),
+        *(
+            (["hf://me/digits", "--branch", name], "git allows no branch of that name")
+            for name in ("weird branch~^", "a..b", "a.lock", ".a", "a/", "a@{1")
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(hub, here, exported, words, said, capsys):
@@ -288,7 +313,11 @@ def test_folders_that_are_no_whole_export_are_refused(hub, here, exported, capsy
     folder = shutil.copytree(exported, here / "mine")
     (folder / "model.safetensors").unlink()
     assert "it lacks model.safetensors" in refused(capsys, folder, "hf://me/digits")
-    for rubbish in ("{", "[]", '{"format": 9}', '{"format": 1, "files": 3}'):
+    for rubbish in (
+        "{", "[]", '{"format": 9}', '{"format": 1, "files": 3}', '{"format": 1}',
+        '{"format": 1, "files": [3]}', '{"format": 1, "files": ["../token"]}',
+        '{"format": 1, "files": ["/etc/passwd"]}',
+    ):  # fmt: skip
         (folder / "sid_ray.json").write_text(rubbish)
         assert "was not written by sid-ray export" in refused(capsys, folder, "hf://me/digits")
     assert "nowhere" in refused(capsys, "nowhere", "hf://me/digits", "--dry-run")

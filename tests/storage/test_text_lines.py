@@ -112,6 +112,7 @@ def test_numbers_are_those_of_the_file():
 
 
 MESSAGES = {  # lines of what a library or a process said, shown to a person
+    "serving/health",
     "actors/pool", "actors/nodes", "actors/trainer", "actors/scaling", "jobs/client",
     "jobs/cluster", "jobs/submit", "tracking/history", "tracking/mlflow_run", "commands/arguments",
     "sweep/yaml_lines", "commands/ui", "commands/driver", "data/pipeline", "ray_setup/start",
