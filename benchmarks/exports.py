@@ -131,6 +131,7 @@ def main() -> int:
     parser.add_argument("--prompt", default="red heart|pizza|cat face|full moon")
     parser.add_argument("--seeds", default="0-3")
     asked = parser.parse_args()
+    asked.out = asked.out.resolve()
     asked.out.mkdir(parents=True, exist_ok=True)
     set_numerics()
     print("| run | export | steps | command's | diffusers' call | card | MB | CPU time |")

@@ -126,10 +126,13 @@ def card_row(folder: Path, name: str) -> tuple[float, float]:
 def test_every_asset_has_a_card_and_twemoji_its_attribution():
     for folder in ASSETS.iterdir():
         card = (folder / "README.md").read_text()
-        assert card.startswith(f"# {folder.name}\n")
+        front, _, text = card.rpartition("---\n\n") if card.startswith("---\n") else ("", "", card)
+        assert text.startswith(f"# {folder.name}\n")
         if folder.name.startswith("emoji"):
-            assert "Twemoji" in card
-            assert "CC-BY 4.0" in card
+            assert "Twemoji" in text
+            assert "CC-BY 4.0" in text
+        if (folder / "model.json").exists():  # its exports' cards say so
+            assert front.startswith("---\nlicense: cc-by-4.0\nattribution: ")
 
 
 def test_shipped_files_are_small():
