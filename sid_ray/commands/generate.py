@@ -190,10 +190,16 @@ class OneStepNetwork:
         """Of up to ``batch`` seeds: uint8 [N, C, H, W], each a function of its seed and condition
         alone.
         """
-        sampler, num_steps = self.sampler
+        return self.paint_by(*self.sampler, seeds, cond, self.batch)
+
+    @torch.no_grad()
+    def paint_by(
+        self, sampler: Sampler, num_steps: int, seeds: Sequence[int], cond: Condition, batch: int
+    ) -> Tensor:
+        """The same by another sampler of such images, padded to ``batch`` at once."""
         latents = seeded_latents(seeds, self.shape)
         inputs = Inputs(latents, cond, seeded_noises(seeds, self.shape, num_steps))
-        made = sample_in_batches(sampler, inputs.to(self.device), self.batch, pad=True)
+        made = sample_in_batches(sampler, inputs.to(self.device), batch, pad=True)
         return self.codec.decode_uint8(made)
 
 

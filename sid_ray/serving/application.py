@@ -50,6 +50,14 @@ COUNT_S = 1.0  # between two looks at how many replicas there are
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 """Of Serve's processes: their logs are files of Ray's, a line per request would be their bulk."""
 
+DEPLOYED: dict[str, Any] = {  # alike for all deployments
+    "health_check_period_s": 2,
+    "graceful_shutdown_wait_loop_s": 0.5,
+    "graceful_shutdown_timeout_s": 10,
+    "max_constructor_retry_count": 2,
+    "logging_config": QUIET,
+}
+
 
 class ServeArguments(BaseModel):
     """What an application is made of. The token is not among them: it is in SID_RAY_SERVE_TOKEN of
@@ -224,11 +232,7 @@ def application_of(
                 "look_back_period_s": 5,
             },
             ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
-            health_check_period_s=2,
-            graceful_shutdown_wait_loop_s=0.5,
-            graceful_shutdown_timeout_s=10,
-            max_constructor_retry_count=2,
-            logging_config=QUIET,
+            **DEPLOYED,
         )
         handles[offer.name] = deployment.bind(offer, batch, place)
     door = serve.deployment(
@@ -237,11 +241,7 @@ def application_of(
         num_replicas=1,  # it knows all that waits
         max_ongoing_requests=4096,
         ray_actor_options={"num_cpus": 0},
-        health_check_period_s=2,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=10,
-        max_constructor_retry_count=2,
-        logging_config=QUIET,
+        **DEPLOYED,
     )
     return door.bind([told for _, told in models], handles, most, arguments, token)
 

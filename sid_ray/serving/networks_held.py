@@ -23,13 +23,7 @@ from sid_ray.commands.generate import OneStepNetwork, choose_classes
 from sid_ray.device.numerics import set_numerics
 from sid_ray.errors import UserError
 from sid_ray.evaluation.pictures import to_picture
-from sid_ray.evaluation.samplers import (
-    Inputs,
-    Sampler,
-    sample_in_batches,
-    seeded_latents,
-    seeded_noises,
-)
+from sid_ray.evaluation.samplers import Sampler
 from sid_ray.serving.contract import Painted, Role, WantedImage
 from sid_ray.serving.teachers import TeacherFound, open_teacher
 from sid_ray.training.allocator import keep_freed_memory
@@ -108,11 +102,9 @@ class HeldNetworks:
         sampler, num_steps = self._sampler(role, steps)
         began = time.perf_counter()
         classes, cond = self._conditions(wanted)
-        seeds, shape = [each.seed for each in wanted], self.generator.shape
-        inputs = Inputs(seeded_latents(seeds, shape), cond, seeded_noises(seeds, shape, num_steps))
+        seeds = [each.seed for each in wanted]
         size = padded_size(len(wanted), max(self.most, len(wanted)))
-        made = sample_in_batches(sampler, inputs.to(self.device), size, pad=True)
-        images = self.generator.codec.decode_uint8(made).cpu()
+        images = self.generator.paint_by(sampler, num_steps, seeds, cond, size).cpu()
         return PaintedBatch(images, time.perf_counter() - began, classes)
 
     def _sampler(self, role: Role, steps: int | None) -> tuple[Sampler, int]:
